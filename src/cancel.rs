@@ -11,7 +11,7 @@ use ionfs::registry::CancelOrder;
 use ionfs::stores::{Collection, Query};
 use serde_json::json;
 
-use crate::settings::{Settings, any_time};
+use crate::settings::{CommandSettings, any_time};
 use crate::{CommandFailure, CommandResult, CommandVerdict, output, trace};
 
 /// The time between two looks at whether the running jobs have stopped.
@@ -32,7 +32,7 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 Examples:
   ion cancel 3f2b91c0                 cancel a correlation, or an event and all below it
   ion cancel 3f2b91c0 --timeout 10s   wait at most 10 s for running jobs to stop")]
-pub(crate) struct Args {
+pub(crate) struct CancelArgs {
     /// The id of a correlation or of an event, or the beginning of an id
     id: String,
     /// How long to wait at most for running jobs to stop
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     timeout: Duration,
 }
 
-pub(crate) async fn run(settings: &Settings, args: Args) -> CommandResult {
+pub(crate) async fn run(settings: &CommandSettings, args: CancelArgs) -> CommandResult {
     let ledger = Ledger::new(settings.existing_plane().await?);
     let what = find(&ledger, &args.id).await?;
     let begun = Instant::now();

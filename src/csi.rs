@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::MetricsArgs;
 use crate::service::until_asked_to_stop;
-use crate::settings::{Settings, ticket_key};
+use crate::settings::{CommandSettings, ticket_key};
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// Mount the trees of jobs for the pods of this Kubernetes node, until SIGTERM
@@ -21,7 +21,7 @@ use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 /// sockets may be written as unix:///path. docs/kubernetes.md says how to deploy it.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  ion csi --node-id \"$NODE_NAME\"")]
-pub(crate) struct Args {
+pub(crate) struct CsiArgs {
     /// The driver's socket
     #[arg(long, env = "ION_CSI_ENDPOINT", value_name = "SOCKET", value_parser = socket, default_value = "/csi/csi.sock")]
     endpoint: PathBuf,
@@ -48,7 +48,7 @@ fn socket(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-pub(crate) async fn run(settings: &Settings, args: Args) -> CommandResult {
+pub(crate) async fn run(settings: &CommandSettings, args: CsiArgs) -> CommandResult {
     let key = ticket_key().map_err(CommandFailure)?;
     let endpoint = args.metrics.open().await?;
     let node = Node::new(settings.plane().await?, settings.node())?;

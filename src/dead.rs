@@ -7,7 +7,7 @@ use ionfs::id::{EventId, JobId};
 use ionfs::record::{JobRecord, JobState};
 use ionfs::stores::DeadLetter;
 
-use crate::settings::Settings;
+use crate::settings::CommandSettings;
 use crate::{CommandFailure, CommandResult, CommandVerdict, job, output};
 
 /// How many dead letters are read at most. Of a longer queue the oldest are shown, and the others
@@ -16,7 +16,7 @@ const LETTERS: usize = 1000;
 
 /// List dead jobs and unreadable messages, and retry or drop them
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum DeadCommand {
     /// List dead jobs and unreadable messages
     List,
     /// Let dead jobs run again, with all their retries
@@ -61,11 +61,11 @@ pub(crate) struct DropArgs {
     module: Option<String>,
 }
 
-pub(crate) async fn run(settings: &Settings, command: Command) -> CommandResult {
+pub(crate) async fn run(settings: &CommandSettings, command: DeadCommand) -> CommandResult {
     let ledger = Ledger::new(settings.existing_plane().await?);
     match command {
-        Command::List => list(settings, &ledger).await,
-        Command::Retry(which) => {
+        DeadCommand::List => list(settings, &ledger).await,
+        DeadCommand::Retry(which) => {
             let mut tally = DeadJobTally::default();
             for job in chosen(&ledger, &which.ids, which.module).await? {
                 match ledger.retry(&job.id).await {
@@ -79,10 +79,10 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> CommandResult 
             }
             Ok(tally.verdict("queued again"))
         }
-        Command::Drop(args) if args.unreadable => {
+        DeadCommand::Drop(args) if args.unreadable => {
             drop_unreadable(&ledger, args.module.as_deref()).await
         }
-        Command::Drop(args) => {
+        DeadCommand::Drop(args) => {
             let mut tally = DeadJobTally::default();
             for job in chosen(&ledger, &args.ids, args.module).await? {
                 match ledger.cancel(&job.id).await {
@@ -189,7 +189,7 @@ async fn unreadable(ledger: &Ledger) -> Result<Vec<DeadLetter>, CommandFailure> 
     Ok(unreadable)
 }
 
-async fn list(settings: &Settings, ledger: &Ledger) -> CommandResult {
+async fn list(settings: &CommandSettings, ledger: &Ledger) -> CommandResult {
     job::show(settings, &dead(ledger, None).await?);
     let unread = unreadable(ledger).await?;
     if !settings.json && !unread.is_empty() {

@@ -5,16 +5,16 @@ use std::path::Path;
 
 use clap::Args as ClapArgs;
 use dispatcher::container;
-use dispatcher::sandbox::{self, ForkServer, Mode};
+use dispatcher::sandbox::{self, ForkServer, SandboxMode};
 use serde_json::json;
 
 use crate::output::{self, Colour};
-use crate::settings::{Settings, search_path};
+use crate::settings::{CommandSettings, search_path};
 use crate::{CommandFailure, CommandResult, CommandVerdict};
 
 /// Say what this machine can do, and how to make the rest work; exit 1 if Ion cannot run here
 #[derive(Debug, ClapArgs)]
-pub(crate) struct Args {}
+pub(crate) struct DoctorArgs {}
 
 struct DoctorFinding {
     what: &'static str,
@@ -23,11 +23,11 @@ struct DoctorFinding {
     text: String,
 }
 
-pub(crate) async fn run(settings: &Settings, _args: Args) -> CommandResult {
+pub(crate) async fn run(settings: &CommandSettings, _args: DoctorArgs) -> CommandResult {
     let mut findings = vec![device()];
     let program = std::env::current_exe()?;
     let root = ionfs::sys::is_root();
-    let mode = if root { Mode::Root } else { Mode::User };
+    let mode = if root { SandboxMode::Root } else { SandboxMode::User };
     findings.push(match sandbox::probe(&ForkServer::new(&program), mode).await {
         Ok(()) => good("namespaces", "each job has its own, with the tree at /ion"),
         Err(reason) => DoctorFinding {
@@ -70,7 +70,7 @@ pub(crate) async fn run(settings: &Settings, _args: Args) -> CommandResult {
     Ok(if well { CommandVerdict::Well } else { CommandVerdict::Failed })
 }
 
-async fn stores(settings: &Settings) -> Vec<DoctorFinding> {
+async fn stores(settings: &CommandSettings) -> Vec<DoctorFinding> {
     let bad = |what, text| DoctorFinding { what, good: false, needed: true, text };
     // Stores of a home that does not exist are not made just to look at them: a temporary folder on
     // the same disk shows the same.

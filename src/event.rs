@@ -14,14 +14,14 @@ use ionfs::id::{CorrelationId, EventId};
 use ionfs::stores::{DataPlane, ID_BYTES_MAX};
 
 use crate::files::{StoredFiles, store_files};
-use crate::settings::{Settings, any_time};
+use crate::settings::{CommandSettings, any_time};
 use crate::wait::wait;
 use crate::{CommandFailure, CommandResult, CommandVerdict, output, trace};
 
 /// Create events, and look at them
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    Create(CreateArgs),
+pub(crate) enum EventCommand {
+    Create(EventCreateArgs),
     Get(GetArgs),
     Peek(PeekArgs),
 }
@@ -33,7 +33,7 @@ Examples:
   ion event create new_video --file clip.mp4 --wait
   ion event create order --data customer=7 --data note='call first'
   ion event create scan --file scans/             all files and empty folders below scans/, by their paths there")]
-pub(crate) struct CreateArgs {
+pub(crate) struct EventCreateArgs {
     /// The event type
     #[arg(value_name = "TYPE")]
     event_type: String,
@@ -98,15 +98,15 @@ fn id(text: &str) -> Result<String, String> {
     }
 }
 
-pub(crate) async fn run(settings: &Settings, command: Command) -> CommandResult {
+pub(crate) async fn run(settings: &CommandSettings, command: EventCommand) -> CommandResult {
     match command {
-        Command::Create(args) => create(settings, args).await,
-        Command::Get(args) => get(settings, args).await,
-        Command::Peek(args) => peek(settings, args).await,
+        EventCommand::Create(args) => create(settings, args).await,
+        EventCommand::Get(args) => get(settings, args).await,
+        EventCommand::Peek(args) => peek(settings, args).await,
     }
 }
 
-async fn create(settings: &Settings, args: CreateArgs) -> CommandResult {
+async fn create(settings: &CommandSettings, args: EventCreateArgs) -> CommandResult {
     if !is_event_type(&args.event_type) {
         return Err(CommandFailure(format!(
             "{:?} cannot be an event type: letters, digits, '.', '_' and '-' are allowed",
@@ -204,14 +204,14 @@ async fn remove_blobs(plane: &DataPlane, keys: &[String]) {
     }
 }
 
-async fn get(settings: &Settings, args: GetArgs) -> CommandResult {
+async fn get(settings: &CommandSettings, args: GetArgs) -> CommandResult {
     let ledger = Ledger::new(settings.existing_plane().await?);
     let event = trace::find_event(&ledger, &args.id).await?;
     output::json(&event);
     Ok(CommandVerdict::Well)
 }
 
-async fn peek(settings: &Settings, args: PeekArgs) -> CommandResult {
+async fn peek(settings: &CommandSettings, args: PeekArgs) -> CommandResult {
     let plane = settings.existing_plane().await?;
     let messages = plane.bus.peek(&args.module, args.limit).await?;
     if settings.json {

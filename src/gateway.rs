@@ -14,7 +14,7 @@ use ionfs::node::Node;
 
 use crate::metrics::MetricsArgs;
 use crate::service::until_asked_to_stop;
-use crate::settings::{Settings, gateway_tokens, is_credential, some_time};
+use crate::settings::{CommandSettings, gateway_tokens, is_credential, some_time};
 use crate::{CommandFailure, CommandResult, CommandVerdict, output, service};
 
 /// The flags of every command that can run a gateway.
@@ -153,7 +153,7 @@ Examples:
   ion gateway &
   curl -F file=@clip.mp4 'http://127.0.0.1:8080/events/new_video?wait=1m'
   curl http://127.0.0.1:8080/openapi.json")]
-pub(crate) struct Args {
+pub(crate) struct GatewayArgs {
     /// The address to listen at. One that other machines can reach needs tokens
     #[arg(long, env = "ION_GATEWAY", default_value = "127.0.0.1:8080", value_name = "ADDRESS")]
     listen: SocketAddr,
@@ -163,7 +163,7 @@ pub(crate) struct Args {
     metrics: MetricsArgs,
 }
 
-pub(crate) async fn run(settings: &Settings, args: Args) -> CommandResult {
+pub(crate) async fn run(settings: &CommandSettings, args: GatewayArgs) -> CommandResult {
     let endpoint = args.metrics.open().await?;
     let node = Node::new(settings.plane().await?, settings.node())?;
     endpoint.vitals.describe(|registry| node.describe(registry));

@@ -11,7 +11,7 @@ use ionfs::collect::{GcMode, collect as collect_unnamed};
 use ionfs::ticket::Ticket;
 use serde_json::json;
 
-use crate::settings::Settings;
+use crate::settings::CommandSettings;
 use crate::{CommandResult, CommandVerdict, output};
 
 /// Check that every document, blob, checksum and job agree; exit 1 if not
@@ -54,7 +54,7 @@ pub(crate) struct GcArgs {
     dry_run: bool,
 }
 
-pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> CommandResult {
+pub(crate) async fn check(settings: &CommandSettings, args: CheckArgs) -> CommandResult {
     let plane = settings.existing_plane().await?;
     let depth = if args.deep { CheckDepth::Checksums } else { CheckDepth::Lengths };
     let repair = if args.repair { CheckRepair::Safe } else { CheckRepair::No };
@@ -102,7 +102,7 @@ pub(crate) async fn check(settings: &Settings, args: CheckArgs) -> CommandResult
     Ok(if report.is_well() { CommandVerdict::Well } else { CommandVerdict::Failed })
 }
 
-pub(crate) async fn collect(settings: &Settings, args: GcArgs) -> CommandResult {
+pub(crate) async fn collect(settings: &CommandSettings, args: GcArgs) -> CommandResult {
     let plane = settings.existing_plane().await?;
     let how = if args.dry_run { GcMode::DryRun } else { GcMode::Remove };
     let retired = match args.older_than {

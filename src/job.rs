@@ -9,7 +9,7 @@ use ionfs::clock;
 use ionfs::id::JobId;
 use ionfs::record::{JobRecord, JobState};
 
-use crate::settings::Settings;
+use crate::settings::CommandSettings;
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// The time between two looks at a log that is followed.
@@ -17,7 +17,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// Look at jobs, and steer them
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum JobCommand {
     List(ListArgs),
     /// Print a job's document
     Get(IdArgs),
@@ -71,10 +71,10 @@ fn state(text: &str) -> Result<JobState, String> {
     })
 }
 
-pub(crate) async fn run(settings: &Settings, command: Command) -> CommandResult {
+pub(crate) async fn run(settings: &CommandSettings, command: JobCommand) -> CommandResult {
     let ledger = Ledger::new(settings.existing_plane().await?);
     match command {
-        Command::List(args) => {
+        JobCommand::List(args) => {
             let filter =
                 JobFilter { module: args.module, state: args.state, correlation: args.correlation };
             let mut jobs = ledger.list(&filter, args.limit.saturating_add(1)).await?;
@@ -84,15 +84,15 @@ pub(crate) async fn run(settings: &Settings, command: Command) -> CommandResult 
             }
             show(settings, &jobs);
         }
-        Command::Get(args) => output::json(&find(&ledger, &args.id).await?),
-        Command::Logs(args) => return logs(settings, &ledger, args).await,
-        Command::Cancel(args) => {
+        JobCommand::Get(args) => output::json(&find(&ledger, &args.id).await?),
+        JobCommand::Logs(args) => return logs(settings, &ledger, args).await,
+        JobCommand::Cancel(args) => {
             let job = ledger.cancel(&find(&ledger, &args.id).await?.id).await?;
             let what =
                 if job.state == JobState::Cancelled { "is cancelled" } else { "is asked to stop" };
             output::say(&format!("job {} {what}", job.id));
         }
-        Command::Retry(args) => {
+        JobCommand::Retry(args) => {
             let job = ledger.retry(&find(&ledger, &args.id).await?.id).await?;
             output::say(&format!("job {} is queued again", job.id));
             say_who_ran_without(&ledger, &job).await?;
@@ -138,7 +138,7 @@ pub(crate) async fn find(ledger: &Ledger, id: &str) -> Result<JobRecord, Command
 }
 
 /// Prints jobs as a table or as documents.
-pub(crate) fn show(settings: &Settings, jobs: &[JobRecord]) {
+pub(crate) fn show(settings: &CommandSettings, jobs: &[JobRecord]) {
     if settings.json {
         return output::json(&jobs);
     }
@@ -165,7 +165,7 @@ pub(crate) fn show(settings: &Settings, jobs: &[JobRecord]) {
     );
 }
 
-async fn logs(settings: &Settings, ledger: &Ledger, args: LogArgs) -> CommandResult {
+async fn logs(settings: &CommandSettings, ledger: &Ledger, args: LogArgs) -> CommandResult {
     let mut job = find(ledger, &args.id).await?;
     while args.attempt.is_none() && job.attempt == 0 {
         if !args.follow || job.state.is_final() {

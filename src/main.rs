@@ -29,7 +29,7 @@ use std::sync::PoisonError;
 use clap::{Parser, Subcommand};
 use futures_util::future::join_all;
 
-use crate::settings::{Global, Settings};
+use crate::settings::{CommandSettings, Global};
 use crate::spans::Exporter;
 
 /// Runs data-processing pipelines whose modules only read and write files.
@@ -53,36 +53,36 @@ struct Cli {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
-    command: Command,
+    command: IonCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    Up(up::Args),
+enum IonCommand {
+    Up(up::UpArgs),
     Dispatch(up::DispatchArgs),
     Relay(up::RelayArgs),
-    Gateway(gateway::Args),
-    Csi(csi::Args),
-    Run(run::Args),
+    Gateway(gateway::GatewayArgs),
+    Csi(csi::CsiArgs),
+    Run(run::RunArgs),
     #[command(subcommand)]
-    Event(event::Command),
+    Event(event::EventCommand),
     #[command(subcommand)]
-    Module(module::Command),
+    Module(module::ModuleCommand),
     #[command(subcommand)]
-    Job(job::Command),
-    Trace(trace::Args),
-    Cancel(cancel::Args),
+    Job(job::JobCommand),
+    Trace(trace::TraceArgs),
+    Cancel(cancel::CancelArgs),
     #[command(subcommand)]
-    Dead(dead::Command),
-    Mount(mount::Args),
+    Dead(dead::DeadCommand),
+    Mount(mount::MountArgs),
     Check(gc::CheckArgs),
     Gc(gc::GcArgs),
-    Doctor(doctor::Args),
+    Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionArgs),
     Man(completions::ManArgs),
 }
 
-impl Command {
+impl IonCommand {
     /// Returns whether the command makes spans: it runs jobs, or publishes their events.
     fn has_spans(&self) -> bool {
         matches!(self, Self::Up(_) | Self::Dispatch(_) | Self::Relay(_) | Self::Run(_))
@@ -149,7 +149,7 @@ fn main() -> ExitCode {
 async fn work(cli: Cli) -> CommandResult {
     let exporter = if cli.command.has_spans() { Exporter::from_environment()? } else { None };
     logging::start(cli.global.verbose, exporter.as_ref())?;
-    let settings = Settings::resolve(cli.global)?;
+    let settings = CommandSettings::resolve(cli.global)?;
     let opened = settings.opened.clone();
     let outcome = carry_out(settings, cli.command).await;
     let opened = std::mem::take(&mut *opened.lock().unwrap_or_else(PoisonError::into_inner));
@@ -160,26 +160,26 @@ async fn work(cli: Cli) -> CommandResult {
     outcome
 }
 
-async fn carry_out(settings: Settings, command: Command) -> CommandResult {
+async fn carry_out(settings: CommandSettings, command: IonCommand) -> CommandResult {
     match command {
-        Command::Up(args) => up::run(settings, args).await,
-        Command::Dispatch(args) => up::dispatch(settings, args).await,
-        Command::Relay(args) => up::relay(&settings, args).await,
-        Command::Gateway(args) => gateway::run(&settings, args).await,
-        Command::Csi(args) => csi::run(&settings, args).await,
-        Command::Run(args) => run::run(&settings, args).await,
-        Command::Event(command) => event::run(&settings, command).await,
-        Command::Module(command) => module::run(&settings, command).await,
-        Command::Job(command) => job::run(&settings, command).await,
-        Command::Trace(args) => trace::run(&settings, args).await,
-        Command::Cancel(args) => cancel::run(&settings, args).await,
-        Command::Dead(command) => dead::run(&settings, command).await,
-        Command::Mount(args) => mount::run(&settings, args).await,
-        Command::Check(args) => gc::check(&settings, args).await,
-        Command::Gc(args) => gc::collect(&settings, args).await,
-        Command::Doctor(args) => doctor::run(&settings, args).await,
-        Command::Completions(args) => completions::completions(&args),
-        Command::Man(args) => completions::man(&args),
+        IonCommand::Up(args) => up::run(settings, args).await,
+        IonCommand::Dispatch(args) => up::dispatch(settings, args).await,
+        IonCommand::Relay(args) => up::relay(&settings, args).await,
+        IonCommand::Gateway(args) => gateway::run(&settings, args).await,
+        IonCommand::Csi(args) => csi::run(&settings, args).await,
+        IonCommand::Run(args) => run::run(&settings, args).await,
+        IonCommand::Event(command) => event::run(&settings, command).await,
+        IonCommand::Module(command) => module::run(&settings, command).await,
+        IonCommand::Job(command) => job::run(&settings, command).await,
+        IonCommand::Trace(args) => trace::run(&settings, args).await,
+        IonCommand::Cancel(args) => cancel::run(&settings, args).await,
+        IonCommand::Dead(command) => dead::run(&settings, command).await,
+        IonCommand::Mount(args) => mount::run(&settings, args).await,
+        IonCommand::Check(args) => gc::check(&settings, args).await,
+        IonCommand::Gc(args) => gc::collect(&settings, args).await,
+        IonCommand::Doctor(args) => doctor::run(&settings, args).await,
+        IonCommand::Completions(args) => completions::completions(&args),
+        IonCommand::Man(args) => completions::man(&args),
     }
 }
 

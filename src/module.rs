@@ -8,18 +8,18 @@ use dispatcher::pipeline::{Module, Pipeline};
 use serde_json::{Map, Value, json};
 
 use crate::event::pair;
-use crate::settings::{Settings, search_path};
+use crate::settings::{CommandSettings, search_path};
 use crate::up::say_slips;
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// Register, list and remove modules
 #[derive(Debug, Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum ModuleCommand {
     /// List the registered modules
     List,
     /// Print a module's document
     Get(NameArgs),
-    Create(Box<CreateArgs>),
+    Create(Box<ModuleCreateArgs>),
     /// Remove a module and the messages in its queue; its jobs stay in the ledger
     Delete(NameArgs),
 }
@@ -44,7 +44,7 @@ Examples:
   ion module create -n shout -i text -o loud -- tr a-z A-Z
   ion module create -n thumb -i photo -o thumb --image registry.example/thumb:1
   ion module create -n crops -i frame -o crop --image crops:1 --executor kubernetes --timeout 1h")]
-pub(crate) struct CreateArgs {
+pub(crate) struct ModuleCreateArgs {
     /// The pipeline file whose modules to register
     #[arg(long, value_name = "FILE", conflicts_with_all = ["name", "ModuleFlags"])]
     pipeline: Option<PathBuf>,
@@ -150,23 +150,23 @@ impl ModuleFlags {
     }
 }
 
-pub(crate) async fn run(settings: &Settings, command: Command) -> CommandResult {
+pub(crate) async fn run(settings: &CommandSettings, command: ModuleCommand) -> CommandResult {
     let plane = match command {
-        Command::Create(_) => settings.plane().await?,
+        ModuleCommand::Create(_) => settings.plane().await?,
         _ => settings.existing_plane().await?,
     };
     let ledger = Ledger::new(plane);
     match command {
-        Command::List => list(settings, &ledger).await,
-        Command::Get(args) => match ledger.module(&args.name).await? {
+        ModuleCommand::List => list(settings, &ledger).await,
+        ModuleCommand::Get(args) => match ledger.module(&args.name).await? {
             Some(module) => {
                 output::json(&module);
                 Ok(CommandVerdict::Well)
             }
             None => Err(unknown(&args.name)),
         },
-        Command::Create(args) => create(&ledger, *args).await,
-        Command::Delete(args) => {
+        ModuleCommand::Create(args) => create(&ledger, *args).await,
+        ModuleCommand::Delete(args) => {
             if !ledger.delete_module(&args.name).await? {
                 return Err(unknown(&args.name));
             }
@@ -180,7 +180,7 @@ fn unknown(name: &str) -> CommandFailure {
     CommandFailure(format!("there is no module {name:?}; `ion module list` shows all modules"))
 }
 
-async fn list(settings: &Settings, ledger: &Ledger) -> CommandResult {
+async fn list(settings: &CommandSettings, ledger: &Ledger) -> CommandResult {
     let modules = ledger.modules().await?;
     if settings.json {
         output::json(&modules);
@@ -199,7 +199,7 @@ async fn list(settings: &Settings, ledger: &Ledger) -> CommandResult {
     Ok(CommandVerdict::Well)
 }
 
-async fn create(ledger: &Ledger, args: CreateArgs) -> CommandResult {
+async fn create(ledger: &Ledger, args: ModuleCreateArgs) -> CommandResult {
     let modules = match (args.pipeline, args.name) {
         (Some(file), _) => Pipeline::load(&file, &search_path())?.modules,
         (None, name) => {

@@ -9,7 +9,7 @@ use ionfs::node::Node;
 
 use crate::metrics::MetricsArgs;
 use crate::service::until_asked_to_stop;
-use crate::settings::Settings;
+use crate::settings::CommandSettings;
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// Mount the whole plane as a read-only tree, until Ctrl-C
@@ -23,7 +23,7 @@ Examples:
   ion mount /tmp/plane &
   ls -lR /tmp/plane/correlations
   grep -R Traceback /tmp/plane/modules/detect/dead/")]
-pub(crate) struct Args {
+pub(crate) struct MountArgs {
     /// The folder to mount at; it is made if it does not exist
     folder: PathBuf,
     /// Let all users of this machine read the tree, and not only its owner. An ordinary user needs
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     metrics: MetricsArgs,
 }
 
-pub(crate) async fn run(settings: &Settings, args: Args) -> CommandResult {
+pub(crate) async fn run(settings: &CommandSettings, args: MountArgs) -> CommandResult {
     let endpoint = args.metrics.open().await?;
     let node = Node::new(settings.existing_plane().await?, settings.node())?;
     endpoint.vitals.describe(|registry| node.describe(registry));

@@ -26,7 +26,7 @@ use crate::event::pair;
 use crate::files::{StoredFiles, store_files};
 use crate::output::live::{LiveStyle, LiveView};
 use crate::service::until_asked_to_stop;
-use crate::settings::{Settings, search_path};
+use crate::settings::{CommandSettings, search_path};
 use crate::up::local_executor;
 use crate::{CommandFailure, CommandResult, CommandVerdict, doctor, output};
 
@@ -41,7 +41,7 @@ const LEFT_SHOWN: usize = 5;
 Examples:
   ion run sample --pipeline examples/video/pipeline.yaml --file clip.mp4
   ion run --file README.md --out results -- sh -c 'wc -w /ion/in/data/* > /ion/out/data/n'")]
-pub(crate) struct Args {
+pub(crate) struct RunArgs {
     /// The module
     #[arg(required_unless_present = "argv")]
     module: Option<String>,
@@ -67,7 +67,7 @@ pub(crate) struct Args {
     argv: Vec<String>,
 }
 
-pub(crate) async fn run(settings: &Settings, args: Args) -> CommandResult {
+pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandResult {
     if let Some(out) = args.out.as_deref().filter(|out| !is_new_or_empty(out)) {
         return Err(CommandFailure(format!(
             "{} is not an empty folder: copies of out/data need a new or an empty one",
@@ -227,7 +227,7 @@ fn say_what_is_left(
     Ok(CommandVerdict::Well)
 }
 
-async fn module(ledger: &Ledger, args: &Args) -> Result<Module, CommandFailure> {
+async fn module(ledger: &Ledger, args: &RunArgs) -> Result<Module, CommandFailure> {
     let Some(name) = &args.module else {
         let mut module = Module::new("run", args.argv.clone(), std::env::current_dir()?);
         module.emits = vec![ANY_TYPE.into()];

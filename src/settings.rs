@@ -166,7 +166,7 @@ pub(crate) struct Global {
 
 /// The settings of one command.
 #[derive(Debug)]
-pub(crate) struct Settings {
+pub(crate) struct CommandSettings {
     pub(crate) home: PathBuf,
     pub(crate) json: bool,
     /// The stores that flags and environment name. They override every file.
@@ -182,7 +182,7 @@ pub(crate) struct Settings {
     pub(crate) namespaces: Namespaces,
 }
 
-impl Settings {
+impl CommandSettings {
     pub(crate) fn resolve(global: Global) -> Result<Self, CommandFailure> {
         let home = match &global.home {
             Some(home) => std::path::absolute(home)?,

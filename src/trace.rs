@@ -13,7 +13,7 @@ use ionfs::record::{InsightRecord, JobRecord};
 use ionfs::stores::{Collection, Query};
 use serde_json::json;
 
-use crate::settings::Settings;
+use crate::settings::CommandSettings;
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// The tree shows at most this many values of a job's insights.
@@ -29,7 +29,7 @@ Examples:
   ion trace                  show the latest correlation
   ion trace 3f2b91c0         show the one whose id, or one of whose events' ids, begins like this
   ion trace --dot | dot -Tsvg > trace.svg")]
-pub(crate) struct Args {
+pub(crate) struct TraceArgs {
     /// The id of a correlation or of one of its events, or the beginning of an id [default: the
     /// latest correlation]
     id: Option<String>,
@@ -38,7 +38,7 @@ pub(crate) struct Args {
     dot: bool,
 }
 
-pub(crate) async fn run(settings: &Settings, args: Args) -> CommandResult {
+pub(crate) async fn run(settings: &CommandSettings, args: TraceArgs) -> CommandResult {
     let ledger = Ledger::new(settings.existing_plane().await?);
     let correlation = match &args.id {
         Some(id) => find_correlation(&ledger, id).await?,
@@ -157,7 +157,7 @@ fn tree(
     insights: &BTreeMap<String, InsightRecord>,
 ) -> Vec<String> {
     let mut lines = vec![format!("correlation {correlation}")];
-    Tree::new(status, insights).add_to(&mut lines);
+    TraceTree::new(status, insights).add_to(&mut lines);
     let seconds =
         match (status.events.first(), status.jobs.iter().filter_map(|job| job.ended).max()) {
             (Some(first), Some(last)) => {
@@ -176,7 +176,7 @@ fn tree(
 
 /// A node of the tree: an event or a job.
 #[derive(Clone, Copy)]
-enum Node<'a> {
+enum TraceNode<'a> {
     Event(&'a Event),
     Job(&'a JobRecord),
 }
@@ -186,7 +186,7 @@ enum Node<'a> {
 const INDENTED_MAX: usize = 40;
 
 /// The events and jobs of a correlation, by their parents.
-struct Tree<'a> {
+struct TraceTree<'a> {
     events: &'a [Event],
     insights: &'a BTreeMap<String, InsightRecord>,
     status: &'a CorrelationStatus,
@@ -197,7 +197,7 @@ struct Tree<'a> {
     others: HashMap<&'a str, Vec<&'a Event>>,
 }
 
-impl<'a> Tree<'a> {
+impl<'a> TraceTree<'a> {
     fn new(status: &'a CorrelationStatus, insights: &'a BTreeMap<String, InsightRecord>) -> Self {
         let (mut jobs, mut made, mut others) =
             (HashMap::<_, Vec<_>>::new(), HashMap::<_, Vec<_>>::new(), HashMap::<_, Vec<_>>::new());
@@ -240,7 +240,7 @@ impl<'a> Tree<'a> {
         shown: &mut HashSet<&'a str>,
         lines: &mut Vec<String>,
     ) {
-        let roots: Vec<Node<'a>> = roots.iter().map(|event| Node::Event(event)).collect();
+        let roots: Vec<TraceNode<'a>> = roots.iter().map(|event| TraceNode::Event(event)).collect();
         let mut open = vec![(roots.into_iter(), String::new())];
         while let Some((nodes, indent)) = open.last_mut() {
             let Some(node) = nodes.next() else {
@@ -250,9 +250,9 @@ impl<'a> Tree<'a> {
             let last = nodes.len() == 0;
             let (fork, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
             let (line, children) = match node {
-                Node::Event(event) if !shown.insert(event.id.as_str()) => continue,
-                Node::Event(event) => (event_line(event), self.of_event(event)),
-                Node::Job(job) => (job_line(job), self.of_job(job)),
+                TraceNode::Event(event) if !shown.insert(event.id.as_str()) => continue,
+                TraceNode::Event(event) => (event_line(event), self.of_event(event)),
+                TraceNode::Job(job) => (job_line(job), self.of_job(job)),
             };
             let deeper = format!("{indent}{below}");
             let indent = std::mem::take(indent);
@@ -262,7 +262,7 @@ impl<'a> Tree<'a> {
                 false => (deeper, String::new()),
             };
             lines.push(format!("{indent}{fork}{number}{line}"));
-            if let Node::Job(job) = node {
+            if let TraceNode::Job(job) = node {
                 lines.extend(
                     self.remarks(job).into_iter().map(|remark| format!("{deeper}· {remark}")),
                 );
@@ -274,19 +274,19 @@ impl<'a> Tree<'a> {
         }
     }
 
-    fn of_event(&self, event: &Event) -> Vec<Node<'a>> {
+    fn of_event(&self, event: &Event) -> Vec<TraceNode<'a>> {
         let id = event.id.as_str();
-        let jobs = self.jobs.get(id).into_iter().flatten().map(|job| Node::Job(job));
-        let others = self.others.get(id).into_iter().flatten().map(|event| Node::Event(event));
+        let jobs = self.jobs.get(id).into_iter().flatten().map(|job| TraceNode::Job(job));
+        let others = self.others.get(id).into_iter().flatten().map(|event| TraceNode::Event(event));
         jobs.chain(others).collect()
     }
 
-    fn of_job(&self, job: &JobRecord) -> Vec<Node<'a>> {
+    fn of_job(&self, job: &JobRecord) -> Vec<TraceNode<'a>> {
         self.made
             .get(job.id.as_str())
             .into_iter()
             .flatten()
-            .map(|event| Node::Event(event))
+            .map(|event| TraceNode::Event(event))
             .collect()
     }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args as ClapArgs;
-use dispatcher::dispatch::{DispatchSettings, Dispatcher, Modules, Notice};
+use dispatcher::dispatch::{DispatchNotice, DispatchSettings, Dispatcher, ModuleSelection};
 use dispatcher::executor::choice::{ClusterSettings, Executors};
 use dispatcher::executor::left::OutputCollector;
 use dispatcher::executor::local::{LocalExecutor, LocalSettings};
@@ -26,7 +26,7 @@ use crate::output::live::{LiveStyle, LiveView};
 use crate::output::{self, Colour};
 use crate::service::until_asked_to_stop;
 use crate::settings::{
-    Settings, module_environment, registry_environment, search_path, some_time, ticket_key,
+    CommandSettings, module_environment, registry_environment, search_path, some_time, ticket_key,
 };
 use crate::{CommandFailure, CommandResult, CommandVerdict, doctor};
 
@@ -43,7 +43,7 @@ const NOTICES: usize = 4096;
 /// again and leaves nothing mounted; a second Ctrl-C ends the command at once.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Example:\n  ion up examples/video/pipeline.yaml")]
-pub(crate) struct Args {
+pub(crate) struct UpArgs {
     /// The pipeline file
     pipeline: Option<PathBuf>,
     /// How many jobs of all modules run at the same time at most [default: twice the number of
@@ -86,17 +86,17 @@ pub(crate) struct Args {
 #[command(after_help = "Example:\n  ion dispatch pipeline.yaml --module detect --jobs 8")]
 pub(crate) struct DispatchArgs {
     #[command(flatten)]
-    up: Args,
+    up: UpArgs,
     /// Serve only this module; may be repeated
     #[arg(short, long = "module", value_name = "NAME")]
     modules: Vec<String>,
 }
 
-pub(crate) async fn dispatch(settings: Settings, args: DispatchArgs) -> CommandResult {
+pub(crate) async fn dispatch(settings: CommandSettings, args: DispatchArgs) -> CommandResult {
     serve(settings, args.up, &args.modules, true).await
 }
 
-pub(crate) async fn run(settings: Settings, args: Args) -> CommandResult {
+pub(crate) async fn run(settings: CommandSettings, args: UpArgs) -> CommandResult {
     serve(settings, args, &[], false).await
 }
 
@@ -109,7 +109,7 @@ pub(crate) struct RelayArgs {
     metrics: MetricsArgs,
 }
 
-pub(crate) async fn relay(settings: &Settings, args: RelayArgs) -> CommandResult {
+pub(crate) async fn relay(settings: &CommandSettings, args: RelayArgs) -> CommandResult {
     let endpoint = args.metrics.open().await?;
     let plane = settings.plane().await?;
     endpoint.vitals.describe(|registry| plane.metrics.describe(registry));
@@ -160,8 +160,8 @@ pub(crate) async fn say_slips(ledger: &Ledger, modules: &[Module]) -> Result<(),
 /// `only` names modules, it serves no others. Without a pipeline file `may_be_empty` allows that no
 /// module is registered yet.
 async fn serve(
-    mut settings: Settings,
-    args: Args,
+    mut settings: CommandSettings,
+    args: UpArgs,
     only: &[String],
     may_be_empty: bool,
 ) -> CommandResult {
@@ -243,8 +243,8 @@ async fn serve(
     dispatch.lease = args.lease;
     let names: Vec<String> = modules.iter().map(|module| module.name.clone()).collect();
     let modules = match follows {
-        true => Modules::Registered { only: only.to_vec() },
-        false => Modules::These(modules),
+        true => ModuleSelection::Registered { only: only.to_vec() },
+        false => ModuleSelection::These(modules),
     };
     let dispatcher = Dispatcher::new(plane, executor, modules, dispatch, Some(notices));
     endpoint.vitals.describe(|registry| dispatcher.metrics().describe(registry));
@@ -335,7 +335,7 @@ async fn missing(ledger: &Ledger, modules: &[Module], drop: bool) -> Result<(), 
 
 /// Makes the executor for this machine. It starts this program again as `job-init` in each job.
 pub(crate) async fn local_executor(
-    settings: &Settings,
+    settings: &CommandSettings,
     node: Arc<Node>,
     lines: Option<Arc<dyn OutputWatcher>>,
     left: Option<Arc<OutputCollector>>,
@@ -376,14 +376,14 @@ fn coloured_name(module: &str, job: &JobId) -> String {
 }
 
 /// Shows how jobs end and modules change, until the sender of notices is dropped.
-async fn show(live: Arc<LiveView>, mut notices: mpsc::Receiver<Notice>) {
+async fn show(live: Arc<LiveView>, mut notices: mpsc::Receiver<DispatchNotice>) {
     while let Some(notice) = notices.recv().await {
         match notice {
-            Notice::Started(job) => {
+            DispatchNotice::Started(job) => {
                 tracing::info!(job = %job.id, module = job.module, attempt = job.attempt, "started");
             }
-            Notice::Ended(job) => ended(&live, &job),
-            Notice::Module { name, now } => output::say(&format!("module {name:?} {now}")),
+            DispatchNotice::Ended(job) => ended(&live, &job),
+            DispatchNotice::Module { name, now } => output::say(&format!("module {name:?} {now}")),
         }
     }
 }

@@ -22,7 +22,7 @@ use ionfs::id::JobId;
 use ionfs::stores::StoreError;
 use tokio::time::Instant;
 
-use crate::settings::Settings;
+use crate::settings::CommandSettings;
 use crate::trace::{job_line, outdated};
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
@@ -53,7 +53,7 @@ const NAMED_MAX: usize = 5;
 /// When the correlation does not exist or has not ended by the time-out, or when the document store
 /// fails or is unavailable for longer than [`STORE_AWAY_MAX`].
 pub(crate) async fn wait(
-    settings: &Settings,
+    settings: &CommandSettings,
     ledger: &Ledger,
     correlation: &str,
     timeout: Duration,
@@ -182,7 +182,7 @@ struct ShownJobs {
 }
 
 impl ShownJobs {
-    fn new(settings: &Settings) -> Self {
+    fn new(settings: &CommandSettings) -> Self {
         Self {
             jobs: BTreeSet::new(),
             bars: MultiProgress::with_draw_target(output::bar_target()),

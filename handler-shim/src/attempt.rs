@@ -20,7 +20,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::folder::{AttemptNote, ModuleFolder};
-use crate::{HandlerError, Work};
+use crate::{HandlerError, HandlerWork};
 
 /// The lease of the handler's attempt: longer than any module runs while a person waits for it.
 /// When it has expired, a dispatcher of the plane queues the job.
@@ -36,18 +36,18 @@ const RACES_MAX: usize = 8;
 #[derive(Clone, Debug)]
 pub enum AttemptBegin {
     /// The handler holds this attempt of the job.
-    Ours(Attempt),
+    Ours(HandlerAttempt),
     /// The job has succeeded before.
     Succeeded(JobRecord),
 }
 
 /// An attempt that the handler holds.
 #[derive(Clone, Debug)]
-pub struct Attempt {
+pub struct HandlerAttempt {
     record: JobRecord,
 }
 
-impl Attempt {
+impl HandlerAttempt {
     /// Begins the next attempt of the job, and notes it in the folder. An earlier attempt of the
     /// handler can no longer commit.
     ///
@@ -57,7 +57,7 @@ impl Attempt {
     /// writing its record first, and the error of a store or of the folder.
     pub async fn begin(
         plane: &DataPlane,
-        work: &Work,
+        work: &HandlerWork,
         folder: &ModuleFolder,
     ) -> Result<AttemptBegin, HandlerError> {
         let holder = format!("{HOLDER}{}", Uuid::new_v4().simple());
@@ -106,10 +106,10 @@ impl Attempt {
     ///
     /// # Errors
     /// Returns [`HandlerError::Later`] when another attempt has begun since, and the errors of
-    /// [`Attempt::begin`].
+    /// [`HandlerAttempt::begin`].
     pub async fn resume(
         plane: &DataPlane,
-        work: &Work,
+        work: &HandlerWork,
         folder: &ModuleFolder,
     ) -> Result<AttemptBegin, HandlerError> {
         let id = work.job();
@@ -147,7 +147,7 @@ impl Attempt {
     /// Writes that the attempt failed, and why. The next attempt may begin at once.
     ///
     /// # Errors
-    /// Returns the same errors as [`Attempt::succeed`].
+    /// Returns the same errors as [`HandlerAttempt::succeed`].
     pub async fn fail(self, plane: &DataPlane, reason: &str) -> Result<JobRecord, HandlerError> {
         self.end(plane, |record, now| failed(record, reason, now)).await
     }
@@ -215,7 +215,7 @@ fn free(job: &JobRecord) -> Result<(), HandlerError> {
 }
 
 /// Returns the record of a job that no process has claimed yet.
-fn unclaimed(work: &Work) -> JobRecord {
+fn unclaimed(work: &HandlerWork) -> JobRecord {
     let new = JobRecord::new(work.job(), &work.module, &work.event, JobState::Queued, clock::now());
     JobRecord { version: 0, due: 0, ..new }
 }

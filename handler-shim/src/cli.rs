@@ -11,12 +11,12 @@ use ion_model::event::{Event, is_event_type};
 use ion_model::id::{CorrelationId, EventId};
 use ion_stores::{Collection, DataPlane};
 
-use self::settings::{Action, Arguments, Settings};
+use self::settings::{Arguments, HandlerAction, HandlerSettings};
 use crate::commit::commit;
 use crate::development::{Dump, first_event};
 use crate::folder::ModuleFolder;
 use crate::prepare::prepare;
-use crate::{HandlerError, Work};
+use crate::{HandlerError, HandlerWork};
 
 /// Why the command failed: one line for people.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ pub fn main() -> ExitCode {
     let matches = Arguments::command().get_matches();
     let settings = Arguments::from_arg_matches(&matches)
         .map_err(Failure::from)
-        .and_then(|arguments| Settings::resolve(arguments, &matches).map_err(Failure));
+        .and_then(|arguments| HandlerSettings::resolve(arguments, &matches).map_err(Failure));
     ion_system::environment::take_credentials();
     let outcome = settings.and_then(|settings| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -52,7 +52,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn work(settings: &Settings) -> Result<(), Failure> {
+async fn work(settings: &HandlerSettings) -> Result<(), Failure> {
     if settings.print_config {
         say(&format!("{:#}", settings.printable()));
     }
@@ -79,13 +79,13 @@ async fn work(settings: &Settings) -> Result<(), Failure> {
 }
 
 async fn act(
-    settings: &Settings,
-    action: Action,
+    settings: &HandlerSettings,
+    action: HandlerAction,
     plane: &DataPlane,
     dump: Option<&Dump>,
 ) -> Result<(), Failure> {
     let folder = ModuleFolder::new(&settings.base_dir);
-    let work = Work {
+    let work = HandlerWork {
         module: settings.module.clone(),
         event: event(settings, action, plane, &folder).await?,
         emits: settings.emits.clone(),
@@ -93,14 +93,14 @@ async fn act(
         deadline: settings.deadline,
     };
     match action {
-        Action::Prepare => {
+        HandlerAction::Prepare => {
             let prepared = prepare(plane, &folder, &work, settings.urls).await?;
             if let Some(dump) = dump {
                 dump.prepared(&work.event)?;
             }
             tracing::info!(event = %work.event.id, files = prepared.files, "prepared");
         }
-        Action::Commit => {
+        HandlerAction::Commit => {
             let committed = commit(plane, &folder, &work).await?;
             if let Some(dump) = dump {
                 dump.committed(&committed)?;
@@ -116,8 +116,8 @@ async fn act(
 
 /// Finds the event that the module works on, or makes it in development mode.
 async fn event(
-    settings: &Settings,
-    action: Action,
+    settings: &HandlerSettings,
+    action: HandlerAction,
     plane: &DataPlane,
     folder: &ModuleFolder,
 ) -> Result<Event, Failure> {
@@ -125,10 +125,13 @@ async fn event(
     // In development mode the first module of a pipeline has no event; its commit continues with
     // the event that prepare made.
     let noted = || {
-        folder.noted().filter(|_| development && action == Action::Commit).map(|note| note.event_id)
+        folder
+            .noted()
+            .filter(|_| development && action == HandlerAction::Commit)
+            .map(|note| note.event_id)
     };
     let Some(id) = settings.event_id.clone().map(EventId::new).or_else(noted) else {
-        if development && action == Action::Prepare {
+        if development && action == HandlerAction::Prepare {
             return Ok(first_event(plane, folder, None, correlation(settings)).await?);
         }
         return Err(Failure("--context.eventid is missing: the id of the event to work on".into()));
@@ -144,7 +147,7 @@ async fn event(
                 _ => Ok(event),
             }
         }
-        None if development && action == Action::Prepare => {
+        None if development && action == HandlerAction::Prepare => {
             tracing::info!(event = %id, "there is no such event yet: what is in in/data becomes the event");
             Ok(first_event(plane, folder, Some(id), correlation(settings)).await?)
         }
@@ -158,7 +161,7 @@ async fn event(
     }
 }
 
-fn correlation(settings: &Settings) -> Option<CorrelationId> {
+fn correlation(settings: &HandlerSettings) -> Option<CorrelationId> {
     settings.correlation_id.clone().map(CorrelationId::new)
 }
 

@@ -42,9 +42,9 @@ use serde_json::json;
 use tokio::sync::{OnceCell, Semaphore};
 use uuid::Uuid;
 
-use crate::attempt::{Attempt, AttemptBegin};
+use crate::attempt::{AttemptBegin, HandlerAttempt};
 use crate::folder::{ModuleFolder, OpenedPath, OutputFolders, read_within};
-use crate::{HandlerError, Work};
+use crate::{HandlerError, HandlerWork};
 
 /// The most events that are committed at the same time. With fewer, the events wait for the stores
 /// one by one; with more, they only wait for each other's files.
@@ -66,7 +66,7 @@ const OPEN_MAX: usize = 64;
 
 /// The events and insights that a job has committed.
 #[derive(Debug)]
-pub struct Committed {
+pub struct HandlerCommit {
     /// The events, sorted by the names of their event files.
     pub events: Vec<Event>,
     /// The values kept for analysis.
@@ -82,14 +82,14 @@ pub struct Committed {
 ///
 /// # Errors
 /// Returns [`HandlerError::Rejected`] with the first event file, in the order of names, that cannot
-/// be an event, and why; the errors of [`Attempt::resume`]; and the error of a store or of the
+/// be an event, and why; the errors of [`HandlerAttempt::resume`]; and the error of a store or of the
 /// folder.
 pub async fn commit(
     plane: &DataPlane,
     folder: &ModuleFolder,
-    work: &Work,
-) -> Result<Committed, HandlerError> {
-    let standing = Attempt::resume(plane, work, folder).await?;
+    work: &HandlerWork,
+) -> Result<HandlerCommit, HandlerError> {
+    let standing = HandlerAttempt::resume(plane, work, folder).await?;
     let output = folder.output()?;
     match standing {
         AttemptBegin::Ours(attempt) => match stage(plane, work, &attempt, output).await {
@@ -106,7 +106,7 @@ pub async fn commit(
 /// Ends the attempt after an error, and returns the error for the caller. An error of the module
 /// fails the attempt. An error of a store leaves the attempt open, so that a repeated `commit`
 /// resumes it.
-async fn give_up(plane: &DataPlane, attempt: Attempt, error: HandlerError) -> HandlerError {
+async fn give_up(plane: &DataPlane, attempt: HandlerAttempt, error: HandlerError) -> HandlerError {
     match &error {
         HandlerError::Rejected { refusal: Refusal::Fenced, .. } => {
             HandlerError::Later(attempt.record().id.clone())
@@ -131,7 +131,7 @@ struct Written {
 }
 
 /// Reads and checks what the module wrote: step 1.
-fn read(output: &OutputFolders, work: &Work) -> Result<Written, HandlerError> {
+fn read(output: &OutputFolders, work: &HandlerWork) -> Result<Written, HandlerError> {
     let names = output.event_names();
     let names = names.map_err(HandlerError::folder("out/events", "cannot be read"))?;
     let mut events = Vec::with_capacity(names.len());
@@ -152,7 +152,11 @@ fn read(output: &OutputFolders, work: &Work) -> Result<Written, HandlerError> {
 
 /// Refuses a file that has only the name of a draft and holds a complete event: it was not meant as
 /// a draft.
-fn refuse_whole_draft(output: &OutputFolders, work: &Work, name: &str) -> Result<(), HandlerError> {
+fn refuse_whole_draft(
+    output: &OutputFolders,
+    work: &HandlerWork,
+    name: &str,
+) -> Result<(), HandlerError> {
     match parsed(output.event(name), work, name) {
         Ok(Some(file)) if file.event_type.is_some() => {
             let refusal = Refusal::Invalid(WHOLE_DRAFT.into());
@@ -166,7 +170,7 @@ fn refuse_whole_draft(output: &OutputFolders, work: &Work, name: &str) -> Result
 /// Parses a JSON file that the module left; `None` if the file is empty or missing.
 fn parsed(
     left: io::Result<OpenedPath>,
-    work: &Work,
+    work: &HandlerWork,
     name: &str,
 ) -> Result<Option<EventFile>, HandlerError> {
     let rejected = |refusal| HandlerError::Rejected { name: name.to_owned(), refusal };
@@ -197,8 +201,8 @@ fn parsed(
 /// Reads, checks and stages what the module wrote: steps 1 and 2.
 async fn stage(
     plane: &DataPlane,
-    work: &Work,
-    attempt: &Attempt,
+    work: &HandlerWork,
+    attempt: &HandlerAttempt,
     output: OutputFolders,
 ) -> Result<(), HandlerError> {
     let written = read(&output, work)?;
@@ -232,7 +236,11 @@ async fn stage(
 }
 
 /// Makes the events of a job that succeeded visible and publishes them (step 4), and returns them.
-async fn show(plane: &DataPlane, work: &Work, job: JobRecord) -> Result<Committed, HandlerError> {
+async fn show(
+    plane: &DataPlane,
+    work: &HandlerWork,
+    job: JobRecord,
+) -> Result<HandlerCommit, HandlerError> {
     if let Err(error) = relay::promote(plane, &job.id).await {
         tracing::warn!(
             error = chain(&error),
@@ -254,14 +262,14 @@ async fn show(plane: &DataPlane, work: &Work, job: JobRecord) -> Result<Committe
     let id = InsightRecord::id(&job.id);
     let insights = plane.documents.get_as::<InsightRecord>(Collection::Events, &id).await?;
     let insights = insights.filter(|insights| insights.attempt == job.attempt);
-    Ok(Committed { events, insights })
+    Ok(HandlerCommit { events, insights })
 }
 
 /// Checks that the event files in the folder have the same content as the job's events: a job that
 /// has succeeded makes no other events.
 async fn compare(
     plane: &DataPlane,
-    work: &Work,
+    work: &HandlerWork,
     output: OutputFolders,
 ) -> Result<(), HandlerError> {
     let written = read(&output, work)?;
@@ -360,7 +368,7 @@ type Stored = Arc<OnceCell<FileEntry>>;
 /// The files of `out/data` as the commit protocol reads them.
 struct Staged<'w> {
     plane: &'w DataPlane,
-    work: &'w Work,
+    work: &'w HandlerWork,
     output: OutputFolders,
     /// The beginning of every blob key, before the number and the path.
     below: String,
@@ -374,7 +382,7 @@ struct Staged<'w> {
 impl<'w> Staged<'w> {
     fn new(
         plane: &'w DataPlane,
-        work: &'w Work,
+        work: &'w HandlerWork,
         record: &JobRecord,
         output: OutputFolders,
     ) -> Self {

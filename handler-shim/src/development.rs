@@ -30,7 +30,7 @@ use ion_stores::open::{StoreUrls, open};
 use serde_json::{Value, json};
 
 use crate::HandlerError;
-use crate::commit::Committed;
+use crate::commit::HandlerCommit;
 use crate::folder::{ModuleFolder, OpenedPath, read_within, utf8};
 
 /// The type of a first event, which no module published.
@@ -81,7 +81,7 @@ impl Dump {
     ///
     /// # Errors
     /// Returns an error when a file cannot be written.
-    pub fn committed(&self, committed: &Committed) -> Result<(), HandlerError> {
+    pub fn committed(&self, committed: &HandlerCommit) -> Result<(), HandlerError> {
         for event in &committed.events {
             let name = event.file_name.as_deref().unwrap_or(event.id.as_str());
             let files: Vec<&str> = event.files.iter().map(|file| file.name.as_str()).collect();

@@ -107,7 +107,7 @@ impl HandlerError {
 
 /// The work of one `prepare` or `commit`: one module on one event.
 #[derive(Clone, Debug)]
-pub struct Work {
+pub struct HandlerWork {
     /// The module's name.
     pub module: String,
     /// The event it works on.
@@ -120,7 +120,7 @@ pub struct Work {
     pub deadline: std::time::Duration,
 }
 
-impl Work {
+impl HandlerWork {
     /// Returns the id of the job of this module on this event.
     pub fn job(&self) -> JobId {
         JobId::derive(&self.event.id, &self.module)

@@ -19,9 +19,9 @@ use ion_plane::commit::files_of;
 use ion_stores::DataPlane;
 use serde::Serialize;
 
-use crate::attempt::{Attempt, AttemptBegin};
+use crate::attempt::{AttemptBegin, HandlerAttempt};
 use crate::folder::ModuleFolder;
-use crate::{HandlerError, Work};
+use crate::{HandlerError, HandlerWork};
 
 /// The most ranges that are fetched at the same time, with one block of each in memory. With fewer,
 /// a remote store is idle between small files.
@@ -57,10 +57,10 @@ pub struct Prepared {
 pub async fn prepare(
     plane: &DataPlane,
     folder: &ModuleFolder,
-    work: &Work,
+    work: &HandlerWork,
     urls: FileUrls,
 ) -> Result<Prepared, HandlerError> {
-    let standing = Attempt::begin(plane, work, folder).await?;
+    let standing = HandlerAttempt::begin(plane, work, folder).await?;
     let succeeded_before = matches!(standing, AttemptBegin::Succeeded(_));
     if succeeded_before {
         tracing::warn!(job = %work.job(), "the job has succeeded before; a commit adds no events to it");

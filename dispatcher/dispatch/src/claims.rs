@@ -9,11 +9,11 @@ use ion_model::event::{Event, Message};
 use ion_model::record::{JobRecord, JobState, MissingJobs};
 use ion_stores::{DeadLetter, Delivery, StoreError, encode};
 
-use super::modules::Served;
+use super::modules::ServedModule;
 use super::{DispatchState, JobToRun};
 
 /// What a job begins with.
-pub(super) enum Materials {
+pub(super) enum JobMaterials {
     /// Its event, and what it gathers.
     Ready(Box<Event>, Option<(Vec<Event>, MissingJobs)>),
     /// Something that it gathers is worked on again.
@@ -28,29 +28,29 @@ impl DispatchState {
         &self,
         job: &JobRecord,
         module: &Module,
-    ) -> Result<Materials, LedgerError> {
+    ) -> Result<JobMaterials, LedgerError> {
         let event = match self.ledger.event(&job.event_id).await {
             Ok(Some(event)) => event,
             Ok(None) => {
-                return Ok(Materials::Missing(format!(
+                return Ok(JobMaterials::Missing(format!(
                     "event {} is not there any more",
                     job.event_id
                 )));
             }
             Err(malformed @ StoreError::Malformed { .. }) => {
-                return Ok(Materials::Missing(chain(&malformed)));
+                return Ok(JobMaterials::Missing(chain(&malformed)));
             }
             Err(error) => return Err(error.into()),
         };
         if module.gather.is_none() {
-            return Ok(Materials::Ready(Box::new(event), None));
+            return Ok(JobMaterials::Ready(Box::new(event), None));
         }
         let registered = self.ledger.registered().await?;
         Ok(match readiness(&self.ledger, job, module, &registered).await? {
             Readiness::Ready(gathered, without) => {
-                Materials::Ready(Box::new(event), Some((gathered, without)))
+                JobMaterials::Ready(Box::new(event), Some((gathered, without)))
             }
-            Readiness::Waiting(_) | Readiness::Unsettled => Materials::WaitsAgain,
+            Readiness::Waiting(_) | Readiness::Unsettled => JobMaterials::WaitsAgain,
         })
     }
 
@@ -58,7 +58,7 @@ impl DispatchState {
     /// ours).
     pub(super) async fn claim(
         &self,
-        served: &Served,
+        served: &ServedModule,
         delivery: &Delivery,
         ours: bool,
         again: bool,
@@ -86,7 +86,7 @@ impl DispatchState {
     /// The same of a message that can be read.
     async fn claim_announced(
         &self,
-        served: &Served,
+        served: &ServedModule,
         message: &Message,
         ours: bool,
         again: bool,

@@ -15,13 +15,13 @@ use super::DispatchState;
 const NOTE: Duration = Duration::from_secs(5);
 
 /// When it was written down last what a job waits for.
-pub(super) type Noted = HashMap<JobId, Instant>;
+pub(super) type GatherNote = HashMap<JobId, Instant>;
 
 impl DispatchState {
     /// Writes down what a gathering job waits for, if that has changed and it is time.
     pub(super) async fn note_waiting(
         &self,
-        noted: &mut Noted,
+        noted: &mut GatherNote,
         job: &JobRecord,
         now: GatherObstacles,
     ) {

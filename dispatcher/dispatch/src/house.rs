@@ -14,7 +14,7 @@ use ion_plane::relay::{self, Relay};
 use ion_system::failpoint;
 use ion_system::patience::StateAges;
 
-use super::gathers::Noted;
+use super::gathers::GatherNote;
 use super::presence::Presence;
 use super::unclaimed::Unclaimed;
 use super::{DispatchState, warn_once};
@@ -26,27 +26,27 @@ pub(super) const KEEP: Duration = Duration::from_secs(1);
 const KEEPING_SHARE: u32 = 4;
 
 /// What the housekeeping task remembers.
-struct House {
+struct HousekeepingState {
     presence: Presence,
     relay: Relay,
     leases: StateAges<LeaseMark>,
     looked: Option<Instant>,
     unclaimed: Unclaimed,
     cancellations: LeftCancellations,
-    noted: Noted,
+    noted: GatherNote,
 }
 
 impl DispatchState {
     pub(super) async fn keep_house(self: Arc<Self>, presence: Presence) {
         let relay = Relay::new(self.ledger.plane().clone(), relay::GRACE);
-        let mut house = House {
+        let mut house = HousekeepingState {
             presence,
             relay,
             leases: StateAges::default(),
             looked: None,
             unclaimed: Unclaimed::new(self.settings.lease),
             cancellations: LeftCancellations::default(),
-            noted: Noted::new(),
+            noted: GatherNote::new(),
         };
         let mut unkept = false;
         while !self.stopping.is_cancelled() {
@@ -63,7 +63,7 @@ impl DispatchState {
         }
     }
 
-    async fn keep_house_once(&self, house: &mut House) -> Result<(), LedgerError> {
+    async fn keep_house_once(&self, house: &mut HousekeepingState) -> Result<(), LedgerError> {
         house.presence.renew(&self.ledger, || self.served.names()).await?;
         // All active jobs are read: not more often than it serves.
         if house.looked.is_none_or(|looked| looked.elapsed() >= self.settings.lease / 6) {

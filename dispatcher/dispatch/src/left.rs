@@ -7,8 +7,8 @@ use ion_model::errors::chain;
 use ion_model::record::{AttemptEnd, JobRecord};
 use ion_stores::StoreError;
 
-use super::modules::Served;
-use super::{DispatchState, Notice};
+use super::modules::ServedModule;
+use super::{DispatchNotice, DispatchState};
 
 impl DispatchState {
     /// Whether a module's jobs go on when their dispatcher ends.
@@ -33,7 +33,7 @@ impl DispatchState {
 
     /// One of the module's jobs waits to be adopted; it may have waited there since an earlier
     /// look.
-    pub(super) fn note_left(served: &Served, job: JobRecord) {
+    pub(super) fn note_left(served: &ServedModule, job: JobRecord) {
         let mut left = served.left.lock().unwrap_or_else(PoisonError::into_inner);
         left.retain(|waiting| waiting.id != job.id);
         left.push(job);
@@ -42,7 +42,7 @@ impl DispatchState {
     }
 
     /// Takes over one of the module's jobs whose dispatcher is gone, to go on with what runs of it.
-    pub(super) async fn adopt(&self, served: &Served) -> Option<JobRecord> {
+    pub(super) async fn adopt(&self, served: &ServedModule) -> Option<JobRecord> {
         loop {
             let job = served.left.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
             if self.runs(&job.id) {
@@ -69,7 +69,7 @@ impl DispatchState {
             Ok(record) => {
                 self.metrics.ended(&record.module, AttemptEnd::Lost);
                 self.served.ring(&record.module);
-                self.notice(Notice::Ended(record)).await;
+                self.notice(DispatchNotice::Ended(record)).await;
             }
             // Somebody else was faster, which is as good.
             Err(error) => {

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 use ion_fs::job::remove_attempt;
 use ion_jobs::job::{self, Transition};
 use ion_jobs::ledger::{Ledger, LedgerError};
-use ion_jobs::metrics::Metrics;
+use ion_jobs::metrics::DispatchMetrics;
 use ion_jobs::pipeline::{AT_A_TIME_MAX, Module};
 use ion_model::clock::{Millis, millis};
 use ion_model::errors::chain;
@@ -47,10 +47,10 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use self::claims::Materials;
+use self::claims::JobMaterials;
 use self::house::KEEP;
-pub use self::modules::Modules;
-use self::modules::{Served, ServedModules, Wanted};
+pub use self::modules::ModuleSelection;
+use self::modules::{ServedModule, ServedModules, WantedModules};
 use self::presence::Presence;
 pub use self::presence::{ServedWatch, served_modules};
 
@@ -98,7 +98,7 @@ impl DispatchSettings {
 
 /// Something a person who watches wants to know.
 #[derive(Clone, Debug)]
-pub enum Notice {
+pub enum DispatchNotice {
     /// An attempt runs.
     Started(JobRecord),
     /// An attempt ended; the record says what follows.
@@ -115,7 +115,7 @@ pub enum Notice {
 /// Runs modules on the events of a plane.
 pub struct Dispatcher {
     shared: Arc<DispatchState>,
-    modules: Modules,
+    modules: ModuleSelection,
 }
 
 struct DispatchState {
@@ -124,7 +124,7 @@ struct DispatchState {
     settings: DispatchSettings,
     id: String,
     slots: Arc<Semaphore>,
-    notices: Option<mpsc::Sender<Notice>>,
+    notices: Option<mpsc::Sender<DispatchNotice>>,
     served: ServedModules,
     /// Rung when a job ended: something gathered may be ready.
     ended: Notify,
@@ -132,7 +132,7 @@ struct DispatchState {
     freed: Notify,
     running: Mutex<HashMap<JobId, watch::Sender<Option<StopReason>>>>,
     stopping: CancellationToken,
-    metrics: Arc<Metrics>,
+    metrics: Arc<DispatchMetrics>,
 }
 
 impl Dispatcher {
@@ -140,9 +140,9 @@ impl Dispatcher {
     pub fn new(
         plane: DataPlane,
         executor: Arc<dyn Executor>,
-        modules: Modules,
+        modules: ModuleSelection,
         settings: DispatchSettings,
-        notices: Option<mpsc::Sender<Notice>>,
+        notices: Option<mpsc::Sender<DispatchNotice>>,
     ) -> Self {
         let shared = DispatchState {
             ledger: Ledger::new(plane),
@@ -162,7 +162,7 @@ impl Dispatcher {
     }
 
     /// What it counts, also while it runs.
-    pub fn metrics(&self) -> Arc<Metrics> {
+    pub fn metrics(&self) -> Arc<DispatchMetrics> {
         self.shared.metrics.clone()
     }
 
@@ -182,7 +182,7 @@ impl Dispatcher {
         let Self { shared, modules } = self;
         let mut tasks = JoinSet::new();
         let wanted = match modules {
-            Modules::These(modules) => {
+            ModuleSelection::These(modules) => {
                 for module in &modules {
                     if let Some(former) = shared.ledger.put_module(module).await? {
                         let (name, now) = (
@@ -190,18 +190,18 @@ impl Dispatcher {
                             "was registered otherwise: it is served as said here",
                         );
                         tracing::info!(module = name, fields = ?module.differs_in(&former), "registered anew");
-                        shared.notice(Notice::Module { name, now }).await;
+                        shared.notice(DispatchNotice::Module { name, now }).await;
                     }
                 }
-                Wanted::These(modules.into_iter().map(|module| module.name).collect())
+                WantedModules::These(modules.into_iter().map(|module| module.name).collect())
             }
-            Modules::Registered { only } if only.is_empty() => Wanted::All,
-            Modules::Registered { only } => Wanted::These(only),
+            ModuleSelection::Registered { only } if only.is_empty() => WantedModules::All,
+            ModuleSelection::Registered { only } => WantedModules::These(only),
         };
         let mut served = JoinSet::new();
         for change in shared.look_at_modules(&wanted, &mut served).await? {
             // Those that it was started for need not be told.
-            if matches!(wanted, Wanted::All) {
+            if matches!(wanted, WantedModules::All) {
                 shared.notice(change).await;
             }
         }
@@ -279,7 +279,7 @@ impl DispatchState {
         }
     }
 
-    async fn notice(&self, notice: Notice) {
+    async fn notice(&self, notice: DispatchNotice) {
         if let Some(notices) = &self.notices {
             // A watcher that does not keep up must not stop the work.
             let _ = notices.try_send(notice);
@@ -295,7 +295,7 @@ impl DispatchState {
     }
 
     /// One module's queue and its jobs in the ledger.
-    async fn serve(self: Arc<Self>, served: Arc<Served>, mut queue: Box<dyn Subscription>) {
+    async fn serve(self: Arc<Self>, served: Arc<ServedModule>, mut queue: Box<dyn Subscription>) {
         let module = served.module.clone();
         let of_module = Arc::new(Semaphore::new(module.concurrency.clamp(1, AT_A_TIME_MAX)));
         let (mut claims, mut jobs) = (JoinSet::new(), JoinSet::new());
@@ -378,7 +378,7 @@ impl DispatchState {
     /// whoever has a free slot finds it. False when the dispatcher stops.
     async fn pause(
         self: &Arc<Self>,
-        served: &Arc<Served>,
+        served: &Arc<ServedModule>,
         queue: &mut dyn Subscription,
         jobs: &mut JoinSet<()>,
     ) -> bool {
@@ -409,7 +409,7 @@ impl DispatchState {
     /// dead in the end.
     async fn claim_patiently(
         self: Arc<Self>,
-        served: Arc<Served>,
+        served: Arc<ServedModule>,
         delivery: Delivery,
         slot: Option<JobSlot>,
     ) -> ClaimedMessage {
@@ -478,7 +478,7 @@ impl DispatchState {
     /// Starts what waits in the ledger while there are free slots.
     async fn run_due(
         self: &Arc<Self>,
-        served: &Served,
+        served: &ServedModule,
         of_module: &Arc<Semaphore>,
         seen: &mut StateAges<i64>,
         jobs: &mut JoinSet<()>,
@@ -507,23 +507,23 @@ impl DispatchState {
                 }
             };
             match materials {
-                Ok(Materials::Ready(event, None)) => {
+                Ok(JobMaterials::Ready(event, None)) => {
                     jobs.spawn(self.clone().run(module.clone(), job, *event, None, slot));
                 }
-                Ok(Materials::Ready(event, Some((gathered, without)))) => {
+                Ok(JobMaterials::Ready(event, Some((gathered, without)))) => {
                     let job = self.note_without(job, without).await;
                     jobs.spawn(self.clone().run(module.clone(), job, *event, Some(gathered), slot));
                 }
                 // What runs of it goes on as it began. Put back, its attempt's number would be
                 // given to another attempt, which would find the former one's pod, with what that
                 // has gathered, and take it for its own.
-                Ok(Materials::WaitsAgain) if adopted => self.leave(&job).await,
-                Ok(Materials::WaitsAgain) => {
+                Ok(JobMaterials::WaitsAgain) if adopted => self.leave(&job).await,
+                Ok(JobMaterials::WaitsAgain) => {
                     if let Err(error) = self.ledger.advance(&job, &Transition::WaitsAgain).await {
                         tracing::warn!(job = %job.id, error = chain(&error), "that it waits again was not written");
                     }
                 }
-                Ok(Materials::Missing(reason)) => {
+                Ok(JobMaterials::Missing(reason)) => {
                     self.end(&job, module, AttemptOutcome::failed(reason)).await
                 }
                 Err(error) if adopted => {
@@ -547,7 +547,7 @@ impl DispatchState {
     /// it was adopted.
     async fn take_due(
         &self,
-        served: &Served,
+        served: &ServedModule,
         of_module: &Arc<Semaphore>,
         seen: &mut StateAges<i64>,
     ) -> Result<(JobRecord, bool, JobSlot), DueLook> {
@@ -694,7 +694,7 @@ impl DispatchState {
     /// Writes that the attempt runs: what a pod commits counts only then. Whether that was done.
     async fn say_it_runs(&self, job: &JobRecord) -> bool {
         match self.ledger.advance(job, &Transition::Running).await {
-            Ok(record) => self.notice(Notice::Started(record)).await,
+            Ok(record) => self.notice(DispatchNotice::Started(record)).await,
             Err(LedgerError::Store(error)) => {
                 tracing::warn!(job = %job.id, error = chain(&error), "that a job runs could not be written yet");
                 return false;
@@ -741,7 +741,7 @@ impl DispatchState {
         }
         self.executor.settled(module, job).await;
         self.ended.notify_one();
-        self.notice(Notice::Ended(record)).await;
+        self.notice(DispatchNotice::Ended(record)).await;
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::{DispatchState, Notice, warn_once};
+use super::{DispatchNotice, DispatchState, warn_once};
 use crate::queues::QueueWatch;
 
 /// How often the plane's modules are looked at.
@@ -26,7 +26,7 @@ const QUEUES_LOOK: Duration = Duration::from_secs(30);
 
 /// Which modules a dispatcher serves.
 #[derive(Clone, Debug)]
-pub enum Modules {
+pub enum ModuleSelection {
     /// These, which it registers.
     These(Vec<Module>),
     /// The registered ones, also those to come.
@@ -38,12 +38,12 @@ pub enum Modules {
 
 /// Which modules of the plane a dispatcher serves.
 #[derive(Clone, Debug)]
-pub(super) enum Wanted {
+pub(super) enum WantedModules {
     All,
     These(Vec<String>),
 }
 
-impl Wanted {
+impl WantedModules {
     fn has(&self, module: &Module) -> bool {
         match self {
             Self::All => true,
@@ -55,7 +55,7 @@ impl Wanted {
 /// A module that is served, as the plane has it: whatever the file says that this process was
 /// started with, another may have registered it otherwise since.
 #[derive(Debug)]
-pub(super) struct Served {
+pub(super) struct ServedModule {
     pub(super) module: Arc<Module>,
     /// Which events are for it.
     pub(super) registration: Registration,
@@ -71,14 +71,14 @@ pub(super) struct Served {
 
 /// All of them, by name.
 #[derive(Debug, Default)]
-pub(super) struct ServedModules(Mutex<HashMap<String, Arc<Served>>>);
+pub(super) struct ServedModules(Mutex<HashMap<String, Arc<ServedModule>>>);
 
 impl ServedModules {
-    fn all(&self) -> MutexGuard<'_, HashMap<String, Arc<Served>>> {
+    fn all(&self) -> MutexGuard<'_, HashMap<String, Arc<ServedModule>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<Arc<Served>> {
+    pub(super) fn get(&self, name: &str) -> Option<Arc<ServedModule>> {
         self.all().get(name).cloned()
     }
 
@@ -108,7 +108,7 @@ impl DispatchState {
         // Somebody may have removed the queue while nobody served it.
         bus.declare(&module.name, &module.subscribes(), &[]).await?;
         let queue = bus.clone().subscribe(&module.name, module.concurrency).await?;
-        let served = Arc::new(Served {
+        let served = Arc::new(ServedModule {
             module: Arc::new(module),
             registration,
             due: Notify::new(),
@@ -126,7 +126,11 @@ impl DispatchState {
 
     /// Serves the plane's modules as they come, change and go, until the dispatcher stops. What
     /// runs of a module that has changed ends as it began.
-    pub(super) async fn follow_modules(self: Arc<Self>, wanted: Wanted, mut tasks: JoinSet<()>) {
+    pub(super) async fn follow_modules(
+        self: Arc<Self>,
+        wanted: WantedModules,
+        mut tasks: JoinSet<()>,
+    ) {
         let mut unread = false;
         while !self.stopping.is_cancelled() {
             let read = self.look_at_modules(&wanted, &mut tasks).await;
@@ -148,7 +152,7 @@ impl DispatchState {
 
     /// Removes the queue of a module that is gone. A subscription makes a queue anew that somebody
     /// removes, so this is done after the dispatcher's own has ended.
-    pub(super) async fn retire_if_removed(&self, served: &Served) {
+    pub(super) async fn retire_if_removed(&self, served: &ServedModule) {
         if !served.removed.load(Ordering::Relaxed) {
             return;
         }
@@ -182,16 +186,16 @@ impl DispatchState {
     /// Serves what is to be served now; gives what has changed.
     pub(super) async fn look_at_modules(
         self: &Arc<Self>,
-        wanted: &Wanted,
+        wanted: &WantedModules,
         tasks: &mut JoinSet<()>,
-    ) -> Result<Vec<Notice>, LedgerError> {
+    ) -> Result<Vec<DispatchNotice>, LedgerError> {
         let (mut changes, mut failed) = (Vec::new(), Ok(()));
         let registered = self.ledger.registered().await?;
         let RegisteredModules { modules, registry } = &*registered;
         let wanted = modules.iter().filter(|module| wanted.has(module));
         let wanted: BTreeMap<&str, &Module> =
             wanted.map(|module| (module.name.as_str(), module)).collect();
-        let gone: Vec<Arc<Served>> = {
+        let gone: Vec<Arc<ServedModule>> = {
             let mut served = self.served.all();
             let names: Vec<String> =
                 served.keys().filter(|name| !wanted.contains_key(name.as_str())).cloned().collect();
@@ -201,12 +205,12 @@ impl DispatchState {
             served.removed.store(true, Ordering::Relaxed);
             served.stopping.cancel();
             let name = served.module.name.clone();
-            changes.push(Notice::Module { name, now: "is not registered any more" });
+            changes.push(DispatchNotice::Module { name, now: "is not registered any more" });
         }
         for (name, module) in wanted {
             let serves = self.served.get(name);
             let Some(registration) = registry.registration(name).cloned() else { continue };
-            let same = |served: &Arc<Served>| {
+            let same = |served: &Arc<ServedModule>| {
                 *served.module == *module && served.registration == registration
             };
             if serves.as_ref().is_some_and(same) {
@@ -218,7 +222,7 @@ impl DispatchState {
                 continue;
             }
             let now = if serves.is_some() { "has changed" } else { "is served" };
-            changes.push(Notice::Module { name: name.to_owned(), now });
+            changes.push(DispatchNotice::Module { name: name.to_owned(), now });
         }
         failed.map(|()| changes)
     }

@@ -117,14 +117,14 @@ impl ServedWatch {
     /// When the documents cannot be read.
     pub async fn look(&mut self, ledger: &Ledger) -> Result<Vec<String>, StoreError> {
         #[derive(Deserialize)]
-        struct Dispatcher {
+        struct DispatcherRecord {
             id: String,
             seen: Millis,
             #[serde(default)]
             modules: Vec<String>,
         }
         let all = Query::equal(Collection::Dispatchers, vec![]);
-        let all: Vec<Dispatcher> = ledger.plane().documents.find_as(all).await?;
+        let all: Vec<DispatcherRecord> = ledger.plane().documents.find_as(all).await?;
         let stood =
             self.0.look(all.iter().map(|dispatcher| (dispatcher.id.clone(), dispatcher.seen)));
         let living = all.into_iter().zip(stood).filter(|(dispatcher, stood)| {

@@ -47,9 +47,9 @@ struct Seen {
 /// Whether modules' queues held messages when a round first came to one of their events. What the
 /// round itself sends again must not keep it from sending more.
 #[derive(Debug, Default)]
-struct Queues(HashMap<String, bool>);
+struct ModuleQueues(HashMap<String, bool>);
 
-impl Queues {
+impl ModuleQueues {
     async fn holds_messages(&mut self, ledger: &Ledger, module: &str) -> Result<bool, StoreError> {
         if let Some(holds) = self.0.get(module) {
             return Ok(*holds);
@@ -86,7 +86,7 @@ impl Unclaimed {
         self.went_on = Some(begun);
         let documents = &ledger.plane().documents;
         let mut registered = None;
-        let mut queues = Queues::default();
+        let mut queues = ModuleQueues::default();
         while begun.elapsed() < ROUND {
             let pages = self.pages.get_or_insert_with(Ledger::unclaimed_events);
             let Some(page) = pages.next(&**documents).await? else {
@@ -109,7 +109,7 @@ impl Unclaimed {
         &mut self,
         ledger: &Ledger,
         registered: &RegisteredModules,
-        queues: &mut Queues,
+        queues: &mut ModuleQueues,
         page: Vec<Value>,
     ) -> Result<(), LedgerError> {
         let documents = &ledger.plane().documents;
@@ -154,7 +154,7 @@ impl Unclaimed {
     async fn is_overdue(
         &mut self,
         ledger: &Ledger,
-        queues: &mut Queues,
+        queues: &mut ModuleQueues,
         module: &str,
         job: &JobId,
     ) -> Result<bool, StoreError> {

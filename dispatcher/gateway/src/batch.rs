@@ -265,17 +265,17 @@ fn incomplete(outcomes: Vec<MemberOutcome>, places: &[usize]) -> Problem {
 }
 
 /// The elements of an array, at most [`EVENTS_MAX`].
-struct Items<'a> {
+struct BatchItems<'a> {
     items: Vec<&'a RawValue>,
     /// Whether the array had more elements.
     more: bool,
 }
 
-impl<'de> Deserialize<'de> for Items<'de> {
+impl<'de> Deserialize<'de> for BatchItems<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Elements;
         impl<'de> Visitor<'de> for Elements {
-            type Value = Items<'de>;
+            type Value = BatchItems<'de>;
 
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
                 formatter.write_str("an array of events")
@@ -288,14 +288,14 @@ impl<'de> Deserialize<'de> for Items<'de> {
                 let (mut items, mut more) = (Vec::new(), false);
                 while items.len() < EVENTS_MAX {
                     let Some(item) = elements.next_element()? else {
-                        return Ok(Items { items, more });
+                        return Ok(BatchItems { items, more });
                     };
                     items.push(item);
                 }
                 while elements.next_element::<IgnoredAny>()?.is_some() {
                     more = true;
                 }
-                Ok(Items { items, more })
+                Ok(BatchItems { items, more })
             }
         }
         deserializer.deserialize_seq(Elements)
@@ -303,8 +303,8 @@ impl<'de> Deserialize<'de> for Items<'de> {
 }
 
 fn items(held: &BufferedBody) -> Result<Vec<&RawValue>, Problem> {
-    match serde_json::from_slice::<Items<'_>>(json_text(held.bytes())?) {
-        Ok(Items { items, more: false }) => Ok(items),
+    match serde_json::from_slice::<BatchItems<'_>>(json_text(held.bytes())?) {
+        Ok(BatchItems { items, more: false }) => Ok(items),
         Ok(_) => {
             let detail = format!(
                 "a batch may have {EVENTS_MAX} events; send more events in several requests"

@@ -42,7 +42,7 @@ const KEEP_ALIVES: u32 = 4;
 /// A client's connection: the HTTP server reads and writes it, and the gateway watches it
 /// meanwhile.
 #[derive(Clone, Debug)]
-pub(super) struct Client {
+pub(super) struct WatchedConnection {
     stream: Arc<TcpStream>,
     stage: Arc<ProbeState>,
 }
@@ -56,7 +56,7 @@ struct ProbeState {
     all_written: AtomicBool,
 }
 
-impl Client {
+impl WatchedConnection {
     /// Wraps an accepted connection.
     pub(super) fn new(stream: TcpStream) -> Self {
         // An answer is small, and no more data follows that it could be sent together with.
@@ -144,7 +144,7 @@ impl Client {
     }
 }
 
-impl AsyncRead for Client {
+impl AsyncRead for WatchedConnection {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -164,7 +164,7 @@ impl AsyncRead for Client {
     }
 }
 
-impl AsyncWrite for Client {
+impl AsyncWrite for WatchedConnection {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -41,7 +41,7 @@ enum Encoding {
     Zstd,
 }
 
-type Reader = Box<dyn AsyncBufRead + Send + Unpin>;
+type EncodedReader = Box<dyn AsyncBufRead + Send + Unpin>;
 
 impl Encoding {
     fn of(name: &str) -> Option<Self> {
@@ -63,7 +63,7 @@ impl Encoding {
 
     /// Wraps a reader in a decoder. Several members or frames one after the other decode to one
     /// whole, as `cat a.gz b.gz` produces them.
-    fn decode(self, reader: Reader) -> Reader {
+    fn decode(self, reader: EncodedReader) -> EncodedReader {
         match self {
             Self::Gzip => {
                 let mut decoder = GzipDecoder::new(reader);
@@ -94,7 +94,7 @@ pub(super) fn decoded(
     let mut memory = room.reserve();
     memory.add(encodings.iter().map(|encoding| encoding.memory()).sum())?;
     let decode = |pieces: PieceStream| {
-        let mut reader: Reader =
+        let mut reader: EncodedReader =
             Box::new(StreamReader::new(pieces.map(|piece| piece.map_err(io::Error::other))));
         // The encoding that was applied last is undone first.
         for encoding in encodings.iter().rev() {

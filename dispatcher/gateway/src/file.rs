@@ -15,7 +15,7 @@ use futures_util::{StreamExt as _, stream};
 use ion_model::checksum::hex;
 use ion_model::errors::chain;
 use ion_model::event::{FileEntry, clean_path};
-use ion_plane::cache::{CacheError, Reader};
+use ion_plane::cache::{BlobReader, CacheError};
 use ion_plane::commit::files_of;
 use ion_stores::StoreError;
 use serde_json::json;
@@ -199,8 +199,8 @@ pub(super) async fn bytes(
     if range.is_empty() {
         return Ok(Body::empty());
     }
-    let reader = Reader::new(gate.node.cache.open(&entry).map_err(|error| unreadable(&error))?);
-    let read = async move |gate: &SharedState, reader: Reader, at: u64, end: u64| {
+    let reader = BlobReader::new(gate.node.cache.open(&entry).map_err(|error| unreadable(&error))?);
+    let read = async move |gate: &SharedState, reader: BlobReader, at: u64, end: u64| {
         let piece = async {
             reader.read(at, PIECE.min(end - at)).await.map_err(|error| unreadable(&error))
         };

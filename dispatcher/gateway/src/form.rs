@@ -129,7 +129,7 @@ async fn whole(
 
 /// The character encoding of a form without files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Charset {
+enum FormCharset {
     Utf8,
     /// ISO-8859-1, the default of Java's clients.
     Latin1,
@@ -151,7 +151,7 @@ enum BodyForm {
     /// A form that may have files.
     Multipart { boundary: String },
     /// A form without files.
-    UrlEncoded(Charset),
+    UrlEncoded(FormCharset),
     /// A JSON object of values, or an array of such objects.
     Json,
     /// There is no Content-Type; only an empty body is accepted.
@@ -194,9 +194,9 @@ impl BodyForm {
                 let charset = parsed.as_ref().and_then(|form| form.get_param(mime::CHARSET));
                 match charset.map(|charset| charset.as_str().to_ascii_lowercase()).as_deref() {
                     None | Some("utf-8" | "utf8" | "us-ascii") => {
-                        Ok(Self::UrlEncoded(Charset::Utf8))
+                        Ok(Self::UrlEncoded(FormCharset::Utf8))
                     }
-                    Some("iso-8859-1" | "latin1") => Ok(Self::UrlEncoded(Charset::Latin1)),
+                    Some("iso-8859-1" | "latin1") => Ok(Self::UrlEncoded(FormCharset::Latin1)),
                     Some(_) => {
                         let detail = format!("{}: send forms in UTF-8 or ISO-8859-1", quote(said));
                         Err(Problem::new(ProblemKind::WrongForm, detail))
@@ -225,7 +225,7 @@ fn wrong_form(said: &str) -> Problem {
 /// gives several values.
 fn values_of_form(
     body: &[u8],
-    charset: Charset,
+    charset: FormCharset,
     limits: &Limits,
 ) -> Result<Vec<KeyValue>, Problem> {
     // A form never begins with these bytes, because they are escaped in it. `curl -d` labels every
@@ -248,8 +248,8 @@ fn values_of_form(
                 text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
             let bytes: Vec<u8> = percent_decode(&spaced).collect();
             match charset {
-                Charset::Utf8 => String::from_utf8(bytes).ok(),
-                Charset::Latin1 => Some(bytes.into_iter().map(char::from).collect()),
+                FormCharset::Utf8 => String::from_utf8(bytes).ok(),
+                FormCharset::Latin1 => Some(bytes.into_iter().map(char::from).collect()),
             }
         };
         let not_text = || {
@@ -275,7 +275,7 @@ mod tests {
 
     use super::*;
 
-    fn pairs(body: &str, charset: Charset) -> Result<Vec<(String, String)>, ProblemKind> {
+    fn pairs(body: &str, charset: FormCharset) -> Result<Vec<(String, String)>, ProblemKind> {
         let values = values_of_form(body.as_bytes(), charset, &Limits::default());
         let values = values.map_err(|problem| problem.kind())?;
         Ok(values.into_iter().map(|pair| (pair.key, pair.value)).collect())
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_form_is_read_as_browsers_and_programs_write_it() {
-        let read = |body| pairs(body, Charset::Utf8);
+        let read = |body| pairs(body, FormCharset::Utf8);
         let expected = |pairs: &[(&str, &str)]| {
             Ok(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
         };
@@ -295,7 +295,7 @@ mod tests {
         );
         assert_eq!(read("%C3%A4=%F0%9F%98%80&100%=%zz"), expected(&[("ä", "😀"), ("100%", "%zz")]));
         assert_eq!(read("ä=ö"), expected(&[("ä", "ö")]));
-        assert_eq!(pairs("%E4=%F6", Charset::Latin1), expected(&[("ä", "ö")]));
+        assert_eq!(pairs("%E4=%F6", FormCharset::Latin1), expected(&[("ä", "ö")]));
         assert_eq!(read("a=%E4"), Err(ProblemKind::Refused));
         assert_eq!(read("=1"), Err(ProblemKind::Malformed));
         assert_eq!(read(" {\"a\": 1}"), Err(ProblemKind::WrongForm));
@@ -329,8 +329,8 @@ mod tests {
                 Ok(BodyForm::CloudEvent) => "cloudevent",
                 Ok(BodyForm::CloudEvents) => "cloudevents",
                 Ok(BodyForm::Multipart { .. }) => "multipart",
-                Ok(BodyForm::UrlEncoded(Charset::Utf8)) => "form",
-                Ok(BodyForm::UrlEncoded(Charset::Latin1)) => "latin form",
+                Ok(BodyForm::UrlEncoded(FormCharset::Utf8)) => "form",
+                Ok(BodyForm::UrlEncoded(FormCharset::Latin1)) => "latin form",
                 Ok(BodyForm::Json) => "json",
                 Ok(BodyForm::Unsaid) => "unsaid",
                 Err(problem) => problem.kind().said().1,

@@ -180,10 +180,10 @@ impl ProblemKind {
 
 /// A problem: what went wrong, and what the client can do about it.
 #[derive(Debug)]
-pub(super) struct Problem(Box<Parts>);
+pub(super) struct Problem(Box<ProblemParts>);
 
 #[derive(Debug)]
-struct Parts {
+struct ProblemParts {
     kind: ProblemKind,
     detail: String,
     more: Map<String, Value>,
@@ -195,7 +195,7 @@ impl Problem {
     pub(super) fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
         // The text may quote the request, so its length is limited.
         let detail = cut_off(detail.into(), REASON_MAX);
-        let parts = Parts { kind, detail, more: Map::new(), headers: vec![] };
+        let parts = ProblemParts { kind, detail, more: Map::new(), headers: vec![] };
         let mut problem = Self(Box::new(parts));
         if matches!(kind, ProblemKind::StoresAway | ProblemKind::Busy) {
             problem = problem.header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 
-use super::client::Client;
+use super::client::WatchedConnection;
 
 /// The maximum bytes of a request's head. A longer head is answered with 431.
 const HEAD_MAX: usize = 64 << 10;
@@ -69,7 +69,7 @@ pub(super) async fn serve(
                 continue;
             }
         };
-        let client = Client::new(stream);
+        let client = WatchedConnection::new(stream);
         let mut stream = TimeoutStream::new(client.clone());
         stream.set_write_timeout(Some(terms.stall));
         let routed = TowerToHyperService::new(router.clone());

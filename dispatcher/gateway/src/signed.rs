@@ -89,7 +89,11 @@ impl SignatureScheme {
     }
 
     /// Returns the id and the kind of a delivery whose signature was checked.
-    pub(super) fn delivery(self, headers: &HeaderMap, body: &[u8]) -> Result<Delivery, Problem> {
+    pub(super) fn delivery(
+        self,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> Result<WebhookDelivery, Problem> {
         let (id, event) = match self {
             Self::Github => {
                 let said = |name: &str| {
@@ -124,13 +128,13 @@ impl SignatureScheme {
             let detail = format!("the {place} is needed: 1 to {ID_MAX} printable characters");
             return Err(Problem::new(ProblemKind::Malformed, detail));
         };
-        Ok(Delivery { id, event: event.unwrap_or_default() })
+        Ok(WebhookDelivery { id, event: event.unwrap_or_default() })
     }
 }
 
 /// The id and the kind of a delivery.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Delivery {
+pub(super) struct WebhookDelivery {
     /// The delivery's id: the same when the delivery is sent again.
     pub(super) id: String,
     /// The kind of event, as the sender names it.
@@ -297,7 +301,7 @@ mod tests {
             Err(ProblemKind::Unsigned)
         );
         let named = headers(&[("x-github-delivery", "72d3162e"), ("x-github-event", "push")]);
-        let delivery = Delivery { id: "72d3162e".into(), event: "push".into() };
+        let delivery = WebhookDelivery { id: "72d3162e".into(), event: "push".into() };
         assert_eq!(SignatureScheme::Github.delivery(&named, b"").unwrap(), delivery);
         for pairs in [&[][..], &[("x-github-delivery", "")], &[("x-github-delivery", "a b")]] {
             assert!(SignatureScheme::Github.delivery(&headers(pairs), b"").is_err(), "{pairs:?}");
@@ -339,7 +343,7 @@ mod tests {
             .delivery(&HeaderMap::new(), b"{\"id\":\"evt_1\",\"type\":\"invoice.paid\"}");
         assert_eq!(
             delivery.unwrap(),
-            Delivery { id: "evt_1".into(), event: "invoice.paid".into() }
+            WebhookDelivery { id: "evt_1".into(), event: "invoice.paid".into() }
         );
         assert!(SignatureScheme::Stripe.delivery(&HeaderMap::new(), b"{\"type\":\"x\"}").is_err());
     }

@@ -82,7 +82,7 @@ pub struct Cancellation {
     events: Option<CancelledEvents>,
     /// What was done in all rounds.
     done: CancelProgress,
-    rounds: Rounds,
+    rounds: CancelRounds,
     /// How many events and dead jobs this round has found.
     seen: (usize, usize),
     /// How many jobs of this round were asked to stop and still run.
@@ -91,14 +91,14 @@ pub struct Cancellation {
 
 /// Decides when all events were visited often enough.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-struct Rounds {
+struct CancelRounds {
     /// How many jobs of this round had not ended.
     found: usize,
     /// How many rounds in a row have found none.
     clean: u32,
 }
 
-impl Rounds {
+impl CancelRounds {
     /// Ends a round. Returns true when nothing below the cancellation runs any more. One clean
     /// round is not enough: it may have passed the place of an event before a job committed the
     /// event, and have come to that job only after the job had ended.
@@ -130,7 +130,7 @@ impl Cancellation {
             what,
             events: None,
             done: CancelProgress::default(),
-            rounds: Rounds::default(),
+            rounds: CancelRounds::default(),
             seen: (0, 0),
             running: 0,
         }
@@ -151,7 +151,7 @@ impl Cancellation {
         if went_on.is_err() {
             // Some events of a page may not have been handled, so the rounds are counted from zero.
             self.end_round();
-            self.rounds = Rounds::default();
+            self.rounds = CancelRounds::default();
         }
         went_on
     }

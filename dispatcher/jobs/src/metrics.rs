@@ -30,14 +30,14 @@ struct ClaimLabel {
 
 /// What one dispatcher has done since it started.
 #[derive(Debug, Default)]
-pub struct Metrics {
+pub struct DispatchMetrics {
     started: Family<ModuleLabel, Counter>,
     ended: Family<EndLabels, Counter>,
     running: Family<ModuleLabel, Gauge>,
     claims: Family<ClaimLabel, Counter>,
 }
 
-impl Metrics {
+impl DispatchMetrics {
     /// Registers all metrics under their names. docs/metrics.md has the same list for people.
     pub fn describe(&self, registry: &mut Registry) {
         registry.register("jobs_started", "Attempts of jobs started", self.started.clone());

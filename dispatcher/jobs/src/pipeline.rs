@@ -103,7 +103,7 @@ pub enum OnDead {
 /// The API that Ion serves beside a job, for a module that does more than read and write files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Api {
+pub enum ModuleApi {
     /// No API.
     #[default]
     None,
@@ -163,7 +163,7 @@ pub struct Module {
     pub commit: CommitMode,
     /// The API that Ion serves beside its jobs.
     #[serde(default)]
-    pub api: Api,
+    pub api: ModuleApi,
     /// Whether the values that it reads contain the addresses of the event's files.
     #[serde(default)]
     pub urls: FileUrls,
@@ -224,7 +224,7 @@ impl Module {
             privileged: false,
             env: BTreeMap::new(),
             commit: CommitMode::default(),
-            api: Api::default(),
+            api: ModuleApi::default(),
             urls: FileUrls::default(),
             timeout: TIMEOUT,
             retries: RETRIES,

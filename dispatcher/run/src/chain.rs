@@ -46,7 +46,7 @@ use self::pool::{PoolLease, Pools};
 use self::record::Recording;
 pub use self::record::STDIN;
 use crate::container::Containers;
-use crate::sandbox::{Covers, ForkServer, Mode};
+use crate::sandbox::{Covers, ForkServer, SandboxMode};
 
 /// The most concurrent runs whose caller waits for the answer, for each processor. More would
 /// compete for the processors.
@@ -202,7 +202,7 @@ pub struct LinkRuntime {
     /// The server that forks them.
     pub server: Arc<ForkServer>,
     /// The mode that separates them from this machine.
-    pub mode: Mode,
+    pub mode: SandboxMode,
     /// Makes the containers of links that have an image.
     pub containers: Arc<Containers>,
     /// The paths of this machine that links must not see.

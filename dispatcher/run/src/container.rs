@@ -29,8 +29,10 @@ use serde_json::{Value, json};
 use self::cgroups::Cgroups;
 use self::program::{ImageFiles, refusal};
 use self::users::{User, user_of};
-use super::image::{HOST_FILES, Image, ImageConfig, ImageError, Images, Owners, USERS, found_in};
-use super::sandbox::{self, BUNDLE, CgroupLimits, MASKED, Mode, READ_ONLY, ROOTFS};
+use super::image::{
+    HOST_FILES, Image, ImageConfig, ImageError, ImageOwners, Images, USERS, found_in,
+};
+use super::sandbox::{self, BUNDLE, CgroupLimits, MASKED, READ_ONLY, ROOTFS, SandboxMode};
 
 /// The first of the machine's user ids that a container's users are mapped to. systemd leaves
 /// 1,879,048,192 to 2,147,352,575 unassigned, and tools that assign ids to people's own containers
@@ -163,8 +165,8 @@ pub(crate) struct ContainerRequest<'a> {
 #[derive(Debug)]
 pub struct Containers {
     images: Arc<Images>,
-    mode: Mode,
-    owners: Owners,
+    mode: SandboxMode,
+    owners: ImageOwners,
     path: String,
     /// Looked for when the first container is made; other jobs need none.
     cgroups: OnceLock<Result<Cgroups, String>>,
@@ -175,7 +177,7 @@ impl Containers {
     /// program of this daemon begins with, `registries` what the registry client has in addition.
     pub fn new(
         home: &Path,
-        mode: Mode,
+        mode: SandboxMode,
         env: &[(String, String)],
         registries: &[(String, String)],
     ) -> Self {
@@ -198,8 +200,8 @@ impl Containers {
     pub(crate) async fn make(
         &self,
         ask: ContainerRequest<'_>,
-    ) -> Result<sandbox::Container, ContainerError> {
-        if self.mode == Mode::Plain {
+    ) -> Result<sandbox::SandboxContainer, ContainerError> {
+        if self.mode == SandboxMode::Plain {
             let reason = "an image needs namespaces of its own, which this machine does not allow; `ion doctor` says why";
             return Err(ContainerError::Unable(reason.into()));
         }
@@ -210,8 +212,8 @@ impl Containers {
             ask.container.user.as_deref().or(image.config.user.as_deref()).unwrap_or_default();
         let user = user_of(&image, user).map_err(ContainerError::CannotRun)?;
         let first = match self.owners {
-            Owners::From(first) => Some(first),
-            Owners::Itself(_) => None,
+            ImageOwners::From(first) => Some(first),
+            ImageOwners::Itself(_) => None,
         };
         let signal = image.config.stop_signal.as_deref().unwrap_or("SIGTERM");
         let signal = signal_of(signal).ok_or_else(|| {
@@ -220,7 +222,7 @@ impl Containers {
         })?;
         let config = config(&ask, &image, self.owners, &user).map_err(ContainerError::CannotRun)?;
         let host = ask.container.network == Network::Host;
-        Ok(sandbox::Container {
+        Ok(sandbox::SandboxContainer {
             runtime,
             config: config.to_string(),
             files: [("hosts", hosts(host)), ("hostname", format!("{HOST_NAME}\n"))]
@@ -297,7 +299,7 @@ pub fn fetcher(path: &str) -> Result<PathBuf, String> {
 /// Returns who owns an image's files: a range of user ids of this machine that has no other use,
 /// or, where there is no such range (an ordinary user's daemon, or one in a container), the
 /// daemon's own user.
-fn owners(mode: Mode) -> Owners {
+fn owners(mode: SandboxMode) -> ImageOwners {
     let uid = rustix::process::geteuid().as_raw();
     let covers = |line: &str| {
         let numbers: Vec<u64> =
@@ -307,10 +309,10 @@ fn owners(mode: Mode) -> Owners {
     };
     let has_range = |map: &str| fs::read_to_string(map).is_ok_and(|map| map.lines().any(covers));
     match mode {
-        Mode::Root if has_range("/proc/self/uid_map") && has_range("/proc/self/gid_map") => {
-            Owners::From(FIRST_USER)
+        SandboxMode::Root if has_range("/proc/self/uid_map") && has_range("/proc/self/gid_map") => {
+            ImageOwners::From(FIRST_USER)
         }
-        _ => Owners::Itself(uid),
+        _ => ImageOwners::Itself(uid),
     }
 }
 
@@ -364,7 +366,7 @@ fn said_to_run(image: &ImageConfig) -> Vec<String> {
 fn config(
     ask: &ContainerRequest<'_>,
     image: &Image,
-    owners: Owners,
+    owners: ImageOwners,
     user: &User,
 ) -> Result<Value, String> {
     let args = if ask.argv.is_empty() { said_to_run(&image.config) } else { ask.argv.clone() };
@@ -373,8 +375,8 @@ fn config(
     };
     let (uid, gid) = (user.uid, user.gid);
     let first = match owners {
-        Owners::From(first) => Some(first),
-        Owners::Itself(_) => None,
+        ImageOwners::From(first) => Some(first),
+        ImageOwners::Itself(_) => None,
     };
     let env = environment(ask, &image.config, user);
     let path = env.iter().find_map(|pair| pair.strip_prefix("PATH=")).unwrap_or_default();
@@ -388,11 +390,11 @@ fn config(
         return Err(refusal);
     }
     let (uids, gids) = match owners {
-        Owners::From(first) => {
+        ImageOwners::From(first) => {
             let all = json!([{"containerID": 0, "hostID": first, "size": USERS}]);
             (all.clone(), all)
         }
-        Owners::Itself(own) => (
+        ImageOwners::Itself(own) => (
             json!([{"containerID": uid, "hostID": own, "size": 1}]),
             json!([{"containerID": gid, "hostID": rustix::process::getegid().as_raw(), "size": 1}]),
         ),

@@ -42,7 +42,7 @@ use sha2::{Digest as _, Sha256};
 
 pub use self::collect::{Collected, collect};
 use self::fetch::{Fetch, FetchLock};
-use self::layout::{Layout, Manifest};
+use self::layout::{ImageLayout, ImageManifest};
 pub(super) use self::unpack::{HOST_FILES, USERS};
 
 /// The suffixes of the files beside an unpacked image: its lock, and the folder that is being
@@ -95,7 +95,7 @@ impl ImageError {
 
 /// Who owns the files of an unpacked image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owners {
+pub enum ImageOwners {
     /// The image's users and groups, each shifted by this number: they match the containers' user
     /// namespaces.
     From(u32),
@@ -145,13 +145,13 @@ pub struct Image {
 #[derive(Debug)]
 pub struct Images {
     folder: PathBuf,
-    owners: Owners,
+    owners: ImageOwners,
     fetch: Fetch,
 }
 
 impl Images {
     /// Returns the images below `home`; `env` is the environment of the registry client.
-    pub fn new(home: &Path, owners: Owners, env: Vec<(String, String)>) -> Self {
+    pub fn new(home: &Path, owners: ImageOwners, env: Vec<(String, String)>) -> Self {
         Self { folder: folder_of(home), owners, fetch: Fetch::new(env) }
     }
 
@@ -242,7 +242,7 @@ impl Images {
             (_, Some(brought)) => (brought, None),
             (_, None) => return Err(ImageError::Wrong(format!("image {reference} is not here"))),
         };
-        let layout = Layout::open(folder)?;
+        let layout = ImageLayout::open(folder)?;
         let manifest = layout.manifest(tag)?;
         Ok((self.made(&layout, &manifest)?, manifest.digest))
     }
@@ -259,7 +259,7 @@ impl Images {
     fn at_hand(&self, reference: &ImageReference) -> Result<Option<Image>, ImageError> {
         let digest = match (reference, self.note(reference)?) {
             (ImageReference::Layout { folder, tag }, _) => {
-                Layout::open(folder)?.manifest(tag.as_deref())?.digest
+                ImageLayout::open(folder)?.manifest(tag.as_deref())?.digest
             }
             (_, Some(note)) => match std::fs::read_to_string(note) {
                 Ok(digest) => digest,
@@ -289,14 +289,14 @@ impl Images {
     fn place(&self, digest: &str) -> PathBuf {
         let digest = digest.strip_prefix("sha256:").unwrap_or(digest);
         match self.owners {
-            Owners::From(_) => self.folder.join(digest),
+            ImageOwners::From(_) => self.folder.join(digest),
             // Another user of the same home cannot use files that this user owns.
-            Owners::Itself(uid) => self.folder.join(format!("{digest}-{uid}")),
+            ImageOwners::Itself(uid) => self.folder.join(format!("{digest}-{uid}")),
         }
     }
 
     /// Returns an image. Unpacks it unless another process has.
-    fn made(&self, layout: &Layout, manifest: &Manifest) -> Result<Image, ImageError> {
+    fn made(&self, layout: &ImageLayout, manifest: &ImageManifest) -> Result<Image, ImageError> {
         let place = self.place(&manifest.digest);
         std::fs::create_dir_all(&self.folder).map_err(ImageError::file(&self.folder))?;
         for _ in 0..MAKE_TRIES {
@@ -327,7 +327,12 @@ impl Images {
     }
 
     /// Unpacks an image; the caller holds its lock.
-    fn make(&self, layout: &Layout, manifest: &Manifest, place: &Path) -> Result<(), ImageError> {
+    fn make(
+        &self,
+        layout: &ImageLayout,
+        manifest: &ImageManifest,
+        place: &Path,
+    ) -> Result<(), ImageError> {
         let part = beside(place, PART);
         let remove = |folder: &Path| match std::fs::remove_dir_all(folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -348,11 +353,16 @@ impl Images {
         placed.map_err(ImageError::file(place))
     }
 
-    fn unpack(&self, layout: &Layout, manifest: &Manifest, part: &Path) -> Result<(), ImageError> {
+    fn unpack(
+        &self,
+        layout: &ImageLayout,
+        manifest: &ImageManifest,
+        part: &Path,
+    ) -> Result<(), ImageError> {
         let rootfs = part.join("rootfs");
         std::fs::create_dir_all(&rootfs).map_err(ImageError::file(&rootfs))?;
         let config = layout.config(manifest)?;
-        let mut root = unpack::Root::new(&rootfs, self.owners)?;
+        let mut root = unpack::ImageRoot::new(&rootfs, self.owners)?;
         for layer in &manifest.layers {
             root.add_layer(layout, layer)?;
         }

@@ -70,7 +70,7 @@ pub(super) const ROOTFS: &str = "/.container/rootfs";
 
 /// How a job is separated from the rest of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Mode {
+pub enum SandboxMode {
     /// Mount and PID namespaces, made by root.
     Root,
     /// The same inside a user namespace, made by an ordinary user.
@@ -81,18 +81,18 @@ pub enum Mode {
 
 /// The program of a sandbox, and how to run it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Command {
+pub struct SandboxCommand {
     /// The program and its arguments.
     pub argv: Vec<String>,
     /// The whole environment.
     pub env: Vec<(String, String)>,
     /// The working folder.
     pub cwd: PathBuf,
-    /// Where the module sees the tree: `/ion`; unused in [`Mode::Plain`]. None: it has no tree, and
+    /// Where the module sees the tree: `/ion`; unused in [`SandboxMode::Plain`]. None: it has no tree, and
     /// starts without [`Sandbox::go`].
     pub mount_at: Option<PathBuf>,
     /// How it is separated from the machine.
-    pub mode: Mode,
+    pub mode: SandboxMode,
     /// What it keeps of the daemon's rights.
     pub rights: Rights,
     /// The places of this machine that it must not see.
@@ -103,12 +103,12 @@ pub struct Command {
     /// raised it.
     pub open_files: Option<u64>,
     /// A container to run instead of the program; `argv`, `env` and `cwd` are unused then.
-    pub container: Option<Box<Container>>,
+    pub container: Option<Box<SandboxContainer>>,
 }
 
 /// A container that a runtime makes inside the sandbox's namespaces.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Container {
+pub struct SandboxContainer {
     /// The runtime, which makes the container.
     pub(super) runtime: PathBuf,
     /// The bundle's `config.json`.
@@ -131,7 +131,7 @@ pub struct Container {
 
 /// How a module's process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Exit {
+pub enum ProcessExit {
     /// It ended by itself, with this status.
     Code(i32),
     /// A signal of this number killed it.
@@ -165,8 +165,8 @@ pub enum SandboxError {
 /// A message from the daemon. `Fork` goes to the fork server, with the socket for the other
 /// messages and the module's streams.
 #[derive(Debug, Serialize, Deserialize)]
-enum Order {
-    Fork(Command),
+enum InitOrder {
+    Fork(SandboxCommand),
     Go,
     Terminate,
     Kill,
@@ -175,13 +175,13 @@ enum Order {
 /// A message from `job-init` to the daemon. The first one carries a descriptor of its process;
 /// `Mounted` carries the device, too.
 #[derive(Debug, Serialize, Deserialize)]
-enum Report {
+enum InitReport {
     Mounted,
     Ready,
     Started,
     Failed(String),
     CannotRun(String),
-    Exited(Exit),
+    Exited(ProcessExit),
 }
 
 /// A running job's processes. Dropping it kills them.
@@ -191,7 +191,7 @@ pub struct Sandbox {
     /// A pidfd of the `job-init`: unlike a pid, it can never name another process.
     init: OwnedFd,
     /// How the module ended, once `job-init` has reported it.
-    exit: Option<Exit>,
+    exit: Option<ProcessExit>,
     /// Its `job-init` removes control groups at the end, and must live until then.
     tidies_up: bool,
     _image: Option<Arc<File>>,
@@ -211,10 +211,10 @@ struct ForkServerProcess {
     _process: Child,
 }
 
-/// The result of [`spawn`]: the sandbox, the device to serve (none in [`Mode::Plain`]), and the
+/// The result of [`spawn`]: the sandbox, the device to serve (none in [`SandboxMode::Plain`]), and the
 /// module's output.
 #[derive(Debug)]
-pub struct Spawned {
+pub struct SpawnedProcess {
     /// The processes, waiting for [`Sandbox::go`].
     pub sandbox: Sandbox,
     /// The FUSE device that is mounted for the module but not served yet.
@@ -225,7 +225,7 @@ pub struct Spawned {
 
 /// The result of [`spawn_piped`]: a running program, and its streams.
 #[derive(Debug)]
-pub struct Piped {
+pub struct PipedStreams {
     /// The processes.
     pub sandbox: Sandbox,
     /// The pipe to its stdin.
@@ -237,29 +237,39 @@ pub struct Piped {
 }
 
 /// Forks a `job-init`, which prepares the namespaces; the module starts at [`Sandbox::go`].
-pub async fn spawn(server: &ForkServer, command: Command) -> Result<Spawned, SandboxError> {
-    let plain = command.mode == Mode::Plain;
+pub async fn spawn(
+    server: &ForkServer,
+    command: SandboxCommand,
+) -> Result<SpawnedProcess, SandboxError> {
+    let plain = command.mode == SandboxMode::Plain;
     let (output, output_end) = pipe()?;
     let forked = server.fork(command, &[output_end]).await?;
     let output = Receiver::from_owned_fd(output).map_err(SandboxError::Spawn)?;
     match forked {
-        (sandbox, Report::Mounted, device @ Some(_)) => Ok(Spawned { sandbox, device, output }),
-        (sandbox, Report::Ready, None) if plain => Ok(Spawned { sandbox, device: None, output }),
+        (sandbox, InitReport::Mounted, device @ Some(_)) => {
+            Ok(SpawnedProcess { sandbox, device, output })
+        }
+        (sandbox, InitReport::Ready, None) if plain => {
+            Ok(SpawnedProcess { sandbox, device: None, output })
+        }
         _ => Err(SandboxError::Silent),
     }
 }
 
 /// Starts a program that has no tree, between three pipes.
-pub async fn spawn_piped(server: &ForkServer, command: Command) -> Result<Piped, SandboxError> {
+pub async fn spawn_piped(
+    server: &ForkServer,
+    command: SandboxCommand,
+) -> Result<PipedStreams, SandboxError> {
     let ((stdin_end, stdin), (stdout, stdout_end), (stderr, stderr_end)) =
         (pipe()?, pipe()?, pipe()?);
-    let command = Command { mount_at: None, ..command };
-    let (sandbox, Report::Started, _) =
+    let command = SandboxCommand { mount_at: None, ..command };
+    let (sandbox, InitReport::Started, _) =
         server.fork(command, &[stdin_end, stdout_end, stderr_end]).await?
     else {
         return Err(SandboxError::Silent);
     };
-    Ok(Piped {
+    Ok(PipedStreams {
         sandbox,
         stdin: Sender::from_owned_fd(stdin).map_err(SandboxError::Spawn)?,
         stdout: Receiver::from_owned_fd(stdout).map_err(SandboxError::Spawn)?,
@@ -297,12 +307,12 @@ impl ForkServer {
     /// one. `streams` are the module's: one for all its output, or stdin, stdout and stderr.
     async fn fork(
         &self,
-        command: Command,
+        command: SandboxCommand,
         streams: &[OwnedFd],
-    ) -> Result<(Sandbox, Report, Option<OwnedFd>), SandboxError> {
+    ) -> Result<(Sandbox, InitReport, Option<OwnedFd>), SandboxError> {
         let tidies_up = command.container.is_some();
         let image = command.container.as_ref().and_then(|container| container.image.clone());
-        let order = encode(&Order::Fork(command))?;
+        let order = encode(&InitOrder::Fork(command))?;
         let (socket, theirs) = socket_pair().map_err(SandboxError::Spawn)?;
         let fork = async |requests: &UnixDatagram| {
             let descriptors: Vec<_> =
@@ -325,8 +335,8 @@ impl ForkServer {
         let (said, descriptors) = report_soon(&socket).await?;
         let mut descriptors = descriptors.into_iter();
         match (said, descriptors.next()) {
-            (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
-            (Report::CannotRun(reason), _) => Err(SandboxError::CannotRun(reason)),
+            (InitReport::Failed(reason), _) => Err(SandboxError::Failed(reason)),
+            (InitReport::CannotRun(reason), _) => Err(SandboxError::CannotRun(reason)),
             (said, Some(init)) => {
                 let sandbox = Sandbox { socket, init, exit: None, tidies_up, _image: image };
                 Ok((sandbox, said, descriptors.next()))
@@ -386,31 +396,31 @@ impl Drop for Sandbox {
 impl Sandbox {
     /// Starts the module, whose tree is served now.
     pub async fn go(&mut self) -> Result<(), SandboxError> {
-        self.order(&Order::Go).await?;
+        self.order(&InitOrder::Go).await?;
         match report_soon(&self.socket).await? {
-            (Report::Started, _) => Ok(()),
-            (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
-            (Report::CannotRun(reason), _) => Err(SandboxError::CannotRun(reason)),
+            (InitReport::Started, _) => Ok(()),
+            (InitReport::Failed(reason), _) => Err(SandboxError::Failed(reason)),
+            (InitReport::CannotRun(reason), _) => Err(SandboxError::CannotRun(reason)),
             _ => Err(SandboxError::Silent),
         }
     }
 
     /// Waits until the module has ended and every process it started is killed. Cancel safe: the
     /// caller may drop the future and call this again.
-    pub async fn exit(&mut self) -> Result<Exit, SandboxError> {
+    pub async fn exit(&mut self) -> Result<ProcessExit, SandboxError> {
         if let Some(exit) = self.exit {
             return Ok(exit);
         }
         match report(&self.socket).await? {
-            (Report::Exited(exit), _) => Ok(*self.exit.insert(exit)),
-            (Report::Failed(reason), _) => Err(SandboxError::Failed(reason)),
-            (Report::CannotRun(reason), _) => Err(SandboxError::CannotRun(reason)),
+            (InitReport::Exited(exit), _) => Ok(*self.exit.insert(exit)),
+            (InitReport::Failed(reason), _) => Err(SandboxError::Failed(reason)),
+            (InitReport::CannotRun(reason), _) => Err(SandboxError::CannotRun(reason)),
             _ => Err(SandboxError::Silent),
         }
     }
 
     /// Does the same as [`Self::exit`], and waits until the mount is gone as well.
-    pub async fn wait(&mut self) -> Result<Exit, SandboxError> {
+    pub async fn wait(&mut self) -> Result<ProcessExit, SandboxError> {
         let exit = self.exit().await?;
         // The kernel removes the namespaces with their first process, before it reports that
         // process as ended.
@@ -430,15 +440,15 @@ impl Sandbox {
     /// image names.
     pub async fn terminate(&self) {
         // The job may be gone already, which is what the order is for.
-        let _ = self.order(&Order::Terminate).await;
+        let _ = self.order(&InitOrder::Terminate).await;
     }
 
     /// Ends every process of the job (SIGKILL).
     pub async fn kill(&self) {
-        let _ = self.order(&Order::Kill).await;
+        let _ = self.order(&InitOrder::Kill).await;
     }
 
-    async fn order(&self, order: &Order) -> Result<(), SandboxError> {
+    async fn order(&self, order: &InitOrder) -> Result<(), SandboxError> {
         let text = encode(order)?;
         let sent = self.socket.async_io(Interest::WRITABLE, || send(&self.socket, &text, &[]));
         match tokio::time::timeout(START_WAIT, sent).await {
@@ -448,7 +458,7 @@ impl Sandbox {
     }
 }
 
-fn encode(order: &Order) -> Result<Vec<u8>, SandboxError> {
+fn encode(order: &InitOrder) -> Result<Vec<u8>, SandboxError> {
     let text =
         serde_json::to_vec(order).map_err(|error| SandboxError::Failed(error.to_string()))?;
     if text.len() > MESSAGE_MAX {
@@ -460,7 +470,7 @@ fn encode(order: &Order) -> Result<Vec<u8>, SandboxError> {
     Ok(text)
 }
 
-async fn report(socket: &UnixDatagram) -> Result<(Report, Vec<OwnedFd>), SandboxError> {
+async fn report(socket: &UnixDatagram) -> Result<(InitReport, Vec<OwnedFd>), SandboxError> {
     let received = socket.async_io(Interest::READABLE, || receive(socket)).await;
     match received {
         Ok((text, descriptors)) if !text.is_empty() => Ok((
@@ -472,13 +482,13 @@ async fn report(socket: &UnixDatagram) -> Result<(Report, Vec<OwnedFd>), Sandbox
     }
 }
 
-async fn report_soon(socket: &UnixDatagram) -> Result<(Report, Vec<OwnedFd>), SandboxError> {
+async fn report_soon(socket: &UnixDatagram) -> Result<(InitReport, Vec<OwnedFd>), SandboxError> {
     tokio::time::timeout(START_WAIT, report(socket)).await.unwrap_or(Err(SandboxError::Silent))
 }
 
 /// Tries, in a separate process, whether jobs can have `mode`; returns the reason if not.
-pub async fn probe(server: &ForkServer, mode: Mode) -> Result<(), String> {
-    let nothing = Command {
+pub async fn probe(server: &ForkServer, mode: SandboxMode) -> Result<(), String> {
+    let nothing = SandboxCommand {
         argv: vec![],
         env: vec![],
         cwd: "/".into(),
@@ -497,14 +507,15 @@ pub async fn probe(server: &ForkServer, mode: Mode) -> Result<(), String> {
 }
 
 /// Returns the strongest mode that works here, and why the stronger ones do not.
-pub async fn best_mode(server: &ForkServer) -> (Mode, Vec<(Mode, String)>) {
+pub async fn best_mode(server: &ForkServer) -> (SandboxMode, Vec<(SandboxMode, String)>) {
     let mut refused = Vec::new();
-    let first = if rustix::process::geteuid().is_root() { Mode::Root } else { Mode::User };
+    let first =
+        if rustix::process::geteuid().is_root() { SandboxMode::Root } else { SandboxMode::User };
     match probe(server, first).await {
         Ok(()) => return (first, refused),
         Err(reason) => refused.push((first, reason)),
     }
-    (Mode::Plain, refused)
+    (SandboxMode::Plain, refused)
 }
 
 /// Sends one message, with descriptors or without.

@@ -61,7 +61,7 @@ pub(super) struct Arguments {
     start: Option<String>,
     /// What to do
     #[arg(short, long, value_enum, ignore_case = true, value_name = "ACTION")]
-    action: Option<Action>,
+    action: Option<HandlerAction>,
     /// The folder with in/ and out/ [default: $HANDLER_BASE_DIR, else /ion]
     #[arg(short, long, value_name = "DIR")]
     basedir: Option<PathBuf>,
@@ -257,7 +257,7 @@ struct ServiceBusArguments {
 
 /// The action of one command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Action {
+pub(super) enum HandlerAction {
     /// Fill the folder
     Prepare,
     /// Commit what the module left in the folder
@@ -286,8 +286,8 @@ impl Level {
 
 /// The settings of one command.
 #[derive(Debug)]
-pub(super) struct Settings {
-    pub(super) action: Option<Action>,
+pub(super) struct HandlerSettings {
+    pub(super) action: Option<HandlerAction>,
     pub(super) base_dir: PathBuf,
     pub(super) module: String,
     pub(super) event_id: Option<String>,
@@ -303,7 +303,7 @@ pub(super) struct Settings {
     printable: Value,
 }
 
-impl Settings {
+impl HandlerSettings {
     /// Checks the arguments, and starts the log.
     ///
     /// # Errors

@@ -33,9 +33,9 @@ pub fn tree(daemon: Arc<Daemon>) -> Arc<Tree> {
     Tree::new(daemon, View::new(root, ReadLog::default()), None, ReadLog::default())
 }
 
-type Items = Vec<(String, ViewItem)>;
-type Result<T> = std::result::Result<T, StoreError>;
-type ListFuture = std::pin::Pin<Box<dyn Future<Output = Result<Items>> + Send>>;
+type DirectoryItems = Vec<(String, ViewItem)>;
+type BrowseResult<T> = std::result::Result<T, StoreError>;
+type ListFuture = std::pin::Pin<Box<dyn Future<Output = BrowseResult<DirectoryItems>> + Send>>;
 type Lister = fn(Arc<Daemon>) -> ListFuture;
 
 fn directory(
@@ -46,7 +46,10 @@ fn directory(
 }
 
 /// Returns the visible events that match, oldest first.
-async fn events(daemon: &Daemon, mut equals: Vec<(&'static str, Value)>) -> Result<Vec<Event>> {
+async fn events(
+    daemon: &Daemon,
+    mut equals: Vec<(&'static str, Value)>,
+) -> BrowseResult<Vec<Event>> {
     equals.push(("context.documentType", json!(DocumentType::EventMeta)));
     let query = Query::equal(Collection::Events, equals).order_by("created").limit(SHOWN_MAX);
     let mut events: Vec<Event> = daemon.plane.documents.find_as(query).await?;
@@ -54,13 +57,13 @@ async fn events(daemon: &Daemon, mut equals: Vec<(&'static str, Value)>) -> Resu
     Ok(events)
 }
 
-async fn jobs(daemon: &Daemon, equals: Vec<(&'static str, Value)>) -> Result<Vec<JobRecord>> {
+async fn jobs(daemon: &Daemon, equals: Vec<(&'static str, Value)>) -> BrowseResult<Vec<JobRecord>> {
     let query = Query::equal(Collection::Jobs, equals).order_by("created").limit(SHOWN_MAX);
     daemon.plane.documents.find_as(query).await
 }
 
 /// Lists `correlations/`.
-async fn correlations(daemon: Arc<Daemon>) -> Result<Items> {
+async fn correlations(daemon: Arc<Daemon>) -> BrowseResult<DirectoryItems> {
     let mut ids: Vec<String> = events(&daemon, vec![])
         .await?
         .iter()
@@ -81,7 +84,7 @@ async fn correlations(daemon: Arc<Daemon>) -> Result<Items> {
 }
 
 /// Lists `correlations/<id>/`.
-async fn correlation(daemon: Arc<Daemon>, id: String) -> Result<Items> {
+async fn correlation(daemon: Arc<Daemon>, id: String) -> BrowseResult<DirectoryItems> {
     let events = events(&daemon, vec![("context.correlationId", json!(id))]).await?;
     Ok(events
         .into_iter()
@@ -100,7 +103,7 @@ async fn correlation(daemon: Arc<Daemon>, id: String) -> Result<Items> {
 }
 
 /// Lists `correlations/<id>/<n>-<type>-<id8>/`.
-async fn event_directory(daemon: Arc<Daemon>, event: Arc<Event>) -> Result<Items> {
+async fn event_directory(daemon: Arc<Daemon>, event: Arc<Event>) -> BrowseResult<DirectoryItems> {
     let mut items = event_items(&daemon, &event).await?;
     // The log of the job that committed the event is shown with that job, under the job's own
     // event.
@@ -138,7 +141,7 @@ fn job_directory(daemon: Arc<Daemon>, job: JobRecord) -> ViewItem {
 }
 
 /// Lists `modules/`.
-async fn modules(daemon: Arc<Daemon>) -> Result<Items> {
+async fn modules(daemon: Arc<Daemon>) -> BrowseResult<DirectoryItems> {
     let query = Query::equal(Collection::Modules, vec![]).limit(SHOWN_MAX);
     let modules = daemon.plane.documents.find(query).await?;
     Ok(modules
@@ -175,7 +178,11 @@ async fn modules(daemon: Arc<Daemon>) -> Result<Items> {
         .collect())
 }
 
-async fn jobs_in_state(daemon: Arc<Daemon>, module: String, state: JobState) -> Result<Items> {
+async fn jobs_in_state(
+    daemon: Arc<Daemon>,
+    module: String,
+    state: JobState,
+) -> BrowseResult<DirectoryItems> {
     let mut found = jobs(&daemon, vec![("module", json!(module)), ("state", json!(state))]).await?;
     if state == JobState::Running {
         // To a person who looks, a job that starts is running.
@@ -190,7 +197,7 @@ async fn jobs_in_state(daemon: Arc<Daemon>, module: String, state: JobState) -> 
     links_to_jobs(&daemon, found).await
 }
 
-async fn failed_jobs(daemon: Arc<Daemon>, module: String) -> Result<Items> {
+async fn failed_jobs(daemon: Arc<Daemon>, module: String) -> BrowseResult<DirectoryItems> {
     let mut found =
         jobs(&daemon, vec![("module", json!(module)), ("state", json!(JobState::Queued))]).await?;
     found.retain(|job| job.failures > 0);
@@ -207,7 +214,7 @@ impl EventDirectoryNames {
         daemon: &Daemon,
         correlation: &str,
         event: &str,
-    ) -> Result<Option<String>> {
+    ) -> BrowseResult<Option<String>> {
         if !self.0.contains_key(correlation) {
             let events =
                 events(daemon, vec![("context.correlationId", json!(correlation))]).await?;
@@ -221,7 +228,7 @@ impl EventDirectoryNames {
     }
 }
 
-async fn links_to_jobs(daemon: &Daemon, jobs: Vec<JobRecord>) -> Result<Items> {
+async fn links_to_jobs(daemon: &Daemon, jobs: Vec<JobRecord>) -> BrowseResult<DirectoryItems> {
     let mut names = EventDirectoryNames::default();
     let mut items = Vec::new();
     for job in jobs {
@@ -235,7 +242,7 @@ async fn links_to_jobs(daemon: &Daemon, jobs: Vec<JobRecord>) -> Result<Items> {
 }
 
 /// Lists `types/`.
-async fn types(daemon: Arc<Daemon>) -> Result<Items> {
+async fn types(daemon: Arc<Daemon>) -> BrowseResult<DirectoryItems> {
     let mut by_type: BTreeMap<String, ()> = BTreeMap::new();
     for event in events(&daemon, vec![]).await? {
         by_type.insert(event.event_type, ());
@@ -252,7 +259,7 @@ async fn types(daemon: Arc<Daemon>) -> Result<Items> {
         .collect())
 }
 
-async fn events_of_type(daemon: Arc<Daemon>, event_type: String) -> Result<Items> {
+async fn events_of_type(daemon: Arc<Daemon>, event_type: String) -> BrowseResult<DirectoryItems> {
     let mut names = EventDirectoryNames::default();
     let mut items = Vec::new();
     for event in events(&daemon, vec![("type", json!(event_type))]).await? {

@@ -34,7 +34,9 @@ use self::reply::{
     reply_written, reply_xattr, writer_of,
 };
 use self::requests::{RequestKind, Requests};
-use crate::output::{By, DOT_DOT, OpenRequest, RenameOver, SetAttr, StagedHandle, no_attribute};
+use crate::output::{
+    ContentChanger, DOT_DOT, OpenRequest, RenameOver, SetAttr, StagedHandle, no_attribute,
+};
 use crate::view::{Listing, ViewItem};
 use crate::{Errno, Ino, ListingDetail, Result, Seek, Tree, is_staged, seek_dense};
 
@@ -513,7 +515,7 @@ impl Filesystem for Kernel {
         };
         let length = data.len() as u64;
         let kills = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let by = if kills { By::AnotherUser } else { By::Privileged };
+        let by = if kills { ContentChanger::AnotherUser } else { ContentChanger::Privileged };
         if output.refers(staged.ino()) {
             let data = Bytes::copy_from_slice(data);
             let work = move |_| async move {

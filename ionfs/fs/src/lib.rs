@@ -55,7 +55,7 @@ const CURRENT: Duration = Duration::from_secs(1);
 
 /// The kind of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileKind {
     /// A directory.
     Directory,
     /// A regular file.
@@ -77,7 +77,7 @@ pub struct Attr {
     /// otherwise the inode's own number.
     pub shown_ino: Ino,
     /// Its kind.
-    pub kind: Kind,
+    pub kind: FileKind,
     /// Size in bytes.
     pub size: u64,
     /// Blocks of 512 bytes. A lazily fetched file counts as dense, or `cp` would take it for a

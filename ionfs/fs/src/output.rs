@@ -45,7 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::bounds::StagingLimit;
 use self::closed::ClosedFiles;
-pub use self::content::{By, CloseReport, OpenRequest, StagedHandle};
+pub use self::content::{CloseReport, ContentChanger, OpenRequest, StagedHandle};
 use self::content::{content_changed, give_up_rights};
 pub(crate) use self::content::{open_blob, read_within};
 use self::early::InOrder;
@@ -54,10 +54,10 @@ use self::making::may_hold_more;
 use self::own_blobs::JobBlobs;
 use self::place::OpenFolders;
 pub(crate) use self::table::{DATA, DOT, DOT_DOT, EVENTS, OUT};
-use self::table::{FileNode, Node, NodeBody, Orphan, Table, UnnamedRemains};
+use self::table::{FileNode, NodeBody, OrphanedFile, OutputNode, OutputTable, UnnamedRemains};
 pub(crate) use self::xattr::no_attribute;
 use super::reads::{ReadFailure, ReadLog};
-use super::{Attr, Errno, FOREVER, Ino, Kind, ROOT, Result, errno};
+use super::{Attr, Errno, FOREVER, FileKind, Ino, ROOT, Result, errno};
 
 /// The longest name, in bytes. The kernel passes on longer names, but the staging disk holds none.
 const NAME_MAX: usize = 255;
@@ -133,7 +133,7 @@ pub struct Output {
     /// The errno of the first operation for which the disk had no room.
     no_room: OnceLock<Errno>,
     folders: OpenFolders,
-    table: Mutex<Table>,
+    table: Mutex<OutputTable>,
     /// Notified whenever a handle is released.
     released: Notify,
     /// Files whose last writer is gone, and the work that is left to do for them.
@@ -188,7 +188,7 @@ impl Output {
             exceeded: OnceLock::new(),
             no_room: OnceLock::new(),
             folders: OpenFolders::new(root),
-            table: Mutex::new(Table::new(names)),
+            table: Mutex::new(OutputTable::new(names)),
             released: Notify::new(),
             closed: ClosedFiles::default(),
             blobs_made: AtomicU64::new(0),
@@ -218,7 +218,7 @@ impl Output {
         Ok(Arc::new(output))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Table> {
+    fn lock(&self) -> MutexGuard<'_, OutputTable> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -244,7 +244,7 @@ impl Output {
         &self,
         ino: Ino,
         place: u64,
-        mut take: impl FnMut(u64, &OsStr, Ino, Kind) -> bool,
+        mut take: impl FnMut(u64, &OsStr, Ino, FileKind) -> bool,
     ) -> Result<()> {
         let table = self.lock();
         let directory = table.directory(ino)?;
@@ -298,7 +298,7 @@ impl Output {
         }
     }
 
-    fn attr(&self, table: &Table, ino: Ino) -> Result<Attr> {
+    fn attr(&self, table: &OutputTable, ino: Ino) -> Result<Attr> {
         let stat = self.stat(table, ino)?;
         Ok(attr_of(ino, table.node(ino)?, &stat))
     }
@@ -310,7 +310,7 @@ impl Output {
         ino: Ino,
         change: SetAttr,
         through: Option<&StagedHandle>,
-        by: By,
+        by: ContentChanger,
     ) -> Result<Attr> {
         let mut table = self.lock();
         if let Some(size) = change.size {
@@ -337,11 +337,11 @@ impl Output {
 
     fn resize(
         &self,
-        table: &mut Table,
+        table: &mut OutputTable,
         ino: Ino,
         size: u64,
         through: Option<&StagedHandle>,
-        by: By,
+        by: ContentChanger,
     ) -> Result<()> {
         forbid_change(table.file(ino)?)?;
         let opened;
@@ -385,9 +385,9 @@ impl Output {
         let kind = match &table.node(ino)?.body {
             NodeBody::File(file) => {
                 forbid_move(file)?;
-                Kind::File
+                FileKind::File
             }
-            NodeBody::Symlink => Kind::Symlink,
+            NodeBody::Symlink => FileKind::Symlink,
             NodeBody::Special(kind) => *kind,
             NodeBody::Directory(_) => return Err(Errno::PERM),
         };
@@ -415,8 +415,8 @@ impl Output {
     /// Removes the blobs of files that are gone. An upload that is still running removes its own
     /// blob when it ends. The file's local space is freed now, because a module that removed a file
     /// counts on that space; what the upload reads after that is named by no event.
-    fn discard_orphans(&self, table: &mut Table) {
-        for Orphan { stored, known } in table.take_orphans() {
+    fn discard_orphans(&self, table: &mut OutputTable) {
+        for OrphanedFile { stored, known } in table.take_orphans() {
             match (stored.get(), known) {
                 (Some(entry), _) => self.own_blobs.discard(&entry.key),
                 // If the truncation is refused, the space is freed when the upload ends.
@@ -429,7 +429,7 @@ impl Output {
     /// Returns what must be kept of an inode whose last name is about to be removed: the content of
     /// an open file; for another inode that the kernel knows, its content (a file, while there is
     /// room) or its attributes.
-    fn remains(&self, table: &Table, ino: Ino) -> Result<Option<UnnamedRemains>> {
+    fn remains(&self, table: &OutputTable, ino: Ino) -> Result<Option<UnnamedRemains>> {
         let node = table.node(ino)?;
         if node.links.len() > 1 {
             return Ok(None);
@@ -499,7 +499,7 @@ impl Output {
             forbid_move(file)?;
         }
         may_hold_more(&table, newparent, newname, kind)?;
-        if kind == Kind::Directory && table.is_below(newparent, ino) {
+        if kind == FileKind::Directory && table.is_below(newparent, ino) {
             return Err(Errno::INVAL);
         }
         // What lies below a directory moves with it and must fit the longest path too.
@@ -560,16 +560,16 @@ fn forbid_move(file: &FileNode) -> Result<()> {
     }
 }
 
-fn kind_of(body: &NodeBody) -> Kind {
+fn kind_of(body: &NodeBody) -> FileKind {
     match body {
-        NodeBody::Directory(_) => Kind::Directory,
-        NodeBody::File(_) => Kind::File,
-        NodeBody::Symlink => Kind::Symlink,
+        NodeBody::Directory(_) => FileKind::Directory,
+        NodeBody::File(_) => FileKind::File,
+        NodeBody::Symlink => FileKind::Symlink,
         NodeBody::Special(kind) => *kind,
     }
 }
 
-fn attr_of(ino: Ino, node: &Node, stat: &Stat) -> Attr {
+fn attr_of(ino: Ino, node: &OutputNode, stat: &Stat) -> Attr {
     let time = |seconds: i64, nanos: u64| {
         let nanos = Duration::from_nanos(nanos);
         match u64::try_from(seconds) {

@@ -13,8 +13,8 @@ use ion_system::failpoint::linger;
 use super::output::{DOT, DOT_DOT, Maker, OUT, Output, RenameOver, open_blob};
 use super::reads::{ReadFailure, ReadLog};
 use super::view::{Listing, View, ViewItem};
-use super::walk::Walks;
-use super::{Attr, Errno, FOREVER, Ino, Kind, ROOT, Result, is_staged};
+use super::walk::DirectoryWalks;
+use super::{Attr, Errno, FOREVER, FileKind, Ino, ROOT, Result, is_staged};
 
 /// The temporary name of a file that is being moved over another file.
 const BESIDE: &str = ".ion-moved-here";
@@ -25,7 +25,7 @@ pub struct Tree {
     pub(crate) daemon: Arc<Daemon>,
     pub(crate) view: View,
     pub(crate) output: Option<Arc<Output>>,
-    walks: Mutex<Walks>,
+    walks: Mutex<DirectoryWalks>,
     reads: ReadLog,
 }
 
@@ -42,7 +42,7 @@ pub(crate) enum ListingDetail {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ListedEntry {
     pub(crate) ino: Ino,
-    pub(crate) kind: Kind,
+    pub(crate) kind: FileKind,
     /// The attributes; may be none if only names were requested.
     pub(crate) attr: Option<Attr>,
 }
@@ -188,7 +188,7 @@ impl Tree {
         let directory = |ino: Ino| -> Result<ListedEntry> {
             let attr =
                 if wanted == ListingDetail::Attributes { Some(self.getattr(ino)?) } else { None };
-            Ok(ListedEntry { ino, kind: Kind::Directory, attr })
+            Ok(ListedEntry { ino, kind: FileKind::Directory, attr })
         };
         let mut at = place;
         while at < DOT_DOT {
@@ -313,7 +313,7 @@ impl Tree {
         let Some(target) = output.lookup(newparent, newname)? else {
             return self.move_item(parent, text, newparent, newname, maker).await;
         };
-        if target.kind == Kind::Directory {
+        if target.kind == FileKind::Directory {
             return Err(Errno::ISDIR);
         }
         // Move it to a temporary name first: the file that it replaces must not be lost if there is

@@ -15,7 +15,7 @@ use ion_model::event::FileEntry;
 use ion_stores::StoreError;
 
 use super::reads::{ReadFailure, ReadLog};
-use super::{Attr, DirEntry, Errno, FOREVER, Ino, Kind, ROOT, Result};
+use super::{Attr, DirEntry, Errno, FOREVER, FileKind, Ino, ROOT, Result};
 
 /// What a name in a view stands for.
 #[derive(Clone, Debug)]
@@ -524,28 +524,28 @@ impl View {
         let more = if self.readers == Readers::AnyUser { 0o222 } else { 0 };
         let (kind, size, at, perm, ttl) = match item {
             ViewItem::Directory(directory) => (
-                Kind::Directory,
+                FileKind::Directory,
                 0,
                 clock::system_time(directory.mtime()),
                 0o755 | more,
                 directory.ttl(),
             ),
             ViewItem::Text(bytes, at) => {
-                (Kind::File, bytes.len() as u64, clock::system_time(*at), 0o444, FOREVER)
+                (FileKind::File, bytes.len() as u64, clock::system_time(*at), 0o444, FOREVER)
             }
             ViewItem::Blob(entry) => {
                 // The stored mode, so that a copy of the file is writable if the original was.
                 // Writing here is refused whatever the mode says (EROFS).
                 let perm = self.stored_mode(entry) | more;
-                (Kind::File, entry.size, entry.modified(), perm, FOREVER)
+                (FileKind::File, entry.size, entry.modified(), perm, FOREVER)
             }
             ViewItem::Live(path) => {
                 let metadata = std::fs::metadata(path).map_err(|error| super::errno(&error))?;
                 let modified = metadata.modified().map_err(|error| super::errno(&error))?;
-                (Kind::File, metadata.size(), modified, 0o444, Duration::ZERO)
+                (FileKind::File, metadata.size(), modified, 0o444, Duration::ZERO)
             }
             ViewItem::Link(target) => {
-                (Kind::Symlink, target.len() as u64, SystemTime::UNIX_EPOCH, 0o777, FOREVER)
+                (FileKind::Symlink, target.len() as u64, SystemTime::UNIX_EPOCH, 0o777, FOREVER)
             }
         };
         Ok(Attr {

@@ -25,12 +25,12 @@ const AHEAD_BYTES_MAX: u64 = 32 << 20;
 
 /// The directories that are being walked.
 #[derive(Debug, Default)]
-pub(crate) struct Walks {
-    walks: Vec<Walk>,
+pub(crate) struct DirectoryWalks {
+    walks: Vec<DirectoryWalk>,
 }
 
 #[derive(Debug)]
-struct Walk {
+struct DirectoryWalk {
     directory: Ino,
     /// The name that was read last.
     last: String,
@@ -41,7 +41,7 @@ struct Walk {
     window: usize,
 }
 
-impl Walks {
+impl DirectoryWalks {
     /// Notes that the file `name` of a directory is being read. Returns the files to fetch ahead:
     /// none, unless `name` follows the file that was read before.
     pub(crate) fn reached(
@@ -55,7 +55,7 @@ impl Walks {
             if self.walks.len() == WALKS_MAX {
                 self.walks.remove(0);
             }
-            self.walks.push(Walk::at(directory, name));
+            self.walks.push(DirectoryWalk::at(directory, name));
             return vec![];
         };
         // The walk that was used last stays at the end.
@@ -66,7 +66,7 @@ impl Walks {
     }
 }
 
-impl Walk {
+impl DirectoryWalk {
     fn at(directory: Ino, name: &str) -> Self {
         Self { directory, last: name.to_owned(), ahead: name.to_owned(), left: 0, window: 1 }
     }
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn a_walk_gets_each_file_once_and_ever_more_at_a_time() {
         let listing = directory(1000, 4096);
-        let mut walks = Walks::default();
+        let mut walks = DirectoryWalks::default();
         let (mut asked, mut largest) = (Vec::new(), 0);
         for (name, _) in listing.iter() {
             let ahead = walks.reached(7, &listing, name);
@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn some_may_be_left_out_and_two_programs_may_walk() {
         let listing = directory(200, 4096);
-        let mut walks = Walks::default();
+        let mut walks = DirectoryWalks::default();
         let mut asked = [0, 0];
         for n in (0..200).step_by(3) {
             for (at, directory) in [3, 4].into_iter().enumerate() {
@@ -161,7 +161,7 @@ mod tests {
     #[test]
     fn what_jumps_about_and_what_is_large_is_not_fetched_ahead() {
         let listing = directory(1000, 4096);
-        let mut walks = Walks::default();
+        let mut walks = DirectoryWalks::default();
         for n in 0..1000 {
             let name = format!("{:05}", n * 389 % 1000);
             assert!(walks.reached(1, &listing, &name).is_empty());
@@ -170,7 +170,7 @@ mod tests {
         let large = directory(100, SMALL + 1);
         assert!(large.iter().all(|(name, _)| walks.reached(2, &large, name).is_empty()));
         let halves = directory(100, SMALL);
-        let mut first = Walks::default();
+        let mut first = DirectoryWalks::default();
         let most = halves.iter().map(|(name, _)| first.reached(2, &halves, name).len()).max();
         assert!(most.is_some_and(|most| most as u64 * SMALL <= AHEAD_BYTES_MAX), "{most:?}");
     }

@@ -22,12 +22,12 @@ pub struct CheckReport {
     /// [`CheckDepth::Lengths`].
     pub bytes_read: u64,
     /// The faults that were found.
-    pub findings: Vec<Finding>,
+    pub findings: Vec<AuditFinding>,
 }
 
 /// A fault in the plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub struct AuditFinding {
     /// What is wrong, as a text.
     pub what: String,
     /// What was done to repair it, or `None` if nothing was done, because no repair was requested
@@ -38,12 +38,12 @@ pub struct Finding {
 impl CheckReport {
     /// Adds a finding that is not repaired.
     pub fn found(&mut self, what: String) {
-        self.findings.push(Finding { what, repaired: None });
+        self.findings.push(AuditFinding { what, repaired: None });
     }
 
     /// Adds a finding, and what a repair did about it.
     pub fn repaired(&mut self, what: String, repaired: Option<String>) {
-        self.findings.push(Finding { what, repaired });
+        self.findings.push(AuditFinding { what, repaired });
     }
 
     /// Returns whether every finding has been repaired.

@@ -26,14 +26,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ion_model::checksum;
 use ion_model::event::FileEntry;
 use ion_stores::{Blobs, StoreError};
-use ion_system::metrics::Metrics;
+use ion_system::metrics::PlaneMetrics;
 use tokio::sync::Semaphore;
 
-use self::blob::Place;
-pub use self::blob::{CachedBlob, Reader};
+use self::blob::LocalFileKind;
+pub use self::blob::{BlobReader, CachedBlob};
 use self::buffer::Buffers;
-use self::disk::Disk;
-use self::memory::Memory;
+use self::disk::DiskCache;
+use self::memory::BlockMemory;
 
 /// The number of concurrent requests to the store: enough for a remote store, and few enough for
 /// its rate limits.
@@ -132,10 +132,10 @@ pub fn default_memory() -> u64 {
 #[derive(Debug)]
 struct CacheShared {
     blobs: Arc<dyn Blobs>,
-    metrics: Arc<Metrics>,
-    memory: Memory,
+    metrics: Arc<PlaneMetrics>,
+    memory: BlockMemory,
     buffers: Arc<Buffers>,
-    disk: Disk,
+    disk: DiskCache,
     fetches: Semaphore,
     next_id: AtomicU64,
     idle_max: usize,
@@ -174,7 +174,7 @@ impl CacheShared {
                 let mut open = this.open();
                 // An open blob keeps its space on the disk even when its file is removed.
                 open.by_key.retain(|_, (_, blob)| Arc::strong_count(blob) > 1);
-                open.by_key.values().map(|(_, blob)| Disk::name(blob.entry())).collect()
+                open.by_key.values().map(|(_, blob)| DiskCache::name(blob.entry())).collect()
             };
             this.disk.make_room(&in_use);
             this.making_room.store(false, Ordering::Release);
@@ -193,15 +193,15 @@ impl Cache {
         blobs: Arc<dyn Blobs>,
         directory: PathBuf,
         limits: CacheLimits,
-        metrics: Arc<Metrics>,
+        metrics: Arc<PlaneMetrics>,
     ) -> Self {
         Self {
             shared: Arc::new(CacheShared {
                 blobs,
                 metrics,
-                memory: Memory::new(limits.memory_bytes),
+                memory: BlockMemory::new(limits.memory_bytes),
                 buffers: Buffers::new(usize::try_from(checksum::BLOCK).unwrap_or(usize::MAX)),
-                disk: Disk::new(directory, limits.disk_bytes),
+                disk: DiskCache::new(directory, limits.disk_bytes),
                 fetches: Semaphore::new(FETCHES_MAX),
                 next_id: AtomicU64::new(0),
                 idle_max: limits.idle_max,
@@ -228,10 +228,13 @@ impl Cache {
             return Ok(blob.clone());
         }
         let (place, file) = match self.shared.blobs.open_local(&entry.key) {
-            Some(file) => (Place::Store, file),
+            Some(file) => (LocalFileKind::Store, file),
             None => {
                 let local = |source| CacheError::Local { key: entry.key.clone(), source };
-                (Place::Node, self.shared.disk.open(&Disk::name(entry), entry.size).map_err(local)?)
+                (
+                    LocalFileKind::Node,
+                    self.shared.disk.open(&DiskCache::name(entry), entry.size).map_err(local)?,
+                )
             }
         };
         Ok(self.insert(&mut open, entry, place, file))
@@ -247,7 +250,7 @@ impl Cache {
         let mut open = self.shared.open();
         if open.find(entry).is_none() {
             open.clock += 1;
-            self.insert(&mut open, entry, Place::Producer, file);
+            self.insert(&mut open, entry, LocalFileKind::Producer, file);
         }
         true
     }
@@ -257,7 +260,7 @@ impl Cache {
     /// Otherwise the cache forgets the blob.
     pub fn settled(&self, entry: &FileEntry, file: Option<&File>) {
         let kept =
-            file.is_some_and(|file| self.shared.disk.adopt(&Disk::name(entry), file).is_ok());
+            file.is_some_and(|file| self.shared.disk.adopt(&DiskCache::name(entry), file).is_ok());
         let mut open = self.shared.open();
         if let Some((_, blob)) = open.find(entry) {
             if kept {
@@ -279,7 +282,7 @@ impl Cache {
         &self,
         open: &mut OpenBlobs,
         entry: &FileEntry,
-        place: Place,
+        place: LocalFileKind,
         file: File,
     ) -> Arc<CachedBlob> {
         let blob = Arc::new(CachedBlob::new(self.shared.clone(), entry, place, file));

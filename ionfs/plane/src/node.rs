@@ -14,7 +14,7 @@ use ion_model::limits::Limits;
 use ion_stores::DataPlane;
 use ion_stores::object::IN_FLIGHT_MAX;
 use ion_system::home::{make_home, private_folder};
-use ion_system::metrics::{Metrics, Registry, describe_bytes};
+use ion_system::metrics::{PlaneMetrics, Registry, describe_bytes};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::cache::{Cache, CacheLimits};
@@ -80,7 +80,7 @@ pub struct Node {
     /// The cache of verified blocks of blobs.
     pub cache: Cache,
     /// The daemon's counters.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<PlaneMetrics>,
     /// Bounds the concurrent uploads.
     uploads: Semaphore,
     /// Bounds the concurrent uploads that no event waits for.

@@ -57,14 +57,14 @@ pub async fn blobs(urls: &StoreUrls) -> ProbeResult {
 /// The plane's id and modules, from the documents. Empty if the documents cannot be read; the test
 /// of the documents reports that.
 #[derive(Default)]
-struct Registered {
+struct ProbedPlane {
     plane: Option<String>,
     modules: Vec<String>,
 }
 
-async fn registered(urls: &StoreUrls) -> Registered {
+async fn registered(urls: &StoreUrls) -> ProbedPlane {
     if urls.documents == urls.bus {
-        return Registered::default();
+        return ProbedPlane::default();
     }
     let read = async {
         let documents = open_documents(&urls.documents).await?;
@@ -72,7 +72,7 @@ async fn registered(urls: &StoreUrls) -> Registered {
         let modules = documents.find(Query::equal(Collection::Modules, vec![])).await?;
         documents.close().await;
         let names = modules.iter().filter_map(|module| module["id"].as_str());
-        Ok::<_, StoreError>(Registered { plane, modules: names.map(str::to_owned).collect() })
+        Ok::<_, StoreError>(ProbedPlane { plane, modules: names.map(str::to_owned).collect() })
     };
     read.await.unwrap_or_default()
 }

@@ -583,7 +583,7 @@ impl Bus for Amqp {
         prefetch: usize,
     ) -> Result<Box<dyn Subscription>, StoreError> {
         let prefetch = u16::try_from(prefetch.max(1)).unwrap_or(u16::MAX);
-        Ok(Box::new(subscriber::Subscriber::new(self, module, prefetch)))
+        Ok(Box::new(subscriber::AmqpSubscriber::new(self, module, prefetch)))
     }
 
     /// Takes the messages off the queue for a moment and returns them. The broker counts each

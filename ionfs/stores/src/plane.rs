@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use ion_model::event::Event;
-use ion_system::metrics::Metrics;
+use ion_system::metrics::PlaneMetrics;
 use serde_json::Value;
 
 use crate::blobs::Blobs;
@@ -34,7 +34,7 @@ pub struct DataPlane {
     /// The registry of modules as it was last read: it says which modules an event is for.
     pub(crate) registry: Arc<KnownRegistry>,
     /// Counts and times the operations on the stores.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<PlaneMetrics>,
 }
 
 impl DataPlane {

@@ -12,9 +12,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The rules in `ION_FAILPOINTS`.
-struct Plan(Vec<Rule>);
+struct FailpointPlan(Vec<FailpointRule>);
 
-enum Rule {
+enum FailpointRule {
     /// Kills when the place `name` is reached and `left` is 1; each time before lowers `left`.
     Count { name: String, left: AtomicU64 },
     /// Kills at any place, in one of `one_of` cases.
@@ -24,14 +24,14 @@ enum Rule {
 /// Marks a failpoint. Returns, unless a rule kills this process here.
 #[inline]
 pub fn reach(name: &'static str) {
-    static PLAN: OnceLock<Option<Plan>> = OnceLock::new();
+    static PLAN: OnceLock<Option<FailpointPlan>> = OnceLock::new();
     if !cfg!(debug_assertions) {
         return;
     }
     let plan = PLAN.get_or_init(|| {
         let text = std::env::var("ION_FAILPOINTS").ok()?;
         Some(
-            Plan::parse(&text)
+            FailpointPlan::parse(&text)
                 .unwrap_or_else(|| panic!("ION_FAILPOINTS: {text:?} is not a list of failpoints")),
         )
     });
@@ -70,30 +70,34 @@ fn die(name: &str) -> ! {
     std::process::abort()
 }
 
-impl Plan {
+impl FailpointPlan {
     /// Reads the rules; `None` when one of them is not valid.
     fn parse(text: &str) -> Option<Self> {
         let rule = |rule: &str| {
             let (name, when) = rule.split_once('=')?;
             if name != "*" {
-                return Some(Rule::Count {
+                return Some(FailpointRule::Count {
                     name: name.to_owned(),
                     left: AtomicU64::new(when.parse().ok()?),
                 });
             }
             let (chance, seed) = when.split_once(':')?;
             let one_of = chance.strip_prefix("1/")?.parse().ok().filter(|one_of| *one_of > 0)?;
-            Some(Rule::Chance { one_of, drawn: AtomicU64::new(0), seed: seed.parse().ok()? })
+            Some(FailpointRule::Chance {
+                one_of,
+                drawn: AtomicU64::new(0),
+                seed: seed.parse().ok()?,
+            })
         };
-        text.split(',').map(rule).collect::<Option<Vec<Rule>>>().map(Self)
+        text.split(',').map(rule).collect::<Option<Vec<FailpointRule>>>().map(Self)
     }
 
     fn strikes(&self, reached: &str) -> bool {
         self.0.iter().any(|rule| match rule {
-            Rule::Count { name, left } => {
+            FailpointRule::Count { name, left } => {
                 name == reached && left.fetch_sub(1, Ordering::Relaxed) == 1
             }
-            Rule::Chance { one_of, drawn, seed } => {
+            FailpointRule::Chance { one_of, drawn, seed } => {
                 draw(seed.wrapping_add(drawn.fetch_add(1, Ordering::Relaxed)))
                     .is_multiple_of(*one_of)
             }
@@ -115,7 +119,7 @@ mod tests {
 
     #[test]
     fn strikes_where_and_when_it_was_told() {
-        let plan = Plan::parse("commit.inserted=2").unwrap();
+        let plan = FailpointPlan::parse("commit.inserted=2").unwrap();
         let struck: Vec<bool> =
             ["commit.inserted", "claim.done", "commit.inserted", "commit.inserted"]
                 .map(|at| plan.strikes(at))
@@ -126,13 +130,13 @@ mod tests {
     #[test]
     fn chance_is_what_was_asked_for_and_the_same_for_the_same_seed() {
         let draws = || {
-            let plan = Plan::parse("*=1/10:7").unwrap();
+            let plan = FailpointPlan::parse("*=1/10:7").unwrap();
             (0..10_000).map(|_| plan.strikes("anywhere")).collect::<Vec<bool>>()
         };
         let struck = draws().iter().filter(|struck| **struck).count();
         assert!((800..1200).contains(&struck), "{struck}");
         assert_eq!(draws(), draws());
-        assert!(Plan::parse("commit.inserted=soon").is_none());
-        assert!(Plan::parse("*=1/0:1").is_none());
+        assert!(FailpointPlan::parse("commit.inserted=soon").is_none());
+        assert!(FailpointPlan::parse("*=1/0:1").is_none());
     }
 }

@@ -1,8 +1,8 @@
 //! The metrics of the data plane, for operators, tests and benchmarks.
 //!
-//! The numbers have the types of the crate `prometheus_client`, and [`Metrics::describe`] names
+//! The numbers have the types of the crate `prometheus_client`, and [`PlaneMetrics::describe`] names
 //! them. This module does not know which program shows them, nor how. A read touches only atomics:
-//! labels are looked up once, when a [`Metrics`] is made.
+//! labels are looked up once, when a [`PlaneMetrics`] is made.
 
 use std::fmt;
 use std::time::Instant;
@@ -94,7 +94,7 @@ impl Default for Latency {
 
 /// The metrics of one process since it started.
 #[derive(Debug)]
-pub struct Metrics {
+pub struct PlaneMetrics {
     /// Bytes of blobs read from the blob store and checked.
     pub bytes_fetched: Counter,
     /// Bytes of blobs read from the node's disk and checked.
@@ -131,7 +131,7 @@ pub struct Metrics {
     opens: Family<Label, Total>,
 }
 
-impl Default for Metrics {
+impl Default for PlaneMetrics {
     fn default() -> Self {
         let read = Family::<Label, Total>::default();
         let origin = |name| Counter(read.get_or_create_owned(&[("origin", name)]));
@@ -161,7 +161,7 @@ impl Default for Metrics {
     }
 }
 
-impl Metrics {
+impl PlaneMetrics {
     /// Returns the latency of the commit step of this name.
     pub fn step(&self, name: &'static str) -> Latency {
         Latency(self.steps.get_or_create_owned(&[("step", name)]))

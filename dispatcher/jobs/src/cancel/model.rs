@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use super::Rounds;
+use super::CancelRounds;
 
 /// The registry, as far as a commit reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,7 +55,7 @@ struct State {
     /// The job of the event that `parent` commits.
     child: Job,
     sweep: Sweep,
-    rounds: Rounds,
+    rounds: CancelRounds,
     /// Whether guard and insert are one transaction.
     strict: bool,
 }
@@ -84,7 +84,7 @@ impl State {
             commit: Commit::NotBegun,
             child: Job::Unclaimed,
             sweep: Sweep::NotBegun,
-            rounds: Rounds::default(),
+            rounds: CancelRounds::default(),
             strict,
         }
     }

@@ -9,7 +9,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::image::ImageReference;
 use super::resources::Resources;
-use super::{Api, Mistake, Module};
+use super::{Mistake, Module, ModuleApi};
 
 /// The executor that runs a module's jobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,7 +165,7 @@ impl ContainerTerms {
 /// Refuses the other fields of a module that do not work with its image.
 pub(super) fn check_beside(module: &Module) -> Result<(), String> {
     let Some(container) = &module.container else { return Ok(()) };
-    if module.api == Api::Sidecar && container.network == Network::None {
+    if module.api == ModuleApi::Sidecar && container.network == Network::None {
         return Err("\"api: sidecar\" listens on this machine's loopback, which a container reaches with network: host only".into());
     }
     Ok(())

@@ -7,7 +7,7 @@ use ion_model::record::CommitMode;
 use ion_plane::address::FileUrls;
 use serde_saphyr::Spanned;
 
-use super::{Api, BASE_DIR, MOUNT_AT, Mistake, Module};
+use super::{BASE_DIR, MOUNT_AT, Mistake, Module, ModuleApi};
 
 /// Folders of the machine that a module's tree must not hide: no program would run.
 const SYSTEM_FOLDERS: [&str; 14] = [
@@ -29,8 +29,8 @@ pub(super) fn older_words(
     }
     if let Some(api) = api {
         module.api = match &*api.value {
-            "none" => Api::None,
-            "sidecar" => Api::Sidecar,
+            "none" => ModuleApi::None,
+            "sidecar" => ModuleApi::Sidecar,
             other => {
                 return Err((api.referenced, format!("\"api\" {other:?}; allowed: none, sidecar")));
             }
@@ -39,8 +39,8 @@ pub(super) fn older_words(
     // Modules for the sidecar were written for these defaults: nothing is visible before the module
     // reports that it is done, and files have addresses.
     let (usual, usually) = match module.api {
-        Api::None => (CommitMode::default(), FileUrls::default()),
-        Api::Sidecar => (CommitMode::OnSuccess, FileUrls::Ion),
+        ModuleApi::None => (CommitMode::default(), FileUrls::default()),
+        ModuleApi::Sidecar => (CommitMode::OnSuccess, FileUrls::Ion),
     };
     module.commit = commit.unwrap_or(usual);
     module.urls = match urls {

@@ -24,10 +24,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::pool::PoolLease;
-use super::record::{Recording, Trace};
-use super::spool::{Blob, Spool, Storing};
+use super::record::{ChainTrace, Recording};
+use super::spool::{Spool, SpooledBlob, Storing};
 use super::{Input, Link, PIECES};
-use crate::sandbox::{Exit, Piped, Sandbox, SandboxError};
+use crate::sandbox::{PipedStreams, ProcessExit, Sandbox, SandboxError};
 
 /// The most bytes of one read from a link: what a pipe holds.
 const PIECE: usize = 64 << 10;
@@ -59,13 +59,13 @@ pub(super) struct FlowOutcome {
     /// Each link, in order.
     pub(super) links: Vec<LinkEnd>,
     /// The stored input of the first link; none where the input is an event's file already.
-    pub(super) input: Option<Blob>,
+    pub(super) input: Option<SpooledBlob>,
     /// Whether a part of the input was not read.
     pub(super) cut_off: bool,
     /// Whether the run was asked to stop.
     pub(super) stopped: bool,
     /// The part of the trace that is recorded already.
-    pub(super) begun: Option<Trace>,
+    pub(super) begun: Option<ChainTrace>,
     /// Why Ion itself failed, in words; none if it did not.
     pub(super) broken: Option<String>,
 }
@@ -79,7 +79,7 @@ pub(super) struct LinkEnd {
     pub(super) ended: Millis,
     pub(super) stderr: Bytes,
     /// All that it wrote, if it ended well.
-    pub(super) output: Option<Blob>,
+    pub(super) output: Option<SpooledBlob>,
     /// What is left of its processes. They are removed only after the run's answer is sent.
     pub(super) _left: Option<Sandbox>,
 }
@@ -87,7 +87,7 @@ pub(super) struct LinkEnd {
 /// How a link ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum LinkExit {
-    Exited(Exit),
+    Exited(ProcessExit),
     /// The next link had closed its stdin, as in `yes | head`. The exit status after that does not
     /// count.
     Unwanted,
@@ -103,7 +103,7 @@ pub(super) enum LinkExit {
 
 impl LinkExit {
     pub(super) fn is_well(&self) -> bool {
-        matches!(self, Self::Exited(Exit::Code(0)) | Self::Unwanted)
+        matches!(self, Self::Exited(ProcessExit::Code(0)) | Self::Unwanted)
     }
 }
 
@@ -184,7 +184,7 @@ impl Flow<'_> {
         mut input: Input,
         to: mpsc::Sender<Bytes>,
         give_up: &CancellationToken,
-    ) -> (Option<Blob>, bool, Option<String>) {
+    ) -> (Option<SpooledBlob>, bool, Option<String>) {
         let mut to = Some(to);
         let mut spool = self.recording.input();
         let cut_off = loop {
@@ -230,7 +230,7 @@ impl Flow<'_> {
     async fn stage(
         &self,
         index: usize,
-        taken: Result<Piped, SandboxError>,
+        taken: Result<PipedStreams, SandboxError>,
         from: mpsc::Receiver<Bytes>,
         to: OutputReceiver,
         give_up: &CancellationToken,
@@ -270,13 +270,13 @@ impl Flow<'_> {
     async fn supervise(
         &self,
         index: usize,
-        piped: Piped,
+        piped: PipedStreams,
         from: mpsc::Receiver<Bytes>,
         to: OutputReceiver,
         said: &Mutex<BytesMut>,
         give_up: &CancellationToken,
     ) -> (LinkExit, Option<(Storing, Sandbox)>) {
-        let Piped { mut sandbox, stdin, stdout, stderr } = piped;
+        let PipedStreams { mut sandbox, stdin, stdout, stderr } = piped;
         let timeout = self.module.timeout;
         // When the next link closed its stdin, if it did.
         let unwanted = SetOnce::new();
@@ -397,7 +397,7 @@ async fn hear(mut stderr: Receiver, said: &Mutex<BytesMut>) {
     }
 }
 
-fn ended(exit: Result<Exit, SandboxError>) -> LinkExit {
+fn ended(exit: Result<ProcessExit, SandboxError>) -> LinkExit {
     match exit {
         Ok(exit) => LinkExit::Exited(exit),
         Err(error) => LinkExit::Vanished(chain(&error)),

@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Link, LinkRuntime};
 use crate::container::ContainerRequest;
-use crate::sandbox::{self, Command, Piped, Rights, SandboxError};
+use crate::sandbox::{self, PipedStreams, Rights, SandboxCommand, SandboxError};
 
 /// How often the waiting processes are checked.
 const LOOK: Duration = Duration::from_secs(2);
@@ -56,7 +56,7 @@ pub(super) struct Pools {
 #[derive(Debug)]
 struct Pool {
     name: String,
-    command: Command,
+    command: SandboxCommand,
     places: LinkRuntime,
     /// The container that it runs in, with its settings; none: this machine.
     container: Result<Option<Container>, String>,
@@ -71,7 +71,7 @@ struct Pool {
 
 #[derive(Debug)]
 struct PoolState {
-    ready: VecDeque<Piped>,
+    ready: VecDeque<PipedStreams>,
     used: Instant,
     /// The runs in progress that use this pool.
     runs: usize,
@@ -126,7 +126,7 @@ impl Pools {
             .collect();
         let argv = module.argv_of(link);
         let covers = self.places.covers.around(&module.directory, argv.first().map(String::as_str));
-        let command = Command {
+        let command = SandboxCommand {
             argv,
             env: self.env.iter().chain(&env).cloned().collect(),
             cwd: module.directory.clone(),
@@ -204,7 +204,7 @@ pub(super) struct PoolLease {
 
 impl PoolLease {
     /// Takes or starts a process for each link.
-    pub(super) async fn take(&self) -> Vec<Result<Piped, SandboxError>> {
+    pub(super) async fn take(&self) -> Vec<Result<PipedStreams, SandboxError>> {
         join_all(self.pools.iter().map(async |pool| {
             let taken = pool.take();
             self.metrics.process(taken.is_some());
@@ -236,7 +236,7 @@ impl Pool {
     }
 
     /// Starts another process.
-    async fn start(&self) -> Result<Piped, SandboxError> {
+    async fn start(&self) -> Result<PipedStreams, SandboxError> {
         let mut command = self.command.clone();
         if let Some(container) =
             self.container.as_ref().map_err(|reason| SandboxError::Failed(reason.clone()))?
@@ -258,7 +258,7 @@ impl Pool {
         sandbox::spawn_piped(&self.places.server, command).await
     }
 
-    fn take(&self) -> Option<Piped> {
+    fn take(&self) -> Option<PipedStreams> {
         let mut held = self.held();
         held.used = Instant::now();
         while let Some(piped) = held.ready.pop_front() {

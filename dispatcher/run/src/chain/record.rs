@@ -25,9 +25,9 @@ use ion_stores::{Collection, DataPlane, Guard, Inserted, encode};
 use serde_json::Value;
 
 use super::flow::{FlowOutcome, LinkEnd, LinkExit};
-use super::spool::{Blob, Spool};
+use super::spool::{Spool, SpooledBlob};
 use super::{ChainEnd, InputState, Link, LinkFailure};
-use crate::sandbox::{Exit, out_of_memory};
+use crate::sandbox::{ProcessExit, out_of_memory};
 
 /// The name of a link's output, as a file of its event.
 pub(super) const STDOUT: &str = "stdout";
@@ -55,7 +55,7 @@ pub(super) struct Recording {
 
 /// The part of a run's trace that exists so far.
 #[derive(Debug)]
-pub(super) struct Trace {
+pub(super) struct ChainTrace {
     /// The event that the next link worked on.
     on: Event,
     /// The same event, kept back until it is known whether a link follows; none if it is written
@@ -64,7 +64,7 @@ pub(super) struct Trace {
     /// How many links are in the trace.
     links: usize,
     /// Blobs and documents that are not written yet.
-    blobs: Vec<Blob>,
+    blobs: Vec<SpooledBlob>,
     documents: Vec<(Collection, Value)>,
 }
 
@@ -119,10 +119,10 @@ impl Recording {
     /// In words, if it cannot be recorded.
     pub(super) async fn begin(
         &self,
-        input: Option<&Blob>,
+        input: Option<&SpooledBlob>,
         cut_off: bool,
         links: &[LinkEnd],
-    ) -> Result<Trace, String> {
+    ) -> Result<ChainTrace, String> {
         self.within(async {
             let mut trace = self.trace(input, cut_off);
             self.extend(&mut trace, links, links.len()).await?;
@@ -196,13 +196,13 @@ impl Recording {
     }
 
     /// Begins a trace with the first event.
-    fn trace(&self, input: Option<&Blob>, cut_off: bool) -> Trace {
+    fn trace(&self, input: Option<&SpooledBlob>, cut_off: bool) -> ChainTrace {
         let first = self.first_event(input, cut_off);
         let mut documents = Vec::new();
         if self.begins() {
             documents.push((Collection::Events, encode(&first)));
         }
-        Trace {
+        ChainTrace {
             on: first,
             last: None,
             links: 0,
@@ -215,7 +215,7 @@ impl Recording {
     /// becomes events.
     async fn extend(
         &self,
-        trace: &mut Trace,
+        trace: &mut ChainTrace,
         links: &[LinkEnd],
         well: usize,
     ) -> Result<(), Refusal> {
@@ -253,8 +253,8 @@ impl Recording {
 
     /// Writes the trace's pending blobs and documents, and the `published` event last. All of it is
     /// durable when this returns if there is such an event; else only after `seal`.
-    async fn write(&self, trace: &mut Trace, published: Option<Event>) -> Result<(), Refusal> {
-        let soon = |blob: Blob| blob.soon.map(|bytes| (blob.entry.key, bytes));
+    async fn write(&self, trace: &mut ChainTrace, published: Option<Event>) -> Result<(), Refusal> {
+        let soon = |blob: SpooledBlob| blob.soon.map(|bytes| (blob.entry.key, bytes));
         let blobs: Vec<_> = trace.blobs.drain(..).filter_map(soon).collect();
         let documents = std::mem::take(&mut trace.documents);
         let written = match published {
@@ -290,7 +290,7 @@ impl Recording {
         }
     }
 
-    fn first_event(&self, input: Option<&Blob>, cut_off: bool) -> Event {
+    fn first_event(&self, input: Option<&SpooledBlob>, cut_off: bool) -> Event {
         let mut first = self.first.clone();
         if let Some(input) = input {
             first.files = vec![input.entry.clone()];
@@ -338,7 +338,7 @@ impl Recording {
             ended: Some(end.ended),
             end: Some(attempt_end),
             exit_code: exit_code(&end.how),
-            reason: (end.how != LinkExit::Exited(Exit::Code(0))).then(|| said(&end.how)),
+            reason: (end.how != LinkExit::Exited(ProcessExit::Code(0))).then(|| said(&end.how)),
             log,
             ..Attempt::begun(self.stored.attempt(), end.started)
         };
@@ -407,7 +407,7 @@ impl Recording {
     }
 
     /// Stores a link's stderr as the log of its job; none if it wrote nothing.
-    async fn log(&self, end: &LinkEnd, number: usize) -> Result<Option<Blob>, Refusal> {
+    async fn log(&self, end: &LinkEnd, number: usize) -> Result<Option<SpooledBlob>, Refusal> {
         // The log of the chain's own job has the stderr of all its links.
         if end.stderr.is_empty() || (self.alone() && !self.begins()) {
             return Ok(None);
@@ -422,7 +422,7 @@ impl Recording {
         );
         let bytes = end.stderr.clone();
         let entry = store_bytes_soon(&*self.plane.blobs, key, "log".into(), bytes.clone()).await?;
-        Ok(Some(Blob { entry, soon: Some(bytes) }))
+        Ok(Some(SpooledBlob { entry, soon: Some(bytes) }))
     }
 
     fn log_record(&self, end: &LinkEnd, on: &Event, log: &FileEntry) -> LogRecord {
@@ -474,16 +474,16 @@ pub(super) fn steps<'a>(
 
 fn exit_code(how: &LinkExit) -> Option<i32> {
     match how {
-        LinkExit::Exited(Exit::Code(code)) => Some(*code),
+        LinkExit::Exited(ProcessExit::Code(code)) => Some(*code),
         _ => None,
     }
 }
 
 fn said(how: &LinkExit) -> String {
     match how {
-        LinkExit::Exited(Exit::Code(code)) => format!("exit status {code}"),
-        LinkExit::Exited(Exit::Signal(signal)) => format!("killed by signal {signal}"),
-        LinkExit::Exited(Exit::OutOfMemory(bytes)) => out_of_memory(*bytes),
+        LinkExit::Exited(ProcessExit::Code(code)) => format!("exit status {code}"),
+        LinkExit::Exited(ProcessExit::Signal(signal)) => format!("killed by signal {signal}"),
+        LinkExit::Exited(ProcessExit::OutOfMemory(bytes)) => out_of_memory(*bytes),
         LinkExit::TimedOut(timeout) => {
             format!("over its timeout of {}", humantime::format_duration(*timeout))
         }

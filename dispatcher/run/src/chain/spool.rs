@@ -20,7 +20,7 @@ const PIECES: usize = 4;
 
 /// A blob that was stored.
 #[derive(Clone, Debug)]
-pub(super) struct Blob {
+pub(super) struct SpooledBlob {
     /// Its entry in an event's list of files.
     pub(super) entry: FileEntry,
     /// Its bytes, if it is not durable yet.
@@ -28,7 +28,7 @@ pub(super) struct Blob {
 }
 
 /// The future of a blob that is being stored.
-pub(super) type Storing = BoxFuture<'static, Result<Blob, UploadError>>;
+pub(super) type Storing = BoxFuture<'static, Result<SpooledBlob, UploadError>>;
 
 /// A stream of bytes that becomes one blob. If it is dropped before [`Self::finish`], no blob is
 /// made.
@@ -113,7 +113,7 @@ impl Spool {
             let entry = ended.unwrap_or_else(|error| {
                 Err(UploadError::Read { path, source: io::Error::other(error) })
             })?;
-            Ok(Blob { entry, soon })
+            Ok(SpooledBlob { entry, soon })
         })
     }
 }

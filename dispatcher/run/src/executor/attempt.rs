@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ion_fs::job::{OlderConventions, TreeOutcome, ValueFileNames};
-use ion_jobs::pipeline::{ANY_TYPE, Api, Module};
+use ion_jobs::pipeline::{ANY_TYPE, Module, ModuleApi};
 use ion_model::record::{AttemptEnd, CommitMode};
 use ion_model::text::quote;
 use ion_plane::commit::{Fence, Origin, Rejection};
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use super::sidecar::{CompletionReport, Sidecar};
 use super::{AttemptOutcome, AttemptStart, StopReason};
-use crate::sandbox::{self, Exit};
+use crate::sandbox::{self, ProcessExit};
 
 /// The most failed reads in the record of one attempt. A job's document holds all its attempts, and
 /// a store takes 2 MiB at most; the job's own tree lists more.
@@ -36,8 +36,8 @@ pub(super) fn origin(start: &AttemptStart, fence: Fence) -> Origin {
 /// Returns which conventions of older Ion a module asks for.
 pub(super) fn older(module: &Module) -> OlderConventions {
     let names = match module.api {
-        Api::None => ValueFileNames::Current,
-        Api::Sidecar => ValueFileNames::AndSecondGeneration,
+        ModuleApi::None => ValueFileNames::Current,
+        ModuleApi::Sidecar => ValueFileNames::AndSecondGeneration,
     };
     OlderConventions { names, urls: module.urls }
 }
@@ -65,7 +65,7 @@ pub(super) fn environment(
 
 /// How the process part of an attempt ended.
 pub(super) enum ProcessEnd {
-    Exited(Exit),
+    Exited(ProcessExit),
     /// The module had reported its work done before the process ended, however that ended; the exit
     /// status, if it exited by itself.
     Done(Option<i32>),
@@ -86,12 +86,14 @@ impl ProcessEnd {
     /// that was reported done stays done: older Ion had committed by then.
     pub(super) fn after(self, word: CompletionReport) -> Self {
         match (word, self) {
-            (CompletionReport::Done, Self::Exited(Exit::Code(code))) => Self::Done(Some(code)),
+            (CompletionReport::Done, Self::Exited(ProcessExit::Code(code))) => {
+                Self::Done(Some(code))
+            }
             (
                 CompletionReport::Done,
                 Self::Exited(_) | Self::TimedOut(_) | Self::Stopped(StopReason::Shutdown),
             ) => Self::Done(None),
-            (CompletionReport::NotDone, Self::Exited(Exit::Code(0))) => Self::Undone,
+            (CompletionReport::NotDone, Self::Exited(ProcessExit::Code(0))) => Self::Undone,
             (_, ran) => ran,
         }
     }
@@ -121,24 +123,24 @@ pub(super) fn verdict(
     let first_refused =
         outcome.rejections.first().map(|first| refused(first, outcome.rejections.len()));
     let (end, exit_code, reason) = match ran {
-        ProcessEnd::Exited(Exit::Code(0)) if first_refused.is_none() => {
+        ProcessEnd::Exited(ProcessExit::Code(0)) if first_refused.is_none() => {
             (AttemptEnd::Succeeded, Some(0), None)
         }
-        ProcessEnd::Exited(Exit::Code(0)) => (AttemptEnd::Failed, Some(0), first_refused),
+        ProcessEnd::Exited(ProcessExit::Code(0)) => (AttemptEnd::Failed, Some(0), first_refused),
         // The log has the events that were refused after the work was reported done.
         ProcessEnd::Done(code) => (AttemptEnd::Succeeded, code, None),
         ProcessEnd::Undone => {
             let undone = "it ended and GET /done had not been answered with 200; \"api: sidecar\" waits for that";
             (AttemptEnd::Failed, Some(0), Some(first_refused.unwrap_or_else(|| undone.into())))
         }
-        ProcessEnd::Exited(Exit::Code(code)) => {
+        ProcessEnd::Exited(ProcessExit::Code(code)) => {
             let refused = first_refused.map(|refused| format!("; {refused}")).unwrap_or_default();
             (AttemptEnd::Failed, Some(code), Some(format!("exit status {code}{refused}")))
         }
-        ProcessEnd::Exited(Exit::Signal(signal)) => {
+        ProcessEnd::Exited(ProcessExit::Signal(signal)) => {
             (AttemptEnd::Failed, None, Some(format!("killed by signal {signal}")))
         }
-        ProcessEnd::Exited(Exit::OutOfMemory(bytes)) => {
+        ProcessEnd::Exited(ProcessExit::OutOfMemory(bytes)) => {
             (AttemptEnd::Failed, None, Some(sandbox::out_of_memory(bytes)))
         }
         ProcessEnd::TimedOut(timeout) => (
@@ -220,14 +222,16 @@ mod tests {
         let failed_reads = FailedReads { first: vec![read; RECORDED_READS_MAX + 1], more: 5 };
         let outcome = TreeOutcome { failed_reads, ..TreeOutcome::default() };
         let said = "a read of \"in/data/f\" failed: damaged: block 3 does not match its checksum (and 25 more)";
-        let well = verdict(ProcessEnd::Exited(Exit::Code(0)), &outcome, CommitMode::OnSuccess);
+        let well =
+            verdict(ProcessEnd::Exited(ProcessExit::Code(0)), &outcome, CommitMode::OnSuccess);
         assert_eq!((well.end, well.exit_code, well.staged), (AttemptEnd::Failed, Some(0), false));
         assert_eq!(well.reason.as_deref(), Some(said));
         assert_eq!(
             (well.failed_reads.first.len(), well.failed_reads.more),
             (RECORDED_READS_MAX, 6)
         );
-        let badly = verdict(ProcessEnd::Exited(Exit::Code(3)), &outcome, CommitMode::OnClose);
+        let badly =
+            verdict(ProcessEnd::Exited(ProcessExit::Code(3)), &outcome, CommitMode::OnClose);
         assert_eq!(badly.reason, Some(format!("{said}; exit status 3")));
         let late =
             verdict(ProcessEnd::TimedOut(Duration::from_secs(1)), &outcome, CommitMode::OnClose);

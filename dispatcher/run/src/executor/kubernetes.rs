@@ -47,7 +47,7 @@ use self::watched::{JobStates, PodJobState};
 use super::attempt::{ProcessEnd, asked, older, origin, stopped_by, verdict};
 use super::log::{JobLog, OutputNotifier, keep_output, without_log};
 use super::{AttemptOutcome, AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
-use crate::sandbox::{Exit, out_of_memory};
+use crate::sandbox::{ProcessExit, out_of_memory};
 
 /// The wait between two tries to reach the API server or a store, and how long it is tried.
 const TRY_WAIT: Duration = Duration::from_secs(1);
@@ -190,7 +190,7 @@ impl Kubernetes {
         output.finish().await;
         let mut never_ran = None;
         let (ran, words) = match end {
-            PodEnd::Exited(code) => (ProcessEnd::Exited(Exit::Code(code)), None),
+            PodEnd::Exited(code) => (ProcessEnd::Exited(ProcessExit::Code(code)), None),
             PodEnd::OutOfMemory(code) => {
                 let limit = module
                     .container
@@ -198,7 +198,7 @@ impl Kubernetes {
                     .and_then(|container| container.resources.memory_bytes);
                 let words =
                     limit.map_or("out of memory, as its node had no more".into(), out_of_memory);
-                (ProcessEnd::Exited(Exit::Code(code)), Some(words))
+                (ProcessEnd::Exited(ProcessExit::Code(code)), Some(words))
             }
             PodEnd::Deadline(waited) => {
                 never_ran = waited;

@@ -12,12 +12,12 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ion_fs::failed_read_of_blob;
 use ion_fs::job::{JobSpec, JobTree, OpenError, Writers};
 use ion_fs::mount::{ServedMount, Visitors, mount_at, serve};
-use ion_jobs::pipeline::Api;
+use ion_jobs::pipeline::ModuleApi;
 use ion_model::checksum::BLOCK;
 use ion_model::errors::{chain, is_no_room};
 use ion_model::event::{Context, FileEntry};
 use ion_model::record::{AttemptEnd, FailedReads};
-use ion_plane::cache::{CacheError, Reader};
+use ion_plane::cache::{BlobReader, CacheError};
 use ion_plane::commit::{Fence, files_of};
 use ion_plane::node::{Node, job_dir, live_log};
 use ion_stores::StoreError;
@@ -35,7 +35,8 @@ use super::{AttemptOutcome, AttemptStart, Executor, OutputWatcher, RunResult, St
 use crate::chain::{ChainEnd, ChainRequest, Chains, Input, InputState, LinkRuntime};
 use crate::container::{ContainerError, ContainerRequest, Containers};
 use crate::sandbox::{
-    self, Command, Covers, Exit, ForkServer, Mode, Rights, Sandbox, SandboxError,
+    self, Covers, ForkServer, ProcessExit, Rights, Sandbox, SandboxCommand, SandboxError,
+    SandboxMode,
 };
 
 /// The wait between SIGTERM and SIGKILL. A shorter wait cuts off modules that tidy up; a longer
@@ -83,7 +84,7 @@ pub struct LocalExecutor {
     node: Arc<Node>,
     settings: LocalSettings,
     server: Arc<ForkServer>,
-    mode: Mode,
+    mode: SandboxMode,
     containers: Arc<Containers>,
     covers: Arc<Covers>,
     chains: Arc<Chains>,
@@ -103,7 +104,7 @@ impl LocalExecutor {
         let server = Arc::new(ForkServer::new(&settings.program));
         let (mode, refused) = match settings.namespaces {
             Namespaces::WherePossible => sandbox::best_mode(&server).await,
-            Namespaces::Never => (Mode::Plain, vec![]),
+            Namespaces::Never => (SandboxMode::Plain, vec![]),
         };
         for (mode, reason) in refused {
             tracing::warn!(
@@ -135,7 +136,7 @@ impl LocalExecutor {
     }
 
     /// Returns the mode by which jobs are separated from this machine.
-    pub fn mode(&self) -> Mode {
+    pub fn mode(&self) -> SandboxMode {
         self.mode
     }
 
@@ -191,8 +192,8 @@ impl LocalExecutor {
         let folder = job_dir(&self.node.settings.home, &start.job.id, start.job.attempt);
         let commit = start.module.commit;
         let api = match start.module.api {
-            Api::None => None,
-            Api::Sidecar => match Sidecar::serve(tree.clone()).await {
+            ModuleApi::None => None,
+            ModuleApi::Sidecar => match Sidecar::serve(tree.clone()).await {
                 Ok(api) => Some(api),
                 Err(error) => {
                     tree.finish().await;
@@ -297,7 +298,8 @@ impl LocalExecutor {
         let job = &start.job;
         let plain = self.node.settings.home.join("mnt").join(format!("{}-{}", job.id, job.attempt));
         let mount_at = start.module.base_dir();
-        let ion_dir = if self.mode == Mode::Plain { plain.clone() } else { mount_at.clone() };
+        let ion_dir =
+            if self.mode == SandboxMode::Plain { plain.clone() } else { mount_at.clone() };
         let processes = tree.limits().processes;
         let container = match &start.module.container {
             None => None,
@@ -332,7 +334,7 @@ impl LocalExecutor {
             None => self.covers.around(&start.module.directory, argv.first().map(String::as_str)),
             Some(_) => vec![],
         };
-        let command = Command {
+        let command = SandboxCommand {
             argv,
             env: environment(&self.settings.env, &start, &ion_dir, api),
             cwd: start.module.directory.clone(),
@@ -379,7 +381,7 @@ impl LocalExecutor {
     /// Starts the process, which waits until its tree is served, and serves the tree.
     async fn mount(
         &self,
-        command: Command,
+        command: SandboxCommand,
         tree: &JobTree,
         plain: &Path,
     ) -> Result<(Sandbox, Receiver, ServedMount), ProcessEnd> {
@@ -409,7 +411,7 @@ impl LocalExecutor {
     }
 
     async fn unmounted(&self, mut mounted: ServedMount, plain: &Path) {
-        let gone = if self.mode == Mode::Plain {
+        let gone = if self.mode == SandboxMode::Plain {
             let unmount = tokio::time::timeout(GONE_WAIT, mounted.unmount()).await;
             let _ = tokio::fs::remove_dir(plain).await;
             unmount.map(|unmounted| unmounted.map(drop))
@@ -499,7 +501,7 @@ async fn supervise(
     why
 }
 
-fn exited(exit: Result<Exit, SandboxError>) -> ProcessEnd {
+fn exited(exit: Result<ProcessExit, SandboxError>) -> ProcessEnd {
     match exit {
         Ok(exit) => ProcessEnd::Exited(exit),
         Err(error) => ProcessEnd::Vanished(chain(&error)),
@@ -515,7 +517,7 @@ fn contents(node: Arc<Node>, files: Vec<FileEntry>, unread: Arc<OnceLock<FailedR
             let failed = unread.get_or_init(|| failed_read_of_blob(&name, error));
             io::Error::other(failed.in_words().unwrap_or_default())
         };
-        let open = node.cache.open(&file).map(Reader::new).map_err(|error| failed(&error));
+        let open = node.cache.open(&file).map(BlobReader::new).map_err(|error| failed(&error));
         let begin = open.map(|reader| (reader, 0, failed));
         stream::iter([begin])
             .and_then(|begin| async { Ok(stream::try_unfold(begin, piece)) })
@@ -526,8 +528,8 @@ fn contents(node: Arc<Node>, files: Vec<FileEntry>, unread: Arc<OnceLock<FailedR
 
 /// Returns the next bytes of one file, and the position after them.
 async fn piece<F: Fn(&CacheError) -> io::Error>(
-    (reader, at, failed): (Reader, u64, F),
-) -> io::Result<Option<(Bytes, (Reader, u64, F))>> {
+    (reader, at, failed): (BlobReader, u64, F),
+) -> io::Result<Option<(Bytes, (BlobReader, u64, F))>> {
     let bytes = reader.read(at, BLOCK).await.map_err(|error| failed(&error))?;
     let end = at + bytes.len() as u64;
     Ok((!bytes.is_empty()).then_some((bytes, (reader, end, failed))))

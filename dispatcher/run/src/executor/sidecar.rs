@@ -69,7 +69,7 @@ const HEAD_MAX: usize = 16 << 10;
 
 /// The last request of the module that was answered with 200.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum DoneState {
     Begun,
     Ready,
     Done,
@@ -100,7 +100,7 @@ struct SidecarState {
     secret: String,
     tree: Arc<JobTree>,
     /// Locked by a request while it decides, so that only one decides at a time.
-    stage: Mutex<Stage>,
+    stage: Mutex<DoneState>,
     /// Decisions, which go on when the client hangs up: a decision that is cut off half-way would
     /// leave its event undecided.
     deciding: TaskTracker,
@@ -114,7 +114,7 @@ impl Sidecar {
         let shared = Arc::new(SidecarState {
             secret: Uuid::new_v4().simple().to_string(),
             tree,
-            stage: Mutex::new(Stage::Begun),
+            stage: Mutex::new(DoneState::Begun),
             deciding: TaskTracker::new(),
         });
         let router = Router::new()
@@ -141,8 +141,8 @@ impl Sidecar {
         self.shared.deciding.close();
         self.shared.deciding.wait().await;
         match *self.shared.stage.lock().await {
-            Stage::Done => CompletionReport::Done,
-            Stage::Begun | Stage::Ready => CompletionReport::NotDone,
+            DoneState::Done => CompletionReport::Done,
+            DoneState::Begun | DoneState::Ready => CompletionReport::NotDone,
         }
     }
 }
@@ -156,13 +156,13 @@ async fn ready(
         return refused;
     }
     let mut stage = shared.stage.lock().await;
-    if *stage != Stage::Begun {
+    if *stage != DoneState::Begun {
         return answer(
             StatusCode::BAD_REQUEST,
             "GET /ready was answered before; what follows is GET /done",
         );
     }
-    *stage = Stage::Ready;
+    *stage = DoneState::Ready;
     (StatusCode::OK, "ready\n").into_response()
 }
 
@@ -182,17 +182,17 @@ async fn done(
 async fn decide(shared: &SidecarState) -> Response {
     let mut stage = shared.stage.lock().await;
     match *stage {
-        Stage::Begun => {
+        DoneState::Begun => {
             return answer(StatusCode::BAD_REQUEST, "GET /ready comes before GET /done");
         }
-        Stage::Done => return answer(StatusCode::BAD_REQUEST, "GET /done was answered before"),
-        Stage::Ready => {}
+        DoneState::Done => return answer(StatusCode::BAD_REQUEST, "GET /done was answered before"),
+        DoneState::Ready => {}
     }
     let outcome = shared.tree.settle().await;
     if let Some((status, message)) = wrong(&outcome) {
         return answer(status, &message);
     }
-    *stage = Stage::Done;
+    *stage = DoneState::Done;
     json_answer(StatusCode::OK, &json!({"events": outcome.receipts}))
 }
 

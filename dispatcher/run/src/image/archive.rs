@@ -80,7 +80,7 @@ impl From<Errno> for ArchiveRefusal {
 
 /// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum EntryKind {
     Folder,
     File,
     Symlink,
@@ -92,8 +92,8 @@ pub(super) enum Kind {
 
 /// One entry of an archive.
 #[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) kind: Kind,
+pub(super) struct ArchiveEntry {
+    pub(super) kind: EntryKind,
     pub(super) path: PathBuf,
     /// The target of a link.
     pub(super) target: OsString,
@@ -110,7 +110,7 @@ pub(super) struct Entry {
 }
 
 /// An archive that is being read.
-pub(super) struct Entries<R> {
+pub(super) struct ArchiveEntries<R> {
     bytes: R,
     parser: Parser,
     buffer: Vec<u8>,
@@ -132,7 +132,7 @@ pub(super) fn shown(path: &Path) -> String {
     quote(&*path.to_string_lossy()).to_string()
 }
 
-impl<R: Read> Entries<R> {
+impl<R: Read> ArchiveEntries<R> {
     /// Returns a reader of the archive that reads at most `read_max` bytes.
     pub(super) fn new(bytes: R, read_max: u64) -> Self {
         let limits = Limits {
@@ -165,7 +165,7 @@ impl<R: Read> Entries<R> {
 
     /// Returns the next entry, whose content [`Self::piece`] returns; skips the unread content of
     /// the last entry.
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, ArchiveRefusal> {
+    pub(super) fn next(&mut self) -> Result<Option<ArchiveEntry>, ArchiveRefusal> {
         self.pass_over()?;
         let mut wanted = HEADER_SIZE;
         loop {
@@ -334,7 +334,7 @@ fn checked(
     entry: &ParsedEntry<'_>,
     stored: u64,
     map: Option<(Vec<SparseEntry>, u64)>,
-) -> Result<Option<Entry>, String> {
+) -> Result<Option<ArchiveEntry>, String> {
     let path = PathBuf::from(OsString::from_vec(entry.path.to_vec()));
     let name = shown(&path);
     if !fits(&entry.header.as_bytes()[SIZE]) || stored > i64::MAX.cast_unsigned() {
@@ -370,13 +370,13 @@ fn checked(
     }
     let kind = match entry.entry_type {
         // Archives of Unix V7 mark a folder only by such a name.
-        EntryType::Regular if entry.path.ends_with(b"/") => Kind::Folder,
-        EntryType::Regular | EntryType::Continuous | EntryType::GnuSparse => Kind::File,
-        EntryType::Directory | EntryType::Other(b'D') => Kind::Folder,
-        EntryType::Symlink => Kind::Symlink,
-        EntryType::Link => Kind::Link,
-        EntryType::Fifo => Kind::Fifo,
-        EntryType::Char | EntryType::Block => Kind::Device,
+        EntryType::Regular if entry.path.ends_with(b"/") => EntryKind::Folder,
+        EntryType::Regular | EntryType::Continuous | EntryType::GnuSparse => EntryKind::File,
+        EntryType::Directory | EntryType::Other(b'D') => EntryKind::Folder,
+        EntryType::Symlink => EntryKind::Symlink,
+        EntryType::Link => EntryKind::Link,
+        EntryType::Fifo => EntryKind::Fifo,
+        EntryType::Char | EntryType::Block => EntryKind::Device,
         // The archive's own label.
         EntryType::Other(b'V') => return Ok(None),
         EntryType::Other(b'M') => {
@@ -401,7 +401,7 @@ fn checked(
             (map.iter().map(|piece| (piece.offset, piece.length)).collect(), size)
         }
     };
-    Ok(Some(Entry {
+    Ok(Some(ArchiveEntry {
         kind,
         path,
         target: OsString::from_vec(entry.link_target.as_deref().unwrap_or_default().to_vec()),
@@ -590,7 +590,7 @@ mod tests {
         for is_gnu in [true, false] {
             let pax = entry(b'x', 14, b"14 path=other\n", is_gnu);
             let archive = [pax, entry(b'0', 5, b"bytes", is_gnu)].concat();
-            let mut reading = Entries::new(&*archive, u64::MAX);
+            let mut reading = ArchiveEntries::new(&*archive, u64::MAX);
             let first = reading.next().ok().flatten().unwrap();
             assert_eq!((first.path, first.size), (PathBuf::from("other"), 5));
             assert!(reading.piece(9).is_ok_and(|piece| piece == b"bytes"));
@@ -637,7 +637,7 @@ mod tests {
                 entry(*kind, size, content, *is_gnu)
             }).collect();
             archive.truncate(archive.len().saturating_sub(cut.saturating_sub(1500)));
-            let mut reading = Entries::new(&*archive, u64::MAX);
+            let mut reading = ArchiveEntries::new(&*archive, u64::MAX);
             let (mut heads, mut bytes) = (0, 0);
             while let Ok(Some(entry)) = reading.next() {
                 heads += HEADER_SIZE;

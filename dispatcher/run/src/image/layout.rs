@@ -28,7 +28,7 @@ const TAG: &str = "org.opencontainers.image.ref.name";
 /// A folder in the layout. Its content comes from others: each file is opened below the folder,
 /// through no link that leads out of it, and is read only if it is a regular file, because a pipe
 /// would never end.
-pub(super) struct Layout {
+pub(super) struct ImageLayout {
     folder: PathBuf,
     root: OwnedFd,
 }
@@ -36,18 +36,18 @@ pub(super) struct Layout {
 /// The description of a blob, and the digest and size to check it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Descriptor {
+pub(super) struct BlobDescriptor {
     #[serde(default)]
     pub(super) media_type: String,
     pub(super) digest: String,
     pub(super) size: u64,
-    platform: Option<Platform>,
+    platform: Option<ImagePlatform>,
     #[serde(default)]
     annotations: std::collections::BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
-struct Platform {
+struct ImagePlatform {
     architecture: String,
     os: String,
     #[serde(default)]
@@ -55,32 +55,32 @@ struct Platform {
 }
 
 #[derive(Deserialize)]
-struct Index {
-    manifests: Vec<Descriptor>,
+struct ImageIndex {
+    manifests: Vec<BlobDescriptor>,
 }
 
 #[derive(Deserialize)]
 struct ManifestDocument {
-    config: Descriptor,
-    layers: Vec<Descriptor>,
+    config: BlobDescriptor,
+    layers: Vec<BlobDescriptor>,
 }
 
 #[derive(Deserialize)]
-struct Configuration {
+struct ImageConfiguration {
     #[serde(default)]
     config: Option<ImageConfig>,
 }
 
 /// One image of a layout.
-pub(super) struct Manifest {
+pub(super) struct ImageManifest {
     /// The digest that identifies the image.
     pub(super) digest: String,
-    config: Descriptor,
+    config: BlobDescriptor,
     /// The layers, from the lowest to the highest.
-    pub(super) layers: Vec<Descriptor>,
+    pub(super) layers: Vec<BlobDescriptor>,
 }
 
-impl Platform {
+impl ImagePlatform {
     fn shown(&self) -> String {
         let Self { architecture, os, variant } = self;
         if variant.is_empty() {
@@ -125,7 +125,7 @@ fn rank(architecture: &str, variant: &str, level: u32) -> Option<u32> {
     }
 }
 
-impl Layout {
+impl ImageLayout {
     pub(super) fn open(folder: &Path) -> Result<Self, ImageError> {
         let no_image = || {
             ImageError::Wrong(format!(
@@ -157,20 +157,21 @@ impl Layout {
     }
 
     /// Returns the image with this tag, for this kind of machine.
-    pub(super) fn manifest(&self, tag: Option<&str>) -> Result<Manifest, ImageError> {
+    pub(super) fn manifest(&self, tag: Option<&str>) -> Result<ImageManifest, ImageError> {
         let text = self.file("index.json").and_then(|file| {
             let mut text = Vec::new();
             file.take(DOCUMENT_MAX).read_to_end(&mut text).map(|_| text)
         });
         let text = text.map_err(ImageError::file(&self.folder.join("index.json")))?;
-        let index: Index = serde_json::from_slice(&text)
+        let index: ImageIndex = serde_json::from_slice(&text)
             .map_err(|error| self.wrong(format!("its index.json is not a valid index: {error}")))?;
         let tags = || index.manifests.iter().filter_map(|one| one.annotations.get(TAG));
         let mut chosen = match tag {
             None => index.manifests.clone(),
             Some(tag) => {
-                let tagged =
-                    |one: &&Descriptor| one.annotations.get(TAG).is_some_and(|name| name == tag);
+                let tagged = |one: &&BlobDescriptor| {
+                    one.annotations.get(TAG).is_some_and(|name| name == tag)
+                };
                 index.manifests.iter().filter(tagged).cloned().collect()
             }
         };
@@ -196,11 +197,11 @@ impl Layout {
             if one.media_type.ends_with("image.index.v1+json")
                 || one.media_type.ends_with("manifest.list.v2+json")
             {
-                chosen = self.document::<Index>(&one)?.manifests;
+                chosen = self.document::<ImageIndex>(&one)?.manifests;
                 continue;
             }
             let ManifestDocument { config, layers } = self.document(&one)?;
-            return Ok(Manifest { digest: one.digest, config, layers });
+            return Ok(ImageManifest { digest: one.digest, config, layers });
         }
         Err(self.wrong("its indexes lie too deep".into()))
     }
@@ -208,8 +209,8 @@ impl Layout {
     /// Returns the image that runs on this machine; none if several could be meant.
     fn for_this_machine(
         &self,
-        mut found: Vec<Descriptor>,
-    ) -> Result<Option<Descriptor>, ImageError> {
+        mut found: Vec<BlobDescriptor>,
+    ) -> Result<Option<BlobDescriptor>, ImageError> {
         let architecture = match std::env::consts::ARCH {
             "x86_64" => "amd64",
             "aarch64" => "arm64",
@@ -217,7 +218,7 @@ impl Layout {
             other => other,
         };
         let level = level();
-        let rank = |one: &Descriptor| match &one.platform {
+        let rank = |one: &BlobDescriptor| match &one.platform {
             None => Some(0),
             Some(p) if p.architecture == architecture && p.os == "linux" => {
                 rank(architecture, &p.variant, level)
@@ -241,11 +242,12 @@ impl Layout {
     }
 
     /// Returns the image's configuration of its programs.
-    pub(super) fn config(&self, manifest: &Manifest) -> Result<ImageConfig, ImageError> {
-        self.document::<Configuration>(&manifest.config).map(|said| said.config.unwrap_or_default())
+    pub(super) fn config(&self, manifest: &ImageManifest) -> Result<ImageConfig, ImageError> {
+        self.document::<ImageConfiguration>(&manifest.config)
+            .map(|said| said.config.unwrap_or_default())
     }
 
-    fn document<T: DeserializeOwned>(&self, descriptor: &Descriptor) -> Result<T, ImageError> {
+    fn document<T: DeserializeOwned>(&self, descriptor: &BlobDescriptor) -> Result<T, ImageError> {
         if descriptor.size > DOCUMENT_MAX {
             let digest = quote(&descriptor.digest);
             return Err(self.wrong(format!("{digest} has more than {DOCUMENT_MAX} bytes")));
@@ -259,7 +261,7 @@ impl Layout {
     }
 
     /// Opens a blob. The caller reads it to its end and checks it.
-    pub(super) fn blob(&self, descriptor: &Descriptor) -> Result<Blob, ImageError> {
+    pub(super) fn blob(&self, descriptor: &BlobDescriptor) -> Result<LayerBlob, ImageError> {
         let digest = descriptor.digest.strip_prefix("sha256:").filter(|digest| {
             digest.len() == 64
                 && digest.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
@@ -269,7 +271,7 @@ impl Layout {
         })?;
         let path = format!("blobs/sha256/{digest}");
         let file = self.file(&path).map_err(ImageError::file(&self.folder.join(&path)))?;
-        Ok(Blob {
+        Ok(LayerBlob {
             file: file.take(descriptor.size.saturating_add(1)),
             hash: Sha256::new(),
             read: 0,
@@ -284,14 +286,14 @@ impl Layout {
 }
 
 /// A blob that is being read.
-pub(super) struct Blob {
+pub(super) struct LayerBlob {
     file: io::Take<File>,
     hash: Sha256,
     read: u64,
-    descriptor: Descriptor,
+    descriptor: BlobDescriptor,
 }
 
-impl Read for Blob {
+impl Read for LayerBlob {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let length = self.file.read(buffer)?;
         self.hash.update(&buffer[..length]);
@@ -300,12 +302,12 @@ impl Read for Blob {
     }
 }
 
-impl Blob {
+impl LayerBlob {
     /// Reads the rest, and compares the whole blob with its digest and size.
-    pub(super) fn check(mut self, layout: &Layout) -> Result<(), ImageError> {
+    pub(super) fn check(mut self, layout: &ImageLayout) -> Result<(), ImageError> {
         io::copy(&mut self, &mut io::sink()).map_err(ImageError::file(&layout.folder))?;
         let found = format!("sha256:{}", hex(&self.hash.finalize()));
-        let Descriptor { digest, size, .. } = &self.descriptor;
+        let BlobDescriptor { digest, size, .. } = &self.descriptor;
         if self.read == *size && found == *digest {
             return Ok(());
         }

@@ -22,9 +22,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::archive::{ArchiveRefusal, Entries, Entry, Kind, shown};
-use super::layout::{Descriptor, Layout};
-use super::{ImageConfig, ImageError, Owners};
+use super::archive::{ArchiveEntries, ArchiveEntry, ArchiveRefusal, EntryKind, shown};
+use super::layout::{BlobDescriptor, ImageLayout};
+use super::{ImageConfig, ImageError, ImageOwners};
 
 /// The most bytes of an unpacked image. Real ones have up to 30 GB; a small archive of zeros can
 /// have any number.
@@ -64,10 +64,10 @@ const LINKS_MAX: u32 = 40;
 const RESOLVE: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
 /// The root of an image that is being unpacked.
-pub(super) struct Root {
+pub(super) struct ImageRoot {
     folder: OwnedFd,
     path: PathBuf,
-    owners: Owners,
+    owners: ImageOwners,
     bytes: u64,
     files: u64,
     archived: u64,
@@ -97,8 +97,8 @@ impl OwnPaths {
     }
 }
 
-impl Root {
-    pub(super) fn new(path: &Path, owners: Owners) -> Result<Self, ImageError> {
+impl ImageRoot {
+    pub(super) fn new(path: &Path, owners: ImageOwners) -> Result<Self, ImageError> {
         let folder = open_folder(path).map_err(ImageError::file(path))?;
         let root = Self {
             folder,
@@ -120,8 +120,8 @@ impl Root {
     /// Unpacks one layer over the layers before it.
     pub(super) fn add_layer(
         &mut self,
-        layout: &Layout,
-        layer: &Descriptor,
+        layout: &ImageLayout,
+        layer: &BlobDescriptor,
     ) -> Result<(), ImageError> {
         let mut blob = layout.blob(layer)?;
         let laid = self.lay(&mut blob);
@@ -185,7 +185,7 @@ impl Root {
     fn lay_tar(&mut self, bytes: impl Read) -> Result<(), ArchiveRefusal> {
         // The paths of this layer: an opaque folder hides those of lower layers only.
         let mut own = OwnPaths::default();
-        let mut entries = Entries::new(bytes, ARCHIVED_MAX - self.archived);
+        let mut entries = ArchiveEntries::new(bytes, ARCHIVED_MAX - self.archived);
         while let Some(entry) = entries.next()? {
             let path = below(&entry.path)?;
             self.files += 1;
@@ -208,13 +208,13 @@ impl Root {
 
     fn add<R: Read>(
         &mut self,
-        entries: &mut Entries<R>,
-        entry: &Entry,
+        entries: &mut ArchiveEntries<R>,
+        entry: &ArchiveEntry,
         path: &Path,
         own: &mut OwnPaths,
     ) -> Result<(), ArchiveRefusal> {
         let Some(name) = path.file_name() else {
-            if entry.kind == Kind::Folder {
+            if entry.kind == EntryKind::Folder {
                 self.attributes(self.folder.as_fd(), OsStr::new("."), entry)?;
             }
             return Ok(());
@@ -237,7 +237,7 @@ impl Root {
         }
         own.add(path);
         match entry.kind {
-            Kind::Folder => {
+            EntryKind::Folder => {
                 if !is_folder(parent.as_fd(), name)? {
                     remove(parent.as_fd(), name)?;
                     fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700))?;
@@ -248,7 +248,7 @@ impl Root {
                     self.of_users(fs::openat(&parent, name, flags, Mode::empty())?.as_fd(), entry)?;
                 }
             }
-            Kind::File => {
+            EntryKind::File => {
                 remove(parent.as_fd(), name)?;
                 let flags = OFlags::WRONLY
                     | OFlags::CREATE
@@ -259,12 +259,12 @@ impl Root {
                 self.of_users(file.as_fd(), entry)?;
                 self.copy(entries, entry, &mut File::from(file))?;
             }
-            Kind::Symlink => {
+            EntryKind::Symlink => {
                 remove(parent.as_fd(), name)?;
                 fs::symlinkat(link_target(entry, path)?, &parent, name)?;
                 return self.own_as(parent.as_fd(), name, entry).map_err(ArchiveRefusal::from);
             }
-            Kind::Link => {
+            EntryKind::Link => {
                 let from = below(Path::new(link_target(entry, path)?))?;
                 let (Some(from_name), from_above) =
                     (from.file_name(), from.parent().unwrap_or(Path::new("")))
@@ -280,12 +280,12 @@ impl Root {
                 // Owner and mode are those of the file that it names.
                 return Ok(());
             }
-            Kind::Fifo => {
+            EntryKind::Fifo => {
                 remove(parent.as_fd(), name)?;
                 fs::mknodat(&parent, name, FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
             }
             // A container has the devices of its own /dev.
-            Kind::Device => return Ok(()),
+            EntryKind::Device => return Ok(()),
         }
         self.attributes(parent.as_fd(), name, entry).map_err(ArchiveRefusal::from)
     }
@@ -293,8 +293,8 @@ impl Root {
     /// Writes the pieces of a file's content; between them are holes.
     fn copy<R: Read>(
         &mut self,
-        entries: &mut Entries<R>,
-        entry: &Entry,
+        entries: &mut ArchiveEntries<R>,
+        entry: &ArchiveEntry,
         file: &mut File,
     ) -> Result<(), ArchiveRefusal> {
         if entry.size > BYTES_MAX - self.bytes {
@@ -320,7 +320,7 @@ impl Root {
     }
 
     /// Sets the extended attributes of users on a file or folder.
-    fn of_users(&mut self, file: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> {
+    fn of_users(&mut self, file: BorrowedFd<'_>, entry: &ArchiveEntry) -> io::Result<()> {
         for (name, value) in &entry.attributes {
             match fs::fsetxattr(file, &**name, value, XattrFlags::empty()) {
                 Ok(()) => {}
@@ -398,9 +398,14 @@ impl Root {
     }
 
     /// Sets the owner, mode and time of a file that is not a symbolic link.
-    fn attributes(&self, parent: BorrowedFd<'_>, name: &OsStr, entry: &Entry) -> io::Result<()> {
+    fn attributes(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        entry: &ArchiveEntry,
+    ) -> io::Result<()> {
         self.own_as(parent, name, entry)?;
-        let folder = entry.kind == Kind::Folder;
+        let folder = entry.kind == EntryKind::Folder;
         // The user who unpacks it must be able to walk through it and to remove it; set-user-ID and
         // set-group-ID bits are dropped, so that nobody gets the rights of a file's owner.
         let least = if folder { 0o700 } else { 0o400 };
@@ -414,12 +419,12 @@ impl Root {
         Ok(())
     }
 
-    fn own_as(&self, parent: BorrowedFd<'_>, name: &OsStr, entry: &Entry) -> io::Result<()> {
+    fn own_as(&self, parent: BorrowedFd<'_>, name: &OsStr, entry: &ArchiveEntry) -> io::Result<()> {
         self.own(parent, name, entry.uid, entry.gid)
     }
 
     fn own(&self, parent: BorrowedFd<'_>, name: &OsStr, uid: u64, gid: u64) -> io::Result<()> {
-        let Owners::From(first) = self.owners else { return Ok(()) };
+        let ImageOwners::From(first) = self.owners else { return Ok(()) };
         let shifted =
             |id: u64| first + u32::try_from(id).ok().filter(|id| *id < USERS).unwrap_or(USERS - 1);
         let (uid, gid) = (Uid::from_raw(shifted(uid)), Gid::from_raw(shifted(gid)));
@@ -459,7 +464,7 @@ fn plain(path: &Path) -> PathBuf {
     plain
 }
 
-fn link_target<'e>(entry: &'e Entry, path: &Path) -> Result<&'e OsStr, ArchiveRefusal> {
+fn link_target<'e>(entry: &'e ArchiveEntry, path: &Path) -> Result<&'e OsStr, ArchiveRefusal> {
     if entry.target.is_empty() {
         return Err(ArchiveRefusal::Because(format!("its link {} leads nowhere", shown(path))));
     }
@@ -539,7 +544,7 @@ fn hide_lower(folder: BorrowedFd<'_>, path: &Path, own: &OwnPaths) -> io::Result
 /// are read.
 pub(super) fn archive(file: &Path, to: &Path) -> Result<(), ImageError> {
     let uid = rustix::process::geteuid().as_raw();
-    let mut root = Root::new(to, Owners::Itself(uid))?;
+    let mut root = ImageRoot::new(to, ImageOwners::Itself(uid))?;
     let bytes = File::open(file).map_err(ImageError::file(file))?;
     root.lay(bytes).map_err(|refused| match refused {
         ArchiveRefusal::Because(reason) => {

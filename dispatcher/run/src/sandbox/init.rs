@@ -18,7 +18,10 @@ use rustix::process::{
 use rustix::thread::UnshareFlags;
 
 use super::root::RootHandles;
-use super::{BUNDLE, Command, Container, Exit, Mode, Order, Report, receive, rights, root, send};
+use super::{
+    BUNDLE, InitOrder, InitReport, ProcessExit, SandboxCommand, SandboxContainer, SandboxMode,
+    receive, rights, root, send,
+};
 
 /// How often orphans that have ended are reaped while the module runs.
 const REAP_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -42,8 +45,8 @@ pub fn main() -> ! {
                 Ok((text, descriptors)) if !text.is_empty() => {
                     let mut descriptors = descriptors.into_iter();
                     if let Some(socket) = descriptors.next()
-                        && let Some(streams) = Streams::from(descriptors.collect())
-                        && let Ok(Order::Fork(command)) = serde_json::from_slice(&text)
+                        && let Some(streams) = InitStreams::from(descriptors.collect())
+                        && let Ok(InitOrder::Fork(command)) = serde_json::from_slice(&text)
                     {
                         fork(socket, streams, command);
                     }
@@ -64,14 +67,14 @@ pub fn main() -> ! {
 }
 
 /// The module's standard streams.
-struct Streams {
+struct InitStreams {
     /// None: the module reads from `/dev/null`.
     stdin: Option<OwnedFd>,
     stdout: OwnedFd,
     stderr: Option<OwnedFd>,
 }
 
-impl Streams {
+impl InitStreams {
     fn from(descriptors: Vec<OwnedFd>) -> Option<Self> {
         let mut descriptors = descriptors.into_iter();
         match (descriptors.next(), descriptors.next(), descriptors.next()) {
@@ -84,12 +87,12 @@ impl Streams {
     }
 }
 
-fn fork(socket: OwnedFd, streams: Streams, command: Command) {
+fn fork(socket: OwnedFd, streams: InitStreams, command: SandboxCommand) {
     let mut namespaces = UnshareFlags::empty();
-    if command.mode != Mode::Plain {
+    if command.mode != SandboxMode::Plain {
         namespaces |= UnshareFlags::NEWPID | UnshareFlags::NEWNS;
     }
-    if command.mode == Mode::User {
+    if command.mode == SandboxMode::User {
         namespaces |= UnshareFlags::NEWUSER;
     }
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
@@ -100,15 +103,15 @@ fn fork(socket: OwnedFd, streams: Streams, command: Command) {
             let what =
                 if namespaces.is_empty() { "the job's first process" } else { "its namespaces" };
             let reason = format!("{what} cannot be made: {error}");
-            let _ = report(socket.as_fd(), &Report::Failed(reason), &[]);
+            let _ = report(socket.as_fd(), &InitReport::Failed(reason), &[]);
         }
     }
 }
 
 /// Runs as `job-init`: its standard input becomes the socket to the daemon. It never returns, but
 /// exits the process.
-fn init(socket: OwnedFd, streams: Streams, command: Command, owner: (u32, u32)) -> ! {
-    let Streams { stdin, stdout, stderr } = streams;
+fn init(socket: OwnedFd, streams: InitStreams, command: SandboxCommand, owner: (u32, u32)) -> ! {
+    let InitStreams { stdin, stdout, stderr } = streams;
     let ready = || -> io::Result<OwnedFd> {
         rustix::stdio::dup2_stdin(&socket)?;
         rustix::stdio::dup2_stdout(&stdout)?;
@@ -129,8 +132,8 @@ fn init(socket: OwnedFd, streams: Streams, command: Command, owner: (u32, u32)) 
         Ok(()) => 0,
         Err(fault) => {
             let told = match fault {
-                StartFault::Passing(reason) => Report::Failed(reason),
-                StartFault::Lasting(reason) => Report::CannotRun(reason),
+                StartFault::Passing(reason) => InitReport::Failed(reason),
+                StartFault::Lasting(reason) => InitReport::CannotRun(reason),
             };
             let _ = report(socket, &told, &[]);
             1
@@ -153,17 +156,17 @@ impl From<String> for StartFault {
     }
 }
 
-fn report(socket: BorrowedFd<'_>, report: &Report, descriptors: &[OwnedFd]) -> io::Result<()> {
+fn report(socket: BorrowedFd<'_>, report: &InitReport, descriptors: &[OwnedFd]) -> io::Result<()> {
     let descriptors: Vec<_> = descriptors.iter().map(OwnedFd::as_fd).collect();
     send(socket, &serde_json::to_vec(report)?, &descriptors)
 }
 
-fn say(socket: BorrowedFd<'_>, what: &Report, descriptors: &[OwnedFd]) -> Result<(), String> {
+fn say(socket: BorrowedFd<'_>, what: &InitReport, descriptors: &[OwnedFd]) -> Result<(), String> {
     report(socket, what, descriptors).map_err(|error| format!("the daemon is gone: {error}"))
 }
 
 /// Receives the next order; none when the daemon is gone.
-fn order(socket: BorrowedFd<'_>) -> Option<Order> {
+fn order(socket: BorrowedFd<'_>) -> Option<InitOrder> {
     let (text, _) = receive(socket).ok()?;
     serde_json::from_slice(&text).ok()
 }
@@ -173,7 +176,7 @@ fn order(socket: BorrowedFd<'_>) -> Option<Order> {
 fn serve(
     socket: BorrowedFd<'_>,
     this: OwnedFd,
-    command: Command,
+    command: SandboxCommand,
     stdin: Option<OwnedFd>,
     owner: (u32, u32),
 ) -> Result<(), StartFault> {
@@ -181,30 +184,30 @@ fn serve(
     let nowhere = File::options().write(true).open("/dev/null");
     let nowhere = nowhere.map_err(|error| format!("/dev/null cannot be opened: {error}"))?;
     match command.mode {
-        Mode::Plain => rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        SandboxMode::Plain => rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|error| error.to_string())?,
-        Mode::User => {
+        SandboxMode::User => {
             stay(owner).map_err(|error| format!("the user namespace cannot be set up: {error}"))?
         }
-        Mode::Root => {}
+        SandboxMode::Root => {}
     }
     // The module may have the same user, and must not read this process, which has rights and
     // secrets that the module must not have.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
     let RootHandles { device, read_ahead } = match command.mode {
-        Mode::Plain => RootHandles { device: None, read_ahead: None },
-        Mode::Root | Mode::User => root::build(&command, owner)?,
+        SandboxMode::Plain => RootHandles { device: None, read_ahead: None },
+        SandboxMode::Root | SandboxMode::User => root::build(&command, owner)?,
     };
     let mut known_by = Some(this);
     if let Some(mount_at) = &command.mount_at {
-        let prepared = if device.is_some() { Report::Mounted } else { Report::Ready };
+        let prepared = if device.is_some() { InitReport::Mounted } else { InitReport::Ready };
         let descriptors: Vec<_> = known_by.take().into_iter().chain(device).collect();
         say(socket, &prepared, &descriptors)?;
         // The device is closed, too: if it stayed open here, the tree would not end with the
         // daemon, and this process might wait for an answer.
         drop(descriptors);
         match order(socket) {
-            Some(Order::Go) => {}
+            Some(InitOrder::Go) => {}
             // The daemon is gone, or gave up before the start.
             _ => return Ok(()),
         }
@@ -221,7 +224,7 @@ fn serve(
         }
     };
     let said = let_go_of_output(&nowhere)
-        .and_then(|()| say(socket, &Report::Started, known_by.as_slice()));
+        .and_then(|()| say(socket, &InitReport::Started, known_by.as_slice()));
     if said.is_err() {
         // The daemon died meanwhile: nothing may continue without it.
         end_all(&command, child);
@@ -244,7 +247,7 @@ fn stay((uid, gid): (u32, u32)) -> io::Result<()> {
 
 /// Waits until the module and every process it started have ended, and obeys the daemon's orders
 /// meanwhile.
-fn supervise(socket: BorrowedFd<'_>, command: &Command, child: Pid) -> Result<(), String> {
+fn supervise(socket: BorrowedFd<'_>, command: &SandboxCommand, child: Pid) -> Result<(), String> {
     let ended = rustix::process::pidfd_open(child, PidfdFlags::empty())
         .map_err(|error| error.to_string())?;
     let mut status = None;
@@ -254,8 +257,8 @@ fn supervise(socket: BorrowedFd<'_>, command: &Command, child: Pid) -> Result<()
         let _ = poll(&mut events, Some(&REAP_EVERY));
         if !events[1].revents().is_empty() {
             match order(socket) {
-                Some(Order::Terminate) => terminate(command, child),
-                Some(Order::Kill) => signal_all(command, child, Signal::KILL),
+                Some(InitOrder::Terminate) => terminate(command, child),
+                Some(InitOrder::Kill) => signal_all(command, child, Signal::KILL),
                 Some(_) => {}
                 None => {
                     // The daemon died: nothing may continue without it.
@@ -267,10 +270,10 @@ fn supervise(socket: BorrowedFd<'_>, command: &Command, child: Pid) -> Result<()
         status = reap(child);
     }
     end_all(command, child);
-    let exit = status.map_or(Exit::Signal(Signal::KILL.as_raw()), exit_of);
+    let exit = status.map_or(ProcessExit::Signal(Signal::KILL.as_raw()), exit_of);
     let ended = match &command.container {
         Some(container) => end_of(container, exit),
-        None => Report::Exited(exit),
+        None => InitReport::Exited(exit),
     };
     let _ = report(socket, &ended, &[]);
     if command.mount_at.is_none() && command.container.is_none() {
@@ -287,15 +290,15 @@ fn stay_until_let_go(socket: BorrowedFd<'_>) {
 }
 
 /// Returns the report of a container's end. Removes its control groups.
-fn end_of(container: &Container, exit: Exit) -> Report {
+fn end_of(container: &SandboxContainer, exit: ProcessExit) -> InitReport {
     let out_of_memory = container.bounds.out_of_memory();
     container.bounds.remove();
     match (exit, out_of_memory) {
-        (Exit::Code(0), _) => Report::Exited(exit),
-        (_, Some(bytes)) => Report::Exited(Exit::OutOfMemory(bytes)),
+        (ProcessExit::Code(0), _) => InitReport::Exited(exit),
+        (_, Some(bytes)) => InitReport::Exited(ProcessExit::OutOfMemory(bytes)),
         (_, None) => match runtime_error() {
-            Some(error) => Report::Failed(format!("the container cannot be started: {error}")),
-            None => Report::Exited(exit),
+            Some(error) => InitReport::Failed(format!("the container cannot be started: {error}")),
+            None => InitReport::Exited(exit),
         },
     }
 }
@@ -317,8 +320,8 @@ fn let_go_of_output(nowhere: &File) -> Result<(), String> {
 
 /// Starts the runtime, which makes the container and stays as long as the container does.
 fn start_container(
-    container: &Container,
-    command: &Command,
+    container: &SandboxContainer,
+    command: &SandboxCommand,
     stdin: Option<OwnedFd>,
 ) -> Result<Pid, StartFault> {
     if let Some((uid, gid)) = container.owner {
@@ -344,7 +347,7 @@ fn start_container(
         BUNDLE,
         "job",
     ];
-    let command = Command {
+    let command = SandboxCommand {
         argv: words.map(str::to_owned).to_vec(),
         env: vec![("PATH".into(), RUNTIME_PATH.into())],
         cwd: "/".into(),
@@ -356,7 +359,7 @@ fn start_container(
     started
 }
 
-fn start_module(command: &Command, stdin: Option<OwnedFd>) -> Result<Pid, StartFault> {
+fn start_module(command: &SandboxCommand, stdin: Option<OwnedFd>) -> Result<Pid, StartFault> {
     if let Some(current) = command.open_files {
         let _ = setrlimit(
             Resource::Nofile,
@@ -404,16 +407,16 @@ fn reap(module: Pid) -> Option<WaitStatus> {
     found
 }
 
-fn exit_of(status: WaitStatus) -> Exit {
+fn exit_of(status: WaitStatus) -> ProcessExit {
     match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => Exit::Code(code),
-        (None, signal) => Exit::Signal(signal.unwrap_or_default()),
+        (Some(code), _) => ProcessExit::Code(code),
+        (None, signal) => ProcessExit::Signal(signal.unwrap_or_default()),
     }
 }
 
 /// Asks the job to end. In a container only the first process receives the signal, as on a cluster:
 /// the runtime passes it on.
-fn terminate(command: &Command, module: Pid) {
+fn terminate(command: &SandboxCommand, module: Pid) {
     if let Some(container) = &command.container {
         let signal = sys::signal(container.signal).unwrap_or(Signal::TERM);
         let _ = rustix::process::kill_process(module, signal);
@@ -423,8 +426,8 @@ fn terminate(command: &Command, module: Pid) {
 }
 
 /// Sends a signal to every process of the job.
-fn signal_all(command: &Command, module: Pid, signal: Signal) {
-    if command.mode == Mode::Plain {
+fn signal_all(command: &SandboxCommand, module: Pid, signal: Signal) {
+    if command.mode == SandboxMode::Plain {
         let _ = rustix::process::kill_process_group(module, signal);
         for pid in children() {
             let _ = rustix::process::kill_process(pid, signal);
@@ -435,7 +438,7 @@ fn signal_all(command: &Command, module: Pid, signal: Signal) {
 }
 
 /// Kills the processes that the module left behind and waits until they are gone.
-fn end_all(command: &Command, module: Pid) {
+fn end_all(command: &SandboxCommand, module: Pid) {
     loop {
         signal_all(command, module, Signal::KILL);
         match rustix::process::wait(WaitOptions::empty()) {

@@ -14,7 +14,7 @@ use rustix::thread::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Command, Mode};
+use super::{SandboxCommand, SandboxMode};
 
 /// How many of the daemon's rights a module keeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,13 +49,13 @@ const PIDS_RESERVED: u64 = 300;
 /// Gives up the rights that the module must not have, for every process that this one starts from
 /// now on. This process keeps its own rights: it has to end every process that the module leaves,
 /// whoever owns it.
-pub(super) fn give_up(command: &Command) -> Result<(), String> {
+pub(super) fn give_up(command: &SandboxCommand) -> Result<(), String> {
     match (command.rights, command.mode) {
         (Rights::All, _) => Ok(()),
         // No program of this namespace can gain anything by its owner, as no other user is mapped.
         // But a program with file capabilities could, and would be able to remove the covers.
-        (Rights::Few, Mode::User) => set_no_new_privs(true).map_err(|error| error.to_string()),
-        (Rights::Few, Mode::Root | Mode::Plain) if ion_system::sys::is_root() => drop_capabilities().map_err(|error| {
+        (Rights::Few, SandboxMode::User) => set_no_new_privs(true).map_err(|error| error.to_string()),
+        (Rights::Few, SandboxMode::Root | SandboxMode::Plain) if ion_system::sys::is_root() => drop_capabilities().map_err(|error| {
             format!(
                 "the module's capabilities cannot be dropped: {error}; the daemon needs CAP_SETPCAP, or the module \"privileged: true\""
             )
@@ -85,7 +85,7 @@ fn drop_capabilities() -> Result<(), Errno> {
 
 /// Limits the number of the job's processes, where the kernel can limit them for this job alone;
 /// elsewhere nothing limits them. The job's own `/proc` is at `proc`.
-pub(super) fn bound_processes(command: &Command, proc: &Path) {
+pub(super) fn bound_processes(command: &SandboxCommand, proc: &Path) {
     let kernel = rustix::system::uname();
     let version = version_of(&kernel.release().to_string_lossy());
     // On older kernels this file applies to the whole machine.
@@ -99,7 +99,7 @@ pub(super) fn bound_processes(command: &Command, proc: &Path) {
     }
     // This limit counts a user's processes in its user namespace; older kernels counted the user's
     // processes in all namespaces. It never limits root.
-    if command.mode == Mode::User && version >= (5, 14) {
+    if command.mode == SandboxMode::User && version >= (5, 14) {
         // The limit counts this process, too.
         let most = Some(command.processes.saturating_add(1));
         let _ = setrlimit(Resource::Nproc, Rlimit { current: most, maximum: most });

@@ -23,7 +23,7 @@ use rustix::fs::{CWD, FileType, Mode as Permissions, OFlags};
 use rustix::mount::{self, MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::rights::{Rights, bound_processes};
-use super::{BUNDLE, Command, Container, Mode, ROOTFS};
+use super::{BUNDLE, ROOTFS, SandboxCommand, SandboxContainer, SandboxMode};
 
 /// An empty folder and an empty file, read-only, that are mounted over other places while the root
 /// is built.
@@ -98,14 +98,16 @@ fn small_tmpfs(at: &Path, flags: MountFlags) -> Result<(), String> {
 
 /// Returns whether the module is a program of root that keeps few rights: then files of root are
 /// closed to it that no capability protects.
-fn is_confined(command: &Command) -> bool {
-    command.mode == Mode::Root && command.rights == Rights::Few && command.container.is_none()
+fn is_confined(command: &SandboxCommand) -> bool {
+    command.mode == SandboxMode::Root
+        && command.rights == Rights::Few
+        && command.container.is_none()
 }
 
 /// Makes a new root for this mount namespace: the content of the host's root without [what no job
 /// sees](super::cover), the tree where the command wants it, and its container's bundle. The host's
 /// root stays unchanged: nothing is made or mounted there.
-pub(super) fn build(command: &Command, owner: (u32, u32)) -> Result<RootHandles, String> {
+pub(super) fn build(command: &SandboxCommand, owner: (u32, u32)) -> Result<RootHandles, String> {
     let name = match &command.mount_at {
         None => None,
         Some(mount_at) => match mount_at.strip_prefix("/").ok().and_then(|rest| rest.to_str()) {
@@ -312,7 +314,7 @@ fn mount_tree(name: &str, (uid, gid): (u32, u32)) -> Result<OwnedFd, String> {
 /// Makes a container's bundle below the new root. The runtime keeps its state there, too. The image
 /// is bound read-only, as other jobs share it: every place that something is mounted on exists in
 /// it already.
-fn lay_bundle(container: &Container, tree: Option<&str>) -> Result<(), String> {
+fn lay_bundle(container: &SandboxContainer, tree: Option<&str>) -> Result<(), String> {
     let (bundle, rootfs) = (below("/new", Path::new(BUNDLE)), below("/new", Path::new(ROOTFS)));
     made(&bundle)?;
     // A mount of its own, because the root becomes read-only.

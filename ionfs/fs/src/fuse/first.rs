@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
-use ion_system::metrics::Metrics;
+use ion_system::metrics::PlaneMetrics;
 use ion_system::spans;
 use tracing::{Span, info_span};
 
@@ -15,7 +15,7 @@ use crate::Tree;
 #[derive(Debug)]
 pub(super) struct FirstRead {
     /// None if the mount is not a job's.
-    of_job: Option<(Arc<Metrics>, Span)>,
+    of_job: Option<(Arc<PlaneMetrics>, Span)>,
     mounted: OnceLock<(Instant, SystemTime)>,
     answered: AtomicBool,
 }

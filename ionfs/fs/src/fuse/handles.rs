@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use fuser::{BackingId, FileHandle, FopenFlags, Generation, INodeNo, ReplyEntry, ReplyOpen};
-use ion_plane::cache::Reader;
+use ion_plane::cache::BlobReader;
 
 use super::MountState;
 use super::reply::{file_attr, fuse_errno};
@@ -20,7 +20,7 @@ use crate::{Attr, Errno, Ino, Result, SMALL, is_staged};
 #[derive(Debug, Clone)]
 pub(super) enum OpenFile {
     Staged(Arc<StagedHandle>),
-    Blob(Arc<Reader>),
+    Blob(Arc<BlobReader>),
     Text(Bytes),
     Live(Arc<File>),
     /// A directory. Holds what a view directory listed when it was last read from the start; none
@@ -145,7 +145,7 @@ impl MountState {
             ViewItem::Blob(entry) => {
                 // Nothing is fetched yet: many files are opened only to be copied, which moves no
                 // bytes.
-                OpenFile::Blob(Arc::new(Reader::new(self.tree.open_blob(ino, &entry)?)))
+                OpenFile::Blob(Arc::new(BlobReader::new(self.tree.open_blob(ino, &entry)?)))
             }
         })
     }
@@ -232,7 +232,7 @@ impl MountState {
 
     /// Notes that a file is being read. On the handle's first read, fetches a small file whole, and
     /// also the next files if a program walks the file's directory.
-    fn begins(&self, ino: INodeNo, reader: &Arc<Reader>) {
+    fn begins(&self, ino: INodeNo, reader: &Arc<BlobReader>) {
         if reader.begins() && reader.blob().entry().size <= SMALL {
             self.tree.walked_to(self.tree.current(ino.0));
             reader.blob().fetch_ahead();

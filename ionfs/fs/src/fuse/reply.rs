@@ -8,8 +8,8 @@ use fuser::{
     TimeOrNow,
 };
 
-use crate::output::{By, Maker};
-use crate::{Attr, Errno, Kind, Result};
+use crate::output::{ContentChanger, Maker};
+use crate::{Attr, Errno, FileKind, Result};
 
 pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     FileAttr {
@@ -31,13 +31,13 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-pub(super) fn file_type(kind: Kind) -> FileType {
+pub(super) fn file_type(kind: FileKind) -> FileType {
     match kind {
-        Kind::Directory => FileType::Directory,
-        Kind::File => FileType::RegularFile,
-        Kind::Symlink => FileType::Symlink,
-        Kind::Pipe => FileType::NamedPipe,
-        Kind::Socket => FileType::Socket,
+        FileKind::Directory => FileType::Directory,
+        FileKind::File => FileType::RegularFile,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Pipe => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
     }
 }
 
@@ -92,8 +92,8 @@ pub(super) fn maker(request: &Request) -> Maker {
 
 /// Returns who changes a file's content, for requests in which the kernel does not say whether that
 /// user may keep the set-user-ID bit.
-pub(super) fn writer_of(request: &Request) -> By {
-    if request.uid() == 0 { By::Privileged } else { By::AnotherUser }
+pub(super) fn writer_of(request: &Request) -> ContentChanger {
+    if request.uid() == 0 { ContentChanger::Privileged } else { ContentChanger::AnotherUser }
 }
 
 pub(super) fn moment(time: TimeOrNow) -> Option<SystemTime> {
@@ -118,7 +118,7 @@ pub(super) fn nothing() -> Attr {
     Attr {
         ino: 0,
         shown_ino: 0,
-        kind: Kind::File,
+        kind: FileKind::File,
         size: 0,
         blocks: 0,
         atime: epoch,

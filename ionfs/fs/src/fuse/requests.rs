@@ -1,7 +1,7 @@
 //! Counts the kernel's requests of each kind: what a program costs here, whatever else the machine
 //! does.
 
-use ion_system::metrics::{Counter, Metrics};
+use ion_system::metrics::{Counter, PlaneMetrics};
 
 /// The kinds of requests that the kernel makes, by their FUSE names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +81,7 @@ const LABELS: [&str; 32] = [
 pub(super) struct Requests([Counter; LABELS.len()]);
 
 impl Requests {
-    pub(super) fn of(metrics: &Metrics) -> Self {
+    pub(super) fn of(metrics: &PlaneMetrics) -> Self {
         Self(LABELS.map(|label| metrics.requests(label)))
     }
 
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn each_kind_has_its_own_label() {
-        let metrics = Metrics::default();
+        let metrics = PlaneMetrics::default();
         let requests = Requests::of(&metrics);
         requests.count(RequestKind::Lookup);
         requests.count(RequestKind::CopyFileRange);

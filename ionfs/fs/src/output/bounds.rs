@@ -10,7 +10,7 @@ use ion_plane::commit::Refusal;
 use ion_system::beneath::Folder;
 
 use super::super::{Errno, Ino, Result};
-use super::table::Table;
+use super::table::OutputTable;
 use super::{NAME_MAX, Output};
 
 /// The system's longest path in bytes, including the zero byte at its end.
@@ -88,17 +88,17 @@ impl Output {
     }
 
     /// Sets the bytes that a file's content counts against the job's limit.
-    pub(super) fn charge(&self, table: &mut Table, ino: Ino, bytes: u64) -> Result<()> {
+    pub(super) fn charge(&self, table: &mut OutputTable, ino: Ino, bytes: u64) -> Result<()> {
         self.within_bytes(table, |table, most| table.charge(ino, bytes, most))
     }
 
     /// Sets the bytes that an inode counts in addition to its content.
-    pub(super) fn attach(&self, table: &mut Table, ino: Ino, bytes: u64) -> Result<()> {
+    pub(super) fn attach(&self, table: &mut OutputTable, ino: Ino, bytes: u64) -> Result<()> {
         self.within_bytes(table, |table, most| table.attach(ino, bytes, most))
     }
 
     /// Returns EDQUOT if the job may not stage `bytes` more.
-    pub(super) fn may_take(&self, table: &mut Table, bytes: u64) -> Result<()> {
+    pub(super) fn may_take(&self, table: &mut OutputTable, bytes: u64) -> Result<()> {
         self.within_bytes(table, |table, most| table.has_room_for(bytes, most))
     }
 
@@ -107,8 +107,8 @@ impl Output {
     /// again.
     fn within_bytes(
         &self,
-        table: &mut Table,
-        fits: impl Fn(&mut Table, u64) -> bool,
+        table: &mut OutputTable,
+        fits: impl Fn(&mut OutputTable, u64) -> bool,
     ) -> Result<()> {
         let most = self.limits.staged_bytes;
         if fits(table, most) || (table.let_go_of_held() && fits(table, most)) {
@@ -118,7 +118,7 @@ impl Output {
     }
 
     /// Like [`Output::charge`], for a file that now reaches `end`. The charge never becomes lower.
-    pub(super) fn charge_to(&self, table: &mut Table, ino: Ino, end: u64) -> Result<()> {
+    pub(super) fn charge_to(&self, table: &mut OutputTable, ino: Ino, end: u64) -> Result<()> {
         let now = table.file(ino)?.charged;
         if end > now { self.charge(table, ino, end) } else { Ok(()) }
     }
@@ -126,7 +126,7 @@ impl Output {
     /// Returns the folder for a new name, if the name is free and the job may make one more inode.
     pub(super) fn folder_for(
         &self,
-        table: &Table,
+        table: &OutputTable,
         parent: Ino,
         name: &OsStr,
     ) -> Result<Arc<Folder>> {

@@ -30,10 +30,10 @@ const SETTLES: Duration = Duration::from_millis(100);
 
 /// The queues of closed files, and the number of workers on each queue.
 #[derive(Debug, Default)]
-pub(super) struct ClosedFiles(Mutex<Queues>);
+pub(super) struct ClosedFiles(Mutex<UploadQueues>);
 
 #[derive(Debug, Default)]
-struct Queues {
+struct UploadQueues {
     decide: VecDeque<Ino>,
     deciders: usize,
     /// Each file with the time from which it can be stored.
@@ -51,13 +51,13 @@ enum ClosedWork {
 
 /// The kind of work that a worker does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Worker {
+enum UploadWorker {
     Decider,
     Storer,
 }
 
 impl ClosedFiles {
-    fn with<T>(&self, work: impl FnOnce(&mut Queues) -> T) -> T {
+    fn with<T>(&self, work: impl FnOnce(&mut UploadQueues) -> T) -> T {
         work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -73,29 +73,29 @@ impl ClosedFiles {
 
     /// Returns one more worker to start, if there is work for it and the number of workers is below
     /// its limit.
-    fn hire(&self) -> Option<Worker> {
+    fn hire(&self) -> Option<UploadWorker> {
         self.with(|queues| {
             if queues.decide.len() > queues.deciders && queues.deciders < DECIDERS_MAX {
                 queues.deciders += 1;
-                return Some(Worker::Decider);
+                return Some(UploadWorker::Decider);
             }
             if queues.store.len() > queues.storers && queues.storers < STORERS_MAX {
                 queues.storers += 1;
-                return Some(Worker::Storer);
+                return Some(UploadWorker::Storer);
             }
             None
         })
     }
 
     /// Returns a worker's next piece of work. None: nothing is left, and the worker ends.
-    fn next(&self, worker: Worker) -> Option<ClosedWork> {
+    fn next(&self, worker: UploadWorker) -> Option<ClosedWork> {
         self.with(|queues| match worker {
-            Worker::Decider => {
+            UploadWorker::Decider => {
                 let next = queues.decide.pop_front().map(ClosedWork::Decide);
                 queues.deciders -= usize::from(next.is_none());
                 next
             }
-            Worker::Storer => {
+            UploadWorker::Storer => {
                 let next = queues.store.pop_front().map(|(at, ino)| ClosedWork::Store(at, ino));
                 queues.storers -= usize::from(next.is_none());
                 next
@@ -147,9 +147,12 @@ mod tests {
             closed.to_store(ino);
         }
         closed.to_decide(7);
-        let hired: Vec<Worker> = std::iter::from_fn(|| closed.hire()).collect();
-        assert_eq!(hired.iter().filter(|worker| **worker == Worker::Storer).count(), STORERS_MAX);
-        assert_eq!(hired.iter().filter(|worker| **worker == Worker::Decider).count(), 1);
+        let hired: Vec<UploadWorker> = std::iter::from_fn(|| closed.hire()).collect();
+        assert_eq!(
+            hired.iter().filter(|worker| **worker == UploadWorker::Storer).count(),
+            STORERS_MAX
+        );
+        assert_eq!(hired.iter().filter(|worker| **worker == UploadWorker::Decider).count(), 1);
         let mut done: Vec<ClosedWork> = Vec::new();
         for worker in hired {
             done.extend(std::iter::from_fn(|| closed.next(worker)));
@@ -157,6 +160,6 @@ mod tests {
         assert_eq!(done.len(), 100_001);
         assert_eq!(closed.hire(), None);
         closed.to_decide(8);
-        assert_eq!(closed.hire(), Some(Worker::Decider), "a worker that ended is replaced");
+        assert_eq!(closed.hire(), Some(UploadWorker::Decider), "a worker that ended is replaced");
     }
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use ion_model::event::FileEntry;
-use ion_plane::cache::{CachedBlob, Reader};
+use ion_plane::cache::{BlobReader, CachedBlob};
 use ion_plane::node::Node as Daemon;
 use rustix::fs::{self, Mode, OFlags};
 
@@ -21,7 +21,7 @@ use super::super::eventfile::DecisionTrigger;
 use super::super::reads::ReadFailure;
 use super::super::{Errno, Ino, Result, Seek, errno, seek_dense};
 use super::early::InOrder;
-use super::table::{FileNode, Table};
+use super::table::{FileNode, OutputTable};
 use super::{Output, forbid_change};
 
 /// The kernel's flag of an open by execve(). No header defines it.
@@ -29,7 +29,7 @@ const FMODE_EXEC: i32 = 0x20;
 
 /// A handle that may write. The table holds it for as long as it is open.
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(super) struct ContentWriter {
     /// Whether a FLUSH came after the last write: a process closed a descriptor, and the RELEASE
     /// should follow.
     flushed: AtomicBool,
@@ -45,7 +45,7 @@ pub enum CloseReport {
     Releases,
 }
 
-impl Writer {
+impl ContentWriter {
     /// Returns whether the handle is certainly open. Returns false also for a handle whose RELEASE
     /// may be on its way.
     pub(super) fn is_surely_open(&self) -> bool {
@@ -71,9 +71,9 @@ pub struct StagedHandle {
     file: File,
     writable: bool,
     executes: bool,
-    writer: Arc<Writer>,
+    writer: Arc<ContentWriter>,
     /// The reader of the blob that the file refers to, if it refers to one.
-    reader: Mutex<Option<Arc<Reader>>>,
+    reader: Mutex<Option<Arc<BlobReader>>>,
 }
 
 impl StagedHandle {
@@ -91,7 +91,7 @@ impl StagedHandle {
         &self.file
     }
 
-    pub(super) fn writer(&self) -> &Writer {
+    pub(super) fn writer(&self) -> &ContentWriter {
         &self.writer
     }
 
@@ -104,8 +104,8 @@ impl StagedHandle {
     pub(super) fn reader(
         &self,
         entry: &FileEntry,
-        open: impl FnOnce() -> std::result::Result<Arc<Reader>, ReadFailure>,
-    ) -> std::result::Result<Arc<Reader>, ReadFailure> {
+        open: impl FnOnce() -> std::result::Result<Arc<BlobReader>, ReadFailure>,
+    ) -> std::result::Result<Arc<BlobReader>, ReadFailure> {
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         match reader.as_ref().filter(|reader| reader.blob().is_of(entry)) {
             Some(reader) => Ok(reader.clone()),
@@ -116,7 +116,7 @@ impl StagedHandle {
 
 /// Which kind of user changes a file's content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
+pub enum ContentChanger {
     /// A user who may keep the set-user-ID and set-group-ID bits (`CAP_FSETID`).
     Privileged,
     /// Any other user: the bits are cleared, or the new content would run with the rights of the
@@ -130,7 +130,7 @@ pub struct OpenRequest {
     /// The open flags as the kernel gave them.
     pub flags: i32,
     /// Who opens it.
-    pub by: By,
+    pub by: ContentChanger,
 }
 
 impl OpenRequest {
@@ -193,14 +193,14 @@ impl Output {
 
     pub(super) fn handle(
         &self,
-        table: &mut Table,
+        table: &mut OutputTable,
         ino: Ino,
         backing: File,
         how: OpenRequest,
     ) -> Result<Arc<StagedHandle>> {
         let file = table.file_mut(ino)?;
         let writer =
-            Arc::new(Writer { flushed: AtomicBool::new(false), closing: how.closing(file) });
+            Arc::new(ContentWriter { flushed: AtomicBool::new(false), closing: how.closing(file) });
         file.opens += 1;
         file.programs += u32::from(how.executes());
         if how.writes() {
@@ -236,7 +236,13 @@ impl Output {
     }
 
     /// Writes `data` at `offset`. A reference needs [`Output::own_range`] first.
-    pub fn write(&self, staged: &StagedHandle, offset: u64, data: &[u8], by: By) -> Result<()> {
+    pub fn write(
+        &self,
+        staged: &StagedHandle,
+        offset: u64,
+        data: &[u8],
+        by: ContentChanger,
+    ) -> Result<()> {
         give_up_rights(&staged.file, by)?;
         let end = offset.saturating_add(data.len() as u64);
         let (allowed, in_order) = {
@@ -309,7 +315,7 @@ impl Output {
         offset: u64,
         length: u64,
         mode: i32,
-        by: By,
+        by: ContentChanger,
     ) -> Result<()> {
         give_up_rights(&staged.file, by)?;
         let mut table = self.lock();
@@ -362,7 +368,7 @@ impl Output {
         to: &StagedHandle,
         to_offset: u64,
         length: u64,
-        by: By,
+        by: ContentChanger,
     ) -> Result<u64> {
         give_up_rights(&to.file, by)?;
         let size = from.file.metadata().map_err(|error| errno(&error))?.len();
@@ -441,7 +447,7 @@ pub(crate) fn open_blob(
 /// Reads a blob within the daemon's deadline.
 pub(crate) async fn read_within(
     daemon: &Daemon,
-    reader: &Reader,
+    reader: &BlobReader,
     offset: u64,
     length: u64,
 ) -> std::result::Result<Bytes, ReadFailure> {
@@ -454,8 +460,8 @@ pub(crate) async fn read_within(
 
 /// Clears the set-user-ID and set-group-ID bits of a file, unless the user who changes it may keep
 /// them.
-pub(super) fn give_up_rights(file: &File, by: By) -> Result<()> {
-    if by == By::Privileged {
+pub(super) fn give_up_rights(file: &File, by: ContentChanger) -> Result<()> {
+    if by == ContentChanger::Privileged {
         return Ok(());
     }
     let mode = fs::fstat(file)?.st_mode & 0o7777;

@@ -11,11 +11,11 @@ use ion_model::event::{FileEntry, is_event_draft};
 use ion_system::beneath::{Folder, Pinned};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Timestamps, Uid};
 
-use super::super::{Attr, Errno, Ino, Kind, Result, errno};
+use super::super::{Attr, Errno, FileKind, Ino, Result, errno};
 use super::content::content_changed;
 use super::early::InOrder;
 use super::reference::Reference;
-use super::table::{DirectoryNames, FileNode, NodeBody, Table};
+use super::table::{DirectoryNames, FileNode, NodeBody, OutputTable};
 use super::{DATA, EVENTS, OUT, OpenRequest, Output, StagedHandle, timespec};
 
 /// The user and group that make something, and own it.
@@ -38,7 +38,7 @@ impl Output {
     /// Makes a directory.
     pub fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
         let mut table = self.lock();
-        may_hold_more(&table, parent, name, Kind::Directory)?;
+        may_hold_more(&table, parent, name, FileKind::Directory)?;
         let folder = self.folder_for(&table, parent, name)?;
         self.of_disk(folder.make_folder(name, permissions(mode)))?;
         self.hand_over(&folder, name, mode, maker)?;
@@ -51,7 +51,7 @@ impl Output {
     /// refused.
     pub fn symlink(&self, parent: Ino, name: &OsStr, target: &Path, maker: Maker) -> Result<Attr> {
         let mut table = self.lock();
-        may_hold_more(&table, parent, name, Kind::Symlink)?;
+        may_hold_more(&table, parent, name, FileKind::Symlink)?;
         let folder = self.folder_for(&table, parent, name)?;
         self.may_take(&mut table, target.as_os_str().len() as u64)?;
         self.of_disk(folder.make_symlink(name, target))?;
@@ -70,8 +70,8 @@ impl Output {
                 let ino = self.make_file(parent, name, mode, maker)?;
                 return self.getattr(ino);
             }
-            FileType::Fifo => Kind::Pipe,
-            FileType::Socket => Kind::Socket,
+            FileType::Fifo => FileKind::Pipe,
+            FileType::Socket => FileKind::Socket,
             _ => return Err(Errno::PERM),
         };
         let mut table = self.lock();
@@ -91,7 +91,7 @@ impl Output {
         maker: Maker,
     ) -> Result<Ino> {
         let mut table = self.lock();
-        may_hold_more(&table, parent, name, Kind::File)?;
+        may_hold_more(&table, parent, name, FileKind::File)?;
         let folder = self.folder_for(&table, parent, name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
         drop(self.of_disk(folder.open_file(name, flags, permissions(mode)))?);
@@ -117,7 +117,7 @@ impl Output {
             return Ok((self.getattr(ino)?, staged));
         }
         let mut table = self.lock();
-        may_hold_more(&table, parent, name, Kind::File)?;
+        may_hold_more(&table, parent, name, FileKind::File)?;
         let folder = self.folder_for(&table, parent, name)?;
         let flags = how.backing() | OFlags::CREATE | OFlags::EXCL;
         let backing = self.of_disk(folder.open_file(name, flags, permissions(mode)))?;
@@ -222,14 +222,19 @@ fn own(folder: &Folder, made: &Pinned, mode: u32, maker: Maker) -> Result<()> {
 }
 
 /// Returns an error if a directory of the fixed part of the tree may not hold this name and kind.
-pub(super) fn may_hold_more(table: &Table, parent: Ino, name: &OsStr, kind: Kind) -> Result<()> {
+pub(super) fn may_hold_more(
+    table: &OutputTable,
+    parent: Ino,
+    name: &OsStr,
+    kind: FileKind,
+) -> Result<()> {
     match parent {
         // An event is identified by its name, in documents that hold only UTF-8.
         EVENTS if name.to_str().is_none() => Err(Errno::ILSEQ),
-        EVENTS if kind != Kind::File => Err(Errno::PERM),
+        EVENTS if kind != FileKind::File => Err(Errno::PERM),
         // Editors and `sed -i` put a draft beside insights.json; anything else there is a mistake
         // worth an error.
-        OUT if kind != Kind::File => Err(Errno::PERM),
+        OUT if kind != FileKind::File => Err(Errno::PERM),
         OUT if !table.is_insights(parent, name) && !is_event_draft(&name.to_string_lossy()) => {
             Err(Errno::PERM)
         }
@@ -237,7 +242,7 @@ pub(super) fn may_hold_more(table: &Table, parent: Ino, name: &OsStr, kind: Kind
     }
 }
 
-fn add_file(table: &mut Table, parent: Ino, name: &OsStr) -> Result<Ino> {
+fn add_file(table: &mut OutputTable, parent: Ino, name: &OsStr) -> Result<Ino> {
     let decided = parent == EVENTS || parent == OUT;
     let file = FileNode {
         event: decided.then(Box::default),

@@ -28,13 +28,13 @@ enum BlobFate {
 pub(super) struct JobBlobs {
     store: Arc<dyn Blobs>,
     runtime: Runtime,
-    state: Mutex<State>,
+    state: Mutex<JobBlobsState>,
     /// Notified when no blob is left to be removed.
     removed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct JobBlobsState {
     fates: HashMap<String, BlobFate>,
     discarded: Vec<String>,
     removing: bool,
@@ -45,7 +45,7 @@ impl JobBlobs {
         Arc::new(Self { store, runtime, state: Mutex::default(), removed: Notify::new() })
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut State) -> T) -> T {
+    fn with<T>(&self, work: impl FnOnce(&mut JobBlobsState) -> T) -> T {
         work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

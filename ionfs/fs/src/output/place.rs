@@ -14,7 +14,7 @@ use ion_system::beneath::{Folder, Pinned};
 use rustix::fs::{Mode, OFlags, Stat};
 
 use super::super::{Errno, Ino, Result};
-use super::table::{Table, UnnamedRemains};
+use super::table::{OutputTable, UnnamedRemains};
 use super::{OUT, Output};
 
 /// The most folders of one job that are held open. With fewer, a job that works in many folders
@@ -86,7 +86,7 @@ impl OpenFolders {
 
 impl Output {
     /// Returns the folder of a directory.
-    pub(super) fn folder(&self, table: &Table, ino: Ino) -> Result<Arc<Folder>> {
+    pub(super) fn folder(&self, table: &OutputTable, ino: Ino) -> Result<Arc<Folder>> {
         let mut steps: Vec<(Ino, &Arc<OsStr>)> = Vec::new();
         let mut at = ino;
         let mut folder = loop {
@@ -113,7 +113,7 @@ impl Output {
     /// kernel looks it up again by itself.
     fn named<'table>(
         &self,
-        table: &'table Table,
+        table: &'table OutputTable,
         ino: Ino,
     ) -> Result<(Arc<Folder>, &'table Arc<OsStr>)> {
         let (parent, name) = table.place(ino).ok_or(Errno::STALE)?;
@@ -121,7 +121,7 @@ impl Output {
     }
 
     /// Returns the content that is kept of a file without a name, if any is.
-    fn unnamed(table: &Table, ino: Ino) -> Result<Option<Arc<Pinned>>> {
+    fn unnamed(table: &OutputTable, ino: Ino) -> Result<Option<Arc<Pinned>>> {
         let node = table.node(ino)?;
         Ok(match &node.remains {
             Some(UnnamedRemains::Open(file) | UnnamedRemains::Known(file))
@@ -134,7 +134,7 @@ impl Output {
     }
 
     /// Returns the staged inode, held by a descriptor.
-    pub(super) fn pin(&self, table: &Table, ino: Ino) -> Result<Arc<Pinned>> {
+    pub(super) fn pin(&self, table: &OutputTable, ino: Ino) -> Result<Arc<Pinned>> {
         if ino == OUT {
             return self.folders.root().itself().map(Arc::new);
         }
@@ -148,7 +148,7 @@ impl Output {
     }
 
     /// Opens the staged file.
-    pub(super) fn open_staged(&self, table: &Table, ino: Ino, flags: OFlags) -> Result<File> {
+    pub(super) fn open_staged(&self, table: &OutputTable, ino: Ino, flags: OFlags) -> Result<File> {
         match Self::unnamed(table, ino)? {
             Some(pinned) => pinned.open(flags),
             None => {
@@ -160,7 +160,7 @@ impl Output {
 
     /// Returns the attributes of a staged inode as the disk has them, or the last ones of an inode
     /// that is gone from the disk.
-    pub(super) fn stat(&self, table: &Table, ino: Ino) -> Result<Stat> {
+    pub(super) fn stat(&self, table: &OutputTable, ino: Ino) -> Result<Stat> {
         if ino == OUT {
             return self.folders.root().itself()?.stat();
         }

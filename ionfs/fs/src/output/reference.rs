@@ -14,13 +14,13 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use ion_model::event::FileEntry;
-use ion_plane::cache::Reader;
+use ion_plane::cache::BlobReader;
 use rustix::fs::{self, OFlags, Timespec, Timestamps};
 
 use super::super::reads::ReadFailure;
 use super::super::{Errno, Ino, Result, errno};
 use super::content::{StagedHandle, content_changed, open_blob, read_within};
-use super::table::Table;
+use super::table::OutputTable;
 use super::{Output, forbid_change};
 
 /// Content that equals the first bytes of a blob, except for the blocks that were written to. Those
@@ -183,8 +183,8 @@ impl Output {
         Ok(all.freeze())
     }
 
-    fn reader(&self, entry: &FileEntry) -> std::result::Result<Arc<Reader>, ReadFailure> {
-        Ok(Arc::new(Reader::new(open_blob(&self.daemon, entry)?)))
+    fn reader(&self, entry: &FileEntry) -> std::result::Result<Arc<BlobReader>, ReadFailure> {
+        Ok(Arc::new(BlobReader::new(open_blob(&self.daemon, entry)?)))
     }
 
     /// Makes the next bytes of `to` a reference to the blob `entry`, without moving any. Returns
@@ -301,7 +301,14 @@ impl Output {
 
     /// Writes a blob's bytes into the staged file. The attributes stay as they were, because
     /// nothing has changed for anyone who reads the file.
-    fn fill(&self, table: &mut Table, ino: Ino, file: &File, bytes: &[u8], at: u64) -> Result<()> {
+    fn fill(
+        &self,
+        table: &mut OutputTable,
+        ino: Ino,
+        file: &File,
+        bytes: &[u8],
+        at: u64,
+    ) -> Result<()> {
         let before = fs::fstat(file)?;
         let shown = self.stat(table, ino)?;
         table.file_mut(ino)?.shown.get_or_insert_with(|| Box::new(shown));

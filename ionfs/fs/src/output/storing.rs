@@ -16,7 +16,7 @@ use rustix::fs::OFlags;
 use tokio::sync::SemaphorePermit;
 
 use super::super::{Errno, Ino, errno};
-use super::table::{BlobCell, NodeBody, Table};
+use super::table::{BlobCell, NodeBody, OutputTable};
 use super::{DATA, Output};
 
 /// How long a commit waits for the RELEASE of a handle that was closed: the kernel sends it after
@@ -194,7 +194,7 @@ impl Output {
         self.read_only_in(&self.lock(), ino)
     }
 
-    pub(super) fn read_only_in(&self, table: &Table, ino: Ino) -> super::super::Result<File> {
+    pub(super) fn read_only_in(&self, table: &OutputTable, ino: Ino) -> super::super::Result<File> {
         // The staged file of a reference does not hold its bytes.
         if table.file(ino)?.reference.is_some() {
             return Err(Errno::NOENT);
@@ -238,7 +238,7 @@ impl Output {
     }
 
     /// Like [`Output::resolve`], for an inode of any kind.
-    fn resolve_any(&self, table: &Table, path: &str) -> std::result::Result<Ino, Refusal> {
+    fn resolve_any(&self, table: &OutputTable, path: &str) -> std::result::Result<Ino, Refusal> {
         let missing = || Refusal::Missing(path.to_owned());
         let mut todo: Vec<OsString> = path.split('/').rev().map(OsString::from).collect();
         let mut at = DATA;

@@ -14,9 +14,9 @@ use rustix::fs::Stat;
 use tokio::sync::OnceCell;
 
 use super::super::eventfile::EventState;
-use super::super::{Errno, Ino, Kind, Result, STAGED};
+use super::super::{Errno, FileKind, Ino, Result, STAGED};
 use super::ValueFileNames;
-use super::content::Writer;
+use super::content::ContentWriter;
 use super::early::InOrder;
 use super::reference::Reference;
 
@@ -45,7 +45,7 @@ pub(super) struct FileNode {
     /// Open handles of programs that run from the file.
     pub(super) programs: u32,
     /// Open handles that may write.
-    pub(super) writers: Vec<Arc<Writer>>,
+    pub(super) writers: Vec<Arc<ContentWriter>>,
     /// Raised by every change of content.
     pub(super) generation: u64,
     pub(super) reference: Option<Reference>,
@@ -86,12 +86,12 @@ pub(super) enum NodeBody {
     Symlink,
     /// A pipe or a socket. The kernel handles its content, and asks only for its name and
     /// attributes.
-    Special(Kind),
+    Special(FileKind),
 }
 
 /// A file that is gone, and of which something was stored.
 #[derive(Debug)]
-pub(super) struct Orphan {
+pub(super) struct OrphanedFile {
     /// The blob that was stored of it, or is still being stored.
     pub(super) stored: BlobCell,
     /// Its staged content, if the table still held it.
@@ -160,7 +160,7 @@ impl DirectoryNames {
 }
 
 #[derive(Debug)]
-pub(super) struct Node {
+pub(super) struct OutputNode {
     /// Its names, each with the directory that holds it. Empty if it is unlinked; more than one for
     /// hard links.
     pub(super) links: Vec<(Ino, Arc<OsStr>)>,
@@ -176,13 +176,13 @@ pub(super) struct Node {
 }
 
 #[derive(Debug)]
-pub(super) struct Table {
-    nodes: HashMap<Ino, Node>,
+pub(super) struct OutputTable {
+    nodes: HashMap<Ino, OutputNode>,
     next: Ino,
     /// The sum of the bytes that all inodes are charged.
     staged_bytes: u64,
     /// Files that are gone, of which something was stored or is still being stored.
-    orphans: Vec<Orphan>,
+    orphans: Vec<OrphanedFile>,
     /// Inodes without a name that no process has open. On a disk they would be gone; here they stay
     /// until the kernel reports, a moment later, that it has forgotten them.
     unused: HashSet<Ino>,
@@ -191,13 +191,13 @@ pub(super) struct Table {
     insights: &'static [&'static str],
 }
 
-impl Table {
+impl OutputTable {
     pub(super) fn new(names: ValueFileNames) -> Self {
         let insights: &[&str] = match names {
             ValueFileNames::Current => &["insights.json"],
             ValueFileNames::AndSecondGeneration => &["insights.json", "meta.json"],
         };
-        let directory = |parent: Ino, name: &str, children: &[(&str, Ino)]| Node {
+        let directory = |parent: Ino, name: &str, children: &[(&str, Ino)]| OutputNode {
             links: if parent == OUT && name.is_empty() {
                 vec![]
             } else {
@@ -230,11 +230,11 @@ impl Table {
         }
     }
 
-    pub(super) fn node(&self, ino: Ino) -> Result<&Node> {
+    pub(super) fn node(&self, ino: Ino) -> Result<&OutputNode> {
         self.nodes.get(&ino).ok_or(Errno::STALE)
     }
 
-    pub(super) fn node_mut(&mut self, ino: Ino) -> Result<&mut Node> {
+    pub(super) fn node_mut(&mut self, ino: Ino) -> Result<&mut OutputNode> {
         self.nodes.get_mut(&ino).ok_or(Errno::STALE)
     }
 
@@ -340,7 +340,8 @@ impl Table {
     pub(super) fn add(&mut self, parent: Ino, name: &OsStr, body: NodeBody) -> Result<Ino> {
         let ino = self.next;
         self.next += 1;
-        self.nodes.insert(ino, Node { links: vec![], body, known: 0, remains: None, attached: 0 });
+        self.nodes
+            .insert(ino, OutputNode { links: vec![], body, known: 0, remains: None, attached: 0 });
         self.link(ino, parent, name)?;
         Ok(ino)
     }
@@ -399,7 +400,7 @@ impl Table {
     }
 
     /// Records that a file is gone: nothing can name its blob any more.
-    fn orphan(&mut self, node: Node) {
+    fn orphan(&mut self, node: OutputNode) {
         let known = match node.remains {
             Some(UnnamedRemains::Known(pinned)) => Some(pinned),
             _ => None,
@@ -407,12 +408,12 @@ impl Table {
         if let NodeBody::File(file) = node.body
             && let Some((_, stored)) = file.stored
         {
-            self.orphans.push(Orphan { stored, known });
+            self.orphans.push(OrphanedFile { stored, known });
         }
     }
 
     /// Returns the files that are gone since the last call.
-    pub(super) fn take_orphans(&mut self) -> Vec<Orphan> {
+    pub(super) fn take_orphans(&mut self) -> Vec<OrphanedFile> {
         std::mem::take(&mut self.orphans)
     }
 

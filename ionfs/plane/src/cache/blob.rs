@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use super::ahead::ReadAhead;
 use super::buffer::Buffer;
-use super::memory::{Block, Room};
+use super::memory::{CachedBlock, Room};
 use super::{CacheError, CacheShared, disk};
 
 /// How often one fetch is tried before its readers receive EIO. The wait between two tries doubles,
@@ -37,7 +37,7 @@ const LOCAL_BYTES: u64 = 4 << 20;
 
 /// The kind of a blob's local file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum LocalFileKind {
     /// The store's own file: nothing is copied.
     Store,
     /// A file in the node's cache folder.
@@ -58,12 +58,12 @@ enum DiskRead {
 
 /// A set of bits that are only ever set, never cleared.
 #[derive(Debug)]
-struct Bits {
+struct BlockBits {
     words: Vec<AtomicU64>,
     count: AtomicU64,
 }
 
-impl Bits {
+impl BlockBits {
     fn new(bits: u64) -> Self {
         let words = usize::try_from(bits.div_ceil(64)).unwrap_or(usize::MAX);
         Self { words: (0..words).map(|_| AtomicU64::new(0)).collect(), count: AtomicU64::new(0) }
@@ -89,7 +89,7 @@ impl Bits {
 }
 
 /// The outcome of bringing a block into memory; `None` while it is on its way.
-type BlockOutcome = Option<Result<Arc<Block>, Arc<CacheError>>>;
+type BlockOutcome = Option<Result<Arc<CachedBlock>, Arc<CacheError>>>;
 
 /// The blocks of one request, in order, each with the sender of its outcome.
 type Waiting = VecDeque<(u64, watch::Sender<BlockOutcome>)>;
@@ -100,7 +100,7 @@ pub struct CachedBlob {
     id: u64,
     shared: Arc<CacheShared>,
     entry: FileEntry,
-    place: Place,
+    place: LocalFileKind,
     /// Whether no producer can change the file any more: the job that made it has ended and left it
     /// as it was committed.
     settled: AtomicBool,
@@ -108,9 +108,9 @@ pub struct CachedBlob {
     block: u64,
     blocks: u64,
     /// The blocks that the file has, or once had.
-    present: Bits,
+    present: BlockBits,
     /// The blocks of the file that have matched their checksums since the file was opened.
-    sound: Bits,
+    sound: BlockBits,
     coming: Mutex<HashMap<u64, watch::Receiver<BlockOutcome>>>,
 }
 
@@ -118,27 +118,31 @@ impl CachedBlob {
     pub(super) fn new(
         shared: Arc<CacheShared>,
         entry: &FileEntry,
-        place: Place,
+        place: LocalFileKind,
         file: File,
     ) -> Self {
         let block = entry.checksums.block.max(1);
         let blocks = entry.size.div_ceil(block);
-        let present = Bits::new(blocks);
+        let present = BlockBits::new(blocks);
         match place {
-            Place::Node => disk::blocks_in(&file, entry.size, block, |index| present.set(index)),
-            Place::Store | Place::Producer => (0..blocks).for_each(|index| present.set(index)),
+            LocalFileKind::Node => {
+                disk::blocks_in(&file, entry.size, block, |index| present.set(index))
+            }
+            LocalFileKind::Store | LocalFileKind::Producer => {
+                (0..blocks).for_each(|index| present.set(index))
+            }
         }
         Self {
             id: shared.next_id.fetch_add(1, Ordering::Relaxed),
             shared,
             entry: entry.clone(),
             place,
-            settled: AtomicBool::new(place != Place::Producer),
+            settled: AtomicBool::new(place != LocalFileKind::Producer),
             file,
             block,
             blocks,
             present,
-            sound: Bits::new(blocks),
+            sound: BlockBits::new(blocks),
             coming: Mutex::default(),
         }
     }
@@ -216,7 +220,7 @@ impl CachedBlob {
     /// Starts to bring the whole blob if it comes from a store and there is room in memory, and
     /// does not wait.
     pub fn fetch_ahead(self: &Arc<Self>) {
-        if self.place == Place::Node && self.present.count() < self.blocks {
+        if self.place == LocalFileKind::Node && self.present.count() < self.blocks {
             self.prefetch(0..self.entry.size);
         }
     }
@@ -226,7 +230,7 @@ impl CachedBlob {
         self: &Arc<Self>,
         index: u64,
         asked: u64,
-    ) -> Result<Arc<Block>, Arc<CacheError>> {
+    ) -> Result<Arc<CachedBlock>, Arc<CacheError>> {
         let metrics = &self.shared.metrics;
         let mut waited = false;
         loop {
@@ -348,20 +352,20 @@ impl CachedBlob {
             let error = match read.await {
                 Ok((true, bytes)) => {
                     let counter = match self.place {
-                        Place::Store if !self.sound.has(index) => {
+                        LocalFileKind::Store if !self.sound.has(index) => {
                             &self.shared.metrics.bytes_fetched
                         }
                         _ => &self.shared.metrics.bytes_cached,
                     };
                     counter.add(bytes.len() as u64);
                     self.sound.set(index);
-                    self.land(waiting, Block::new(bytes, room));
+                    self.land(waiting, CachedBlock::new(bytes, room));
                     continue;
                 }
                 Ok((false, _)) => CacheError::Corrupt { key: self.entry.key.clone(), block: index },
                 Err(source) => CacheError::Local { key: self.entry.key.clone(), source },
             };
-            if self.place == Place::Store {
+            if self.place == LocalFileKind::Store {
                 self.fail(waiting, error);
                 return DiskRead::All;
             }
@@ -432,7 +436,7 @@ impl CachedBlob {
             if !self.entry.checksums.agrees(index, &bytes) {
                 return Err(corrupt());
             }
-            let block = Block::new(bytes, room);
+            let block = CachedBlock::new(bytes, room);
             self.land(waiting, block.clone());
             self.keep(index, block);
         }
@@ -440,7 +444,7 @@ impl CachedBlob {
     }
 
     /// Delivers the first waiting block to its readers.
-    fn land(&self, waiting: &mut Waiting, block: Arc<Block>) {
+    fn land(&self, waiting: &mut Waiting, block: Arc<CachedBlock>) {
         let Some((index, sender)) = waiting.pop_front() else { return };
         // The block is in memory before it leaves `coming`, so that a reader finds it in one of the
         // two.
@@ -466,9 +470,9 @@ impl CachedBlob {
     }
 
     /// Writes a block to the node's cache folder, if that has room. Readers do not wait for this.
-    fn keep(self: &Arc<Self>, index: u64, block: Arc<Block>) {
+    fn keep(self: &Arc<Self>, index: u64, block: Arc<CachedBlock>) {
         let disk = &self.shared.disk;
-        if self.place != Place::Node || !disk.may_keep(block.bytes.len() as u64) {
+        if self.place != LocalFileKind::Node || !disk.may_keep(block.bytes.len() as u64) {
             self.shared.make_room_if_full();
             return;
         }
@@ -498,13 +502,13 @@ impl Drop for CachedBlob {
 
 /// One open file over a blob, with its read-ahead.
 #[derive(Debug)]
-pub struct Reader {
+pub struct BlobReader {
     blob: Arc<CachedBlob>,
     begun: AtomicBool,
     ahead: Mutex<ReadAhead>,
 }
 
-impl Reader {
+impl BlobReader {
     /// Makes a reader that has not read anything yet.
     pub fn new(blob: Arc<CachedBlob>) -> Self {
         Self { blob, begun: AtomicBool::new(false), ahead: Mutex::default() }

@@ -48,7 +48,7 @@ const DIRECT_MAX: usize = 32;
 const DIRECT_BYTES: usize = 256 << 10;
 
 #[derive(Debug)]
-pub(super) struct Disk {
+pub(super) struct DiskCache {
     directory: PathBuf,
     most: u64,
     /// Bytes on disk, as far as this daemon knows: other daemons of the node write too.
@@ -59,7 +59,7 @@ pub(super) struct Disk {
     direct: AtomicUsize,
 }
 
-impl Disk {
+impl DiskCache {
     /// Opens the cache in `directory`, which must exist.
     pub(super) fn new(directory: PathBuf, most: u64) -> Self {
         let disk = Self {
@@ -160,7 +160,7 @@ impl Disk {
         self.used.load(Ordering::Relaxed) + self.most / 50 > self.most
     }
 
-    /// Records that the disk itself is full: no block is kept until [`Disk::make_room`] has run.
+    /// Records that the disk itself is full: no block is kept until [`DiskCache::make_room`] has run.
     pub(super) fn disk_is_full(&self) {
         self.full.store(true, Ordering::Relaxed);
     }
@@ -279,8 +279,8 @@ mod tests {
         }
     }
 
-    fn fill(disk: &Disk, key: &str) -> bool {
-        let name = Disk::name(&entry(key));
+    fn fill(disk: &DiskCache, key: &str) -> bool {
+        let name = DiskCache::name(&entry(key));
         let file = disk.open(&name, BLOB).expect("the folder is there");
         let may = disk.may_keep(BLOB);
         if may {
@@ -289,19 +289,19 @@ mod tests {
         may
     }
 
-    fn has(disk: &Disk, key: &str) -> bool {
-        disk.directory.join(Disk::name(&entry(key))).exists()
+    fn has(disk: &DiskCache, key: &str) -> bool {
+        disk.directory.join(DiskCache::name(&entry(key))).exists()
     }
 
     #[test]
     fn what_is_read_once_makes_way_for_what_is_read_again() {
         let folder = tempfile::tempdir().expect("a folder");
-        let disk = Disk::new(folder.path().to_owned(), 20 * BLOB);
+        let disk = DiskCache::new(folder.path().to_owned(), 20 * BLOB);
         for key in ["often", "seldom"] {
             fill(&disk, key);
             fill(&disk, key);
         }
-        let open = HashSet::from([Disk::name(&entry("open"))]);
+        let open = HashSet::from([DiskCache::name(&entry("open"))]);
         fill(&disk, "open");
         for scan in 0..100 {
             fill(&disk, &format!("scan-{scan}"));
@@ -318,14 +318,14 @@ mod tests {
                 && !has(&disk, "scan-0")
         );
         // The files stay for the next daemon, which counts them.
-        let again = Disk::new(folder.path().to_owned(), BLOB);
+        let again = DiskCache::new(folder.path().to_owned(), BLOB);
         assert!(!again.may_keep(1), "and keeps nothing more than it may");
     }
 
     #[test]
     fn a_block_is_on_disk_whichever_way_it_was_written() {
         let folder = tempfile::tempdir().expect("a folder");
-        let disk = Disk::new(folder.path().to_owned(), u64::MAX);
+        let disk = DiskCache::new(folder.path().to_owned(), u64::MAX);
         let (block, tail) = (checksum::BLOCK, 5000);
         let file = disk.open("blob", 3 * block + tail).expect("the folder is there");
         let buffers = Buffers::new(block as usize);

@@ -25,12 +25,12 @@ pub(super) struct Room {
 
 /// A block that has matched its checksum.
 #[derive(Debug)]
-pub(super) struct Block {
+pub(super) struct CachedBlock {
     pub(super) bytes: Bytes,
     _room: Room,
 }
 
-impl Block {
+impl CachedBlock {
     pub(super) fn new(bytes: Bytes, room: Room) -> Arc<Self> {
         Arc::new(Self { bytes, _room: room })
     }
@@ -40,7 +40,7 @@ impl Block {
 pub(super) type BlockId = (u64, u64);
 
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(super) struct BlockMemory {
     room: Arc<Semaphore>,
     most: u64,
     held: Mutex<HeldBlocks>,
@@ -51,7 +51,7 @@ pub(super) struct Memory {
 
 #[derive(Debug, Default)]
 struct HeldBlocks {
-    blocks: HashMap<BlockId, (u64, Arc<Block>)>,
+    blocks: HashMap<BlockId, (u64, Arc<CachedBlock>)>,
     /// The blocks that were read, by the time of the last read.
     read: BTreeMap<u64, BlockId>,
     /// The blocks that nobody has read yet, by the time of their arrival.
@@ -60,7 +60,7 @@ struct HeldBlocks {
 }
 
 impl HeldBlocks {
-    fn touch(&mut self, id: BlockId) -> Option<Arc<Block>> {
+    fn touch(&mut self, id: BlockId) -> Option<Arc<CachedBlock>> {
         self.clock += 1;
         let (at, block) = self.blocks.get_mut(&id)?;
         self.ahead.remove(at);
@@ -70,19 +70,19 @@ impl HeldBlocks {
         Some(block.clone())
     }
 
-    fn remove(&mut self, id: BlockId) -> Option<Arc<Block>> {
+    fn remove(&mut self, id: BlockId) -> Option<Arc<CachedBlock>> {
         let (at, block) = self.blocks.remove(&id)?;
         self.ahead.remove(&at);
         self.read.remove(&at);
         Some(block)
     }
 
-    fn remove_read(&mut self) -> Option<Arc<Block>> {
+    fn remove_read(&mut self) -> Option<Arc<CachedBlock>> {
         let (_, id) = self.read.pop_first()?;
         self.blocks.remove(&id).map(|(_, block)| block)
     }
 
-    fn remove_oldest(&mut self) -> Option<Arc<Block>> {
+    fn remove_oldest(&mut self) -> Option<Arc<CachedBlock>> {
         self.remove_read().or_else(|| {
             let (_, id) = self.ahead.pop_first()?;
             self.blocks.remove(&id).map(|(_, block)| block)
@@ -90,7 +90,7 @@ impl HeldBlocks {
     }
 }
 
-impl Memory {
+impl BlockMemory {
     pub(super) fn new(bytes: u64) -> Self {
         let permits =
             usize::try_from(bytes / GRAIN).unwrap_or(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
@@ -160,11 +160,11 @@ impl Memory {
         self.lock().blocks.contains_key(&id)
     }
 
-    pub(super) fn get(&self, id: BlockId) -> Option<Arc<Block>> {
+    pub(super) fn get(&self, id: BlockId) -> Option<Arc<CachedBlock>> {
         self.lock().touch(id)
     }
 
-    pub(super) fn put(&self, id: BlockId, block: Arc<Block>) {
+    pub(super) fn put(&self, id: BlockId, block: Arc<CachedBlock>) {
         let mut held = self.lock();
         // The count is read under the lock: a task that waits has either searched the blocks
         // already, so that this block must not stay, or it will still find and drop this block.
@@ -211,11 +211,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_read_makes_way_for_what_comes_and_what_was_not_stays() {
-        let memory = Memory::new(4 * GRAIN);
+        let memory = BlockMemory::new(4 * GRAIN);
         let bytes = || Bytes::from(vec![0; 4096]);
         for index in 0..4 {
             let room = memory.try_room(GRAIN).expect("it is empty");
-            memory.put((1, index), Block::new(bytes(), room));
+            memory.put((1, index), CachedBlock::new(bytes(), room));
         }
         assert!(memory.try_room(GRAIN).is_none(), "nobody has read any");
         assert!(memory.get((1, 2)).is_some());
@@ -232,10 +232,10 @@ mod tests {
 
     #[tokio::test]
     async fn the_budget_holds_and_what_is_unread_makes_way() {
-        let memory = Arc::new(Memory::new(10 * GRAIN));
+        let memory = Arc::new(BlockMemory::new(10 * GRAIN));
         for index in 0..100 {
             let room = memory.room(2 * GRAIN).await;
-            memory.put((1, index), Block::new(Bytes::new(), room));
+            memory.put((1, index), CachedBlock::new(Bytes::new(), room));
             assert!(memory.taken() <= 10 * GRAIN);
         }
         assert!(memory.get((1, 0)).is_none() && memory.get((1, 95)).is_some(), "the oldest went");

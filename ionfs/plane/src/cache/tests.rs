@@ -111,7 +111,7 @@ impl Blobs for Wire {
 struct Bench {
     folder: tempfile::TempDir,
     wire: Arc<Wire>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<PlaneMetrics>,
 }
 
 /// Bytes that differ from block to block.
@@ -149,7 +149,7 @@ impl Bench {
 }
 
 async fn read(cache: &Cache, entry: &FileEntry, piece: u64) -> Vec<u8> {
-    let reader = Reader::new(cache.open(entry).expect("it opens"));
+    let reader = BlobReader::new(cache.open(entry).expect("it opens"));
     let mut all = Vec::new();
     while (all.len() as u64) < entry.size {
         all.extend_from_slice(&reader.read(all.len() as u64, piece).await.expect("it is read"));
@@ -220,7 +220,7 @@ async fn flipped_bits_are_noticed_wherever_they_flip() {
     kept(&cache.open(&entry).expect("open")).await;
     drop(cache);
     let fetched = bench.metrics.bytes_fetched.get();
-    let path = bench.folder.path().join(Disk::name(&entry));
+    let path = bench.folder.path().join(DiskCache::name(&entry));
     let file = File::options().read(true).write(true).open(path).expect("it is there");
     file.write_all_at(&[bytes[3 * BLOCK as usize] ^ 1], 3 * BLOCK).expect("written");
     for _ in 0..2 {

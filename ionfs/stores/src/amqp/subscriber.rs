@@ -19,7 +19,7 @@ use super::{Amqp, Cause, asking, queue_of, within};
 use crate::{Delivery, StoreError, Subscription, Unreadable};
 
 /// A subscription that consumes from the first call of `next` until it is paused.
-pub(super) struct Subscriber {
+pub(super) struct AmqpSubscriber {
     bus: Arc<Amqp>,
     module: String,
     prefetch: u16,
@@ -37,7 +37,7 @@ pub(super) struct Subscriber {
     next_tag: u64,
 }
 
-impl Subscriber {
+impl AmqpSubscriber {
     pub(super) fn new(bus: Arc<Amqp>, module: &str, prefetch: u16) -> Self {
         Self {
             bus,
@@ -101,7 +101,7 @@ async fn consume(bus: Arc<Amqp>, module: String, prefetch: u16) -> Result<Consum
 }
 
 #[async_trait]
-impl Subscription for Subscriber {
+impl Subscription for AmqpSubscriber {
     async fn next(&mut self) -> Result<Delivery, StoreError> {
         loop {
             match self.opened().await?.next().await {

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use ion_system::environment::taken;
 use object_store::azure::MicrosoftAzureBuilder;
 
-use super::cloud::{Client, options, retry};
+use super::cloud::{CloudClient, options, retry};
 
 /// Returns a client of this container, configured by the environment.
-pub(super) fn client(container: &str) -> object_store::Result<Client> {
+pub(super) fn client(container: &str) -> object_store::Result<CloudClient> {
     build(from_env(), container)
 }
 
@@ -18,15 +18,15 @@ pub(super) fn client_with_key(
     account: &str,
     key: &str,
     container: &str,
-) -> object_store::Result<Client> {
+) -> object_store::Result<CloudClient> {
     build(from_env().with_account(account).with_access_key(key), container)
 }
 
-fn build(builder: MicrosoftAzureBuilder, container: &str) -> object_store::Result<Client> {
+fn build(builder: MicrosoftAzureBuilder, container: &str) -> object_store::Result<CloudClient> {
     let builder = builder.with_container_name(container).with_client_options(options("AZURE"));
     let store = Arc::new(builder.with_retry(retry()).build()?);
     // Azure itself drops uncommitted blocks after a week, so nothing has to end unfinished uploads.
-    Ok(Client { store: store.clone(), multipart: None, signer: store })
+    Ok(CloudClient { store: store.clone(), multipart: None, signer: store })
 }
 
 /// Reads the configuration from the environment and from the variables that were taken out of it:

@@ -28,14 +28,14 @@ const RETRY_TIME: Duration = Duration::from_secs(15);
 const STALL: Duration = Duration::from_secs(60);
 
 /// A client of one bucket or container.
-pub(super) struct Client {
+pub(super) struct CloudClient {
     pub(super) store: Arc<dyn ObjectStore>,
     /// Set where the parts of an unfinished upload stay until somebody removes them.
     pub(super) multipart: Option<Arc<dyn MultipartStore>>,
     pub(super) signer: Arc<dyn Signer>,
 }
 
-impl Client {
+impl CloudClient {
     fn blobs(self, prefix: Path, name: String) -> ObjectBlobs {
         let Self { store, multipart, signer } = self;
         ObjectBlobs { store, multipart, signer: Some(signer), local: None, prefix, name }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use ion_system::environment::taken;
 use object_store::aws::AmazonS3Builder;
 
-use super::cloud::{Client, options, retry};
+use super::cloud::{CloudClient, options, retry};
 
 /// Returns a client of this bucket, configured by the environment.
-pub(super) fn client(bucket: &str) -> object_store::Result<Client> {
+pub(super) fn client(bucket: &str) -> object_store::Result<CloudClient> {
     let builder = from_env().with_bucket_name(bucket);
     let store = Arc::new(builder.with_client_options(options("AWS")).with_retry(retry()).build()?);
-    Ok(Client { store: store.clone(), multipart: Some(store.clone()), signer: store })
+    Ok(CloudClient { store: store.clone(), multipart: Some(store.clone()), signer: store })
 }
 
 /// Reads the configuration from the environment and from the variables that were taken out of it:

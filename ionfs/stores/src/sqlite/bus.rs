@@ -149,7 +149,7 @@ impl Bus for Sqlite {
     ) -> Result<Box<dyn Subscription>, StoreError> {
         let bell = self.arrivals.bell(module, &self.database);
         let bell = bell.map_err(|error| self.failed("subscribing", error))?;
-        Ok(Box::new(Subscriber {
+        Ok(Box::new(SqliteSubscriber {
             bell,
             store: self,
             module: module.to_owned(),
@@ -239,7 +239,7 @@ impl Bus for Sqlite {
 }
 
 /// One subscriber of one queue.
-struct Subscriber {
+struct SqliteSubscriber {
     store: Arc<Sqlite>,
     module: String,
     /// Rings when the queue has a message that may be taken.
@@ -289,7 +289,7 @@ async fn take(store: Arc<Sqlite>, module: String) -> Result<Option<Delivery>, St
     Ok(Some(Delivery { tag: seq.cast_unsigned(), message }))
 }
 
-impl Subscriber {
+impl SqliteSubscriber {
     async fn take(&mut self) -> Result<Option<Delivery>, StoreError> {
         let (store, module) = (self.store.clone(), self.module.clone());
         let taken = self.taking.get_or_insert_with(|| tokio::spawn(take(store, module))).await;
@@ -314,7 +314,7 @@ impl Subscriber {
 }
 
 #[async_trait]
-impl Subscription for Subscriber {
+impl Subscription for SqliteSubscriber {
     async fn next(&mut self) -> Result<Delivery, StoreError> {
         let bell = self.bell.clone();
         loop {
@@ -349,7 +349,7 @@ impl Subscription for Subscriber {
     }
 }
 
-impl Drop for Subscriber {
+impl Drop for SqliteSubscriber {
     fn drop(&mut self) {
         let (taking, mut held) = (self.taking.take(), std::mem::take(&mut self.held));
         if held.is_empty() && taking.is_none() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ion_csi as csi;
-use ion_jobs::pipeline::{Api, ImageReference, Network, Resources};
+use ion_jobs::pipeline::{ImageReference, ModuleApi, Network, Resources};
 use ion_model::checksum::hex;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
@@ -60,7 +60,7 @@ pub(super) fn job(start: &AttemptStart, token: &str) -> Result<Job, String> {
             container.image
         ));
     };
-    if module.api != Api::None {
+    if module.api != ModuleApi::None {
         return Err(
             "\"api: sidecar\" listens on this machine's loopback, which a pod does not see".into(),
         );
