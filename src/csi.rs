@@ -63,8 +63,10 @@ pub(crate) async fn run(settings: &CommandSettings, args: CsiArgs) -> CommandRes
     };
     let stop = CancellationToken::new();
     let (stopping, vitals) = (stop.clone(), endpoint.vitals.clone());
+    let ending = vitals.clone();
     tokio::spawn(async move {
         until_asked_to_stop().await;
+        ending.ends();
         stopping.cancel();
     });
     let ready = || {

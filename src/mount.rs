@@ -61,6 +61,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: MountArgs) -> CommandR
     tokio::select! {
         ended = mounted.ended() => ended?,
         () = until_asked_to_stop() => {
+            endpoint.vitals.ends();
             let folder = args.folder.display();
             let unmounted = mounted.unmount().await.map_err(|error| {
                 CommandFailure(format!(

@@ -130,6 +130,7 @@ pub(crate) async fn relay(settings: &CommandSettings, args: RelayArgs) -> Comman
         }
         tokio::select! {
             () = &mut stop => {
+                endpoint.vitals.ends();
                 crate::service::stopping();
                 break;
             }

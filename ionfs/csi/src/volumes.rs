@@ -18,6 +18,9 @@ use uuid::Uuid;
 
 use crate::ticket::Ticket;
 
+/// The extension of a note that is being written.
+const UNFINISHED: &str = "new";
+
 /// The most mounts on top of each other that are unmounted at one target. Only an attacker would
 /// stack more.
 const MOUNTS_MAX: usize = 16;
@@ -104,7 +107,7 @@ impl Volumes {
     /// Writes the note of a volume. Call it before the volume is mounted.
     pub(super) fn note(&self, note: &VolumeNote) -> io::Result<()> {
         let path = self.path(&note.volume);
-        let beside = path.with_extension("new");
+        let beside = path.with_extension(UNFINISHED);
         std::fs::write(&beside, serde_json::to_vec(note)?)?;
         std::fs::rename(beside, path)
     }
@@ -122,6 +125,11 @@ impl Volumes {
         let mut notes = Vec::new();
         for entry in std::fs::read_dir(&self.notes)? {
             let path = entry?.path();
+            // The daemon ended while it wrote the note, so the volume was not mounted yet.
+            if path.extension().is_some_and(|extension| extension == UNFINISHED) {
+                std::fs::remove_file(&path)?;
+                continue;
+            }
             match std::fs::read(&path).map(|bytes| serde_json::from_slice(&bytes)) {
                 Ok(Ok(note)) => notes.push(note),
                 // The note was written only in part, so its volume was not mounted yet.
@@ -151,5 +159,32 @@ pub(super) fn clear(target: &Path) -> io::Result<()> {
     match std::fs::remove_dir(target) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_that_was_being_written_is_none() {
+        let home = tempfile::tempdir().unwrap();
+        let volumes = Volumes::new(home.path().join("notes")).unwrap();
+        let note = |volume: &str| VolumeNote {
+            volume: volume.into(),
+            target: "/nowhere".into(),
+            job: JobId::new("j"),
+            attempt: 1,
+        };
+        volumes.note(&note("published")).unwrap();
+        volumes.note(&note("begun")).unwrap();
+        let path = volumes.path("begun");
+        std::fs::rename(&path, path.with_extension(UNFINISHED)).unwrap();
+        let noted = volumes.noted().unwrap();
+        assert_eq!(
+            noted.iter().map(|note| note.volume.as_str()).collect::<Vec<_>>(),
+            ["published"]
+        );
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 }

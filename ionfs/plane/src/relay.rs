@@ -19,7 +19,8 @@ use ion_stores::{Collection, DataPlane, DeadLetter, Equals, Query, StoreError, d
 use ion_system::failpoint;
 use ion_system::patience::StateAges;
 use ion_system::spans;
-use serde_json::json;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use tracing::{Instrument as _, info_span};
 use uuid::Uuid;
 
@@ -69,18 +70,8 @@ impl Relay {
         )
         .order_by("created")
         .limit(BATCH);
-        // An event that cannot be read must not hold up the others; `ion check` reports it.
-        let unpublished = self.plane.documents.find(unpublished).await?.into_iter();
-        let unpublished: Vec<Event> = unpublished
-            .filter_map(|document| {
-                let event = decode(Collection::Events, document);
-                event
-                    .inspect_err(|error| {
-                        tracing::debug!(error = chain(error), "an event stays unpublished because it cannot be read; `ion check` reports it")
-                    })
-                    .ok()
-            })
-            .collect();
+        let unpublished: Vec<Event> =
+            readable(unpublished.collection, self.plane.documents.find(unpublished).await?);
         self.plane.metrics.outbox.set(unpublished.len());
         let seen = unpublished.iter().map(|event| (event.id.to_string(), event.publisher.clone()));
         let stood = self.events.look(seen);
@@ -110,7 +101,8 @@ impl Relay {
             }
         }
         let waiting = Query::equal(Collection::Jobs, vec![("outbox", json!(true))]).limit(BATCH);
-        let waiting = self.plane.documents.find_as::<JobRecord>(waiting).await?;
+        let waiting: Vec<JobRecord> =
+            readable(waiting.collection, self.plane.documents.find(waiting).await?);
         let stood = self.jobs.look(waiting.iter().map(|job| (job.id.to_string(), job.version)));
         for (job, _) in waiting.iter().zip(stood).filter(|(_, stood)| *stood >= self.grace) {
             match promote(&self.plane, &job.id).await {
@@ -198,6 +190,21 @@ async fn bury(plane: &DataPlane, job: &JobRecord) -> Result<(), StoreError> {
     plane.bus.bury(DeadLetter::new(&job.module, job.event_id.as_str(), body, reason, at)).await
 }
 
+/// Reads the documents that can be read. One that cannot must not hold up the others; `ion check`
+/// reports it.
+fn readable<T: DeserializeOwned>(collection: Collection, documents: Vec<Value>) -> Vec<T> {
+    let read = documents.into_iter().map(|document| decode(collection, document));
+    let read = read.map(|read: Result<T, StoreError>| {
+        read.inspect_err(|error| {
+            tracing::debug!(
+                error = chain(error),
+                "a document of the outbox cannot be read; `ion check` reports it"
+            )
+        })
+    });
+    read.flatten().collect()
+}
+
 /// Makes a staged event visible, for the modules that are registered now. This is the event's
 /// commit. Returns whether the document had the fields of `expect`.
 async fn reveal(
@@ -260,4 +267,29 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
         }
     }
     Ok(promoted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Somebody wrote into the document store by hand, or a newer Ion did.
+    #[tokio::test]
+    async fn a_job_that_cannot_be_read_holds_up_no_other() {
+        let plane = DataPlane::in_memory().unwrap();
+        let unreadable = json!({"id": "a", "outbox": true, "state": "asleep"});
+        let dead = json!({
+            "id": "b", "version": 1, "module": "m", "eventId": "e", "eventType": "t",
+            "correlationId": "c", "state": "dead", "attempt": 1, "attempts": [], "due": 0, "term": 0,
+            "created": 0, "ended": 1, "cancel": false, "outbox": true, "failures": 1, "losses": 0,
+        });
+        for job in [unreadable, dead] {
+            plane.documents.insert(Collection::Jobs, job, None).await.unwrap();
+        }
+        let mut relay = Relay::new(plane.clone(), Duration::ZERO);
+        relay.round().await.unwrap();
+        let letters = plane.bus.dead_letters(10).await.unwrap();
+        let [letter] = &letters[..] else { panic!("{letters:?}") };
+        assert_eq!((letter.module.as_str(), letter.event_id.as_str()), ("m", "e"));
+    }
 }
