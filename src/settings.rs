@@ -191,10 +191,7 @@ impl CommandSettings {
         let said =
             PlaneSection { blobs: global.blobs, documents: global.documents, bus: global.bus };
         warn_of_passwords();
-        let recorded = match std::fs::read(home.join(PLANE)) {
-            Ok(json) => serde_json::from_slice(&json)?,
-            Err(_) => PlaneSection::default(),
-        };
+        let recorded = recorded_plane(&home.join(PLANE))?;
         let namespaces =
             if global.no_namespaces { Namespaces::Never } else { Namespaces::WherePossible };
         let urls = StoreUrls::embedded(&home);
@@ -343,6 +340,22 @@ fn warn_of_passwords() {
         output::say(
             "a password in the command line can be read by every user of this machine; set ION_DOCUMENTS or ION_BUS instead",
         );
+    }
+}
+
+/// Reads which stores the last dispatcher of this home has used; none if none has written it. The
+/// embedded stores must not stand in for others that cannot be read.
+fn recorded_plane(path: &Path) -> Result<PlaneSection, CommandFailure> {
+    let failed = |error: &dyn std::fmt::Display| {
+        CommandFailure(format!(
+            "{} says which stores belong to this home, and cannot be read: {error}",
+            path.display()
+        ))
+    };
+    match std::fs::read(path) {
+        Ok(json) => serde_json::from_slice(&json).map_err(|error| failed(&error)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(PlaneSection::default()),
+        Err(error) => Err(failed(&error)),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Ordinary programs in a job whose files once came out otherwise than on a plain disk: shells and
 //! listings, times, `git clone`, access lists, the umask.
 
+use std::fs;
 use std::process::{Command, Stdio};
 
 use crate::support::{CommandOutput, Home, ION};
@@ -194,4 +195,20 @@ fn new_files_have_the_modes_of_the_modules_umask() {
             .output();
         CommandOutput::of(output.unwrap()).well();
     }
+}
+
+#[test]
+fn a_home_whose_stores_cannot_be_read_does_not_fall_back_to_the_embedded_ones() {
+    let home = Home::new();
+    let plane = home.state().join("plane.json");
+    fs::create_dir_all(&plane).unwrap();
+    let refused = |home: &Home| {
+        let ran = home.run(["job", "list"]);
+        assert_eq!(ran.code, Some(1), "{ran:?}");
+        assert!(ran.stderr.contains("plane.json says which stores"), "{ran:?}");
+    };
+    refused(&home);
+    fs::remove_dir(&plane).unwrap();
+    fs::write(&plane, "{\"blobs\":").unwrap();
+    refused(&home);
 }
