@@ -128,7 +128,20 @@ fn disagrees(what: &str) -> StoreError {
     }
 }
 
+/// Tries of a blob store. A garbage collection without a grace may remove the probe's blob, which
+/// no document names, at any moment.
+const BLOB_TRIES: usize = 3;
+
 async fn try_blobs(blobs: &dyn Blobs) -> Result<(), StoreError> {
+    for _ in 1..BLOB_TRIES {
+        if try_blob(blobs).await.is_ok() {
+            return Ok(());
+        }
+    }
+    try_blob(blobs).await
+}
+
+async fn try_blob(blobs: &dyn Blobs) -> Result<(), StoreError> {
     let key = format!(".ion-doctor/{}", Uuid::new_v4());
     let body = stream::once(async { Ok("ion doctor".into()) }).boxed();
     blobs.put(&key, body).await?;
