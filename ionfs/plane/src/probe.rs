@@ -128,20 +128,24 @@ fn disagrees(what: &str) -> StoreError {
     }
 }
 
-/// Tries of a blob store. A garbage collection without a grace may remove the probe's blob, which
-/// no document names, at any moment.
+/// Tries of a blob store whose blob somebody removed meanwhile: a garbage collection without a grace
+/// may remove the probe's blob, which no document names, at any moment.
 const BLOB_TRIES: usize = 3;
 
 async fn try_blobs(blobs: &dyn Blobs) -> Result<(), StoreError> {
     for _ in 1..BLOB_TRIES {
-        if try_blob(blobs).await.is_ok() {
-            return Ok(());
+        match try_blob(blobs).await {
+            Ok(false) => {}
+            Err(error) if was_removed(&error) => {}
+            Ok(true) => return Ok(()),
+            Err(error) => return Err(error),
         }
     }
-    try_blob(blobs).await
+    if try_blob(blobs).await? { Ok(()) } else { Err(disagrees("reading a blob")) }
 }
 
-async fn try_blob(blobs: &dyn Blobs) -> Result<(), StoreError> {
+/// Writes a blob, reads it, lists it and deletes it. Returns whether it was there, as written.
+async fn try_blob(blobs: &dyn Blobs) -> Result<bool, StoreError> {
     let key = format!(".ion-doctor/{}", Uuid::new_v4());
     let body = stream::once(async { Ok("ion doctor".into()) }).boxed();
     blobs.put(&key, body).await?;
@@ -150,7 +154,17 @@ async fn try_blob(blobs: &dyn Blobs) -> Result<(), StoreError> {
         blobs.list(".ion-doctor").await?.try_filter(|blob| std::future::ready(blob.key == key));
     let listed = listed.try_collect::<Vec<_>>().await?.len();
     blobs.delete(&key).await?;
-    if read == "doctor" && listed == 1 { Ok(()) } else { Err(disagrees("reading a blob")) }
+    Ok(read == "doctor" && listed == 1)
+}
+
+/// Whether a blob, or the file that was to become one, is gone. An error of any other kind is final:
+/// another try would only take its time.
+fn was_removed(error: &StoreError) -> bool {
+    let first: &dyn std::error::Error = error;
+    let mut causes = std::iter::successors(Some(first), |error| error.source());
+    let not_found = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    matches!(error, StoreError::NoSuchBlob(_))
+        || causes.any(|cause| cause.downcast_ref().is_some_and(not_found))
 }
 
 async fn try_documents(documents: &dyn Documents) -> Result<(), StoreError> {
