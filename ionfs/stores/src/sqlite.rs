@@ -127,18 +127,11 @@ impl Sqlite {
     /// # Errors
     /// When the file cannot be opened, is no database, or was written by a newer Ion.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let failed = |what: &str, source: Box<dyn std::error::Error + Send + Sync>| {
-            StoreError::Unavailable {
-                store: format!("sqlite://{}", path.display()),
-                what: what.to_owned(),
-                source,
-            }
-        };
         if let Some(folder) = path.parent() {
             private_folder(folder)
-                .map_err(|error| failed("its folder cannot be made", error.into()))?;
+                .map_err(|error| unavailable(path, "its folder cannot be made", error))?;
         }
-        let file = made(path).map_err(|error| failed("it cannot be opened", error.into()))?;
+        let file = made(path).map_err(|error| unavailable(path, "it cannot be opened", error))?;
         Self::of(Database::File(file), path.to_owned())
     }
 
@@ -154,22 +147,16 @@ impl Sqlite {
 
     /// Connects to a database and prepares it. `path` is how errors name it.
     fn of(database: Database, path: PathBuf) -> Result<Self, StoreError> {
-        let failed = |what: &str, source: Box<dyn std::error::Error + Send + Sync>| {
-            StoreError::Unavailable {
-                store: format!("sqlite://{}", path.display()),
-                what: what.to_owned(),
-                source,
-            }
-        };
         let database = Arc::new(database);
         let mut connection =
-            connect(&database).map_err(|error| failed("it cannot be opened", error))?;
-        prepare(&mut connection).map_err(|error| failed("it cannot be prepared", error))?;
+            connect(&database).map_err(|error| unavailable(&path, "it cannot be opened", error))?;
+        prepare(&mut connection)
+            .map_err(|error| unavailable(&path, "it cannot be prepared", error))?;
         let (writer, requests) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
             .name("ion-sqlite".into())
             .spawn(move || write_loop(connection, requests))
-            .map_err(|error| failed("its thread cannot be started", error.into()))?;
+            .map_err(|error| unavailable(&path, "its thread cannot be started", error))?;
         Ok(Self {
             path,
             database,
@@ -186,11 +173,7 @@ impl Sqlite {
         what: &str,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> StoreError {
-        StoreError::Unavailable {
-            store: format!("sqlite://{}", self.path.display()),
-            what: what.to_owned(),
-            source: source.into(),
-        }
+        unavailable(&self.path, what, source)
     }
 
     /// Runs `work` in the writer. Its writes are durable when this returns.
@@ -249,6 +232,19 @@ impl Sqlite {
         })
         .await;
         outcome.map_err(|error| self.failed(what, error))
+    }
+}
+
+/// The error of a database that errors name by this path.
+fn unavailable(
+    path: &Path,
+    what: &str,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> StoreError {
+    StoreError::Unavailable {
+        store: format!("sqlite://{}", path.display()),
+        what: what.to_owned(),
+        source: source.into(),
     }
 }
 

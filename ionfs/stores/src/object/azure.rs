@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use ion_system::environment::taken;
 use object_store::azure::MicrosoftAzureBuilder;
 
-use super::cloud::{CloudClient, options, retry};
+use super::cloud::{CloudClient, options, retry, with_taken};
 
 /// Returns a client of this container, configured by the environment.
 pub(super) fn client(container: &str) -> object_store::Result<CloudClient> {
@@ -29,13 +28,7 @@ fn build(builder: MicrosoftAzureBuilder, container: &str) -> object_store::Resul
     Ok(CloudClient { store: store.clone(), multipart: None, signer: store })
 }
 
-/// Reads the configuration from the environment and from the variables that were taken out of it:
-/// when a store is opened, credentials are no longer in the environment.
+/// A builder that the environment has set up.
 fn from_env() -> MicrosoftAzureBuilder {
-    taken("AZURE_").fold(MicrosoftAzureBuilder::from_env(), |builder, (name, value)| {
-        match name.to_ascii_lowercase().parse() {
-            Ok(key) => builder.with_config(key, value),
-            Err(_) => builder,
-        }
-    })
+    with_taken("AZURE_", MicrosoftAzureBuilder::from_env(), MicrosoftAzureBuilder::with_config)
 }

@@ -3,9 +3,11 @@
 //! Endpoint, region and credentials come from the environment variables that the stores' own tools
 //! use.
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ion_system::environment::taken;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::signer::Signer;
@@ -114,4 +116,17 @@ pub(super) fn options(family: &str) -> ClientOptions {
         .with_timeout_disabled()
         .with_connect_timeout(CONNECT_WAIT)
         .with_read_timeout(STALL)
+}
+
+/// Sets what the taken variables of this family say. A builder reads the rest from the environment
+/// by itself; credentials are no longer in it when a store is opened.
+pub(super) fn with_taken<B, K: FromStr>(
+    family: &str,
+    builder: B,
+    with_config: fn(B, K, &'static str) -> B,
+) -> B {
+    taken(family).fold(builder, |builder, (name, value)| match name.to_ascii_lowercase().parse() {
+        Ok(key) => with_config(builder, key, value),
+        Err(_) => builder,
+    })
 }

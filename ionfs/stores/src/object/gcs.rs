@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use ion_system::environment::taken;
 use object_store::gcp::GoogleCloudStorageBuilder;
 
-use super::cloud::{CloudClient, options, retry};
+use super::cloud::{CloudClient, options, retry, with_taken};
 
 /// Returns a client of this bucket, configured by the environment.
 pub(super) fn client(bucket: &str) -> object_store::Result<CloudClient> {
@@ -15,14 +14,11 @@ pub(super) fn client(bucket: &str) -> object_store::Result<CloudClient> {
     Ok(CloudClient { store: store.clone(), multipart: Some(store.clone()), signer: store })
 }
 
-/// Reads the configuration from the environment and from the variables that were taken out of it:
-/// when a store is opened, credentials are no longer in the environment.
+/// A builder that the environment has set up.
 fn from_env() -> GoogleCloudStorageBuilder {
-    taken("GOOGLE_").fold(
+    with_taken(
+        "GOOGLE_",
         GoogleCloudStorageBuilder::from_env(),
-        |builder, (name, value)| match name.to_ascii_lowercase().parse() {
-            Ok(key) => builder.with_config(key, value),
-            Err(_) => builder,
-        },
+        GoogleCloudStorageBuilder::with_config,
     )
 }

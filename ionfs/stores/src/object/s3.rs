@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use ion_system::environment::taken;
 use object_store::aws::AmazonS3Builder;
 
-use super::cloud::{CloudClient, options, retry};
+use super::cloud::{CloudClient, options, retry, with_taken};
 
 /// Returns a client of this bucket, configured by the environment.
 pub(super) fn client(bucket: &str) -> object_store::Result<CloudClient> {
@@ -14,13 +13,7 @@ pub(super) fn client(bucket: &str) -> object_store::Result<CloudClient> {
     Ok(CloudClient { store: store.clone(), multipart: Some(store.clone()), signer: store })
 }
 
-/// Reads the configuration from the environment and from the variables that were taken out of it:
-/// when a store is opened, credentials are no longer in the environment.
+/// A builder that the environment has set up.
 fn from_env() -> AmazonS3Builder {
-    taken("AWS_").fold(AmazonS3Builder::from_env(), |builder, (name, value)| {
-        match name.to_ascii_lowercase().parse() {
-            Ok(key) => builder.with_config(key, value),
-            Err(_) => builder,
-        }
-    })
+    with_taken("AWS_", AmazonS3Builder::from_env(), AmazonS3Builder::with_config)
 }
