@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
-use dispatcher::executor::AttemptStart;
 use dispatcher::executor::left::{CollectedOutput, OutputCollector};
+use dispatcher::executor::{AttemptStart, tell};
+use dispatcher::job::{EndedAttempt, Transition};
 use dispatcher::ledger::{ClaimOutcome, Ledger};
 use dispatcher::pipeline::{ANY_TYPE, Module, Pipeline};
 use ionfs::clock::millis;
@@ -125,20 +126,11 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
     let start = AttemptStart { job: job.clone(), module: module.clone(), event, gathered, running };
     let span = start.span();
     let ended = executor.run_here(start, stopped).instrument(span.clone()).await;
-    ended.tell(&span);
+    tell(&ended, &span);
     drop(executor);
     let well = ended.end == AttemptEnd::Succeeded;
     let reason = ended.reason.clone();
-    let happening = dispatcher::job::Transition::Ended(dispatcher::job::EndedAttempt {
-        end: ended.end,
-        exit_code: ended.exit_code,
-        reason: ended.reason,
-        log: ended.log,
-        staged: ended.staged,
-        failed_reads: ended.failed_reads,
-        retries: 0,
-        jitter: 0.0,
-    });
+    let happening = Transition::Ended(EndedAttempt { outcome: ended, retries: 0, jitter: 0.0 });
     let job = ledger.advance(&job, &happening).await?;
     if job.outbox {
         ionfs::relay::promote(&plane, &job.id).instrument(span.clone()).await?;

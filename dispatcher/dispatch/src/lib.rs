@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ion_fs::job::remove_attempt;
-use ion_jobs::job::{self, Transition};
+use ion_jobs::job::{AttemptOutcome, EndedAttempt, Transition};
 use ion_jobs::ledger::{Ledger, LedgerError};
 use ion_jobs::metrics::DispatchMetrics;
 use ion_jobs::pipeline::{AT_A_TIME_MAX, Module};
@@ -38,7 +38,7 @@ use ion_model::event::Event;
 use ion_model::id::JobId;
 use ion_model::record::{AttemptEnd, JobRecord, JobState};
 use ion_plane::relay;
-use ion_run::executor::{AttemptOutcome, AttemptStart, Executor, RunResult, StopReason};
+use ion_run::executor::{AttemptStart, Executor, RunResult, StopReason, tell};
 use ion_stores::{DataPlane, Delivery, Subscription};
 use ion_system::failpoint;
 use ion_system::patience::StateAges;
@@ -244,6 +244,14 @@ type JobSlot = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 /// A job to run, and its event.
 type JobToRun = (JobRecord, Event);
+
+/// A job that was taken from the ledger.
+struct TakenJob {
+    job: JobRecord,
+    /// Whether its attempt runs already, since its former dispatcher has handed it over.
+    adopted: bool,
+    slot: JobSlot,
+}
 
 /// A message whose job was claimed.
 struct ClaimedMessage {
@@ -488,7 +496,8 @@ impl DispatchState {
             if served.stopping.is_cancelled() {
                 return DueLook::Stopping;
             }
-            let (job, adopted, slot) = match self.take_due(served, of_module, seen).await {
+            let TakenJob { job, adopted, slot } = match self.take_due(served, of_module, seen).await
+            {
                 Ok(taken) => taken,
                 Err(due) => return due,
             };
@@ -543,14 +552,13 @@ impl DispatchState {
         }
     }
 
-    /// Takes one job of a module that was left or is due, the slot to run it in, and says whether
-    /// it was adopted.
+    /// Takes a slot and one job of a module: one that was handed over, else one that is due.
     async fn take_due(
         &self,
         served: &ServedModule,
         of_module: &Arc<Semaphore>,
         seen: &mut StateAges<i64>,
-    ) -> Result<(JobRecord, bool, JobSlot), DueLook> {
+    ) -> Result<TakenJob, DueLook> {
         let module = &served.module.name;
         let unreadable = |error: &LedgerError| {
             tracing::debug!(module, error = chain(error), "the ledger cannot be read");
@@ -559,8 +567,8 @@ impl DispatchState {
         // A look holds no slot: modules that have nothing to run take none from those that have.
         while !served.left.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
             let slot = self.slot(of_module).ok_or(DueLook::Behind)?;
-            if let Some(left) = self.adopt(served).await {
-                return Ok((left, true, slot));
+            if let Some(job) = self.adopt(served).await {
+                return Ok(TakenJob { job, adopted: true, slot });
             }
         }
         let due = self.ledger.due(module, seen).await.map_err(|error| unreadable(&error.into()))?;
@@ -571,7 +579,7 @@ impl DispatchState {
         let taken = self.ledger.take(&due, &self.id, self.lease()).await;
         let job = taken.map_err(|error| unreadable(&error))?.ok_or(DueLook::Nothing)?;
         self.metrics.taken();
-        Ok((job, false, slot))
+        Ok(TakenJob { job, adopted: false, slot })
     }
 
     /// Runs one attempt to its end.
@@ -604,7 +612,7 @@ impl DispatchState {
         drop(counted);
         match ended {
             RunResult::Ended(ended) => {
-                ended.tell(&span);
+                tell(&ended, &span);
                 self.end(&job, &module, ended).instrument(span).await;
             }
             RunResult::Left => self.leave(&job).await,
@@ -707,16 +715,8 @@ impl DispatchState {
     /// Writes how an attempt ended and wakes whoever waits for it.
     async fn end(&self, job: &JobRecord, module: &Module, ended: AttemptOutcome) {
         self.metrics.ended(&module.name, ended.end);
-        let happening = Transition::Ended(job::EndedAttempt {
-            end: ended.end,
-            exit_code: ended.exit_code,
-            reason: ended.reason,
-            log: ended.log,
-            staged: ended.staged,
-            failed_reads: ended.failed_reads,
-            retries: module.retries,
-            jitter: jitter(job),
-        });
+        let (retries, jitter) = (module.retries, jitter(job));
+        let happening = Transition::Ended(EndedAttempt { outcome: ended, retries, jitter });
         let mut tries = 0;
         let record = loop {
             match self.ledger.advance(job, &happening).await {

@@ -65,21 +65,47 @@ pub enum Transition {
     Revived,
 }
 
+/// The end of an attempt.
+#[derive(Clone, Debug)]
+pub struct AttemptOutcome {
+    /// How the attempt ended.
+    pub end: AttemptEnd,
+    /// The exit status, if the process exited by itself.
+    pub exit_code: Option<i32>,
+    /// The reason, in words; none for success.
+    pub reason: Option<String>,
+    /// Its stored output.
+    pub log: Option<StoredLog>,
+    /// Whether events are staged; they are committed by the write that marks the job succeeded.
+    pub staged: bool,
+    /// The attempt's reads that Ion could not answer.
+    pub failed_reads: FailedReads,
+}
+
+impl AttemptOutcome {
+    /// Returns an end of which no more is known than its kind.
+    pub fn of(end: AttemptEnd) -> Self {
+        Self {
+            end,
+            exit_code: None,
+            reason: None,
+            log: None,
+            staged: false,
+            failed_reads: FailedReads::default(),
+        }
+    }
+
+    /// Returns the end of an attempt that failed before its process ran.
+    pub fn failed(reason: impl Into<String>) -> Self {
+        Self { reason: Some(reason.into()), ..Self::of(AttemptEnd::Failed) }
+    }
+}
+
 /// How an attempt ended, and what the module allows next.
 #[derive(Clone, Debug)]
 pub struct EndedAttempt {
     /// How it ended.
-    pub end: AttemptEnd,
-    /// The exit status, if the process exited by itself.
-    pub exit_code: Option<i32>,
-    /// Why it ended, as text.
-    pub reason: Option<String>,
-    /// Its output.
-    pub log: Option<StoredLog>,
-    /// Whether the attempt has staged events, which this write commits.
-    pub staged: bool,
-    /// Its reads that Ion could not answer.
-    pub failed_reads: FailedReads,
+    pub outcome: AttemptOutcome,
     /// How many retries the module allows in all.
     pub retries: u32,
     /// Between 0 and 1: spreads retries of jobs that failed together.
@@ -197,20 +223,22 @@ fn finish(job: &mut JobRecord, state: JobState, now: Millis) {
 }
 
 fn end(job: &mut JobRecord, ended: &EndedAttempt, now: Millis) {
+    let outcome = &ended.outcome;
     if let Some(attempt) = job.attempts.last_mut() {
         attempt.ended = Some(now);
-        attempt.end = Some(ended.end);
-        attempt.exit_code = ended.exit_code;
+        attempt.end = Some(outcome.end);
+        attempt.exit_code = outcome.exit_code;
         // A module chooses a part of the text, so its length is limited.
-        attempt.reason = ended.reason.as_deref().map(|reason| cut(reason, REASON_MAX).into_owned());
-        attempt.log = ended.log.as_ref().map(|log| log.entry.clone());
-        attempt.log_left_out = ended.log.as_ref().map_or(0, |log| log.left_out);
-        attempt.failed_reads.clone_from(&ended.failed_reads);
+        let reason = outcome.reason.as_deref();
+        attempt.reason = reason.map(|reason| cut(reason, REASON_MAX).into_owned());
+        attempt.log = outcome.log.as_ref().map(|log| log.entry.clone());
+        attempt.log_left_out = outcome.log.as_ref().map_or(0, |log| log.left_out);
+        attempt.failed_reads.clone_from(&outcome.failed_reads);
     }
-    match ended.end {
+    match outcome.end {
         AttemptEnd::Succeeded => {
             finish(job, JobState::Succeeded, now);
-            job.outbox = ended.staged;
+            job.outbox = outcome.staged;
         }
         AttemptEnd::Cancelled => finish(job, JobState::Cancelled, now),
         // A person cancelled the job while the attempt was ending by itself: no other attempt
@@ -289,12 +317,7 @@ mod tests {
 
     fn ended(end: AttemptEnd) -> Transition {
         Transition::Ended(EndedAttempt {
-            end,
-            exit_code: None,
-            reason: None,
-            log: None,
-            staged: false,
-            failed_reads: FailedReads::default(),
+            outcome: AttemptOutcome::of(end),
             retries: 1,
             jitter: 0.0,
         })

@@ -17,7 +17,7 @@ use ion_model::clock::{self, Millis, millis};
 use ion_model::errors::chain;
 use ion_model::event::{DocumentType, Event, PublicationState};
 use ion_model::id::{EventId, JobId};
-use ion_model::record::{AttemptEnd, FailedReads, JobRecord, JobState};
+use ion_model::record::{AttemptEnd, JobRecord, JobState};
 use ion_model::text::quote;
 use ion_stores::registry::{Registration, Registry};
 use ion_stores::{
@@ -27,7 +27,7 @@ use ion_system::failpoint;
 use ion_system::patience::StateAges;
 use serde_json::{Value, json};
 
-use crate::job::{EndedAttempt, IllegalStep, Transition, next};
+use crate::job::{AttemptOutcome, EndedAttempt, IllegalStep, Transition, next};
 use crate::pipeline::Module;
 
 /// How often a write is tried when other writes come first. Each lost race means that another
@@ -437,16 +437,11 @@ impl Ledger {
     /// Ends the attempt as lost, because the job's holder is gone. The job is queued for another
     /// attempt, or dead.
     pub async fn lose(&self, job: &JobRecord, reason: &str) -> Result<JobRecord, LedgerError> {
-        let lost = Transition::Ended(EndedAttempt {
-            end: AttemptEnd::Lost,
-            exit_code: None,
+        let outcome = AttemptOutcome {
             reason: Some(reason.to_owned()),
-            log: None,
-            staged: false,
-            failed_reads: FailedReads::default(),
-            retries: 0,
-            jitter: 0.0,
-        });
+            ..AttemptOutcome::of(AttemptEnd::Lost)
+        };
+        let lost = Transition::Ended(EndedAttempt { outcome, retries: 0, jitter: 0.0 });
         self.advance(job, &lost).await
     }
 

@@ -12,10 +12,11 @@ mod sidecar;
 use std::fmt;
 
 use async_trait::async_trait;
+use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::Module;
 use ion_model::event::Event;
 use ion_model::id::JobId;
-use ion_model::record::{AttemptEnd, FailedReads, JobRecord, StoredLog};
+use ion_model::record::JobRecord;
 use ion_system::spans;
 use tokio::sync::{oneshot, watch};
 use tracing::field::Empty;
@@ -65,42 +66,11 @@ impl AttemptStart {
     }
 }
 
-/// The end of an attempt.
-#[derive(Debug)]
-pub struct AttemptOutcome {
-    /// How the attempt ended.
-    pub end: AttemptEnd,
-    /// The exit status, if the process exited by itself.
-    pub exit_code: Option<i32>,
-    /// The reason, in words; none for success.
-    pub reason: Option<String>,
-    /// Its stored output.
-    pub log: Option<StoredLog>,
-    /// Whether events are staged; they are committed by the write that marks the job succeeded.
-    pub staged: bool,
-    /// The attempt's reads that Ion could not answer.
-    pub failed_reads: FailedReads,
-}
-
-impl AttemptOutcome {
-    /// Records the verdict in the attempt's span.
-    pub fn tell(&self, span: &Span) {
-        span.record("ion.verdict", self.end.as_str());
-        if let Some(reason) = &self.reason {
-            span.record(spans::ERROR, reason);
-        }
-    }
-
-    /// Returns the end of an attempt that failed before its process ran.
-    pub fn failed(reason: impl Into<String>) -> Self {
-        Self {
-            end: AttemptEnd::Failed,
-            exit_code: None,
-            reason: Some(reason.into()),
-            log: None,
-            staged: false,
-            failed_reads: FailedReads::default(),
-        }
+/// Records the verdict of an attempt in its span.
+pub fn tell(outcome: &AttemptOutcome, span: &Span) {
+    span.record("ion.verdict", outcome.end.as_str());
+    if let Some(reason) = &outcome.reason {
+        span.record(spans::ERROR, reason);
     }
 }
 

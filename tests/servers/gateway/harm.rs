@@ -4,7 +4,7 @@
 use std::io::Read as _;
 use std::time::{Duration, Instant};
 
-use dispatcher::job::{EndedAttempt, Transition};
+use dispatcher::job::{AttemptOutcome, EndedAttempt, Transition};
 use dispatcher::ledger::{ClaimOutcome, Ledger};
 use dispatcher::pipeline::Module;
 use ionfs::event::Event;
@@ -359,16 +359,9 @@ fn many_who_wait_for_one_large_correlation_are_one_look() {
         assert_eq!(get(&at, "/correlations/c").status, 200);
         slowest = slowest.max(asked.elapsed());
     }
-    let ended = Transition::Ended(EndedAttempt {
-        end: AttemptEnd::Succeeded,
-        exit_code: Some(0),
-        reason: None,
-        log: None,
-        staged: false,
-        failed_reads: Default::default(),
-        retries: 0,
-        jitter: 0.0,
-    });
+    let outcome =
+        AttemptOutcome { exit_code: Some(0), ..AttemptOutcome::of(AttemptEnd::Succeeded) };
+    let ended = Transition::Ended(EndedAttempt { outcome, retries: 0, jitter: 0.0 });
     runtime.block_on(ledger.advance(&job, &ended)).unwrap();
     for http in &mut waiters {
         let answer = http.answer("GET").unwrap();

@@ -15,14 +15,14 @@ mod verdicts;
 
 use std::collections::HashMap;
 
-use ion_model::record::{AttemptEnd, FailedReads, JobState};
+use ion_model::record::{AttemptEnd, JobState};
 
 use self::rules::Plane;
 use self::scenarios::{
     BACK, FAILING, Fault, GROWING, MIXED, OUTLIVING, RENAMED, SHRINKING, Scenario,
 };
 use self::verdicts::{began_wrongly, is_done, is_over};
-use crate::job::{EndedAttempt, Transition, next};
+use crate::job::{AttemptOutcome, EndedAttempt, Transition, next};
 
 /// All possible jobs: a module, and the number of the event it works on.
 const SLOTS: [(&str, usize); 10] = [
@@ -395,16 +395,8 @@ fn advance<'a>(state: &'a mut State, slot: usize, happening: &Transition) -> Opt
 
 fn end(state: &mut State, slot: usize, end: AttemptEnd) -> Option<()> {
     let staged = made_by(slot).is_some_and(|event| state.events[event] == Committed::Staged);
-    let ended = EndedAttempt {
-        end,
-        exit_code: None,
-        reason: None,
-        log: None,
-        staged,
-        failed_reads: FailedReads::default(),
-        retries: 0,
-        jitter: 0.0,
-    };
+    let outcome = AttemptOutcome { staged, ..AttemptOutcome::of(end) };
+    let ended = EndedAttempt { outcome, retries: 0, jitter: 0.0 };
     let state = advance(state, slot, &Transition::Ended(ended))?;
     if slot == ALL {
         (state.gathered, state.pod) = (None, None);

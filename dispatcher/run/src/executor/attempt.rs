@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ion_fs::job::{OlderConventions, TreeOutcome, ValueFileNames};
+use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::{ANY_TYPE, Module, ModuleApi};
 use ion_model::record::{AttemptEnd, CommitMode};
 use ion_model::text::quote;
@@ -12,7 +13,7 @@ use ion_plane::commit::{Fence, Origin, Rejection};
 use tokio::sync::watch;
 
 use super::sidecar::{CompletionReport, Sidecar};
-use super::{AttemptOutcome, AttemptStart, StopReason};
+use super::{AttemptStart, StopReason};
 use crate::sandbox::{self, ProcessExit};
 
 /// The most failed reads in the record of one attempt. A job's document holds all its attempts, and

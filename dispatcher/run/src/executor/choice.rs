@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use ion_csi::ticket::TicketKey;
+use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::{ExecutorKind, Module};
 use ion_model::errors::chain;
 use ion_model::record::JobRecord;
@@ -13,7 +14,7 @@ use tokio::sync::{OnceCell, watch};
 #[cfg(feature = "kubernetes")]
 use super::kubernetes::{Kubernetes, KubernetesError};
 use super::local::LocalExecutor;
-use super::{AttemptOutcome, AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
+use super::{AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
 
 /// The settings of a dispatcher for jobs that run as pods.
 #[derive(Clone, Debug)]

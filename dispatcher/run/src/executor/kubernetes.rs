@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use ion_csi::ticket::{Ticket, TicketKey, TokenClaims, TreeEnd};
 use ion_fs::job::TreeOutcome;
+use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::Module;
 use ion_model::clock::{self, millis};
 use ion_model::errors::chain;
@@ -46,7 +47,7 @@ use self::phase::{Phase, PodEnd, phase};
 use self::watched::{JobStates, PodJobState};
 use super::attempt::{ProcessEnd, asked, older, origin, stopped_by, verdict};
 use super::log::{JobLog, OutputNotifier, keep_output, without_log};
-use super::{AttemptOutcome, AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
+use super::{AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
 use crate::sandbox::{ProcessExit, out_of_memory};
 
 /// The wait between two tries to reach the API server or a store, and how long it is tried.

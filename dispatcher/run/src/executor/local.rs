@@ -12,6 +12,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ion_fs::failed_read_of_blob;
 use ion_fs::job::{JobSpec, JobTree, OpenError, Writers};
 use ion_fs::mount::{ServedMount, Visitors, mount_at, serve};
+use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::ModuleApi;
 use ion_model::checksum::BLOCK;
 use ion_model::errors::{chain, is_no_room};
@@ -31,7 +32,7 @@ use super::attempt::{ProcessEnd, asked, environment, older, origin, stopped_by, 
 use super::left::OutputCollector;
 use super::log::{JobLog, OutputNotifier, keep_output, without_log};
 use super::sidecar::{CompletionReport, Sidecar};
-use super::{AttemptOutcome, AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
+use super::{AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
 use crate::chain::{ChainEnd, ChainRequest, Chains, Input, InputState, LinkRuntime};
 use crate::container::{ContainerError, ContainerRequest, Containers};
 use crate::sandbox::{

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
+use ion_jobs::job::AttemptOutcome;
 use ion_jobs::logs::{KeptOutput, without_hole};
 use ion_model::clock;
 use ion_model::errors::{chain, is_no_room};
@@ -25,7 +26,6 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 pub(super) use self::live::OutputNotifier;
 pub use self::live::{LiveOutput, OutputWatcher};
-use super::AttemptOutcome;
 
 /// How often storing an attempt's output is tried, and the wait between two tries. The stores' own
 /// deadlines come on top.
