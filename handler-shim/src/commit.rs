@@ -38,6 +38,7 @@ use ion_plane::commit::{
 use ion_plane::relay;
 use ion_plane::upload::store_open;
 use ion_stores::{Collection, DataPlane, Query};
+use ion_system::run_blocking;
 use serde_json::json;
 use tokio::sync::{OnceCell, Semaphore};
 use uuid::Uuid;
@@ -293,12 +294,8 @@ async fn compare(
         for path in paths {
             if seen.insert(path.clone()) {
                 let (output, path) = (output.clone(), path);
-                let described = tokio::task::spawn_blocking(move || described(&output, path)).await;
-                files.push(
-                    described
-                        .expect("blocking work neither panics nor is cancelled")
-                        .map_err(rejected)?,
-                );
+                let described = run_blocking(move || described(&output, path)).await;
+                files.push(described.map_err(rejected)?);
             }
         }
         let again = Event {

@@ -16,14 +16,11 @@ use std::io::Seek as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
-use ion_model::clock;
-use ion_model::event::{
-    Context, DocumentType, Event, EventFile, FileEntry, KeyValue, ParsedEventFile,
-    PublicationState, parse,
-};
+use ion_model::event::{Context, Event, EventFile, FileEntry, KeyValue, ParsedEventFile, parse};
 use ion_model::id::{CorrelationId, EventId};
 use ion_model::limits::Limits;
 use ion_plane::commit::{DirectoryContent, record_event};
+use ion_plane::first::FirstEvent;
 use ion_plane::upload::{UploadError, in_tries, store_open, try_suffix};
 use ion_stores::DataPlane;
 use ion_stores::open::{StoreUrls, open};
@@ -165,33 +162,20 @@ pub async fn first_event(
         };
         files.push(stored.map_err(why)?);
     }
-    let event = Event {
-        context: Context {
-            name: EVENT_TYPE.into(),
-            event_id: id.clone(),
-            correlation_id: correlation,
-            parent_event_id: String::new(),
-            document_type: DocumentType::EventMeta,
-        },
+    let first = FirstEvent {
         id,
+        correlation_id: correlation,
+        name: EVENT_TYPE.into(),
+        parent: String::new(),
         event_type: EVENT_TYPE.into(),
         data: values(folder, &files)?,
         directories,
         files,
-        file_list: None,
-        created: clock::now(),
-        publication: PublicationState::Unpublished,
-        depth: 0,
-        file_name: None,
-        job_id: None,
-        attempt: None,
-        publisher: None,
-        unrouted: false,
-        cancelled: false,
-        expected_by: None,
-        registry: 0,
-        unclaimed: false,
     };
+    let event = first.document(plane, &prefix).await.map_err(|error| HandlerError::Input {
+        name: "in/data".into(),
+        reason: ion_model::errors::chain(&error),
+    })?;
     let created = record_event(plane, event.clone()).await;
     created
         .map_err(|refusal| HandlerError::Rejected { name: "in/eventmeta.json".into(), refusal })?;

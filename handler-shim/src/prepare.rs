@@ -17,6 +17,7 @@ use ion_model::event::{FileEntry, clean_path, event_json};
 use ion_plane::address::{FileUrls, addresses};
 use ion_plane::commit::files_of;
 use ion_stores::DataPlane;
+use ion_system::run_blocking;
 use serde::Serialize;
 
 use crate::attempt::{AttemptBegin, HandlerAttempt};
@@ -108,7 +109,7 @@ async fn fetch_all(
 ) -> Result<(), HandlerError> {
     let coming = places(folder, files)?;
     let made = coming.clone();
-    blocking(move || made.iter().try_for_each(make)).await?;
+    run_blocking(move || made.iter().try_for_each(make)).await?;
     let ranges =
         coming.iter().flat_map(|file| ranges(&file.entry).map(|range| (file.clone(), range)));
     let ranges: Vec<(IncomingFile, Range<u64>)> = ranges.collect();
@@ -117,7 +118,7 @@ async fn fetch_all(
         .buffer_unordered(FETCHES_MAX)
         .try_collect::<()>()
         .await?;
-    blocking(move || coming.iter().try_for_each(finish)).await
+    run_blocking(move || coming.iter().try_for_each(finish)).await
 }
 
 /// Returns where each file goes. Names come from documents of other hosts, so a name that leaves
@@ -210,7 +211,7 @@ async fn try_to_fetch(
 ) -> Result<(), HandlerError> {
     let wrong = |reason: String| HandlerError::Input { name: file.entry.name.clone(), reason };
     let made = file.clone();
-    let opened = blocking(move || made.folder.made_file(&made.path)).await;
+    let opened = run_blocking(move || made.folder.made_file(&made.path)).await;
     let opened = Arc::new(opened.map_err(HandlerError::folder(file.shown(), "cannot be written"))?);
     let body = plane.blobs.get(&file.entry.key, range.clone()).await;
     let mut body = body.map_err(|error| wrong(chain(&error)))?;
@@ -231,17 +232,12 @@ async fn try_to_fetch(
             return Err(wrong(format!("block {} does not match its checksum", at / block)));
         }
         let opened = opened.clone();
-        let written = blocking(move || opened.write_all_at(&gathered, at)).await;
+        let written = run_blocking(move || opened.write_all_at(&gathered, at)).await;
         written.map_err(HandlerError::folder(file.shown(), "cannot be written"))?;
         gathered = rest;
         at += whole as u64;
     }
     Ok(())
-}
-
-/// Runs work that waits for the disk on a thread where it may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    tokio::task::spawn_blocking(work).await.expect("blocking work neither panics nor is cancelled")
 }
 
 #[cfg(test)]
