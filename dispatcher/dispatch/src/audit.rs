@@ -1,5 +1,5 @@
-//! The ledger's part of `ion check`: has every job its event, and does somebody hold what runs? Has
-//! every module a job of each event that is for it?
+//! The ledger's part of `ion check`. It checks that each job has its event, that each running job
+//! has a holder, and that each module has a job of each event that is for it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,29 +17,30 @@ use serde_json::json;
 
 use crate::served_modules;
 
-/// How long an outbox is watched before it is a finding: relays have had more than their time.
+/// How long an outbox is watched before it is a finding. In this time a relay should have emptied
+/// it.
 const OUTBOX_WATCHED: Duration = relay::GRACE.saturating_add(Duration::from_secs(5));
 
-/// Suspects that are watched together.
+/// How many suspects are watched at the same time.
 const SUSPECTS: usize = 1_000;
 
-/// What a look at the ledger found.
+/// What a check of the ledger found.
 #[derive(Debug, Default)]
 pub struct LedgerReport {
-    /// What is wrong.
+    /// The faults.
     pub report: CheckReport,
-    /// How many events wait for each module that no living dispatcher serves: nothing is wrong, and
-    /// nothing goes on.
+    /// How many events wait for each module that no living dispatcher serves. This is not a fault,
+    /// but these events are not processed.
     pub not_served: BTreeMap<String, usize>,
 }
 
-/// Looks at every job, and whether every event has its jobs, a page at a time.
+/// Checks each job, and that each event has its jobs, a page at a time.
 ///
-/// What should have moved long ago by its own clock is watched for so long as its holder may take
-/// for a sign of life: a clock that is minutes off makes no finding.
+/// A job that should have advanced long ago by its own clock is watched for as long as its holder
+/// may take to renew it. So a clock that is minutes off causes no finding.
 ///
 /// # Errors
-/// When the ledger cannot be read; what is merely wrong is a finding.
+/// When the ledger cannot be read. A fault is a finding, not an error.
 pub async fn check(ledger: &Ledger, repair: CheckRepair) -> Result<LedgerReport, LedgerError> {
     let mut report = CheckReport::default();
     let documents = &ledger.plane().documents;
@@ -67,7 +68,7 @@ pub async fn check(ledger: &Ledger, repair: CheckRepair) -> Result<LedgerReport,
     Ok(LedgerReport { report, not_served })
 }
 
-/// Whether each job's event is there.
+/// Checks that the event of each job exists.
 async fn check_events_of(
     ledger: &Ledger,
     jobs: &[JobRecord],
@@ -76,7 +77,7 @@ async fn check_events_of(
     let events = jobs.iter().map(|job| job.event_id.to_string()).collect();
     let present = ledger.plane().documents.present(Collection::Events, events).await?;
     for job in jobs.iter().filter(|job| !present.contains(job.event_id.as_str())) {
-        // Both may have been dropped meanwhile.
+        // Both may have been removed meanwhile.
         if ledger.get(&job.id).await.is_ok() {
             report.found(format!(
                 "job {} of {} works on event {}, which is not there",
@@ -87,7 +88,7 @@ async fn check_events_of(
     Ok(())
 }
 
-/// Looks a second time, after a while, at jobs that should have moved.
+/// Checks jobs that should have advanced a second time, after a while.
 async fn watch_jobs(
     ledger: &Ledger,
     suspects: Vec<JobRecord>,
@@ -107,11 +108,11 @@ async fn watch_jobs(
     Ok(())
 }
 
-/// How long an event may be on its way to a module before it is a finding.
+/// How long a message may be under way to a module before it is a finding.
 const CLAIM_WATCHED: Duration = Duration::from_secs(10);
 
-/// Whether each module has a job of every event that is for it, or a message of it in its queue.
-/// Gives how many events each has not claimed.
+/// Checks that each module has a job of each event that is for it, or a message in its queue.
+/// Returns how many events each module has not claimed.
 async fn check_claims(
     ledger: &Ledger,
     repair: CheckRepair,
@@ -142,7 +143,7 @@ async fn check_claims(
     Ok(waiting)
 }
 
-/// Of events and modules those of which there is no job.
+/// Returns the pairs of events and modules that have no job.
 async fn unclaimed(
     ledger: &Ledger,
     all: Vec<(Event, String)>,
@@ -153,7 +154,7 @@ async fn unclaimed(
     Ok(all.into_iter().filter(|(event, module)| !present.contains(&job(event, module))).collect())
 }
 
-/// Looks a second time, after a while, at events that a module has not claimed.
+/// Checks events that a module has not claimed a second time, after a while.
 async fn watch_claims(
     ledger: &Ledger,
     suspects: Vec<(Event, String)>,
@@ -168,12 +169,13 @@ async fn watch_claims(
     let bus = &ledger.plane().bus;
     for (event, module) in unclaimed(ledger, suspects).await? {
         let Some(definition) = registered.module(&module) else { continue };
-        // It may be the message of this event: then it only waits.
+        // The message may be the event's: then the event only waits.
         if let Some(1..) = bus.depth(&module, 1).await? {
             continue;
         }
         let what = format!(
-            "event {} ({}) is for module {module:?}, which has no job of it and no message in its queue",
+            "event {} ({}) is for module {module:?}, which has no job of it and no message in its \
+             queue",
             event.id, event.event_type
         );
         let sent = match repair {
@@ -188,19 +190,19 @@ async fn watch_claims(
     Ok(())
 }
 
-/// How long a suspect is watched: a holder renews its lease three times in each.
+/// How long a suspect is watched. A holder renews its lease three times in each lease.
 fn watched(job: &JobRecord) -> Duration {
     let lease = Duration::from_millis(u64::try_from(job.term).unwrap_or(0));
     match job.outbox {
         true => OUTBOX_WATCHED,
-        // On no clock does anybody hold it: a lease of a day, as `ion-handler` takes, is not
-        // watched for hours.
+        // No clock says that somebody holds the job. A lease of a day, which `ion-handler` takes,
+        // is not watched for hours.
         false if clock::has_passed_everywhere(job.due) => Duration::ZERO,
         false => lease / 3 * 2,
     }
 }
 
-/// A suspect that has not moved.
+/// A suspect that has not advanced.
 async fn settle(
     ledger: &Ledger,
     job: &JobRecord,

@@ -1,4 +1,4 @@
-//! From a message to a job of its own, and what a job begins with.
+//! Claims the jobs of messages, and reads what a job begins with.
 
 use ion_jobs::gather::{Readiness, readiness};
 use ion_jobs::ledger::{ClaimOutcome, LedgerError, MessageSubject};
@@ -14,16 +14,16 @@ use super::{DispatchState, JobToRun};
 
 /// What a job begins with.
 pub(super) enum JobMaterials {
-    /// Its event, and what it gathers.
+    /// Its event, and the events that it gathers.
     Ready(Box<Event>, Option<(Vec<Event>, MissingJobs)>),
-    /// Something that it gathers is worked on again.
+    /// A job below the event of a gathering job works again.
     WaitsAgain,
-    /// It cannot begin, in words.
+    /// The job cannot begin, for this reason.
     Missing(String),
 }
 
 impl DispatchState {
-    /// The event of a job and what it gathers, read again: the ledger holds ids only.
+    /// Reads the event of a job and the events that it gathers. The ledger holds only their ids.
     pub(super) async fn materials(
         &self,
         job: &JobRecord,
@@ -54,8 +54,8 @@ impl DispatchState {
         })
     }
 
-    /// Claims the job a message asks for. None: nothing to run (known, waiting, or no message of
-    /// ours).
+    /// Claims the job of a message. Returns none if there is nothing to run: the job is known or
+    /// waits, or the message is not one of Ion's.
     pub(super) async fn claim(
         &self,
         served: &ServedModule,
@@ -74,7 +74,7 @@ impl DispatchState {
             }
         };
         match self.claim_announced(served, message, ours, again).await {
-            // What a document says does not change by asking again.
+            // Another read would give the same document.
             Err(LedgerError::Store(malformed @ StoreError::Malformed { .. })) => {
                 self.bury_message(module, message, chain(&malformed)).await?;
                 Ok(None)
@@ -83,7 +83,7 @@ impl DispatchState {
         }
     }
 
-    /// The same of a message that can be read.
+    /// Claims the job of a message that can be read.
     async fn claim_announced(
         &self,
         served: &ServedModule,
@@ -95,7 +95,7 @@ impl DispatchState {
         let event = match self.ledger.announced(&message.context.event_id).await? {
             MessageSubject::Event(event) => *event,
             MessageSubject::NotYet => {
-                // Not lost: what makes the event visible publishes it.
+                // The message is not lost: the write that makes the event visible publishes it.
                 let event = message.context.event_id.as_str();
                 tracing::warn!(
                     module = module.name,
@@ -110,13 +110,14 @@ impl DispatchState {
             }
         };
         if !served.registration.is_for(&module.name, &event) {
-            // Its queue took messages before it was registered, or the message is one too many of a
-            // former module.
+            // The queue received the message before the module was registered, or the message is
+            // left from a former module.
             tracing::info!(
                 module = module.name,
                 event = %event.id,
                 event_type = event.event_type,
-                "a message of an event that was committed before the module was registered, or is for others"
+                "a message of an event that was committed before the module was registered, or is \
+                 for others"
             );
             return Ok(None);
         }
@@ -133,7 +134,7 @@ impl DispatchState {
                 self.served.ring(&module.name);
                 Ok(None)
             }
-            // The answer to our own first try was lost: the job is ours all the same.
+            // The answer to this dispatcher's first try was lost. It holds the job all the same.
             ClaimOutcome::Known(job)
                 if again
                     && job.state == JobState::Starting

@@ -1,4 +1,4 @@
-//! What the records of gathering jobs say: what they wait for, and what they run without.
+//! Keeps the records of gathering jobs: what they wait for, and what they run without.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,15 +10,16 @@ use ion_model::record::{GatherObstacles, JobRecord, MissingJobs};
 
 use super::DispatchState;
 
-/// How often it is written down what a job waits for: what it gathers may end by the hundred a
-/// second.
+/// How often a record is updated with what its job waits for. Hundreds of jobs that it gathers may
+/// end in a second.
 const NOTE: Duration = Duration::from_secs(5);
 
-/// When it was written down last what a job waits for.
+/// The last time at which each record was updated.
 pub(super) type GatherNote = HashMap<JobId, Instant>;
 
 impl DispatchState {
-    /// Writes down what a gathering job waits for, if that has changed and it is time.
+    /// Updates the record with what its gathering job waits for, if that has changed and the last
+    /// update is old enough.
     pub(super) async fn note_waiting(
         &self,
         noted: &mut GatherNote,
@@ -36,13 +37,14 @@ impl DispatchState {
             return;
         }
         noted.insert(job.id.clone(), Instant::now());
-        // Somebody else may have written it, or moved the job on.
+        // Another dispatcher may have updated the record, or advanced the job.
         if let Err(error) = self.ledger.advance(job, &Transition::WaitsFor(now)).await {
-            tracing::debug!(job = %job.id, error = chain(&error), "what it waits for was not written");
+            tracing::debug!(job = %job.id, error = chain(&error), "what it waits for was not \
+                                                                   written");
         }
     }
 
-    /// Writes down what a gathering job that begins now runs without; gives its record.
+    /// Notes what a gathering job that begins now runs without. Returns its record.
     pub(super) async fn note_without(&self, job: JobRecord, without: MissingJobs) -> JobRecord {
         if job.without == without {
             return job;
@@ -50,7 +52,8 @@ impl DispatchState {
         match self.ledger.advance(&job, &Transition::Gathers(without)).await {
             Ok(job) => job,
             Err(error) => {
-                tracing::warn!(job = %job.id, error = chain(&error), "what it runs without was not written");
+                tracing::warn!(job = %job.id, error = chain(&error), "what it runs without was not \
+                                                                      written");
                 job
             }
         }

@@ -1,5 +1,4 @@
-//! Keeping house: the outbox, leases of dispatchers that died, gathering, events that nobody has
-//! claimed.
+//! Housekeeping: the outbox, leases of dispatchers that died, gathering, and unclaimed events.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,10 +18,10 @@ use super::presence::Presence;
 use super::unclaimed::Unclaimed;
 use super::{DispatchState, warn_once};
 
-/// How often house is kept: outbox, leases, gathering.
+/// How often the housekeeping runs.
 pub(super) const KEEP: Duration = Duration::from_secs(1);
 
-/// House is kept for at most one part in this many and one of the time.
+/// The housekeeping takes at most one of this many plus one parts of the time.
 const KEEPING_SHARE: u32 = 4;
 
 /// What the housekeeping task remembers.
@@ -53,7 +52,7 @@ impl DispatchState {
             let begun = Instant::now();
             let kept = self.keep_house_once(&mut house).await;
             warn_once(kept, &mut unkept, "the outbox and leases cannot be looked after");
-            // A large correlation takes long to look through: most of the time is the jobs'.
+            // A large correlation takes long to read. Most of the time must be left for jobs.
             self.rest(begun.elapsed() * KEEPING_SHARE).await;
             tokio::select! {
                 () = self.stopping.cancelled() => {}
@@ -65,7 +64,7 @@ impl DispatchState {
 
     async fn keep_house_once(&self, house: &mut HousekeepingState) -> Result<(), LedgerError> {
         house.presence.renew(&self.ledger, || self.served.names()).await?;
-        // All active jobs are read: not more often than it serves.
+        // Each look reads all active jobs, so it is not repeated more often than useful.
         if house.looked.is_none_or(|looked| looked.elapsed() >= self.settings.lease / 6) {
             house.looked = Some(Instant::now());
             for job in self.ledger.expired(&mut house.leases).await? {
@@ -98,7 +97,7 @@ impl DispatchState {
             }
         }
         house.cancellations.round(&self.ledger).await?;
-        // Last: a broker that is away must not hold up the rest.
+        // This comes last: an unavailable broker must not delay the rest.
         house.relay.round().await?;
         house.unclaimed.round(&self.ledger).await?;
         Ok(())

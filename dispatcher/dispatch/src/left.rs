@@ -1,4 +1,4 @@
-//! Jobs whose dispatcher is gone: lost with it, or left to whoever adopts them.
+//! Jobs whose dispatcher is gone: they are lost with it, or handed over to another dispatcher.
 
 use std::sync::PoisonError;
 
@@ -11,7 +11,7 @@ use super::modules::ServedModule;
 use super::{DispatchNotice, DispatchState};
 
 impl DispatchState {
-    /// Whether a module's jobs go on when their dispatcher ends.
+    /// Returns whether a module's jobs go on when their dispatcher ends.
     pub(super) async fn outlives(&self, module: &str) -> Result<bool, StoreError> {
         if let Some(served) = self.served.get(module) {
             return Ok(served.module.executor.outlives_dispatchers());
@@ -23,16 +23,16 @@ impl DispatchState {
             .is_some_and(|module| module.executor.outlives_dispatchers()))
     }
 
-    /// The job goes on, and whoever sees it first may adopt it.
+    /// Hands a job over: it goes on, and the first dispatcher that sees it may adopt it.
     pub(super) async fn leave(&self, job: &JobRecord) {
         if let Err(error) = self.ledger.advance(job, &Transition::Left).await {
-            // Its lease runs out.
-            tracing::debug!(job = %job.id, error = chain(&error), "that a job is left could not be written");
+            // The job is adopted when its lease has expired.
+            tracing::debug!(job = %job.id, error = chain(&error), "that a job is left could not be \
+                                                                   written");
         }
     }
 
-    /// One of the module's jobs waits to be adopted; it may have waited there since an earlier
-    /// look.
+    /// Notes a job of a module that waits to be adopted. An earlier look may have noted it already.
     pub(super) fn note_left(served: &ServedModule, job: JobRecord) {
         let mut left = served.left.lock().unwrap_or_else(PoisonError::into_inner);
         left.retain(|waiting| waiting.id != job.id);
@@ -41,7 +41,7 @@ impl DispatchState {
         served.due.notify_one();
     }
 
-    /// Takes over one of the module's jobs whose dispatcher is gone, to go on with what runs of it.
+    /// Adopts one of the module's jobs whose dispatcher is gone, to go on with its running attempt.
     pub(super) async fn adopt(&self, served: &ServedModule) -> Option<JobRecord> {
         loop {
             let job = served.left.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
@@ -52,10 +52,11 @@ impl DispatchState {
             match self.ledger.advance(&job, &adopted).await {
                 Ok(record) => {
                     self.metrics.adopted();
-                    tracing::info!(job = %job.id, attempt = job.attempt, "a job whose dispatcher is gone is adopted");
+                    tracing::info!(job = %job.id, attempt = job.attempt, "a job whose dispatcher \
+                                                                          is gone is adopted");
                     return Some(record);
                 }
-                // Somebody else was faster, or it has ended.
+                // Another dispatcher has adopted it, or it has ended.
                 Err(error) => {
                     tracing::debug!(job = %job.id, error = chain(&error), "a left job was not ours")
                 }
@@ -63,7 +64,7 @@ impl DispatchState {
         }
     }
 
-    /// The job's holder is gone: another attempt, or dead.
+    /// Ends the attempt of a job whose holder is gone. The job has another attempt, or is dead.
     pub(super) async fn lose(&self, job: &JobRecord) {
         match self.ledger.lose(job, "its dispatcher died").await {
             Ok(record) => {
@@ -71,9 +72,10 @@ impl DispatchState {
                 self.served.ring(&record.module);
                 self.notice(DispatchNotice::Ended(record)).await;
             }
-            // Somebody else was faster, which is as good.
+            // Another dispatcher has done it, which is as good.
             Err(error) => {
-                tracing::debug!(job = %job.id, error = chain(&error), "a lost job was not ours to move")
+                tracing::debug!(job = %job.id, error = chain(&error), "a lost job was not ours to \
+                                                                       move")
             }
         }
     }

@@ -1,16 +1,17 @@
-//! Queues to jobs, within limits.
+//! Turns messages of queues into jobs, within limits.
 //!
 //! # How it works
-//! One task a module receives: it holds a free slot *before* it takes a message, claims the job in
-//! the ledger, and only then acknowledges, so that a message is never lost with its dispatcher. The
-//! same task takes jobs that wait in the ledger (retries, released, gathered ones). Each job has a
-//! task that runs it, renews its lease and writes how it ended. One more task keeps house: the
-//! outbox, expired leases, gathering.
+//! Each module has a task that receives its messages. The task looks for a free slot before it
+//! takes a message, claims the job in the ledger, and only then acknowledges the message, so a
+//! message is never lost with its dispatcher. The same task takes jobs that wait in the ledger:
+//! retries, released jobs and gathering jobs. Each job has a task that runs it, renews its lease
+//! and writes how it ended. One more task does the housekeeping: the outbox, expired leases,
+//! gathering.
 //!
 //! # After a crash
-//! Nothing is in memory only. Another dispatcher, or this one started again, finds the job's
-//! record; one on the same machine knows at once that its holder is dead, because the holder's lock
-//! file is free.
+//! No state is in memory only. Another dispatcher, or this one after a restart, finds the job's
+//! record. A dispatcher on the same machine knows at once that the holder is dead, because the
+//! holder's lock file is free.
 
 pub mod audit;
 mod claims;
@@ -54,65 +55,69 @@ use self::modules::{ServedModule, ServedModules, WantedModules};
 use self::presence::Presence;
 pub use self::presence::{ServedWatch, served_modules};
 
-/// How often a module looks into the ledger for jobs that wait there, unless it is told of one.
+/// How often a module's task looks for jobs that wait in the ledger, unless it is notified of one.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The wait after a store failed, before the same is tried again. The stores have deadlines of
-/// their own.
+/// The wait after a store failed, before the next try. The stores have their own deadlines.
 const STORE_WAIT: Duration = Duration::from_secs(1);
 
-/// Tries to claim a message's job before the message goes back. With [`STORE_WAIT`] between them
-/// they stay far below the half hour after which brokers take a message back by themselves.
+/// How often the claim of a message's job is tried before the message goes back to its queue. With
+/// [`STORE_WAIT`] between them, all tries take far less than the half hour after which a broker
+/// takes a message back.
 const CLAIM_TRIES: u32 = 600;
 
-/// Tries to read what a job begins with, before it goes back to its queue.
+/// How often the documents that a job begins with are read before the job goes back to its queue.
 const MATERIAL_TRIES: u32 = 20;
 
-/// How long all places may be taken before what the bus has sent ahead is queued in the ledger.
+/// How long all slots may be taken before the messages that the bus has sent ahead are queued in
+/// the ledger.
 const FULL: Duration = Duration::from_secs(1);
 
-/// Tries of a write that ends a job. With [`STORE_WAIT`] between them they outlast a store's
-/// restart; after that the lease runs out and another attempt finds its commits there.
+/// How often the write that ends a job is tried. With [`STORE_WAIT`] between them, the tries
+/// outlast a store's restart. After that the lease expires, and another attempt finds the commits
+/// of this one.
 const END_TRIES: u32 = 60;
 
-/// How a dispatcher behaves.
+/// The settings of a dispatcher.
 #[derive(Clone, Debug)]
 pub struct DispatchSettings {
-    /// The folder of all state; presence locks lie there.
+    /// The folder of all state. It has the presence locks.
     pub home: PathBuf,
-    /// How long a job is a dead dispatcher's on another host (one on the same host is known to be
-    /// dead at once). Default 60 s: its holder gives it up after two thirds of that, and a document
-    /// store that is away for a shorter time kills no job. No clock of another host is asked.
+    /// How long a job stays with a dispatcher that died on another host; a dispatcher on the same
+    /// host is known to be dead at once. Default 60 s. A holder that cannot renew the lease gives
+    /// the job up after two thirds of that time, so a document store that is unavailable for less
+    /// kills no job. Clocks of other hosts are not used.
     pub lease: Duration,
-    /// Jobs at a time of all modules together. Default: twice the processors.
+    /// How many jobs of all modules may run at the same time. Default: twice the number of
+    /// processors.
     pub slots: usize,
 }
 
 impl DispatchSettings {
-    /// The defaults.
+    /// Returns the default settings.
     pub fn new(home: impl Into<PathBuf>) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self { home: home.into(), lease: Duration::from_secs(60), slots: 2 * processors }
     }
 }
 
-/// Something a person who watches wants to know.
+/// What a dispatcher reports to a person who watches it.
 #[derive(Clone, Debug)]
 pub enum DispatchNotice {
-    /// An attempt runs.
+    /// An attempt has started.
     Started(JobRecord),
-    /// An attempt ended; the record says what follows.
+    /// An attempt has ended. The record says what follows.
     Ended(JobRecord),
-    /// A module came, changed or went while the dispatcher runs.
+    /// A module was registered, changed or removed while the dispatcher runs.
     Module {
         /// Its name.
         name: String,
-        /// What it does from now on, in words.
+        /// What the module does from now on, in words.
         now: &'static str,
     },
 }
 
-/// Runs modules on the events of a plane.
+/// A dispatcher: it runs modules on the events of a plane.
 pub struct Dispatcher {
     shared: Arc<DispatchState>,
     modules: ModuleSelection,
@@ -126,9 +131,9 @@ struct DispatchState {
     slots: Arc<Semaphore>,
     notices: Option<mpsc::Sender<DispatchNotice>>,
     served: ServedModules,
-    /// Rung when a job ended: something gathered may be ready.
+    /// Notified when a job has ended: a gathering job may be ready.
     ended: Notify,
-    /// Rung when a slot was given back.
+    /// Notified when a slot was given back.
     freed: Notify,
     running: Mutex<HashMap<JobId, watch::Sender<Option<StopReason>>>>,
     stopping: CancellationToken,
@@ -136,7 +141,7 @@ struct DispatchState {
 }
 
 impl Dispatcher {
-    /// A dispatcher of these modules.
+    /// Creates a dispatcher of these modules.
     pub fn new(
         plane: DataPlane,
         executor: Arc<dyn Executor>,
@@ -161,16 +166,16 @@ impl Dispatcher {
         Self { shared: Arc::new(shared), modules }
     }
 
-    /// What it counts, also while it runs.
+    /// Returns its metrics, which can be read while it runs.
     pub fn metrics(&self) -> Arc<DispatchMetrics> {
         self.shared.metrics.clone()
     }
 
-    /// Registers the modules and runs their jobs until `shutdown`; `ready` is told when every queue
-    /// is served.
+    /// Registers the modules and runs their jobs until `shutdown`. It calls `ready` when it serves
+    /// every queue.
     ///
     /// # Guarantees
-    /// When this returns no job of it runs; those that did are queued again.
+    /// When this returns, none of its jobs runs. The jobs that ran are queued again.
     ///
     /// # Errors
     /// When the modules cannot be registered at the start.
@@ -189,7 +194,8 @@ impl Dispatcher {
                             module.name.clone(),
                             "was registered otherwise: it is served as said here",
                         );
-                        tracing::info!(module = name, fields = ?module.differs_in(&former), "registered anew");
+                        tracing::info!(module = name, fields = ?module.differs_in(&former), "registered \
+                                                                                             anew");
                         shared.notice(DispatchNotice::Module { name, now }).await;
                     }
                 }
@@ -200,7 +206,7 @@ impl Dispatcher {
         };
         let mut served = JoinSet::new();
         for change in shared.look_at_modules(&wanted, &mut served).await? {
-            // Those that it was started for need not be told.
+            // The modules that the dispatcher was started with need no notice.
             if matches!(wanted, WantedModules::All) {
                 shared.notice(change).await;
             }
@@ -239,10 +245,10 @@ impl Dispatcher {
     }
 }
 
-/// A place to run one job: of its module and of the whole dispatcher.
+/// The right to run one job: a slot of its module and a slot of the dispatcher.
 type JobSlot = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
-/// A job to run, and its event.
+/// A job to run, with its event.
 type JobToRun = (JobRecord, Event);
 
 /// A job that was taken from the ledger.
@@ -256,19 +262,19 @@ struct TakenJob {
 /// A message whose job was claimed.
 struct ClaimedMessage {
     tag: u64,
-    /// What to run now, and where; none if somebody else does, or later. The error: it could not be
-    /// claimed.
+    /// The job to run now and its slot. None if another dispatcher runs it, or if it runs later. An
+    /// error if it could not be claimed.
     job: Result<Option<(JobToRun, JobSlot)>, LedgerError>,
 }
 
 /// What a look into the ledger found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum DueLook {
-    /// No more that could run now.
+    /// There is no more job that could run now.
     Nothing,
-    /// All places are taken, and more may wait.
+    /// All slots are taken, and more jobs may wait.
     Behind,
-    /// The dispatcher stops.
+    /// The dispatcher is stopping.
     Stopping,
 }
 
@@ -289,12 +295,12 @@ impl DispatchState {
 
     async fn notice(&self, notice: DispatchNotice) {
         if let Some(notices) = &self.notices {
-            // A watcher that does not keep up must not stop the work.
+            // A receiver that does not keep up must not stop the work.
             let _ = notices.try_send(notice);
         }
     }
 
-    /// A place to run one job of a module, if there is one.
+    /// Returns a slot for one job of a module, if both kinds are free.
     fn slot(&self, of_module: &Arc<Semaphore>) -> Option<JobSlot> {
         Some((
             of_module.clone().try_acquire_owned().ok()?,
@@ -302,7 +308,7 @@ impl DispatchState {
         ))
     }
 
-    /// One module's queue and its jobs in the ledger.
+    /// Serves one module: its queue, and its jobs in the ledger.
     async fn serve(self: Arc<Self>, served: Arc<ServedModule>, mut queue: Box<dyn Subscription>) {
         let module = served.module.clone();
         let of_module = Arc::new(Semaphore::new(module.concurrency.clamp(1, AT_A_TIME_MAX)));
@@ -310,8 +316,7 @@ impl DispatchState {
         let mut full_since: Option<Instant> = None;
         let mut unheard = false;
         let mut seen = StateAges::default();
-        // The ledger is not asked with each message, but when something may wait there that could
-        // run.
+        // The ledger is not read for each message, but when a job may wait there that could run.
         let (mut look_at, mut behind) = (Instant::now(), false);
         loop {
             let freed = self.freed.notified();
@@ -323,7 +328,8 @@ impl DispatchState {
                     due => behind = due == DueLook::Behind,
                 }
             }
-            // No message without a place to run its job: another dispatcher may have one.
+            // Without a free slot no message is taken: another dispatcher may have a slot for its
+            // job.
             let place = of_module.available_permits() > 0 && self.slots.available_permits() > 0;
             full_since = if place { None } else { full_since.or_else(|| Some(Instant::now())) };
             if full_since.is_some_and(|since| since.elapsed() >= FULL)
@@ -342,12 +348,12 @@ impl DispatchState {
                 delivery = queue.next(), if place => match delivery {
                     Ok(delivery) => {
                         unheard = false;
-                        // Another module may have taken the last place meanwhile.
+                        // Another module may have taken the last slot meanwhile.
                         let slot = self.slot(&of_module);
                         claims.spawn(self.clone().claim_patiently(served.clone(), delivery, slot));
                     }
                     Err(error) => {
-                        // Once for each time that it is away.
+                        // The warning is logged once for each time that the queue is unavailable.
                         if !std::mem::replace(&mut unheard, true) {
                             tracing::warn!(
                                 module = module.name,
@@ -358,7 +364,8 @@ impl DispatchState {
                         self.rest(STORE_WAIT).await;
                     }
                 },
-                // Only who waits for a slot: others would look into their queues at each job's end.
+                // Only a task that waits for a slot listens. The others would look into their
+                // queues at each end of a job.
                 () = freed, if !place || behind => {}
                 () = served.due.notified() => look_at = Instant::now(),
                 Some(_) = jobs.join_next() => {}
@@ -368,22 +375,23 @@ impl DispatchState {
         while let Some(claimed) = claims.join_next().await {
             self.settle(&module, &mut *queue, claimed, &mut jobs).await;
         }
-        // What the bus has sent ahead is not returned, which it would count, but left in the
-        // ledger.
+        // The messages that the bus has sent ahead are queued in the ledger. Returning them would
+        // count as a delivery.
         self.pause(&served, &mut *queue, &mut jobs).await;
         drop(queue);
         self.retire_if_removed(&served).await;
         while jobs.join_next().await.is_some() {}
     }
 
-    /// Waits, but not beyond the end.
+    /// Sleeps for this time, or until the dispatcher stops.
     async fn rest(&self, time: Duration) {
         let _ = tokio::time::timeout(time, self.stopping.cancelled()).await;
     }
 
-    /// All places are taken for longer than a moment: what the bus has sent ahead must not wait
-    /// here, unacknowledged, for as long as a job may run. It is queued in the ledger, where
-    /// whoever has a free slot finds it. False when the dispatcher stops.
+    /// Queues the messages that the bus has sent ahead in the ledger, because all slots have been
+    /// taken for a while. The messages must not stay here unacknowledged for as long as a job may
+    /// run; in the ledger any dispatcher with a free slot finds their jobs. Returns false when the
+    /// dispatcher stops.
     async fn pause(
         self: &Arc<Self>,
         served: &Arc<ServedModule>,
@@ -412,9 +420,9 @@ impl DispatchState {
         true
     }
 
-    /// Claims the job that a message asks for, to run it here if there is a slot, or to queue it. A
-    /// store that is away is waited for: a message that goes back is counted by the broker, and
-    /// dead in the end.
+    /// Claims the job of a message: to run it here if there is a slot, or to queue it. It waits for
+    /// a store that is unavailable, because a broker counts each return of a message and gives the
+    /// message up in the end.
     async fn claim_patiently(
         self: Arc<Self>,
         served: Arc<ServedModule>,
@@ -441,8 +449,8 @@ impl DispatchState {
         }
     }
 
-    /// Acknowledges a message whose job was claimed, and runs the job if it is ours. False when the
-    /// dispatcher stops before the message was dealt with.
+    /// Acknowledges a message whose job was claimed, and runs the job if this dispatcher holds it.
+    /// Returns false when the dispatcher stops before the message was settled.
     async fn settle(
         self: &Arc<Self>,
         module: &Arc<Module>,
@@ -469,7 +477,7 @@ impl DispatchState {
                 return !self.stopping.is_cancelled();
             }
         };
-        // After the claim: the job is in the ledger, so the message has done its work.
+        // The job is in the ledger now, so the message is not needed any more.
         failpoint::reach("claim.settled");
         if let Some(((job, event), slot)) = job {
             jobs.spawn(self.clone().run(module.clone(), job, event, None, slot));
@@ -483,7 +491,7 @@ impl DispatchState {
         true
     }
 
-    /// Starts what waits in the ledger while there are free slots.
+    /// Starts jobs that wait in the ledger while there are free slots.
     async fn run_due(
         self: &Arc<Self>,
         served: &ServedModule,
@@ -504,12 +512,13 @@ impl DispatchState {
             let mut tries = 0;
             let materials = loop {
                 match self.materials(&job, module).await {
-                    // A store that is away is no failure of the module's.
+                    // An unavailable store is not a failure of the module.
                     Err(LedgerError::Store(error))
                         if tries < MATERIAL_TRIES && !self.stopping.is_cancelled() =>
                     {
                         tries += 1;
-                        tracing::debug!(job = %job.id, error = chain(&error), "its event cannot be read yet");
+                        tracing::debug!(job = %job.id, error = chain(&error), "its event cannot be \
+                                                                               read yet");
                         self.rest(STORE_WAIT).await;
                     }
                     outcome => break outcome,
@@ -523,20 +532,22 @@ impl DispatchState {
                     let job = self.note_without(job, without).await;
                     jobs.spawn(self.clone().run(module.clone(), job, *event, Some(gathered), slot));
                 }
-                // What runs of it goes on as it began. Put back, its attempt's number would be
-                // given to another attempt, which would find the former one's pod, with what that
+                // The attempt that runs goes on as it began. If the job were put back, another
+                // attempt would get the same number, find the pod of this attempt with what that
                 // has gathered, and take it for its own.
                 Ok(JobMaterials::WaitsAgain) if adopted => self.leave(&job).await,
                 Ok(JobMaterials::WaitsAgain) => {
                     if let Err(error) = self.ledger.advance(&job, &Transition::WaitsAgain).await {
-                        tracing::warn!(job = %job.id, error = chain(&error), "that it waits again was not written");
+                        tracing::warn!(job = %job.id, error = chain(&error), "that it waits again \
+                                                                              was not written");
                     }
                 }
                 Ok(JobMaterials::Missing(reason)) => {
                     self.end(&job, module, AttemptOutcome::failed(reason)).await
                 }
                 Err(error) if adopted => {
-                    tracing::warn!(job = %job.id, error = chain(&error), "an adopted job's event cannot be read; it goes on");
+                    tracing::warn!(job = %job.id, error = chain(&error), "an adopted job's event \
+                                                                          cannot be read; it goes on");
                     self.leave(&job).await;
                     return DueLook::Nothing;
                 }
@@ -564,7 +575,8 @@ impl DispatchState {
             tracing::debug!(module, error = chain(error), "the ledger cannot be read");
             DueLook::Nothing
         };
-        // A look holds no slot: modules that have nothing to run take none from those that have.
+        // The look itself takes no slot, so modules that have nothing to run take none from the
+        // others.
         while !served.left.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
             let slot = self.slot(of_module).ok_or(DueLook::Behind)?;
             if let Some(job) = self.adopt(served).await {
@@ -621,8 +633,8 @@ impl DispatchState {
         self.freed.notify_waiters();
     }
 
-    /// Keeps a running job's record true: marks it running, renews its lease, sees that it is to be
-    /// cancelled. Never returns.
+    /// Keeps the record of a running job up to date: marks it as running, renews its lease, and
+    /// stops the attempt when the job is cancelled. Never returns.
     async fn hold(
         &self,
         job: &JobRecord,
@@ -637,7 +649,7 @@ impl DispatchState {
                 biased;
                 started = &mut runs, if !told => {
                     told = true;
-                    // Gone without a word: it never ran.
+                    // The sender was dropped: the process never ran.
                     said |= started.is_err();
                     said = said || self.say_it_runs(job).await;
                 }
@@ -646,8 +658,8 @@ impl DispatchState {
                         said = self.say_it_runs(job).await;
                     }
                     let due = renewed.elapsed() >= self.settings.lease / 3;
-                    // The lease counts from before the write: it may have been seen before the
-                    // answer comes.
+                    // The lease counts from before the write, because others may see the write
+                    // before its answer arrives.
                     let asked = Instant::now();
                     let seen = async {
                         match due {
@@ -655,8 +667,8 @@ impl DispatchState {
                             false => self.ledger.get(&job.id).await,
                         }
                     };
-                    // A store that does not answer at all must not keep it from giving the job up
-                    // in time.
+                    // A store that does not answer must not prevent this dispatcher from giving the
+                    // job up in time.
                     let Ok(seen) = tokio::time::timeout(self.patience(renewed), seen).await else {
                         tracing::warn!(job = %job.id, "the lease could not be renewed: the store does not answer");
                         stop.send_replace(Some(StopReason::LostLease));
@@ -676,8 +688,9 @@ impl DispatchState {
                             }
                         }
                         Err(LedgerError::Store(error)) => {
-                            tracing::warn!(job = %job.id, error = chain(&error), "the lease could not be renewed");
-                            // By its own clock, well before others may take the job.
+                            tracing::warn!(job = %job.id, error = chain(&error), "the lease could \
+                                                                                  not be renewed");
+                            // This happens by the own clock, well before others may take the job.
                             if renewed.elapsed() > self.settings.lease * 2 / 3 {
                                 stop.send_replace(Some(StopReason::LostLease));
                             }
@@ -691,20 +704,22 @@ impl DispatchState {
         }
     }
 
-    /// How long the store may take to answer whoever has renewed a lease then: three quarters of
-    /// the lease after that, which is before others may take the job. It has a moment in any case,
-    /// as nobody may have taken it.
+    /// Returns how long the store may take to answer a renewal if the last one was at `renewed`: until
+    /// three quarters of the lease after it, which is before others may take the job. The store has
+    /// a short time in any case, since perhaps nobody has taken the job.
     fn patience(&self, renewed: Instant) -> Duration {
         let lease = self.settings.lease;
         (lease * 3 / 4).saturating_sub(renewed.elapsed()).max(lease / 12)
     }
 
-    /// Writes that the attempt runs: what a pod commits counts only then. Whether that was done.
+    /// Writes that the attempt runs; commits of a pod count only after that. Returns whether it was
+    /// written.
     async fn say_it_runs(&self, job: &JobRecord) -> bool {
         match self.ledger.advance(job, &Transition::Running).await {
             Ok(record) => self.notice(DispatchNotice::Started(record)).await,
             Err(LedgerError::Store(error)) => {
-                tracing::warn!(job = %job.id, error = chain(&error), "that a job runs could not be written yet");
+                tracing::warn!(job = %job.id, error = chain(&error), "that a job runs could not be \
+                                                                      written yet");
                 return false;
             }
             Err(_) => {}
@@ -712,7 +727,7 @@ impl DispatchState {
         true
     }
 
-    /// Writes how an attempt ended and wakes whoever waits for it.
+    /// Writes how an attempt ended, and wakes the tasks that wait for it.
     async fn end(&self, job: &JobRecord, module: &Module, ended: AttemptOutcome) {
         self.metrics.ended(&module.name, ended.end);
         let (retries, jitter) = (module.retries, jitter(job));
@@ -725,11 +740,13 @@ impl DispatchState {
                     if tries < END_TRIES && !self.stopping.is_cancelled() =>
                 {
                     tries += 1;
-                    tracing::warn!(job = %job.id, error = chain(&error), "a job's end could not be written yet");
+                    tracing::warn!(job = %job.id, error = chain(&error), "a job's end could not be \
+                                                                          written yet");
                     tokio::time::sleep(STORE_WAIT).await;
                 }
                 Err(error) => {
-                    tracing::warn!(job = %job.id, error = chain(&error), "a job's end was not written");
+                    tracing::warn!(job = %job.id, error = chain(&error), "a job's end was not \
+                                                                          written");
                     return;
                 }
             }
@@ -737,7 +754,8 @@ impl DispatchState {
         if record.outbox
             && let Err(error) = relay::promote(self.ledger.plane(), &record.id).await
         {
-            tracing::warn!(job = %job.id, error = chain(&error), "the bus is not told of its end yet; the relay will");
+            tracing::warn!(job = %job.id, error = chain(&error), "the bus is not told of its end \
+                                                                  yet; the relay will");
         }
         self.executor.settled(module, job).await;
         self.ended.notify_one();
@@ -745,8 +763,8 @@ impl DispatchState {
     }
 }
 
-/// Says that something fails, once for each time that a store is away; `failing` is whether it did
-/// before.
+/// Logs a failure once for each time that a store is unavailable. `failing` is whether the last
+/// call failed.
 fn warn_once(outcome: Result<(), LedgerError>, failing: &mut bool, what: &str) {
     let failed = outcome.is_err();
     if let Err(error) = outcome
@@ -757,7 +775,7 @@ fn warn_once(outcome: Result<(), LedgerError>, failing: &mut bool, what: &str) {
     *failing = failed;
 }
 
-/// Spreads retries by the job's own id: no randomness, so a test sees the same wait each time.
+/// Spreads retries by the job's id. It is not random, so a test sees the same wait each time.
 fn jitter(job: &JobRecord) -> f64 {
     let sum: u32 = job.id.as_str().bytes().map(u32::from).sum();
     f64::from(sum % 256) / 256.0

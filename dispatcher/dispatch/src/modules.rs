@@ -1,5 +1,5 @@
-//! The modules that a dispatcher serves: those it was given, or the plane's as they come, change
-//! and go.
+//! The modules that a dispatcher serves: the given ones, or those of the plane as they are
+//! registered, changed and removed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,20 +18,20 @@ use tokio_util::sync::CancellationToken;
 use super::{DispatchNotice, DispatchState, warn_once};
 use crate::queues::QueueWatch;
 
-/// How often the plane's modules are looked at.
+/// How often the plane's modules are read.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// How often the queues, their arguments and policies are looked at.
+/// How often the queues, their arguments and their policies are inspected.
 const QUEUES_LOOK: Duration = Duration::from_secs(30);
 
 /// Which modules a dispatcher serves.
 #[derive(Clone, Debug)]
 pub enum ModuleSelection {
-    /// These, which it registers.
+    /// These modules, which the dispatcher registers.
     These(Vec<Module>),
-    /// The registered ones, also those to come.
+    /// The registered modules, including those that are registered later.
     Registered {
-        /// Of them only those of these names; empty: all.
+        /// Only the modules with these names; all if it is empty.
         only: Vec<String>,
     },
 }
@@ -52,24 +52,25 @@ impl WantedModules {
     }
 }
 
-/// A module that is served, as the plane has it: whatever the file says that this process was
-/// started with, another may have registered it otherwise since.
+/// A module that is served, with the definition of the plane. Another process may have registered a
+/// different definition than the file that this process was started with.
 #[derive(Debug)]
 pub(super) struct ServedModule {
     pub(super) module: Arc<Module>,
-    /// Which events are for it.
+    /// The registrations that say which events are for it.
     pub(super) registration: Registration,
-    /// Rung when a job of it waits in the ledger.
+    /// Notified when a job of the module waits in the ledger.
     pub(super) due: Notify,
-    /// Jobs of it that go on and that nobody holds any more.
+    /// Jobs of the module that run on and have no holder.
     pub(super) left: Mutex<Vec<JobRecord>>,
-    /// It is not served any more: the dispatcher stops, or the module has changed or is gone.
+    /// Cancelled when the module is not served any more: the dispatcher stops, or the module was
+    /// changed or removed.
     pub(super) stopping: CancellationToken,
-    /// It is gone.
+    /// Set when the module was removed.
     pub(super) removed: AtomicBool,
 }
 
-/// All of them, by name.
+/// All served modules, by name.
 #[derive(Debug, Default)]
 pub(super) struct ServedModules(Mutex<HashMap<String, Arc<ServedModule>>>);
 
@@ -88,7 +89,7 @@ impl ServedModules {
         names
     }
 
-    /// A job of the module waits in the ledger.
+    /// Notifies the module's task that a job waits in the ledger.
     pub(super) fn ring(&self, name: &str) {
         if let Some(served) = self.get(name) {
             served.due.notify_one();
@@ -97,7 +98,7 @@ impl ServedModules {
 }
 
 impl DispatchState {
-    /// Begins to serve a module; in place of what was served under its name.
+    /// Begins to serve a module. It replaces the module that was served under the same name.
     pub(super) async fn begin(
         self: &Arc<Self>,
         module: Module,
@@ -105,7 +106,7 @@ impl DispatchState {
         tasks: &mut JoinSet<()>,
     ) -> Result<(), LedgerError> {
         let bus = &self.ledger.plane().bus;
-        // Somebody may have removed the queue while nobody served it.
+        // The queue may have been removed while no dispatcher served it.
         bus.declare(&module.name, &module.subscribes(), &[]).await?;
         let queue = bus.clone().subscribe(&module.name, module.concurrency).await?;
         let served = Arc::new(ServedModule {
@@ -124,8 +125,8 @@ impl DispatchState {
         Ok(())
     }
 
-    /// Serves the plane's modules as they come, change and go, until the dispatcher stops. What
-    /// runs of a module that has changed ends as it began.
+    /// Serves the plane's modules as they are registered, changed and removed, until the dispatcher
+    /// stops. The running jobs of a changed module end with its former definition.
     pub(super) async fn follow_modules(
         self: Arc<Self>,
         wanted: WantedModules,
@@ -150,16 +151,16 @@ impl DispatchState {
         while tasks.join_next().await.is_some() {}
     }
 
-    /// Removes the queue of a module that is gone. A subscription makes a queue anew that somebody
-    /// removes, so this is done after the dispatcher's own has ended.
+    /// Removes the queue of a module that was removed. A subscription makes a removed queue again,
+    /// so this happens after the dispatcher's own subscription has ended.
     pub(super) async fn retire_if_removed(&self, served: &ServedModule) {
         if !served.removed.load(Ordering::Relaxed) {
             return;
         }
         let name = &served.module.name;
         let retired = async {
-            // Should it be registered again at this very moment, what its queue loses is sent
-            // again.
+            // If the module is registered again at this moment, the messages that its queue loses
+            // are sent again.
             match self.ledger.registered().await?.module(name) {
                 Some(_) => Ok(()),
                 None => self.ledger.plane().bus.retire(name).await,
@@ -174,7 +175,7 @@ impl DispatchState {
         }
     }
 
-    /// Tells of what others have changed about the queues, until the dispatcher stops.
+    /// Reports what others have changed about the queues, until the dispatcher stops.
     pub(super) async fn watch_queues(self: Arc<Self>) {
         let mut watch = QueueWatch::default();
         while !self.stopping.is_cancelled() {
@@ -183,7 +184,7 @@ impl DispatchState {
         }
     }
 
-    /// Serves what is to be served now; gives what has changed.
+    /// Serves the modules that are to be served now. Returns the changes.
     pub(super) async fn look_at_modules(
         self: &Arc<Self>,
         wanted: &WantedModules,
@@ -216,7 +217,8 @@ impl DispatchState {
             if serves.as_ref().is_some_and(same) {
                 continue;
             }
-            // One queue that cannot be declared must not keep the dispatcher from all others.
+            // One queue that cannot be declared must not prevent the dispatcher from serving the
+            // others.
             if let Err(error) = self.begin(module.clone(), registration, tasks).await {
                 failed = Err(error);
                 continue;

@@ -1,5 +1,5 @@
-//! Who dispatches: a document that people see, and a lock file that proves life to neighbours on
-//! the same machine.
+//! The presence of a dispatcher: a document for people, and a lock file that shows other processes
+//! of the machine that it lives.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,13 @@ use serde::Deserialize;
 use serde_json::json;
 use uuid::Uuid;
 
-/// How often the document says that its dispatcher lives.
+/// How often a dispatcher renews its document.
 const RENEW: Duration = Duration::from_secs(5);
 
-/// A document not renewed for so long is of a dispatcher that is gone.
+/// A dispatcher whose document was not renewed for this time is gone.
 const GONE: Duration = Duration::from_secs(30);
 
-/// One dispatcher's presence; its lock goes with it, however it ends.
+/// The presence of one dispatcher. The kernel releases its lock however the process ends.
 pub(super) struct Presence {
     folder: PathBuf,
     id: String,
@@ -29,7 +29,7 @@ pub(super) struct Presence {
     _lock: File,
 }
 
-/// An id that no other dispatcher has: host, process and chance.
+/// Makes an id that no other dispatcher has, of the host, the process and a random part.
 pub(super) fn fresh_id() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let random = Uuid::new_v4().simple().to_string();
@@ -63,7 +63,7 @@ impl Presence {
         Ok(presence)
     }
 
-    /// Says again that it lives and what it serves, if it is time.
+    /// Renews the document with the modules that it serves, if it is time.
     pub(super) async fn renew(
         &mut self,
         ledger: &Ledger,
@@ -78,7 +78,7 @@ impl Presence {
         ledger.plane().documents.put(Collection::Dispatchers, document, None).await
     }
 
-    /// The dispatchers that ran from this folder and do not live any more: nobody holds their lock.
+    /// Returns the dispatchers of this folder that are dead: no process holds their lock.
     pub(super) fn dead_neighbours(&self) -> Vec<String> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
         entries
@@ -91,7 +91,7 @@ impl Presence {
             .collect()
     }
 
-    /// Removes what a dead neighbour left.
+    /// Removes the lock file and the document of a dead dispatcher.
     pub(super) async fn forget(&self, ledger: &Ledger, id: &str) -> Result<(), StoreError> {
         ledger.plane().documents.delete(Collection::Dispatchers, id, vec![]).await?;
         let _ = std::fs::remove_file(lock_path(&self.folder, id));
@@ -99,19 +99,20 @@ impl Presence {
     }
 }
 
-/// Removes a dispatcher's own traces at its orderly end.
+/// Removes a dispatcher's own lock file and document at its orderly end.
 pub(super) async fn withdraw(ledger: &Ledger, home: &Path, id: &str) {
     let _ = ledger.plane().documents.delete(Collection::Dispatchers, id, vec![]).await;
     let _ = std::fs::remove_file(lock_path(&home.join("dispatchers"), id));
 }
 
-/// Which modules living dispatchers serve, as somebody sees it who looks again and again: one lives
-/// that renews its document, whatever time it writes there.
+/// Which modules living dispatchers serve, as seen by repeated looks. A dispatcher lives if it
+/// renews its document, whatever time it writes there.
 #[derive(Debug, Default)]
 pub struct ServedWatch(StateAges<Millis>);
 
 impl ServedWatch {
-    /// The modules now. A dispatcher that is seen for the first time may have been killed lately.
+    /// Returns the modules that are served now. A dispatcher that is seen for the first time may
+    /// have been killed recently.
     ///
     /// # Errors
     /// When the documents cannot be read.
@@ -134,7 +135,7 @@ impl ServedWatch {
     }
 }
 
-/// The modules that some dispatcher serves that lives, or was killed within some minutes.
+/// Returns the modules of the dispatchers that live, or were killed within the last minutes.
 ///
 /// # Errors
 /// When the documents cannot be read.

@@ -1,19 +1,18 @@
-//! Says what somebody changed about the modules' queues, and what to do about it.
+//! Reports what others have changed about the modules' queues, and what to do about it.
 
 use std::collections::BTreeSet;
 
 use ion_model::errors::chain;
 use ion_stores::Bus;
 
-/// The findings that were logged: each is logged once.
+/// The findings that were logged. Each is logged once.
 #[derive(Debug, Default)]
 pub struct QueueWatch {
     said: BTreeSet<String>,
 }
 
 impl QueueWatch {
-    /// Looks at the queues of these modules, and warns of what is not as it must be and was not a
-    /// look before.
+    /// Inspects the queues of these modules. It warns of faults that the last look did not find.
     pub async fn look(&mut self, bus: &dyn Bus, modules: &[String]) {
         let report = match bus.inspect(modules).await {
             Ok(report) => report,

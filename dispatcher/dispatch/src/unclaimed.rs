@@ -1,14 +1,15 @@
-//! Events that a module has not claimed: its message may be lost, whatever became of its queue.
+//! Events that a module has not claimed. Their messages may be lost, whatever happened to the
+//! queue.
 //!
 //! # How it works
-//! Every event stands in an index until each module that it is for has a job of it; then it is
-//! marked so, and leaves the index. A walk goes through the index again and again, a few pages at a
-//! time. What it finds unclaimed for a lease, by its own monotonic clock, is sent again, if the
-//! module's queue holds no message that could still be it.
+//! Each event is in an index until each of its modules has a job of it. Then the event is marked,
+//! and leaves the index. A walk reads the index again and again, a few pages at a time. It sends an
+//! event again that it has seen unclaimed for a lease, by its own monotonic clock, if the module's
+//! queue holds no message that could be the event's.
 //!
 //! # What it never does
-//! Ask a clock of another host; read more than some pages at a time; remember more than
-//! [`REMEMBERED_MAX`] events.
+//! It never uses a clock of another host, never reads more than a few pages at a time, and never
+//! remembers more than [`REMEMBERED_MAX`] events.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -20,19 +21,19 @@ use ion_model::id::JobId;
 use ion_stores::{Collection, Pages, StoreError, decode, encode};
 use serde_json::Value;
 
-/// How often the walk goes on, and for how long: more would take from the jobs' time. A million
-/// events that wait in queues are looked through in some minutes.
+/// How often the walk goes on, and for how long. More would take time from jobs. The walk reads a
+/// million waiting events in some minutes.
 const EVERY: Duration = Duration::from_secs(1);
 const ROUND: Duration = Duration::from_millis(50);
 
-/// Events that are remembered as unclaimed. Others are once these are claimed.
+/// How many unclaimed events are remembered. Others are remembered when these are claimed.
 const REMEMBERED_MAX: usize = 10_000;
 
-/// How long an event may be unclaimed while its module's queue holds messages: its own may be among
-/// them.
+/// How long an event may be unclaimed while its module's queue holds messages, since its own may be
+/// among them.
 const BEHIND_OTHERS: Duration = Duration::from_secs(600);
 
-/// The longest wait between two times that an event is sent again.
+/// The longest time between two repetitions of an event's message.
 const SENT_AGAIN_MAX: Duration = Duration::from_secs(3_600);
 
 /// An event that one module has not claimed.
@@ -40,12 +41,12 @@ const SENT_AGAIN_MAX: Duration = Duration::from_secs(3_600);
 struct Seen {
     since: Instant,
     sent: u32,
-    /// The walk that has seen it last.
+    /// The number of the last walk that has seen the event.
     walk: u64,
 }
 
-/// Whether modules' queues held messages when a round first came to one of their events. What the
-/// round itself sends again must not keep it from sending more.
+/// Whether the modules' queues held messages when a round first came to one of their events. The
+/// messages that the round itself sends again must not prevent it from sending more.
 #[derive(Debug, Default)]
 struct ModuleQueues(HashMap<String, bool>);
 
@@ -60,12 +61,12 @@ impl ModuleQueues {
     }
 }
 
-/// The walk, and what it has seen.
+/// The walk, and the events that it has seen.
 #[derive(Debug)]
 pub(super) struct Unclaimed {
     /// How long an event may be unclaimed.
     patience: Duration,
-    /// When it went on last.
+    /// When the walk last went on.
     went_on: Option<Instant>,
     pages: Option<Pages>,
     walk: u64,
@@ -77,7 +78,7 @@ impl Unclaimed {
         Self { patience, went_on: None, pages: None, walk: 0, seen: HashMap::new() }
     }
 
-    /// Goes on with the walk for some pages, if it is time.
+    /// Goes on with the walk for a few pages, if it is time.
     pub(super) async fn round(&mut self, ledger: &Ledger) -> Result<(), LedgerError> {
         let begun = Instant::now();
         if self.went_on.is_some_and(|before| begun.duration_since(before) < EVERY) {
@@ -113,7 +114,7 @@ impl Unclaimed {
         page: Vec<Value>,
     ) -> Result<(), LedgerError> {
         let documents = &ledger.plane().documents;
-        // One that cannot be read must not hold up all others; `ion check` tells of it.
+        // An event that cannot be read must not delay the others. `ion check` reports it.
         let events: Vec<Event> = page
             .into_iter()
             .filter_map(|document| decode(Collection::Events, document).ok())
@@ -150,7 +151,7 @@ impl Unclaimed {
         Ok(())
     }
 
-    /// Whether an event has been unclaimed for so long that its message must be lost.
+    /// Returns whether an event has been unclaimed for so long that its message must be lost.
     async fn is_overdue(
         &mut self,
         ledger: &Ledger,

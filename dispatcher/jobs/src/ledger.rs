@@ -110,7 +110,7 @@ pub enum LedgerError {
     Contended(JobId),
 }
 
-/// Which jobs to list. A field that is none does not restrict the list.
+/// Which jobs to list. A field with `None` does not restrict the list.
 #[derive(Clone, Debug, Default)]
 pub struct JobFilter {
     /// Of this module.
@@ -579,7 +579,8 @@ impl Ledger {
     /// letter stays, people see one letter too many, and nothing else is wrong.
     async fn forget_letter(&self, job: &JobRecord) {
         if let Err(error) = self.plane.bus.exhume(&[letter_of(job)]).await {
-            tracing::warn!(job = %job.id, error = chain(&error), "its dead letter could not be removed");
+            tracing::warn!(job = %job.id, error = chain(&error), "its dead letter could not be \
+                                                                  removed");
         }
     }
 

@@ -202,7 +202,8 @@ impl Containers {
         ask: ContainerRequest<'_>,
     ) -> Result<sandbox::SandboxContainer, ContainerError> {
         if self.mode == SandboxMode::Plain {
-            let reason = "an image needs namespaces of its own, which this machine does not allow; `ion doctor` says why";
+            let reason = "an image needs namespaces of its own, which this machine does not allow; \
+                          `ion doctor` says why";
             return Err(ContainerError::Unable(reason.into()));
         }
         let runtime = runtime(&self.path).map_err(ContainerError::Unable)?;
@@ -217,7 +218,10 @@ impl Containers {
         };
         let signal = image.config.stop_signal.as_deref().unwrap_or("SIGTERM");
         let signal = signal_of(signal).ok_or_else(|| {
-            let reason = format!("its image says STOPSIGNAL {signal:?}; allowed: names such as SIGINT or SIGRTMIN+3, and numbers");
+            let reason = format!(
+                "its image says STOPSIGNAL {signal:?}; allowed: names such as \
+                 SIGINT or SIGRTMIN+3, and numbers"
+            );
             ContainerError::Unable(reason)
         })?;
         let config = config(&ask, &image, self.owners, &user).map_err(ContainerError::CannotRun)?;
@@ -252,7 +256,8 @@ impl Containers {
             Ok(cgroups) => Ok(cgroups.bounds(EventId::random().as_str(), resources, ask.processes)),
             Err(_) if resources.is_empty() => Ok(CgroupLimits::default()),
             Err(reason) => Err(format!(
-                "its \"resources\" cannot be bound here: {reason}; run the daemon as root with writable control groups, or leave \"resources\" out"
+                "its \"resources\" cannot be bound here: {reason}; run the daemon as root with \
+                 writable control groups, or leave \"resources\" out"
             )),
         }
     }
@@ -261,7 +266,7 @@ impl Containers {
 /// Returns the path of the container runtime.
 ///
 /// # Errors
-/// If there is none: in words, how to install it.
+/// When there is none. The error says how to install it.
 pub fn runtime(path: &str) -> Result<PathBuf, String> {
     let found = found_in(&format!("{path}:{SYSTEM_PATH}"), "crun");
     found.ok_or_else(|| {
@@ -288,11 +293,13 @@ pub fn version(runtime: &Path) -> Result<String, String> {
 /// Returns the path of the program that fetches images from registries.
 ///
 /// # Errors
-/// If there is none: in words, how to install it.
+/// When there is none. The error says how to install it.
 pub fn fetcher(path: &str) -> Result<PathBuf, String> {
     let found = found_in(path, "skopeo");
     found.ok_or_else(|| {
-        "there is no skopeo: images come from folders and archives alone; for registries `apt-get install skopeo`".into()
+        "there is no skopeo: images come from folders and archives alone; for registries `apt-get \
+         install skopeo`"
+            .into()
     })
 }
 
@@ -459,7 +466,9 @@ fn memory(image: &Image, first: Option<u32>, user: &User) -> Result<Vec<TmpfsFol
     for volume in image.config.volumes.iter().flat_map(|volumes| volumes.keys()) {
         let at: PathBuf = Path::new("/").join(volume).components().collect();
         if at == Path::new("/") {
-            return Err("its image says VOLUME /, but a container's root is read-only; name the folders that it writes to".into());
+            return Err("its image says VOLUME /, but a container's root is read-only; name the \
+                        folders that it writes to"
+                .into());
         }
         if !OF_CONTAINER.iter().any(|own| at.starts_with(own)) && !folders.contains(&at) {
             folders.push(at);

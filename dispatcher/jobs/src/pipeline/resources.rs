@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What one job may use of a machine, where its executor can limit it. A resource that is none is
+/// What one job may use of a machine, where its executor can limit it. A resource with `None` is
 /// not limited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

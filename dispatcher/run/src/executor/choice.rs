@@ -19,7 +19,7 @@ use super::{AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
 /// The settings of a dispatcher for jobs that run as pods.
 #[derive(Clone, Debug)]
 pub struct ClusterSettings {
-    /// The key that signs the pods' tokens; else the reason, in words, why there is none.
+    /// The key that signs the pods' tokens, or the reason why there is none.
     pub key: Result<TicketKey, String>,
     /// The namespace where pods run; none: the one of the kubeconfig, or the dispatcher's own.
     pub namespace: Option<String>,
@@ -30,7 +30,8 @@ pub struct ClusterSettings {
 pub enum ClusterError {
     /// This build was made without the `kubernetes` feature.
     #[error(
-        "this ion was built without Kubernetes; `cargo build --release --features kubernetes` builds one that has it"
+        "this ion was built without Kubernetes; `cargo build --release --features kubernetes` \
+         builds one that has it"
     )]
     NotBuilt,
     /// The cluster cannot be used.
