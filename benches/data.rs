@@ -249,7 +249,8 @@ impl Bench {
         let upload = began.elapsed();
         let small = store.runtime.block_on(stored(&store.plane, "small", &small));
         println!(
-            "{} MiB on {}, put by the bare client in {upload:.2?}\n\n{:<58} {:>11} {:>11} {:>8}  goal",
+            "{} MiB on {}, put by the bare client in {upload:.2?}\n\n{:<58} {:>11} {:>11} {:>8}  \
+             goal",
             size / MIB,
             store.url,
             "",

@@ -123,11 +123,13 @@ fn device() -> DoctorFinding {
     match (opened, path.metadata()) {
         (Ok(_), _) => good("fuse", "/dev/fuse can be opened"),
         (Err(_), Err(_)) => bad(
-            "/dev/fuse is not there; load it with `modprobe fuse`, or give the container --device /dev/fuse"
+            "/dev/fuse is not there; load it with `modprobe fuse`, or give the container --device \
+             /dev/fuse"
                 .into(),
         ),
         (Err(error), Ok(metadata)) => bad(format!(
-            "/dev/fuse cannot be opened: {error} (mode {:o}); allow it with `chmod 666 /dev/fuse`, as distributions do",
+            "/dev/fuse cannot be opened: {error} (mode {:o}); allow it with `chmod 666 /dev/fuse`, \
+             as distributions do",
             metadata.permissions().mode() & 0o777
         )),
     }

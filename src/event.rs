@@ -29,7 +29,7 @@ pub(crate) enum EventCommand {
 /// Create an event: store files, and start every module that subscribes to its type
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Examples:
+                        Examples:
   ion event create new_video --file clip.mp4 --wait
   ion event create order --data customer=7 --data note='call first'
   ion event create scan --file scans/             all files and empty folders below scans/, by their paths there")]
@@ -144,7 +144,8 @@ async fn create(settings: &CommandSettings, args: EventCreateArgs) -> CommandRes
     let correlation = &event.context.correlation_id;
     if let Some(wanted) = belongs_to.as_ref().filter(|wanted| *wanted != correlation) {
         return Err(CommandFailure(format!(
-            "event {} is there already, in correlation {correlation} and not in {wanted}; leave --correlation out, or give another --id",
+            "event {} is there already, in correlation {correlation} and not in {wanted}; leave \
+             --correlation out, or give another --id",
             event.id
         )));
     }

@@ -120,7 +120,8 @@ fn path_and_name(text: &OsStr) -> Result<(PathBuf, Option<String>), CommandFailu
             let path = PathBuf::from(OsStr::from_bytes(&bytes[..at]));
             let Some(name) = name.to_str() else {
                 return Err(CommandFailure(format!(
-                    "{text:?}: the name {name:?} is not UTF-8, and names in an event are; give {path:?} another one"
+                    "{text:?}: the name {name:?} is not UTF-8, and names in an event are; give \
+                     {path:?} another one"
                 )));
             };
             Ok((path, Some(name.to_owned())))
@@ -133,7 +134,8 @@ fn path_and_name(text: &OsStr) -> Result<(PathBuf, Option<String>), CommandFailu
 fn utf8<'n>(name: &'n OsStr, path: &Path) -> Result<&'n str, CommandFailure> {
     name.to_str().ok_or_else(|| {
         CommandFailure(format!(
-            "{path:?}: the name {name:?} is not UTF-8, and names in an event are; rename it, or name it with PATH=NAME"
+            "{path:?}: the name {name:?} is not UTF-8, and names in an event are; rename it, or \
+             name it with PATH=NAME"
         ))
     })
 }
@@ -192,7 +194,8 @@ impl FoundFiles {
                 _ => "no file",
             };
             return Err(CommandFailure(format!(
-                "{path:?} is {what}, and an event has regular files only: leave it out, or write what it gives to a file"
+                "{path:?} is {what}, and an event has regular files only: leave it out, or write \
+                 what it gives to a file"
             )));
         }
         Limits::default().may_name(&name).map_err(CommandFailure)?;
@@ -226,7 +229,8 @@ impl FoundFiles {
             let deeper = WalkedFolder::of(path, name)?;
             if let Some(around) = open.iter().find(|level| level.id == deeper.id) {
                 return Err(CommandFailure(format!(
-                    "{:?} leads back to {:?}, which it is in: remove the link, or name files one by one",
+                    "{:?} leads back to {:?}, which it is in: remove the link, or name files one \
+                     by one",
                     deeper.folder, around.folder
                 )));
             }
@@ -273,7 +277,8 @@ impl WalkedFolder {
 fn below(name: &str, path: &Path) -> Result<String, CommandFailure> {
     clean_path(name).ok_or_else(|| {
         CommandFailure(format!(
-            "{path:?} cannot be called {name:?}: a path below in/data is needed, as in `a.txt` or `scans/a.txt`"
+            "{path:?} cannot be called {name:?}: a path below in/data is needed, as in `a.txt` or \
+             `scans/a.txt`"
         ))
     })
 }

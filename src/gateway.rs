@@ -132,12 +132,16 @@ impl GatewayFlags {
             grace: self.grace,
             ..GatewaySettings::new(address)
         };
-        let gateway = Gateway::open(node, vitals, portal, settings).await.map_err(|error| match error {
-            GatewayError::Unguarded(_) => CommandFailure(format!(
-                "the gateway at {error}: name a file of tokens with --gateway-tokens (docs/http.md), or listen at 127.0.0.1"
-            )),
-            error => CommandFailure(format!("the gateway at {}", CommandFailure::from(error).0)),
-        })?;
+        let gateway =
+            Gateway::open(node, vitals, portal, settings).await.map_err(|error| match error {
+                GatewayError::Unguarded(_) => CommandFailure(format!(
+                    "the gateway at {error}: name a file of tokens with --gateway-tokens \
+                     (docs/http.md), or listen at 127.0.0.1"
+                )),
+                error => {
+                    CommandFailure(format!("the gateway at {}", CommandFailure::from(error).0))
+                }
+            })?;
         output::say(&format!("the gateway is at http://{}", gateway.address()));
         Ok(gateway)
     }
@@ -149,7 +153,7 @@ impl GatewayFlags {
 /// a gateway and a dispatcher in one process.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-Examples:
+                        Examples:
   ion gateway &
   curl -F file=@clip.mp4 'http://127.0.0.1:8080/events/new_video?wait=1m'
   curl http://127.0.0.1:8080/openapi.json")]

@@ -36,7 +36,7 @@ pub(crate) struct CheckArgs {
 /// It never removes a blob that a running job may still commit, nor an image that a job runs from.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Examples:
+                        Examples:
   ion gc --dry-run             show what would be removed
   ion gc --older-than 30days   drop whole correlations that ended more than 30 days ago: files, events, jobs and logs;
                                and this machine's unpacked images that no job has used for so long")]
@@ -132,7 +132,8 @@ pub(crate) async fn collect(settings: &CommandSettings, args: GcArgs) -> Command
         ));
     }
     output::line(format!(
-        "{verb} {} blobs that nothing names ({}) and {} unfinished uploads; {} are too young, or belong to a running job",
+        "{verb} {} blobs that nothing names ({}) and {} unfinished uploads; {} are too young, or \
+         belong to a running job",
         collected.blobs,
         output::size(collected.bytes),
         collected.unfinished,

@@ -19,7 +19,7 @@ use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 /// only when they are read.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-Examples:
+                        Examples:
   ion mount /tmp/plane &
   ls -lR /tmp/plane/correlations
   grep -R Traceback /tmp/plane/modules/detect/dead/")]
@@ -65,12 +65,14 @@ pub(crate) async fn run(settings: &CommandSettings, args: MountArgs) -> CommandR
             let folder = args.folder.display();
             let unmounted = mounted.unmount().await.map_err(|error| {
                 CommandFailure(format!(
-                    "{folder} cannot be unmounted: {error}; `fusermount3 -u -z {folder}` does it once nobody uses it"
+                    "{folder} cannot be unmounted: {error}; `fusermount3 -u -z {folder}` does it \
+                     once nobody uses it"
                 ))
             })?;
             if unmounted == UnmountOutcome::InUse {
                 output::say(&format!(
-                    "{folder} is unmounted while programs use it: a shell that stands in it has to `cd` elsewhere"
+                    "{folder} is unmounted while programs use it: a shell that stands in it has to \
+                     `cd` elsewhere"
                 ));
             }
         }

@@ -39,7 +39,7 @@ const LEFT_SHOWN: usize = 5;
 /// Its events are committed for real, and start other modules if a dispatcher serves them.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "\
-Examples:
+                        Examples:
   ion run sample --pipeline examples/video/pipeline.yaml --file clip.mp4
   ion run --file README.md --out results -- sh -c 'wc -w /ion/in/data/* > /ion/out/data/n'")]
 pub(crate) struct RunArgs {
@@ -212,7 +212,8 @@ fn say_what_is_left(
             more => format!(" and {more} more"),
         };
         output::say(&format!(
-            "no event names {}{more} in out/data, so nothing of it is kept; --out DIR brings it out",
+            "no event names {}{more} in out/data, so nothing of it is kept; --out DIR brings it \
+             out",
             shown.join(", ")
         ));
     }

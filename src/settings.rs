@@ -154,7 +154,8 @@ pub(crate) struct Global {
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
     /// Log more: once for what happens, twice for details
-    #[arg(short, long, action = clap::ArgAction::Count, global = true, help_heading = "Global options")]
+    #[arg(short, long, action = clap::ArgAction::Count, global = true, help_heading = "Global \
+                                                                                       options")]
     pub(crate) verbose: u8,
     /// Let the daemon answer every read itself, even where the kernel could
     #[arg(long, env = "ION_NO_PASSTHROUGH", global = true, help_heading = "Global options")]
@@ -322,7 +323,8 @@ fn nearest_home(folder: &Path) -> Result<PathBuf, CommandFailure> {
     // environment; and that user could not change the files that this command makes in it.
     if metadata.uid() != rustix::process::geteuid().as_raw() {
         return Err(CommandFailure(format!(
-            "{} belongs to user {}: run ion as that user, or name a home of your own with --home (or ION_HOME)",
+            "{} belongs to user {}: run ion as that user, or name a home of your own with --home \
+             (or ION_HOME)",
             home.display(),
             metadata.uid()
         )));
@@ -338,7 +340,8 @@ fn warn_of_passwords() {
     };
     if std::env::args_os().any(has_password) {
         output::say(
-            "a password in the command line can be read by every user of this machine; set ION_DOCUMENTS or ION_BUS instead",
+            "a password in the command line can be read by every user of this machine; set \
+             ION_DOCUMENTS or ION_BUS instead",
         );
     }
 }

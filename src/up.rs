@@ -150,7 +150,8 @@ pub(crate) async fn say_slips(ledger: &Ledger, modules: &[Module]) -> Result<(),
     all.extend_from_slice(modules);
     for cycle in cycles(&all) {
         output::say(&format!(
-            "these modules feed each other: {cycle}; they stop at the limit \"lineage-depth\", or with `ion cancel`"
+            "these modules feed each other: {cycle}; they stop at the limit \"lineage-depth\", or \
+             with `ion cancel`"
         ));
     }
     slips(&all).iter().for_each(|slip| output::say(slip));
@@ -197,7 +198,8 @@ async fn serve(
     modules.retain(|module| only.is_empty() || only.contains(&module.name));
     if modules.is_empty() && !(follows && may_be_empty) {
         return Err(CommandFailure(
-            "there are no modules to run; name a pipeline file, or register one with `ion module create`"
+            "there are no modules to run; name a pipeline file, or register one with `ion module \
+             create`"
                 .into(),
         ));
     }

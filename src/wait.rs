@@ -92,7 +92,8 @@ pub(crate) async fn wait(
                 if since.elapsed() > STORE_AWAY_MAX {
                     let most = format_duration(STORE_AWAY_MAX);
                     return Err(CommandFailure(format!(
-                        "the document store was unavailable for {most}: {}; `ion trace {correlation}` shows the rest",
+                        "the document store was unavailable for {most}: {}; `ion trace \
+                         {correlation}` shows the rest",
                         chain(&error)
                     )));
                 }
@@ -101,7 +102,8 @@ pub(crate) async fn wait(
         }
         if Instant::now() > deadline {
             return Err(CommandFailure(format!(
-                "the correlation has not ended after {}; `ion trace {correlation}` shows how far it is",
+                "the correlation has not ended after {}; `ion trace {correlation}` shows how far \
+                 it is",
                 format_duration(timeout)
             )));
         }

@@ -64,7 +64,8 @@ async fn work(settings: &HandlerSettings) -> Result<(), Failure> {
     };
     if !is_event_type(&settings.module) {
         return Err(Failure(format!(
-            "--context.name is {:?}: a module's name is needed, of letters, digits, '.', '_' and '-'",
+            "--context.name is {:?}: a module's name is needed, of letters, digits, '.', '_' and \
+             '-'",
             settings.module
         )));
     }
@@ -142,13 +143,15 @@ async fn event(
             let of = event.context.correlation_id.as_str();
             match &settings.correlation_id {
                 Some(said) if said != of => Err(Failure(format!(
-                    "event {id} is of correlation {of}, but --context.correlationid is {said}; correct the flag or the event's id"
+                    "event {id} is of correlation {of}, but --context.correlationid is {said}; \
+                     correct the flag or the event's id"
                 ))),
                 _ => Ok(event),
             }
         }
         None if development && action == HandlerAction::Prepare => {
-            tracing::info!(event = %id, "there is no such event yet: what is in in/data becomes the event");
+            tracing::info!(event = %id, "there is no such event yet: what is in in/data becomes \
+                                         the event");
             Ok(first_event(plane, folder, Some(id), correlation(settings)).await?)
         }
         None if development => {

@@ -63,7 +63,8 @@ pub enum HandlerError {
     },
     /// A dispatcher runs the job.
     #[error(
-        "job {job} of module {module:?} is run by dispatcher {holder}; cancel it there (`ion job cancel {job}`) or let it work"
+        "job {job} of module {module:?} is run by dispatcher {holder}; cancel it there (`ion job \
+         cancel {job}`) or let it work"
     )]
     Held {
         /// The job.

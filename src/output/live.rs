@@ -158,7 +158,8 @@ impl LiveView {
             let trouble = paper.printer.trouble();
             if let Some(trouble) = trouble.as_ref().filter(|_| !in_trouble) {
                 say(&format!(
-                    "the output of jobs, and how they end, cannot be shown: {trouble}. `ion job list` and `ion job logs` have it"
+                    "the output of jobs, and how they end, cannot be shown: {trouble}. `ion job \
+                     list` and `ion job logs` have it"
                 ));
             }
             in_trouble = trouble.is_some();
@@ -269,7 +270,8 @@ impl ShownOutput {
             let mut show = |text: &str| paper.line(&self.output, text);
             self.lines.finish(&mut show);
             show(&format!(
-                "(ion leaves out {} here, because output comes faster than it is shown: `ion job logs {}` has all of it)",
+                "(ion leaves out {} here, because output comes faster than it is shown: `ion job \
+                 logs {}` has all of it)",
                 super::size(to - self.at),
                 self.output.job.short()
             ));

@@ -211,7 +211,8 @@ impl Tokens {
             HeaderValue::try_from(said).expect("the program's own text is a valid header value")
         };
         let Some(presented) = presented(headers) else {
-            let detail = "send the header \"Authorization: Bearer TOKEN\" with a token of the gateway's list";
+            let detail = "send the header \"Authorization: Bearer TOKEN\" with a token of the \
+                          gateway's list";
             return Err(Problem::new(ProblemKind::TokenNeeded, detail)
                 .header(header::WWW_AUTHENTICATE, ask("")));
         };
@@ -263,7 +264,8 @@ impl Token {
             Some(hex) => unhex(hex).ok_or("\"sha256:\" needs 64 hexadecimal digits after it")?,
             None if secret.len() < TOKEN_MIN => {
                 return Err(format!(
-                    "the token of {name:?} is short: it needs at least {TOKEN_MIN} characters; `openssl rand -hex 16` prints a good one"
+                    "the token of {name:?} is short: it needs at least {TOKEN_MIN} characters; \
+                     `openssl rand -hex 16` prints a good one"
                 ));
             }
             None => digest(secret.as_bytes()),
@@ -322,7 +324,8 @@ impl AllowedHosts {
             if !self.any && !self.knows(name) {
                 let named = quote(named);
                 let detail = format!(
-                    "{named} is not a name of this machine; allow it with --gateway-host, or use localhost"
+                    "{named} is not a name of this machine; allow it with --gateway-host, or use \
+                     localhost"
                 );
                 return Err(Problem::new(ProblemKind::ForeignHost, detail));
             }

@@ -147,7 +147,8 @@ fn checked(name: &str) -> Result<&str, Problem> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     if name.is_empty() || !name.bytes().all(allowed) {
         return Err(malformed(format!(
-            "{name:?} cannot be an attribute of a CloudEvent: lower-case letters and digits are allowed"
+            "{name:?} cannot be an attribute of a CloudEvent: lower-case letters and digits are \
+             allowed"
         )));
     }
     Ok(name)

@@ -167,9 +167,18 @@ pub(super) async fn commit(
             Err(match same {
                 EventIdentity::Key(key) | EventIdentity::KeyAt(key, _) => Problem::new(
                     ProblemKind::KeyReused,
-                    format!("Idempotency-Key {key:?} was used for event {id}, which has other content; use a new key"),
+                    format!(
+                        "Idempotency-Key {key:?} was used for event {id}, which has other \
+                         content; use a new key"
+                    ),
                 ),
-                _ => Problem::new(ProblemKind::Differs, format!("event {id} exists with other content; send a new id")),
+                _ => Problem::new(
+                    ProblemKind::Differs,
+                    format!(
+                        "event {id} exists with other \
+                         content; send a new id"
+                    ),
+                ),
             }
             .with("eventId", id.to_string()))
         }
@@ -197,7 +206,8 @@ pub(super) async fn try_commit(
         Ok(Ok(committed)) => Ok(committed),
         Ok(Err(_)) => Err(Problem::new(
             ProblemKind::Internal,
-            "the commit broke off, so it is not known whether the event is committed; send it again with the same Idempotency-Key",
+            "the commit broke off, so it is not known whether the event is committed; send it \
+             again with the same Idempotency-Key",
         )),
         Err(_) => {
             let detail = format!(

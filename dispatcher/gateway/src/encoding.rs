@@ -129,7 +129,8 @@ fn encodings(headers: &HeaderMap) -> Result<Vec<Encoding>, Problem> {
             }
             let Some(encoding) = Encoding::of(&lower) else {
                 let detail = format!(
-                    "the Content-Encoding {} is not known; send the body plain, or encoded as {KNOWN}",
+                    "the Content-Encoding {} is not known; send the body plain, or encoded as \
+                     {KNOWN}",
                     quote(name)
                 );
                 return Err(unknown(detail));

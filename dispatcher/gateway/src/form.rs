@@ -256,7 +256,8 @@ fn values_of_form(
             let key = String::from_utf8_lossy(key);
             let key = quote(&key);
             let detail = format!(
-                "value {key} is not UTF-8; name its charset in the Content-Type, or send the value as a file"
+                "value {key} is not UTF-8; name its charset in the Content-Type, or send the value \
+                 as a file"
             );
             Problem::new(ProblemKind::Refused, detail)
         };

@@ -51,7 +51,8 @@ const FRONT_TYPE: &str = "frontapi.new_link";
 pub(super) fn routes() -> Vec<Route> {
     let key = json!({
         "name": "Idempotency-Key", "in": "header", "description":
-            "Requests with the same key and the same body create one event, however often they are sent. Each token has its own keys; a UUID is a good key.",
+            "Requests with the same key and the same body create one event, however often they are \
+             sent. Each token has its own keys; a UUID is a good key.",
         "schema": {"type": "string", "pattern": "^(\"[!#-\\[\\]-~]{1,255}\"|[!#-\\[\\]-~]{1,255})$"}
     });
     let context = json!({
@@ -100,7 +101,8 @@ pub(super) fn routes() -> Vec<Route> {
         "correlation": {"operationId": "correlation", "parameters": {"correlation": "$response.body#/correlationId"}},
     });
     let mut accepted = openapi::json_answer(
-        "The event is committed and will be published. With `wait`: some of its jobs have not ended in that time.",
+        "The event is committed and will be published. With `wait`: some of its jobs have not \
+         ended in that time.",
         made.clone(),
     );
     accepted["headers"] = json!({"Location": {
@@ -221,7 +223,8 @@ async fn create_one(
 ) -> Result<Response, Problem> {
     if !is_event_type(&event_type) {
         let detail = format!(
-            "{} cannot be an event type: letters, digits, '.', '_' and '-', at most {TYPE_BYTES_MAX}, are allowed",
+            "{} cannot be an event type: letters, digits, '.', '_' and '-', at most \
+             {TYPE_BYTES_MAX}, are allowed",
             quote(&event_type)
         );
         return Err(Problem::new(ProblemKind::Malformed, detail));

@@ -46,7 +46,8 @@ pub(super) fn unknown_encoding(description: &str) -> Value {
 pub(super) fn wait_parameter() -> Value {
     json!({
         "name": "wait", "in": "query", "description":
-            "How long to wait until every job that comes of it has ended: 500ms, 30s, 2m; at most five minutes.",
+            "How long to wait until every job that comes of it has ended: 500ms, 30s, 2m; at most \
+             five minutes.",
         "schema": {"type": "string", "pattern": "^[0-9]{1,4}(ms|s|m)$"}, "example": "30s",
     })
 }

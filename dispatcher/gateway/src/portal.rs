@@ -91,7 +91,7 @@ pub(super) fn routes() -> Vec<Route> {
         json!({
             "operationId": "runChain", "summary": "Send a payload through a chain",
             "description": "The body goes to the first link's stdin. The answer is what the last link writes to stdout; it \
-                breaks off if a link fails after the answer has begun.",
+                            breaks off if a link fails after the answer has begun.",
             "parameters": [{
                 "name": "chain", "in": "path", "required": true, "description": "The chain's name.",
                 "schema": {"type": "string", "minLength": 1},
@@ -105,7 +105,8 @@ pub(super) fn routes() -> Vec<Route> {
                 "413": openapi::problem("The body is too long."),
                 "415": openapi::unknown_encoding("The body has an unknown encoding."),
                 "502": openapi::problem(
-                    "A link failed: `link`, `linkId`, `job`, `exitCode` and `stderr` say which one and how.",
+                    "A link failed: `link`, `linkId`, `job`, `exitCode` and `stderr` say which one \
+                     and how.",
                 ),
                 "504": openapi::problem("A link timed out."),
                 "507": openapi::problem("The gateway's disk is full."),
@@ -441,7 +442,8 @@ impl Drop for CancelJob {
         let gate = self.gate.clone();
         self.gate.tasks.spawn(async move {
             if let Err(error) = gate.ledger.cancel(&job).await {
-                tracing::debug!(%job, error = ion_model::errors::chain(&error), "a run that no client waits for cannot be cancelled");
+                tracing::debug!(%job, error = ion_model::errors::chain(&error), "a run that no \
+                                                                                 client waits for cannot be cancelled");
             }
         });
     }

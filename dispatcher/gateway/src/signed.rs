@@ -169,7 +169,8 @@ impl WebhookSecrets {
             let text = text.trim_ascii();
             if text.len() < SECRET_MIN {
                 return Err(format!(
-                    "a secret is short: it needs at least {SECRET_MIN} characters; `openssl rand -hex 32` prints a good one"
+                    "a secret is short: it needs at least {SECRET_MIN} characters; `openssl rand \
+                     -hex 32` prints a good one"
                 ));
             }
             Hmac::new_from_slice(text).map_err(|error| error.to_string())
@@ -222,7 +223,8 @@ impl SignatureCheck {
         let off = time.abs_diff(now / 1000);
         if off > TOLERANCE_SECONDS {
             return Err(unsigned(format!(
-                "the signature's time differs by {off} s from this machine's clock, and {TOLERANCE_SECONDS} s are allowed; check the clock"
+                "the signature's time differs by {off} s from this machine's clock, and \
+                 {TOLERANCE_SECONDS} s are allowed; check the clock"
             )));
         }
         Ok(())

@@ -133,7 +133,8 @@ impl Uploads {
         self.entries.push(entry);
         if damaged {
             let detail = format!(
-                "the gateway's disk returned other bytes for file {name:?} than were written; send it again"
+                "the gateway's disk returned other bytes for file {name:?} than were written; send \
+                 it again"
             );
             return Err(Problem::new(ProblemKind::Internal, detail));
         }

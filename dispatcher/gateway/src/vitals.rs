@@ -255,7 +255,8 @@ async fn readyz(State(gate): State<SharedState>) -> Result<Response, Problem> {
     // Filesystems without a limit on the number of files report 0.
     if left < ROOM_MIN || (disk.f_files > 0 && disk.f_favail < FILES_MIN) {
         let detail = format!(
-            "the disk of {} is full: it has room for {left} bytes and {} files, so uploads would fail; free some space",
+            "the disk of {} is full: it has room for {left} bytes and {} files, so uploads would \
+             fail; free some space",
             gate.node.settings.home.display(),
             disk.f_favail
         );

@@ -103,7 +103,8 @@ impl Webhook {
         let (name, scheme, event_type) = (word()?, word()?, word()?);
         if !is_event_type(name) {
             return Err(format!(
-                "{name:?} cannot be the name of a webhook; letters, digits, '.', '_' and '-' are allowed"
+                "{name:?} cannot be the name of a webhook; letters, digits, '.', '_' and '-' are \
+                 allowed"
             ));
         }
         if !is_event_type(event_type) {
@@ -129,7 +130,8 @@ pub(super) fn routes() -> Vec<Route> {
     let operation = json!({
         "operationId": "takeWebhook", "summary": "Accept a signed request of another system as an event",
         "description":
-            "Signed by `X-Hub-Signature-256` with `X-GitHub-Delivery`, or by `Stripe-Signature`, as the gateway's list of webhooks says.",
+            "Signed by `X-Hub-Signature-256` with `X-GitHub-Delivery`, or by `Stripe-Signature`, \
+             as the gateway's list of webhooks says.",
         "parameters": [name],
         "requestBody": {"required": true, "content": {"application/json": {"schema": {}}}},
         "responses": {
@@ -165,7 +167,8 @@ async fn take(
         return Err(Problem::new(ProblemKind::NotFound, detail));
     };
     if headers.contains_key(header::CONTENT_ENCODING) {
-        let detail = "a webhook's signature covers the body as it is sent; send the body without a Content-Encoding";
+        let detail = "a webhook's signature covers the body as it is sent; send the body without a \
+                      Content-Encoding";
         return Err(Problem::new(ProblemKind::UnknownEncoding, detail));
     }
     let mut check = webhook.secrets.check(webhook.scheme.claim(&headers)?);

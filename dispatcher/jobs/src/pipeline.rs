@@ -366,7 +366,8 @@ impl Module {
             Ok(())
         } else {
             Err(format!(
-                "program {program:?} is in no folder of PATH; for a program of the module's folder write ./{program}"
+                "program {program:?} is in no folder of PATH; for a program of the module's folder \
+                 write ./{program}"
             ))
         }
     }
@@ -601,7 +602,8 @@ fn build(
             return Err((
                 place,
                 format!(
-                    "{name:?} cannot be a module's name: letters, digits, '.', '_' and '-' are allowed"
+                    "{name:?} cannot be a module's name: letters, digits, '.', '_' and '-' are \
+                     allowed"
                 ),
             ));
         }
@@ -632,7 +634,8 @@ fn module(
         (Some(run), _) => run.value,
         (None, Some(_)) => vec![],
         (None, None) => {
-            let reason = "\"run\" is missing: the program and its arguments, as in run: [./sample.sh] (or an \"image\" that names it)";
+            let reason = "\"run\" is missing: the program and its arguments, as in run: \
+                          [./sample.sh] (or an \"image\" that names it)";
             return Err((place, reason.to_owned()));
         }
     };
@@ -697,7 +700,9 @@ fn module(
         if module.emits.len() != 1 || module.gather.is_some() {
             return Err((
                 place,
-                "with \"stdio: true\" the module's stdout becomes one event: \"on\" and exactly one type in \"emits\" are needed".into(),
+                "with \"stdio: true\" the module's stdout becomes one event: \"on\" and exactly \
+                 one type in \"emits\" are needed"
+                    .into(),
             ));
         }
         of_links.apply(&mut module)?;
@@ -733,7 +738,8 @@ fn privileged_of(
             "a module with an \"image\" has no rights on the machine; leave \"privileged\" out"
         }
         (_, true) => {
-            "with \"stdio: true\" a module only reads and writes bytes, and needs no rights; leave \"privileged\" out"
+            "with \"stdio: true\" a module only reads and writes bytes, and needs no rights; leave \
+             \"privileged\" out"
         }
         (false, false) => return Ok(true),
     };
@@ -779,7 +785,8 @@ fn event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Mistake> {
             Err((
                 event_type.referenced,
                 format!(
-                    "{:?} cannot be an event type: letters, digits, '.', '_' and '-' are allowed, at most 200",
+                    "{:?} cannot be an event type: letters, digits, '.', '_' and '-' are allowed, \
+                     at most 200",
                     event_type.value
                 ),
             ))

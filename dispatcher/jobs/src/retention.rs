@@ -86,7 +86,8 @@ async fn drop_one(
             // A person may have retried the job meanwhile: then its correlation has not ended.
             let same = vec![("version", json!(job.version))];
             if !plane.documents.delete(Collection::Jobs, job.id.as_str(), same).await? {
-                tracing::info!(job = %job.id, "a job changed while its correlation was being dropped; the rest stays");
+                tracing::info!(job = %job.id, "a job changed while its correlation was being \
+                                               dropped; the rest stays");
                 return Ok(());
             }
             failpoint::reach("gc.job-dropped");

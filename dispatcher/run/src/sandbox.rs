@@ -463,7 +463,8 @@ fn encode(order: &InitOrder) -> Result<Vec<u8>, SandboxError> {
         serde_json::to_vec(order).map_err(|error| SandboxError::Failed(error.to_string()))?;
     if text.len() > MESSAGE_MAX {
         return Err(SandboxError::Failed(format!(
-            "the module's arguments and environment take {} bytes; at most {MESSAGE_MAX} are allowed",
+            "the module's arguments and environment take {} bytes; at most {MESSAGE_MAX} are \
+             allowed",
             text.len()
         )));
     }

@@ -49,7 +49,7 @@ const SECRETS: [&str; 4] = [
     name = "ion-handler",
     version,
     after_help = "\
-Examples:
+                  Examples:
   ion-handler start --action=prepare --context.name=sample --context.eventid=3f2b91c0
   HANDLER_BASE_DIR=/ion ./sample
   ion-handler start --action=commit --context.name=sample --context.eventid=3f2b91c0 --valideventtypes=frame,done
@@ -314,7 +314,8 @@ impl HandlerSettings {
             let variable =
                 secret.to_uppercase().replace('.', "_").replace("SHAREDSECRET", "SHARED_SECRET");
             complain(&format!(
-                "--{secret} in the command line can be read by every user of this machine; set {variable} instead"
+                "--{secret} in the command line can be read by every user of this machine; set \
+                 {variable} instead"
             ));
         }
         let development = arguments.development.then(|| arguments.development_basedir.clone());
@@ -437,7 +438,7 @@ impl Stores {
         };
         if arguments.bus.is_none() && is_used(&arguments.service_bus) {
             return Err("--servicebuseventprovider: Azure Service Bus is not supported any more; name a RabbitMQ with \
-                ION_BUS=amqp://HOST/VHOST, which replaces this group of flags"
+                        ION_BUS=amqp://HOST/VHOST, which replaces this group of flags"
                 .into());
         }
         let urls = StoreUrls {
@@ -513,7 +514,8 @@ fn cosmos(group: &MongoArguments) -> Result<Option<String>, String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
     if !name.chars().all(allowed) {
         return Err(format!(
-            "--mongodbdocprovider.name {name:?}: letters, digits and '-' are allowed; to use another server, set ION_DOCUMENTS=mongodb://"
+            "--mongodbdocprovider.name {name:?}: letters, digits and '-' are allowed; to use \
+             another server, set ION_DOCUMENTS=mongodb://"
         ));
     }
     let password = escaped(&needed("password", &group.password)?);

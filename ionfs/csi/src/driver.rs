@@ -127,7 +127,8 @@ impl Driver {
     async fn take_away(&self, note: &VolumeNote) {
         let target = note.target.clone();
         if let Err(error) = run_blocking(move || clear(&target)).await {
-            tracing::warn!(target = %note.target.display(), %error, "a lost tree cannot be unmounted");
+            tracing::warn!(target = %note.target.display(), %error, "a lost tree cannot be \
+                                                                     unmounted");
         }
         remove_attempt(&self.node.settings.home, &note.job, note.attempt).await;
     }
@@ -202,7 +203,8 @@ impl Driver {
         };
         let token = context.get(TOKEN).filter(|token| !token.is_empty()).ok_or_else(|| {
             Status::invalid_argument(format!(
-                "the volume has no attribute {TOKEN:?}: only pods that an Ion dispatcher starts have a tree"
+                "the volume has no attribute {TOKEN:?}: only pods that an Ion dispatcher starts \
+                 have a tree"
             ))
         })?;
         let claims = self

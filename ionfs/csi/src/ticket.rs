@@ -111,12 +111,14 @@ pub enum TokenError {
     Malformed,
     /// The token is not signed with this key, or was changed after it was signed.
     #[error(
-        "the token is not signed by a dispatcher of this cluster (do all have the same ION_TICKET_KEY?)"
+        "the token is not signed by a dispatcher of this cluster (do all have the same \
+         ION_TICKET_KEY?)"
     )]
     Forged,
     /// The token has expired.
     #[error(
-        "the token has expired: the pod came too late, or the clock of its node or dispatcher is wrong"
+        "the token has expired: the pod came too late, or the clock of its node or dispatcher is \
+         wrong"
     )]
     Expired,
     /// The token was made for pods of another namespace.
@@ -132,7 +134,8 @@ pub enum TicketError {
     Store(#[from] StoreError),
     /// The attempt is over, or there never was such an attempt.
     #[error(
-        "attempt {0} does not wait for a pod any more: it is over; its pod can do nothing and may be deleted"
+        "attempt {0} does not wait for a pod any more: it is over; its pod can do nothing and may \
+         be deleted"
     )]
     Gone(String),
     /// Another pod or another volume claimed the ticket before.
@@ -167,7 +170,8 @@ impl TicketKey {
         let text = text.trim();
         if text.len() < KEY_MIN {
             return Err(format!(
-                "the key of tickets has {} bytes; at least {KEY_MIN} are needed: `openssl rand -hex 32` makes one",
+                "the key of tickets has {} bytes; at least {KEY_MIN} are needed: `openssl rand \
+                 -hex 32` makes one",
                 text.len()
             ));
         }

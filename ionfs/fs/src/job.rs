@@ -210,7 +210,8 @@ impl JobTree {
         let directory = self.directory.clone();
         let removed = ion_system::run_blocking(move || remove_tree(&directory)).await;
         if let Err(error) = removed {
-            tracing::warn!(folder = %self.directory.display(), %error, "a staging folder could not be removed");
+            tracing::warn!(folder = %self.directory.display(), %error, "a staging folder could not \
+                                                                        be removed");
         }
         self.outcome()
     }
@@ -231,7 +232,8 @@ pub async fn remove_attempt(home: &Path, job: &JobId, attempt: u32) {
     let folder = job_dir(home, job, attempt);
     ion_system::run_blocking(move || match remove_tree(&folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(folder = %folder.display(), %error, "the files of a dead attempt could not be removed");
+            tracing::warn!(folder = %folder.display(), %error, "the files of a dead attempt could \
+                                                                not be removed");
         }
         _ => {}
     })

@@ -333,7 +333,8 @@ impl Committer {
         };
         if !is_event_type(&event_type) {
             return Err(Refusal::Invalid(format!(
-                "{} cannot be an event type: letters, digits, '.', '_' and '-', at most {TYPE_BYTES_MAX}, are allowed",
+                "{} cannot be an event type: letters, digits, '.', '_' and '-', at most \
+                 {TYPE_BYTES_MAX}, are allowed",
                 quote(&event_type)
             )));
         }
@@ -390,7 +391,8 @@ impl Committer {
                 format!("no answer within {} s", PUBLISH_WAIT.as_secs())
             }
         };
-        tracing::warn!(event = %id, reason = why, "the event is committed but not published yet; the relay will publish it");
+        tracing::warn!(event = %id, reason = why, "the event is committed but not published yet; \
+                                                   the relay will publish it");
         false
     }
 
@@ -547,7 +549,8 @@ async fn append(
     let (id, stores) = (event.id.clone(), plane.clone());
     let telling = async move {
         if let Err(error) = publish(&stores, event, step, Some(told)).await {
-            tracing::warn!(event = %id, reason = chain(&error), "the event is stored but not published yet; a dispatcher will publish it");
+            tracing::warn!(event = %id, reason = chain(&error), "the event is stored but not \
+                                                                 published yet; a dispatcher will publish it");
         }
     };
     let telling = tokio::spawn(telling.in_current_span());

@@ -216,7 +216,9 @@ async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), StoreError> {
             Err(StoreError::Unavailable {
                 store: "the store".into(),
                 what: "receiving a message".into(),
-                source: "it was published and did not arrive; a policy with message-ttl or max-length may take messages off Ion's queues (rabbitmqctl list_policies)".into(),
+                source: "it was published and did not arrive; a policy with message-ttl or \
+                         max-length may take messages off Ion's queues (rabbitmqctl list_policies)"
+                    .into(),
             })
         }
     }
@@ -240,7 +242,8 @@ const ADVICE: [(&[&str], &str); 7] = [
     ),
     (
         &["certificate", "UnknownIssuer", "InvalidCertificate", "InvalidContentType", "tls", "TLS"],
-        "TLS does not agree: name the CA's certificate (amqps: ?cacertfile=PATH, mongodb: ?tlsCAFile=PATH), or use the scheme without TLS",
+        "TLS does not agree: name the CA's certificate (amqps: ?cacertfile=PATH, mongodb: \
+         ?tlsCAFile=PATH), or use the scheme without TLS",
     ),
     (
         &[

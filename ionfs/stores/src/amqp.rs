@@ -85,7 +85,8 @@ const PLANE: &str = "ion.plane";
 
 /// The error for a message that the broker did not accept. Ion's queues set no maximum length, and
 /// reject messages that they cannot hold.
-const REFUSED: &str = "the broker refused the message: one of its queues is full, by a policy with max-length (rabbitmqctl list_policies), or cannot write";
+const REFUSED: &str = "the broker refused the message: one of its queues is full, by a policy with \
+                       max-length (rabbitmqctl list_policies), or cannot write";
 
 /// The names of a dead letter's headers.
 mod header {
@@ -251,7 +252,10 @@ async fn claim_virtual_host(connection: &Connection, plane: &str) -> Result<(), 
     match asking(BrokerAct::DeclareExchange, declare).await {
         Err(error) => match refusal::other_plane(&error) {
             Some(other) => Err(format!(
-                "this virtual host belongs to plane {other}, and these documents are of plane {plane}: each plane needs a virtual host of its own (rabbitmqctl add_vhost NAME, and NAME as the path of ION_BUS); if the other plane is gone for good, remove the virtual host with all in it and make it again"
+                "this virtual host belongs to plane {other}, and these documents are of plane \
+                 {plane}: each plane needs a virtual host of its own (rabbitmqctl add_vhost NAME, \
+                 and NAME as the path of ION_BUS); if the other plane is gone for good, remove the \
+                 virtual host with all in it and make it again"
             )
             .into()),
             None => Err(error),

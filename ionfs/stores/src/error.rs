@@ -19,7 +19,8 @@ pub enum StoreError {
     Fenced(Collection),
     /// A query whose answer must be complete matches more documents than are read at once.
     #[error(
-        "one query matches more than {most} documents in {collection}, too many to read at once; nothing was done"
+        "one query matches more than {most} documents in {collection}, too many to read at once; \
+         nothing was done"
     )]
     TooMany {
         /// The collection that was queried.

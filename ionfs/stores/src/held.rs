@@ -150,7 +150,8 @@ impl BlobLog {
                 Err(error) => {
                     tracing::warn!(
                         error = chain(&error),
-                        "small blobs stay in the log because their files could not be synced; Ion tries again"
+                        "small blobs stay in the log because their files could not be synced; Ion \
+                         tries again"
                     );
                     wait = (wait * 2).min(GATHER_MAX);
                 }

@@ -131,7 +131,9 @@ impl Mongo {
                     false => tracing::warn!(
                         collection = collection.as_str(),
                         name,
-                        "an existing index holds only a part of the documents, so that Ion's queries read the whole collection; remove the index, and Ion makes its own at the next start"
+                        "an existing index holds only a part of the documents, so that Ion's \
+                         queries read the whole collection; remove the index, and Ion makes its \
+                         own at the next start"
                     ),
                 }
                 continue;

@@ -154,7 +154,8 @@ pub async fn open_bus(url: &str, plane: Option<&str>) -> Result<Arc<dyn Bus>, St
                     store: url.to_owned(),
                     what: "opening the bus".into(),
                     source: format!(
-                        "this file belongs to plane {other}, and these documents are of plane {plane}; name a file of its own in ION_BUS"
+                        "this file belongs to plane {other}, and these documents are of plane \
+                         {plane}; name a file of its own in ION_BUS"
                     )
                     .into(),
                 }),

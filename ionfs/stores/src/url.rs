@@ -25,7 +25,8 @@ pub(crate) fn unknown(url: &str, kind: &'static str, known: &str) -> StoreError 
     let lacking = FEATURES.iter().find(|lacking| lacking.0 == kind && lacking.1 == scheme(url));
     let reason = match lacking {
         Some((.., feature)) => format!(
-            "this ion was built without {feature}; `cargo build --release --features {feature}` builds one that has it"
+            "this ion was built without {feature}; `cargo build --release --features {feature}` \
+             builds one that has it"
         ),
         None => format!("these are known: {known}"),
     };

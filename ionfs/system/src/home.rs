@@ -44,11 +44,13 @@ pub fn make_home(home: &Path) -> io::Result<()> {
     match std::fs::set_permissions(home, Permissions::from_mode(mode & 0o700)) {
         Ok(()) => tracing::warn!(
             home = %home.display(),
-            "other users of this machine could enter the home, which holds all data; they no longer can"
+            "other users of this machine could enter the home, which holds all data; they no \
+             longer can"
         ),
         // The home belongs to another user, who lets this one use it.
         Err(error) => {
-            tracing::debug!(%error, home = %home.display(), "other users may enter the home; this user cannot change that")
+            tracing::debug!(%error, home = %home.display(), "other users may enter the home; this \
+                                                             user cannot change that")
         }
     }
     Ok(())

@@ -168,7 +168,8 @@ impl LogPiece {
 
 fn left_out_words(bytes: u64) -> String {
     format!(
-        "\nion: {bytes} bytes are left out here: only the beginning and the end of a long log are kept\n"
+        "\nion: {bytes} bytes are left out here: only the beginning and the end of a long log are \
+         kept\n"
     )
 }
 

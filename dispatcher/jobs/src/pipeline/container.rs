@@ -90,7 +90,8 @@ impl ContainerTerms {
                 "kubernetes" => ExecutorKind::Kubernetes,
                 other => {
                     let reason = format!(
-                        "this build has no executor {other:?}; allowed: local, container, kubernetes"
+                        "this build has no executor {other:?}; allowed: local, container, \
+                         kubernetes"
                     );
                     return Err((executor.referenced, reason));
                 }
@@ -166,7 +167,11 @@ impl ContainerTerms {
 pub(super) fn check_beside(module: &Module) -> Result<(), String> {
     let Some(container) = &module.container else { return Ok(()) };
     if module.api == ModuleApi::Sidecar && container.network == Network::None {
-        return Err("\"api: sidecar\" listens on this machine's loopback, which a container reaches with network: host only".into());
+        return Err(
+            "\"api: sidecar\" listens on this machine's loopback, which a container reaches \
+             with network: host only"
+                .into(),
+        );
     }
     Ok(())
 }

@@ -35,7 +35,8 @@ impl ImageReference {
     pub fn parse(text: &str, directory: &Path) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "{text:?} is no image; allowed: name:tag, name@sha256:..., oci:FOLDER[:TAG], oci-archive:FILE, docker-archive:FILE"
+                "{text:?} is no image; allowed: name:tag, name@sha256:..., oci:FOLDER[:TAG], \
+                 oci-archive:FILE, docker-archive:FILE"
             )
         };
         let file =
@@ -73,7 +74,8 @@ impl ImageReference {
     pub(super) fn check(&self) -> Result<(), String> {
         match self {
             Self::Layout { folder, .. } if !folder.join("oci-layout").is_file() => Err(format!(
-                "image {self} is not there: the folder has no file oci-layout, as `skopeo copy docker://NAME oci:FOLDER` makes"
+                "image {self} is not there: the folder has no file oci-layout, as `skopeo copy \
+                 docker://NAME oci:FOLDER` makes"
             )),
             Self::OciArchive(file) | Self::DockerArchive(file) if !file.is_file() => {
                 Err(format!("image {self} is not there"))

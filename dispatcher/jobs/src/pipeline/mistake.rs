@@ -125,7 +125,8 @@ fn explained(message: &str, keys: &[String]) -> String {
             .into(),
         [modules, module] if modules == "modules" => {
             format!(
-                "module {module:?} has to be a map, as in {module}: {{on: [new_picture], run: [./resize.sh]}}"
+                "module {module:?} has to be a map, as in {module}: {{on: [new_picture], run: \
+                 [./resize.sh]}}"
             )
         }
         [.., map, name] if matches!(map.as_str(), "env" | "limits" | "resources") => {
@@ -153,7 +154,8 @@ fn allowed(field: &str) -> Option<String> {
         "plane" => "a map of the stores' URLs, as in plane: {blobs: \"s3://bucket\"}",
         "blobs" | "documents" | "bus" => "a URL, as in blobs: \"s3://bucket\"",
         "modules" => {
-            "a map from names to modules, as in modules: {resize: {on: [new_picture], run: [./resize.sh]}}"
+            "a map from names to modules, as in modules: {resize: {on: [new_picture], run: \
+             [./resize.sh]}}"
         }
         "Chain" => "a list of links, as in Chain: [{Command: cat}, {Command: sort}]",
         "Command" | "Name" | "Image" => "a text, as in Command: sort",

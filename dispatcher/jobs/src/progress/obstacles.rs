@@ -68,14 +68,16 @@ impl fmt::Display for Obstacle {
                     let modules = gathering.join(", ");
                     write!(
                         out,
-                        ", for which {modules} may wait: `ion dead retry {short}` or `ion dead drop {short}`"
+                        ", for which {modules} may wait: `ion dead retry {short}` or `ion dead \
+                         drop {short}`"
                     )?;
                 }
                 Ok(())
             }
             Self::Unpublished(events) => write!(
                 out,
-                "events that are not published yet ({events}): the bus is unavailable, or no dispatcher and no relay runs"
+                "events that are not published yet ({events}): the bus is unavailable, or no \
+                 dispatcher and no relay runs"
             ),
             Self::Queue(module, waiting) => {
                 write!(out, "the queue of module {module:?} ({waiting})")

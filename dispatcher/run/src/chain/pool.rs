@@ -331,7 +331,8 @@ impl Pool {
             if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
                 tracing::info!(
                     link = self.name,
-                    "the link's program does not wait for input, so it is started when a run needs it"
+                    "the link's program does not wait for input, so it is started when a run needs \
+                     it"
                 );
             }
             return None;

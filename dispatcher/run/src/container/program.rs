@@ -141,7 +141,8 @@ impl ImageFiles<'_> {
             let User { uid, gid, .. } = self.user;
             let mode = metadata.mode() & 0o7777;
             return Some(format!(
-                "user {uid}:{gid} may not execute it (its mode is {mode:o}); allow it in the image with `chmod +x`"
+                "user {uid}:{gid} may not execute it (its mode is {mode:o}); allow it in the image \
+                 with `chmod +x`"
             ));
         }
         None
@@ -183,7 +184,8 @@ impl ImageFiles<'_> {
         match self.open(&Path::new("/").join(&interpreter)) {
             ImagePath::Unknown => None,
             ImagePath::Nothing => Some(format!(
-                "the interpreter in its first line, {interpreter}, is not in the image; install it there, or name another one"
+                "the interpreter in its first line, {interpreter}, is not in the image; install it \
+                 there, or name another one"
             )),
             ImagePath::File(_) if scripts == SCRIPTS_MAX => {
                 Some("its interpreters are scripts that name each other".into())
@@ -215,7 +217,8 @@ impl ImageFiles<'_> {
                 .map_or_else(|| format!("another machine (number {machine})"), str::to_owned);
             let here = name(ours[0]).unwrap_or_default();
             return Some(format!(
-                "it is built for {built}, and this machine is {here}; name an image for linux/{here}"
+                "it is built for {built}, and this machine is {here}; name an image for \
+                 linux/{here}"
             ));
         }
         if !little || head.get(4) != Some(&2) {

@@ -131,7 +131,8 @@ pub(super) fn verdict(
         // The log has the events that were refused after the work was reported done.
         ProcessEnd::Done(code) => (AttemptEnd::Succeeded, code, None),
         ProcessEnd::Undone => {
-            let undone = "it ended and GET /done had not been answered with 200; \"api: sidecar\" waits for that";
+            let undone = "it ended and GET /done had not been answered with 200; \"api: sidecar\" \
+                          waits for that";
             (AttemptEnd::Failed, Some(0), Some(first_refused.unwrap_or_else(|| undone.into())))
         }
         ProcessEnd::Exited(ProcessExit::Code(code)) => {

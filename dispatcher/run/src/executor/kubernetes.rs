@@ -287,7 +287,8 @@ impl Kubernetes {
                         Ok(JobMatch::Yes) => return Ok(()),
                         Ok(JobMatch::No) => {
                             return Err(AttemptOutcome::failed(format!(
-                                "a Job {name} exists that Ion did not make for this attempt; delete it"
+                                "a Job {name} exists that Ion did not make for this attempt; \
+                                 delete it"
                             )));
                         }
                         Ok(JobMatch::Going) => {

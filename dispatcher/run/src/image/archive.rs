@@ -211,7 +211,8 @@ impl<R: Read> ArchiveEntries<R> {
                     return Err(ArchiveRefusal::Because(match (&self.last, error) {
                         (None, ParseError::Header(error)) => {
                             format!(
-                                "it is no tar archive, nor one that is compressed by gzip or zstd: {error}"
+                                "it is no tar archive, nor one that is compressed by gzip or zstd: \
+                                 {error}"
                             )
                         }
                         (None, error) => format!("its first entry cannot be read: {error}"),
@@ -301,7 +302,8 @@ impl<R: Read> ArchiveEntries<R> {
     fn too_long(&self) -> ArchiveRefusal {
         let last = self.last.as_deref().unwrap_or("the first one");
         ArchiveRefusal::Because(format!(
-            "one entry's name, link and attributes have more than {METADATA_MAX} bytes; it follows {last}"
+            "one entry's name, link and attributes have more than {METADATA_MAX} bytes; it follows \
+             {last}"
         ))
     }
 

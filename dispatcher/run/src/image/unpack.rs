@@ -159,7 +159,8 @@ impl ImageRoot {
         }
         if self.without_attributes {
             let image = self.path.display();
-            tracing::warn!(%image, "the disk does not keep all extended attributes of this image's files; some are left out");
+            tracing::warn!(%image, "the disk does not keep all extended attributes of this image's \
+                                    files; some are left out");
         }
         Ok(())
     }
@@ -473,7 +474,8 @@ fn link_target<'e>(entry: &'e ArchiveEntry, path: &Path) -> Result<&'e OsStr, Ar
 
 fn other_compression(name: &str) -> ArchiveRefusal {
     ArchiveRefusal::Because(format!(
-        "it is compressed by {name}, which is not read here; copy the image with `skopeo copy --dest-compress-format gzip`"
+        "it is compressed by {name}, which is not read here; copy the image with `skopeo copy \
+         --dest-compress-format gzip`"
     ))
 }
 

@@ -185,7 +185,8 @@ impl Cover {
         let found = rustix::fs::fstat(&place).map_err(said("cannot look at", &self.path))?;
         if (found.st_dev, found.st_ino) != (device, inode) {
             return Err(format!(
-                "{} is another folder than when the daemon started; move it back, or restart the daemon",
+                "{} is another folder than when the daemon started; move it back, or restart the \
+                 daemon",
                 self.path.display()
             ));
         }

@@ -382,14 +382,18 @@ fn start_module(command: &SandboxCommand, stdin: Option<OwnedFd>) -> Result<Pid,
             StartFault::Lasting(format!("the folder {} is not there", command.cwd.display()))
         }
         io::ErrorKind::NotFound => StartFault::Lasting(format!(
-            "program {program:?} is not there (nor, for a script, the interpreter in its first line)"
+            "program {program:?} is not there (nor, for a script, the interpreter in its first \
+             line)"
         )),
         io::ErrorKind::PermissionDenied => StartFault::Lasting(format!(
             "program {program:?} is not executable; allow it with `chmod +x {program}`"
         )),
-        _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => StartFault::Lasting(
-            format!("program {program:?} is not an executable file: a script needs a first line such as #!/bin/sh"),
-        ),
+        _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
+            StartFault::Lasting(format!(
+                "program {program:?} is not an executable file: a script needs a first line \
+                 such as #!/bin/sh"
+            ))
+        }
         _ => StartFault::Passing(format!("program {program:?} cannot be started: {error}")),
     })?;
     Pid::from_raw(child.id().cast_signed())

@@ -82,7 +82,8 @@ impl Output {
 
     fn went_over(&self, exceeded: StagingLimit) -> Errno {
         if self.exceeded.set(exceeded).is_ok() {
-            tracing::info!(job = %self.committer.origin().job_id, "the job exceeded a staging limit");
+            tracing::info!(job = %self.committer.origin().job_id, "the job exceeded a staging \
+                                                                   limit");
         }
         Errno::DQUOT
     }

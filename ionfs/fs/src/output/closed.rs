@@ -129,7 +129,8 @@ impl Output {
             ClosedWork::Store(at, ino) => {
                 tokio::time::sleep_until(at).await;
                 if let Err(refusal) = self.upload_in_background(ino).await {
-                    tracing::debug!(%refusal, "a file was not stored ahead; its event will try again");
+                    tracing::debug!(%refusal, "a file was not stored ahead; its event will try \
+                                               again");
                 }
             }
         }

@@ -142,7 +142,8 @@ impl Output {
         self.own_blobs.made(&key);
         match upload.finish().await {
             Err(UploadError::Store { source, .. }) => {
-                tracing::debug!(key, %source, "an early upload failed; the file will be uploaded again");
+                tracing::debug!(key, %source, "an early upload failed; the file will be uploaded \
+                                               again");
                 None
             }
             outcome => Some(outcome),

@@ -32,7 +32,8 @@ pub(super) async fn inspect(bus: &Amqp, modules: &[String]) -> Result<BusReport,
         match queue_length(bus, module).await {
             Ok(Some(length)) => report.queues.push(length),
             Ok(None) => report.complaints.push(format!(
-                "queue {:?} of module {module:?} is missing: somebody removed it, or a policy with expires did; restart a dispatcher that serves it, which declares it again",
+                "queue {:?} of module {module:?} is missing: somebody removed it, or a policy with \
+                 expires did; restart a dispatcher that serves it, which declares it again",
                 queue_of(module)
             )),
             Err(error) if said(&error).is_some() => report.complaints.push(chain(&*error)),
@@ -120,7 +121,9 @@ async fn taken_off(bus: &Amqp, modules: &[String]) -> Result<Vec<String>, Cause>
             _ => return None,
         };
         Some(format!(
-            "a policy with {setting} takes messages off queue {queue:?}, {count} so far: no policy may match Ion's queues (rabbitmqctl list_policies); `ion dead list` shows the messages"
+            "a policy with {setting} takes messages off queue {queue:?}, {count} so far: no policy \
+             may match Ion's queues (rabbitmqctl list_policies); `ion dead list` shows the \
+             messages"
         ))
     });
     Ok(words.collect())

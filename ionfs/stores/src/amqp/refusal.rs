@@ -97,17 +97,23 @@ fn words(act: BrokerAct, said: &AMQPError) -> Option<String> {
         AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => not_allowed(text),
         AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => {
             let what = quoted_after(text, "no queue ").map(|queue| format!("queue {queue:?}"));
-            let what =
-                what.or_else(|| Some(format!("exchange {:?}", quoted_after(text, "no exchange ")?)))?;
-            Some(format!("{what} is missing; start a dispatcher that serves it, which declares it again"))
+            let what = what
+                .or_else(|| Some(format!("exchange {:?}", quoted_after(text, "no exchange ")?)))?;
+            Some(format!(
+                "{what} is missing; start a dispatcher that serves it, which declares it \
+                 again"
+            ))
         }
         AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => precondition_failed(text),
         AMQPErrorKind::Soft(AMQPSoftError::RESOURCELOCKED) => Some(format!(
-            "queue {:?} belongs exclusively to another connection; end that connection, or remove the queue: Ion declares it again",
+            "queue {:?} belongs exclusively to another connection; end that connection, or remove \
+             the queue: Ion declares it again",
             quoted_after(text, "queue ")?
         )),
         AMQPErrorKind::Hard(AMQPHardError::NOTIMPLEMENTED | AMQPHardError::COMMANDINVALID) => Some(
-            "the broker lacks something that Ion needs; RabbitMQ 3.10 is the oldest that has it all".into(),
+            "the broker lacks something that Ion needs; RabbitMQ 3.10 is the oldest that has it \
+             all"
+            .into(),
         ),
         _ => None,
     }
@@ -116,7 +122,8 @@ fn words(act: BrokerAct, said: &AMQPError) -> Option<String> {
 fn access_refused(act: BrokerAct, text: &str) -> Option<String> {
     if act == BrokerAct::Connect {
         return Some(
-            "the broker knows no such user or key: check the name and the password in the URL (RabbitMQ accepts the user guest only from its own machine)"
+            "the broker knows no such user or key: check the name and the password in the URL \
+             (RabbitMQ accepts the user guest only from its own machine)"
                 .into(),
         );
     }
@@ -163,7 +170,8 @@ fn missing_right(act: BrokerAct, kind: &str, name: &str) -> Option<&'static str>
 /// Returns the advice how to grant all rights.
 fn grant(user: &str, vhost: &str) -> String {
     format!(
-        "grant configure and read on {OWN} and write on {WRITTEN}: rabbitmqctl set_permissions -p '{vhost}' '{user}' '{OWN}' '{WRITTEN}' '{OWN}'"
+        "grant configure and read on {OWN} and write on {WRITTEN}: rabbitmqctl set_permissions -p \
+         '{vhost}' '{user}' '{OWN}' '{WRITTEN}' '{OWN}'"
     )
 }
 
@@ -173,7 +181,8 @@ fn not_allowed(text: &str) -> Option<String> {
         text.split("vhost ").nth(1).and_then(|rest| rest.strip_suffix(" not found"))
     {
         return Some(format!(
-            "the vhost is missing: correct the path of the URL, or make it with rabbitmqctl add_vhost '{vhost}'"
+            "the vhost is missing: correct the path of the URL, or make it with rabbitmqctl \
+             add_vhost '{vhost}'"
         ));
     }
     if text.contains("limit") {
@@ -193,12 +202,14 @@ fn precondition_failed(text: &str) -> Option<String> {
     if text.contains("inequivalent arg") {
         if let Some(queue) = quoted_after(text, "for queue ") {
             return Some(format!(
-                "queue {queue:?} is there and is not as Ion declares it; remove it with rabbitmqctl delete_queue '{queue}': Ion declares it again as it must be"
+                "queue {queue:?} is there and is not as Ion declares it; remove it with \
+                 rabbitmqctl delete_queue '{queue}': Ion declares it again as it must be"
             ));
         }
         let exchange = quoted_after(text, "for exchange ")?;
         return Some(format!(
-            "exchange {exchange:?} is there and is not as Ion declares it; remove it (on the broker's page, or with rabbitmqadmin): Ion declares it again as it must be"
+            "exchange {exchange:?} is there and is not as Ion declares it; remove it (on the \
+             broker's page, or with rabbitmqadmin): Ion declares it again as it must be"
         ));
     }
     let unknown = text.contains("x-queue-type") || text.contains("invalid arg");

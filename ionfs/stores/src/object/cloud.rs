@@ -62,7 +62,8 @@ impl ObjectBlobs {
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         if bucket.is_empty() || bucket.contains(['@', '?', ':']) {
             return Err(refused(format!(
-                "the URL may hold only a bucket's name and a prefix, as in {scheme}://bucket/prefix; set credentials and endpoint in the environment"
+                "the URL may hold only a bucket's name and a prefix, as in \
+                 {scheme}://bucket/prefix; set credentials and endpoint in the environment"
             )));
         }
         let prefix = Path::parse(prefix).map_err(|error| refused(error.to_string()))?;

@@ -89,15 +89,18 @@ impl Bus for Sqlite {
         let (module, event_types, former) =
             (module.to_owned(), event_types.to_vec(), former.to_vec());
         self.write("declaring a queue", move |connection| {
-            connection
-                .execute("INSERT INTO queues (module) VALUES (?1) ON CONFLICT DO NOTHING", [&module])?;
+            connection.execute(
+                "INSERT INTO queues (module) VALUES (?1) ON CONFLICT DO NOTHING",
+                [&module],
+            )?;
             for event_type in former {
                 let unbind = "DELETE FROM bindings WHERE event_type = ?1 AND module = ?2";
                 connection.execute(unbind, (event_type, &module))?;
             }
             for event_type in event_types {
                 connection.execute(
-                    "INSERT INTO bindings (event_type, module) VALUES (?1, ?2) ON CONFLICT DO NOTHING",
+                    "INSERT INTO bindings (event_type, module) VALUES (?1, ?2) ON CONFLICT DO \
+                     NOTHING",
                     (event_type, &module),
                 )?;
             }
@@ -200,7 +203,10 @@ impl Bus for Sqlite {
     async fn bury(&self, letter: DeadLetter) -> Result<(), StoreError> {
         self.write("burying a message", move |connection| {
             connection
-                .prepare_cached("INSERT OR REPLACE INTO dead_letters (module, event_id, body, reason, at) VALUES (?1, ?2, ?3, ?4, ?5)")?
+                .prepare_cached(
+                    "INSERT OR REPLACE INTO dead_letters (module, event_id, body, \
+                     reason, at) VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?
                 .execute((letter.module, letter.event_id, letter.body, letter.reason, letter.at))?;
             Ok(())
         })

@@ -19,7 +19,8 @@ use crate::{Collection, Documents, Equals, Guard, Inserted, Page, Query, StoreEr
 pub(super) fn schema(collection: Collection) -> String {
     let table = collection.as_str();
     let mut sql = format!(
-        "CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY NOT NULL, document TEXT NOT NULL);\n"
+        "CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY NOT NULL, document TEXT NOT \
+         NULL);\n"
     );
     for (name, fields) in named_indexes(collection) {
         let columns: Vec<String> = fields.iter().map(|field| extract(field)).collect();

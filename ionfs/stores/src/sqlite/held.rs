@@ -10,7 +10,7 @@ use super::{Sqlite, SyncLevel};
 use crate::{Collection, Guard, Inserted, StoreError};
 
 pub(super) const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS held_blobs \
-     (seq INTEGER PRIMARY KEY, boot TEXT NOT NULL, key TEXT NOT NULL, bytes BLOB NOT NULL);";
+                                 (seq INTEGER PRIMARY KEY, boot TEXT NOT NULL, key TEXT NOT NULL, bytes BLOB NOT NULL);";
 
 /// A blob that the log holds.
 #[derive(Debug)]
@@ -65,11 +65,16 @@ impl Sqlite {
         let boot = boot.to_owned();
         self.read("reading small blobs", move |connection| {
             let mut select = connection.prepare_cached(
-                "SELECT seq, key, bytes FROM held_blobs WHERE (boot = ?1) = ?2 ORDER BY seq LIMIT ?3",
+                "SELECT seq, key, bytes FROM held_blobs WHERE (boot = ?1) = ?2 ORDER BY seq LIMIT \
+                 ?3",
             )?;
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
             let rows = select.query_map((boot, this_boot, limit), |row| {
-                Ok(HeldBlob { seq: row.get(0)?, key: row.get(1)?, bytes: row.get::<_, Vec<u8>>(2)?.into() })
+                Ok(HeldBlob {
+                    seq: row.get(0)?,
+                    key: row.get(1)?,
+                    bytes: row.get::<_, Vec<u8>>(2)?.into(),
+                })
             })?;
             rows.collect()
         })
