@@ -1,4 +1,4 @@
-//! Answers the kernel's FUSE requests from a [`Tree`].
+//! Answers the kernel's FUSE requests from a [`Tree`](crate::Tree).
 //!
 //! A FUSE thread answers at once what memory or the local disk can answer. It moves everything else
 //! (the stores, a commit) into a task that carries the reply, so that no request waits for another
@@ -6,6 +6,7 @@
 
 mod first;
 mod handles;
+mod kernel;
 mod reply;
 mod requests;
 
@@ -13,8 +14,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -24,21 +24,20 @@ use fuser::{
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use ion_system::patience::while_it_moves;
-use tokio::runtime::Handle as Runtime;
 
-use self::first::FirstRead;
-use self::handles::{Handles, OpenFile};
+use self::handles::OpenFile;
+pub(crate) use self::kernel::Kernel;
+use self::kernel::{MARGIN, MountState};
 use self::reply::{
     file_attr, file_type, fuse_errno, maker, moment, nothing, reply_attr, reply_data, reply_empty,
     reply_written, reply_xattr, writer_of,
 };
-use self::requests::{RequestKind, Requests};
+use self::requests::RequestKind;
 use crate::output::{
     ContentChanger, DOT_DOT, OpenRequest, RenameOver, SetAttr, StagedHandle, no_attribute,
 };
-use crate::view::{Listing, ViewItem};
-use crate::{Errno, Ino, ListingDetail, Result, Seek, Tree, is_staged, seek_dense};
+use crate::view::ViewItem;
+use crate::{Errno, ListingDetail, Result, Seek, is_staged, seek_dense};
 
 /// The most bytes of one write request. The kernel's default of 128 KiB costs eight times the round
 /// trips; more than 1 MiB gains nothing measurable.
@@ -47,90 +46,6 @@ const WRITE_MAX: u32 = 1 << 20;
 /// The most background requests (read-ahead, releases) that the kernel may have under way. With its
 /// default of 16, a few slow reads block all others.
 const BACKGROUND_MAX: u16 = 256;
-
-/// How long a request may take beyond the deadline of the commit or the read that it waits for.
-const MARGIN: Duration = Duration::from_secs(10);
-
-/// Answers the kernel's requests for one mount.
-#[derive(Debug)]
-pub(crate) struct Kernel {
-    shared: Arc<MountState>,
-}
-
-#[derive(Debug)]
-struct MountState {
-    tree: Arc<Tree>,
-    runtime: Runtime,
-    handles: Mutex<Handles>,
-    next_handle: AtomicU64,
-    first_read: FirstRead,
-    requests: Requests,
-}
-
-impl Kernel {
-    pub(crate) fn new(tree: Arc<Tree>, runtime: Runtime) -> Self {
-        let first_read = FirstRead::of(&tree);
-        let (handles, next_handle) = (Mutex::default(), AtomicU64::new(1));
-        let requests = Requests::of(&tree.daemon.metrics);
-        let shared = MountState { tree, runtime, handles, next_handle, first_read, requests };
-        Self { shared: Arc::new(shared) }
-    }
-
-    /// Runs `work`, which reads from `ino`, in a task and passes its outcome to `reply`. After
-    /// `deadline` the outcome is EIO, and the read is recorded as failed.
-    fn later<T, F, L>(
-        &self,
-        ino: Ino,
-        deadline: Duration,
-        work: F,
-        reply: impl FnOnce(Result<T>) + Send + 'static,
-    ) where
-        T: Send + 'static,
-        F: FnOnce(Arc<MountState>) -> L,
-        L: Future<Output = Result<T>> + Send + 'static,
-    {
-        let (shared, work) = (self.shared.clone(), work(self.shared.clone()));
-        self.shared.runtime.spawn(async move {
-            let in_time = async {
-                let outcome = tokio::time::timeout(deadline, work).await;
-                outcome.unwrap_or_else(|_| Err(shared.tree.read_unanswered(ino)))
-            };
-            reply(shared.unless_stopped(in_time).await);
-        });
-    }
-
-    /// Like [`Kernel::later`], for work that may commit an event or wait for an upload: the
-    /// deadline begins again while bytes move. The commit has a deadline of its own; this one only
-    /// catches work that hangs.
-    fn patiently<T, F, L>(&self, work: F, reply: impl FnOnce(Result<T>) + Send + 'static)
-    where
-        T: Send + 'static,
-        F: FnOnce(Arc<MountState>) -> L,
-        L: Future<Output = Result<T>> + Send + 'static,
-    {
-        let (shared, work) = (self.shared.clone(), work(self.shared.clone()));
-        let limit = shared.tree.daemon.settings.commit_deadline + MARGIN;
-        self.shared.runtime.spawn(async move {
-            let moved = || shared.tree.output.as_ref().map_or(0, |output| output.bytes_moved());
-            let work = async { while_it_moves(limit, moved, work).await.unwrap_or(Err(Errno::IO)) };
-            reply(shared.unless_stopped(work).await);
-        });
-    }
-
-    fn read_deadline(&self) -> Duration {
-        self.shared.tree.daemon.settings.read_deadline
-    }
-}
-
-impl MountState {
-    /// Awaits `work`. Returns EIO when the job is ended by force.
-    async fn unless_stopped<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        match &self.tree.output {
-            Some(output) => output.unless_stopped(work).await,
-            None => work.await,
-        }
-    }
-}
 
 impl Filesystem for Kernel {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -849,30 +764,5 @@ impl Filesystem for Kernel {
             output.copy_range(&from, offset_in, &to, offset_out, len, writer_of(req))
         })();
         reply_written(reply, copied);
-    }
-}
-
-impl Kernel {
-    /// Answers a request for a directory's names: below `out/` at once; elsewhere in a task, once
-    /// the directory is listed.
-    fn list(
-        &self,
-        ino: Ino,
-        fh: FileHandle,
-        offset: u64,
-        answer: impl FnOnce(&Tree, Result<Option<Listing>>) + Send + 'static,
-    ) {
-        if is_staged(ino) {
-            return answer(&self.shared.tree, Ok(None));
-        }
-        let tree = self.shared.tree.clone();
-        let work = move |shared: Arc<MountState>| async move { shared.listing(fh, offset).await };
-        self.later(ino, self.read_deadline(), work, move |listing| answer(&tree, listing));
-    }
-
-    /// Returns the output for an operation that changes something at `ino`, or EROFS outside
-    /// `out/`.
-    fn output_at(&self, ino: Ino) -> Result<&Arc<crate::output::Output>> {
-        if is_staged(ino) { self.shared.tree.output() } else { Err(Errno::ROFS) }
     }
 }

@@ -6,7 +6,7 @@ use ion_model::checksum::hex;
 use md5::{Digest as _, Md5};
 use serde::{Deserialize, Serialize};
 
-use super::milliseconds;
+use super::module::milliseconds;
 
 /// How many bytes one link may write in one run, unless its chain sets `output`.
 pub const OUTPUT_MAX: u64 = 1 << 30;

@@ -7,7 +7,8 @@ use ion_model::record::CommitMode;
 use ion_plane::address::FileUrls;
 use serde_saphyr::Spanned;
 
-use super::{BASE_DIR, MOUNT_AT, Mistake, Module, ModuleApi};
+use super::module::{BASE_DIR, MOUNT_AT};
+use super::{Mistake, Module, ModuleApi};
 
 /// Folders of the machine that a module's tree must not hide: no program would run.
 const SYSTEM_FOLDERS: [&str; 14] = [

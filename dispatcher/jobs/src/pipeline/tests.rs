@@ -1,4 +1,7 @@
+use std::path::PathBuf;
+
 use ion_model::limits::Limits;
+use ion_plane::address::FileUrls;
 use proptest::prelude::*;
 
 use super::*;

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use fuser::{BackingId, FileHandle, FopenFlags, Generation, INodeNo, ReplyEntry, ReplyOpen};
 use ion_plane::cache::BlobReader;
 
-use super::MountState;
+use super::kernel::MountState;
 use super::reply::{file_attr, fuse_errno};
 use crate::output::{CloseReport, StagedHandle, read_within};
 use crate::view::{Listing, ViewItem};

@@ -1,0 +1,324 @@
+//! One module, as the plane has it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ion_model::limits::LimitOverrides;
+use ion_model::record::CommitMode;
+use ion_plane::address::FileUrls;
+use ion_stores::encode;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{
+    Container, ExecutorKind, ImageReference, KubernetesTerms, Link, LinkSettings, Pipeline,
+    PipelineError, is_default,
+};
+
+/// How long a job may run unless its module sets `timeout`: the default of older Ion.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// How often a failed job is retried unless its module sets `retries`. Commits are idempotent, so a
+/// retry is safe; three retries outlast a store's restart.
+pub(super) const RETRIES: u32 = 3;
+
+/// The path at which a module finds its tree.
+pub(super) const MOUNT_AT: &str = "/ion";
+
+/// The environment variable in which older modules look for the path of their tree, before they try
+/// [`MOUNT_AT`].
+pub(super) const BASE_DIR: &str = "HANDLER_BASE_DIR";
+
+/// The entry of a module's `emits` that allows every event type. `ion run` uses it; a pipeline file
+/// cannot contain it.
+pub const ANY_TYPE: &str = "*";
+
+/// What a gathering module does about a dead job below its event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDead {
+    /// It waits until the dead job is retried or dropped.
+    #[default]
+    Wait,
+    /// It starts without what the dead job would have made.
+    Go,
+}
+
+/// The API that Ion serves beside a job, for a module that does more than read and write files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModuleApi {
+    /// No API.
+    #[default]
+    None,
+    /// The localhost API of older Ion's second generation: `GET /ready`, then `GET /done`.
+    Sidecar,
+}
+
+/// One module, as registered in the plane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Module {
+    /// Its name: the id of its document.
+    #[serde(rename = "id")]
+    pub name: String,
+    /// Event types it starts on; empty for a gathering module.
+    #[serde(default)]
+    pub on: Vec<String>,
+    /// The event type it gathers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gather: Option<String>,
+    /// The event type below which it gathers: one job for each event of this type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per: Option<String>,
+    /// What a gathering job does about a dead job below its event.
+    #[serde(default)]
+    pub on_dead: OnDead,
+    /// Event types it may publish.
+    #[serde(default)]
+    pub emits: Vec<String>,
+    /// The program and its arguments; empty for a chain, and where the image names the program.
+    pub run: Vec<String>,
+    /// The executor that runs its jobs.
+    #[serde(default)]
+    pub executor: ExecutorKind,
+    /// The container that its jobs run in; none for programs of this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// Where its pods may run.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub kubernetes: KubernetesTerms,
+    /// The programs that its input passes through, from stdin to stdout; empty for a module that
+    /// reads and writes files.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<Link>,
+    /// What its links may use, and how they are kept ready.
+    #[serde(default)]
+    pub link_settings: LinkSettings,
+    /// Whether its programs keep the daemon's capabilities and see the machine's devices and
+    /// settings.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub privileged: bool,
+    /// The variables that it adds to the environment of its programs.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// When its events are committed.
+    #[serde(default)]
+    pub commit: CommitMode,
+    /// The API that Ion serves beside its jobs.
+    #[serde(default)]
+    pub api: ModuleApi,
+    /// Whether the values that it reads contain the addresses of the event's files.
+    #[serde(default)]
+    pub urls: FileUrls,
+    /// How long a job may run.
+    #[serde(with = "milliseconds", rename = "timeoutMs")]
+    pub timeout: Duration,
+    /// How often a failed job is tried again.
+    pub retries: u32,
+    /// How many of its jobs one dispatcher runs at the same time, at most.
+    pub concurrency: usize,
+    /// The limits of its jobs that differ from the daemon's.
+    #[serde(default, skip_serializing_if = "LimitOverrides::is_empty")]
+    pub limits: LimitOverrides,
+    /// The working folder of its programs: the folder of the pipeline file.
+    pub directory: PathBuf,
+    /// The name of the pipeline file in that folder; none if the module was registered without a
+    /// file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<String>,
+}
+
+pub(crate) mod milliseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(crate) fn serialize<S: Serializer>(
+        duration: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}
+
+impl Module {
+    /// Returns a module with this name and program. All other fields have the defaults of a
+    /// pipeline file.
+    pub fn new(name: &str, run: Vec<String>, directory: PathBuf) -> Self {
+        Self {
+            name: name.to_owned(),
+            on: vec![],
+            gather: None,
+            per: None,
+            on_dead: OnDead::default(),
+            emits: vec![],
+            run,
+            executor: ExecutorKind::default(),
+            container: None,
+            kubernetes: KubernetesTerms::default(),
+            links: vec![],
+            link_settings: LinkSettings::default(),
+            privileged: false,
+            env: BTreeMap::new(),
+            commit: CommitMode::default(),
+            api: ModuleApi::default(),
+            urls: FileUrls::default(),
+            timeout: TIMEOUT,
+            retries: RETRIES,
+            concurrency: default_concurrency(),
+            limits: LimitOverrides::default(),
+            directory,
+            pipeline: None,
+        }
+    }
+
+    /// Returns the module that a pipeline file with these `fields` declares, without a file. The
+    /// fields are checked as in a file, but not whether the programs exist.
+    ///
+    /// # Errors
+    /// The first mistake, as text.
+    pub fn from_fields(
+        name: &str,
+        fields: &serde_json::Map<String, serde_json::Value>,
+        directory: &Path,
+    ) -> Result<Self, String> {
+        // JSON is also YAML.
+        let text = serde_json::json!({"modules": {name: fields}}).to_string();
+        match Pipeline::from_bytes(text.as_bytes(), name, directory) {
+            Ok(mut pipeline) => pipeline.modules.pop().ok_or_else(|| "it is no module".into()),
+            Err(PipelineError::Wrong { reason, .. }) => Err(reason),
+            Err(other) => Err(other.to_string()),
+        }
+    }
+
+    /// Returns the path of its tree: `/ion`, unless its `env` sets `HANDLER_BASE_DIR`.
+    pub fn base_dir(&self) -> PathBuf {
+        self.env.get(BASE_DIR).map_or_else(|| MOUNT_AT.into(), PathBuf::from)
+    }
+
+    /// Returns a hash that tells this definition from every other one.
+    pub fn fingerprint(&self) -> String {
+        Uuid::new_v5(&Uuid::NAMESPACE_OID, encode(self).to_string().as_bytes()).simple().to_string()
+    }
+
+    /// Returns the names of the fields in which another definition differs.
+    pub fn differs_in(&self, other: &Self) -> Vec<String> {
+        let (one, other) = (encode(self), encode(other));
+        let all =
+            [&one, &other].into_iter().flat_map(|fields| fields.as_object().into_iter().flatten());
+        let names: BTreeSet<&String> = all.map(|(name, _)| name).collect();
+        names
+            .into_iter()
+            .filter(|name| one[name.as_str()] != other[name.as_str()])
+            .cloned()
+            .collect()
+    }
+
+    /// Returns the event types whose messages reach its queue.
+    pub fn subscribes(&self) -> Vec<String> {
+        self.on.iter().chain(&self.per).cloned().collect()
+    }
+
+    /// Returns the program and its arguments. A program with a slash is joined to the module's
+    /// folder, unless it runs in an image: then the path is the image's.
+    pub fn argv(&self) -> Vec<String> {
+        if self.container.is_none() { self.placed(self.run.clone()) } else { self.run.clone() }
+    }
+
+    /// Returns the program and the arguments of one of its links. Paths are treated as in
+    /// [`Module::argv`].
+    pub fn argv_of(&self, link: &Link) -> Vec<String> {
+        let argv = [&link.command].into_iter().chain(&link.arguments).cloned().collect();
+        if link.image.is_empty() { self.placed(argv) } else { argv }
+    }
+
+    /// Returns the container that one of its links runs in; none for a program of this machine.
+    ///
+    /// # Errors
+    /// A text, if the link's image is not a valid image reference.
+    pub fn container_of(&self, link: &Link) -> Result<Option<Container>, String> {
+        match (&self.container, &*link.image) {
+            (Some(container), _) => Ok(Some(container.clone())),
+            (None, "") => Ok(None),
+            (None, image) => {
+                ImageReference::parse(image, &self.directory).map(Container::of).map(Some)
+            }
+        }
+    }
+
+    fn placed(&self, mut argv: Vec<String>) -> Vec<String> {
+        if let Some(program) = argv.first_mut()
+            && program.contains('/')
+        {
+            *program = self.directory.join(&*program).display().to_string();
+        }
+        argv
+    }
+
+    /// Returns the type of the event that starts it when the event is created from outside: the
+    /// first of its types.
+    pub fn starts_on(&self) -> Option<&str> {
+        self.on.first().map(String::as_str)
+    }
+
+    /// Checks that its programs and images exist and that the programs are executable. `path` is
+    /// the `PATH` in which programs without a slash are looked up.
+    ///
+    /// # Errors
+    /// What is wrong and what to do about it, as text.
+    pub fn check_programs(&self, path: &str) -> Result<(), String> {
+        if self.links.is_empty() {
+            return match &self.container {
+                Some(container) => container.image.check(),
+                None => self.check_program(self.argv(), path),
+            };
+        }
+        self.links.iter().try_for_each(|link| {
+            let checked = match self.container_of(link) {
+                Ok(Some(container)) => container.image.check(),
+                Ok(None) => self.check_program(self.argv_of(link), path),
+                Err(reason) => Err(reason),
+            };
+            checked.map_err(|reason| format!("link {:?}: {reason}", link.name))
+        })
+    }
+
+    fn check_program(&self, argv: Vec<String>, path: &str) -> Result<(), String> {
+        let Some(program) = argv.into_iter().next() else { return Err("\"run\" is empty".into()) };
+        let executable = |file: &Path| {
+            file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+        };
+        if program.contains('/') {
+            let file = Path::new(&program);
+            return match file.metadata() {
+                Err(_) => Err(format!("program {program} is not there")),
+                Ok(_) if !executable(file) => Err(format!(
+                    "program {program} is not executable; allow it with `chmod +x {program}`"
+                )),
+                Ok(_) => Ok(()),
+            };
+        }
+        let found = path.split(':').any(|folder| executable(&Path::new(folder).join(&program)));
+        if found {
+            Ok(())
+        } else {
+            Err(format!(
+                "program {program:?} is in no folder of PATH; for a program of the module's folder \
+                 write ./{program}"
+            ))
+        }
+    }
+}
+
+pub(super) fn default_concurrency() -> usize {
+    std::thread::available_parallelism().map_or(1, Into::into)
+}
