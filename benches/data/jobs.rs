@@ -109,14 +109,14 @@ fn read_small(folder: &Path) -> usize {
 }
 
 /// A dispatcher with an empty home of its own, over the store of all rows.
-struct Plane<'a> {
+struct BenchPlane<'a> {
     store: &'a Store,
     home: Home,
     notes: PathBuf,
     up: Option<RunningCommand>,
 }
 
-impl<'a> Plane<'a> {
+impl<'a> BenchPlane<'a> {
     /// Starts the dispatcher. `modules` gives each module's task, the event type that starts it and
     /// the type it publishes.
     fn up(store: &'a Store, modules: &[(&str, &str, &str)], flags: &[&str]) -> Self {
@@ -185,7 +185,7 @@ impl<'a> Plane<'a> {
     }
 }
 
-impl Drop for Plane<'_> {
+impl Drop for BenchPlane<'_> {
     fn drop(&mut self) {
         let up = self.up.take().unwrap();
         if !std::thread::panicking() {
@@ -211,7 +211,7 @@ impl Bench {
     pub(crate) fn first_bytes(&self) {
         let (large, small) = (self.large(), &self.small);
         let ours = |entry: &FileEntry| {
-            let plane = Plane::up(&self.store, &[("first", "go", "")], &[]);
+            let plane = BenchPlane::up(&self.store, &[("first", "go", "")], &[]);
             let began = plane.publish("e", vec![entry.clone()]);
             nanos(plane.noted("first") - began)
         };
@@ -238,7 +238,7 @@ impl Bench {
     /// Measures many small files on their way from one job to the next.
     pub(crate) fn small_files(&self) {
         let (count, store) = (files(), &self.store);
-        let plane = Plane::up(store, &[("write", "go", "made"), ("read", "made", "")], &[]);
+        let plane = BenchPlane::up(store, &[("write", "go", "made"), ("read", "made", "")], &[]);
         let began = plane.publish("e", vec![]);
         let ours = nanos(plane.noted("read") - began);
         let written = nanos(plane.noted("written"));
@@ -300,7 +300,7 @@ impl Bench {
             // Without a cache on disk no job finds what another one has fetched, and the kernel
             // reads no file without the daemon.
             let flags = [&["--jobs", "2", "--cache-size", "0"], said].concat();
-            let plane = Plane::up(&self.store, &[("stream", "go", "")], &flags);
+            let plane = BenchPlane::up(&self.store, &[("stream", "go", "")], &flags);
             idle = plane.memory_max();
             for n in 0..jobs {
                 plane.publish(&format!("e{n}"), vec![large.clone()]);

@@ -299,7 +299,7 @@ pub(super) struct HandlerSettings {
     /// The folder to which development mode dumps; `None` in production.
     pub(super) development: Option<PathBuf>,
     pub(super) print_config: bool,
-    pub(super) stores: Stores,
+    pub(super) stores: HandlerStores,
     printable: Value,
 }
 
@@ -319,7 +319,7 @@ impl HandlerSettings {
             ));
         }
         let development = arguments.development.then(|| arguments.development_basedir.clone());
-        let stores = Stores::choose(&arguments, development.is_some())?;
+        let stores = HandlerStores::choose(&arguments, development.is_some())?;
         let nothing = |path: &PathBuf| path.as_os_str().is_empty();
         let base_dir = match &arguments.basedir {
             // `./` is older Ion's own default, which meant its place in the container.
@@ -398,7 +398,7 @@ fn harmless_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
 }
 
 /// The stores that the command uses.
-pub(super) struct Stores {
+pub(super) struct HandlerStores {
     urls: StoreUrls,
     /// Used in place of `urls.blobs` if set, because a URL does not hold the account's key.
     azure: Option<Azure>,
@@ -415,13 +415,13 @@ struct Azure {
     container: String,
 }
 
-impl std::fmt::Debug for Stores {
+impl std::fmt::Debug for HandlerStores {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "{}", self.shown())
     }
 }
 
-impl Stores {
+impl HandlerStores {
     fn choose(arguments: &Arguments, development: bool) -> Result<Self, String> {
         let embedded = StoreUrls::embedded(&arguments.home);
         // Development mode uses no configured store.
@@ -539,7 +539,7 @@ fn is_used(group: &ServiceBusArguments) -> bool {
 }
 
 /// Returns what `--printconfig` prints.
-fn printable(arguments: &Arguments, base_dir: &std::path::Path, stores: &Stores) -> Value {
+fn printable(arguments: &Arguments, base_dir: &std::path::Path, stores: &HandlerStores) -> Value {
     let hidden = |secret: &Option<String>| if secret.is_some() { "***" } else { "" };
     let (azure, mongo, bus) = (&arguments.azure, &arguments.mongo, &arguments.service_bus);
     json!({

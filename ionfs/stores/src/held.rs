@@ -193,17 +193,17 @@ mod tests {
     use crate::Documents as _;
     use crate::object::ObjectBlobs;
 
-    struct Stores {
+    struct HeldStores {
         log: Arc<Sqlite>,
         blobs: Arc<dyn Blobs>,
         _folder: tempfile::TempDir,
     }
 
-    fn stores() -> Stores {
+    fn stores() -> HeldStores {
         let folder = tempfile::tempdir().unwrap();
         let log = Arc::new(Sqlite::open(&folder.path().join("ion.db")).unwrap());
         let blobs = Arc::new(ObjectBlobs::local(&folder.path().join("blobs")).unwrap());
-        Stores { log, blobs, _folder: folder }
+        HeldStores { log, blobs, _folder: folder }
     }
 
     fn small(key: &str) -> (String, Bytes) {
@@ -212,7 +212,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_an_earlier_boot_left_in_the_log_is_put_anew() {
-        let Stores { log, blobs, _folder } = stores();
+        let HeldStores { log, blobs, _folder } = stores();
         let many: Vec<_> = (0..ROUND + 1).map(|n| small(&format!("c/j/{n}"))).collect();
         log.hold("another boot".into(), many.clone(), vec![], None, None).await.unwrap();
         // A crash may leave a file like this: a name without bytes.
@@ -226,7 +226,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_log_holds_bytes_until_their_files_are_durable() {
-        let Stores { log, blobs, _folder } = stores();
+        let HeldStores { log, blobs, _folder } = stores();
         let held = BlobLog::open(log.clone(), blobs.clone()).await.unwrap();
         let (kept, removed) = (small("c/kept"), small("c/removed"));
         for (key, bytes) in [&kept, &removed] {
@@ -259,7 +259,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_large_is_not_for_the_log() {
-        let Stores { log, blobs, _folder } = stores();
+        let HeldStores { log, blobs, _folder } = stores();
         let held = BlobLog::open(log, blobs).await.unwrap();
         assert!(!held.takes(&[("large".into(), Bytes::from(vec![0; TOGETHER_MAX + 1]))]));
         held.state().bytes = HELD_MAX;

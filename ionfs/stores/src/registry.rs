@@ -289,13 +289,13 @@ mod tests {
         serde_json::from_value(event).unwrap()
     }
 
-    struct Plane {
+    struct RegistryPlane {
         documents: Arc<dyn Documents>,
         known: KnownRegistry,
         _folder: tempfile::TempDir,
     }
 
-    impl Plane {
+    impl RegistryPlane {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let documents = Arc::new(Sqlite::open(&folder.path().join("ion.db")).unwrap());
@@ -331,7 +331,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_event_is_for_those_that_were_registered_when_it_was_committed() {
-        let plane = Plane::new();
+        let plane = RegistryPlane::new();
         let before = plane.committed("a").await;
         assert!(before.unrouted);
         plane.register("one", &["a"]).await;
@@ -356,7 +356,7 @@ mod tests {
 
     #[tokio::test]
     async fn modules_of_an_older_plane_are_registered() {
-        let plane = Plane::new();
+        let plane = RegistryPlane::new();
         for module in [
             json!({"id": "one", "on": ["a"]}),
             json!({"id": "all", "on": [], "gather": "x", "per": "a"}),
@@ -379,7 +379,7 @@ mod tests {
 
     #[tokio::test]
     async fn many_who_register_at_once_are_all_registered() {
-        let plane = Plane::new();
+        let plane = RegistryPlane::new();
         let names: Vec<String> = (0..20).map(|n| format!("m{n:02}")).collect();
         futures_util::future::join_all(names.iter().map(|name| plane.register(name, &["a"]))).await;
         assert_eq!(plane.committed("a").await.expected_by, Some(names));

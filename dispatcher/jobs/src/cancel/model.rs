@@ -10,19 +10,19 @@ use super::CancelRounds;
 
 /// The registry, as far as a commit reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Registry {
+struct CancelRegistry {
     version: u8,
     cancelling: bool,
 }
 
 /// The progress of the running job's commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Commit {
+enum CancelledCommit {
     NotBegun,
     /// It has read the registry.
-    Read(Registry),
+    Read(CancelRegistry),
     /// The guard held when it was checked, just before the insert is sent (MongoDB).
-    Checked(Registry),
+    Checked(CancelRegistry),
     /// The event is inserted, and is for a module or not.
     Inserted {
         for_a_module: bool,
@@ -30,7 +30,7 @@ enum Commit {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Job {
+enum CancelledJob {
     Unclaimed,
     Runs { asked: bool },
     Ended,
@@ -47,13 +47,13 @@ enum Sweep {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct State {
-    registry: Registry,
+struct CancelState {
+    registry: CancelRegistry,
     /// The job of the event that is cancelled.
-    parent: Job,
-    commit: Commit,
+    parent: CancelledJob,
+    commit: CancelledCommit,
     /// The job of the event that `parent` commits.
-    child: Job,
+    child: CancelledJob,
     sweep: Sweep,
     rounds: CancelRounds,
     /// Whether guard and insert are one transaction.
@@ -62,7 +62,7 @@ struct State {
 
 /// A protocol with one seeded fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+enum CancelFault {
     None,
     /// The cancellation is not written to the registry, so commits do not see it.
     NotInTheRegistry,
@@ -76,64 +76,69 @@ enum Fault {
     UnclaimedPassedBy,
 }
 
-impl State {
+impl CancelState {
     fn new(strict: bool) -> Self {
         Self {
-            registry: Registry { version: 0, cancelling: false },
-            parent: Job::Runs { asked: false },
-            commit: Commit::NotBegun,
-            child: Job::Unclaimed,
+            registry: CancelRegistry { version: 0, cancelling: false },
+            parent: CancelledJob::Runs { asked: false },
+            commit: CancelledCommit::NotBegun,
+            child: CancelledJob::Unclaimed,
             sweep: Sweep::NotBegun,
             rounds: CancelRounds::default(),
             strict,
         }
     }
 
-    fn mark(&mut self, cancelling: bool, fault: Fault) {
-        if fault != Fault::NotInTheRegistry {
-            self.registry = Registry { version: self.registry.version + 1, cancelling };
+    fn mark(&mut self, cancelling: bool, fault: CancelFault) {
+        if fault != CancelFault::NotInTheRegistry {
+            self.registry = CancelRegistry { version: self.registry.version + 1, cancelling };
         }
     }
 
     /// Returns all states that one step leads to.
-    fn next(self, fault: Fault) -> Vec<Self> {
+    fn next(self, fault: CancelFault) -> Vec<Self> {
         let mut all = Vec::new();
         let mut step = |change: &dyn Fn(&mut Self)| {
             let mut after = self;
             change(&mut after);
             all.push(after);
         };
-        if matches!(self.parent, Job::Runs { .. }) {
+        if matches!(self.parent, CancelledJob::Runs { .. }) {
             match self.commit {
-                Commit::NotBegun => step(&|state| state.commit = Commit::Read(state.registry)),
-                Commit::Read(read) => step(&|state| {
-                    state.commit = match fault == Fault::NoGuard
+                CancelledCommit::NotBegun => {
+                    step(&|state| state.commit = CancelledCommit::Read(state.registry))
+                }
+                CancelledCommit::Read(read) => step(&|state| {
+                    state.commit = match fault == CancelFault::NoGuard
                         || read.version == state.registry.version
                     {
-                        true if state.strict => Commit::Inserted { for_a_module: !read.cancelling },
-                        true => Commit::Checked(read),
+                        true if state.strict => {
+                            CancelledCommit::Inserted { for_a_module: !read.cancelling }
+                        }
+                        true => CancelledCommit::Checked(read),
                         // The registry has changed: the commit reads it again.
-                        false => Commit::NotBegun,
+                        false => CancelledCommit::NotBegun,
                     };
                 }),
-                Commit::Checked(read) => {
+                CancelledCommit::Checked(read) => {
                     step(&|state| {
-                        state.commit = Commit::Inserted { for_a_module: !read.cancelling }
+                        state.commit = CancelledCommit::Inserted { for_a_module: !read.cancelling }
                     });
                 }
-                Commit::Inserted { .. } => {}
+                CancelledCommit::Inserted { .. } => {}
             }
             // An attempt ends only after its commits have ended.
-            if matches!(self.commit, Commit::NotBegun | Commit::Inserted { .. }) {
-                step(&|state| state.parent = Job::Ended);
+            if matches!(self.commit, CancelledCommit::NotBegun | CancelledCommit::Inserted { .. }) {
+                step(&|state| state.parent = CancelledJob::Ended);
             }
         }
-        if self.commit == (Commit::Inserted { for_a_module: true }) && self.child == Job::Unclaimed
+        if self.commit == (CancelledCommit::Inserted { for_a_module: true })
+            && self.child == CancelledJob::Unclaimed
         {
-            step(&|state| state.child = Job::Runs { asked: false });
+            step(&|state| state.child = CancelledJob::Runs { asked: false });
         }
-        if matches!(self.child, Job::Runs { .. }) {
-            step(&|state| state.child = Job::Ended);
+        if matches!(self.child, CancelledJob::Runs { .. }) {
+            step(&|state| state.child = CancelledJob::Ended);
         }
         match self.sweep {
             Sweep::NotBegun => step(&|state| {
@@ -141,8 +146,8 @@ impl State {
                 state.sweep = Sweep::At { parent: false, child: false };
             }),
             Sweep::At { parent: true, child: true } => step(&|state| {
-                let enough =
-                    state.rounds.end() || (fault == Fault::OneRound && state.rounds.clean > 0);
+                let enough = state.rounds.end()
+                    || (fault == CancelFault::OneRound && state.rounds.clean > 0);
                 state.sweep = Sweep::At { parent: false, child: false };
                 if enough {
                     state.mark(false, fault);
@@ -160,7 +165,7 @@ impl State {
                 }
                 if !child {
                     step(&|state| {
-                        if state.commit == (Commit::Inserted { for_a_module: true }) {
+                        if state.commit == (CancelledCommit::Inserted { for_a_module: true }) {
                             state.child = state.look_at(state.child, fault);
                         }
                         state.sweep = Sweep::At { parent, child: true };
@@ -175,36 +180,38 @@ impl State {
     /// Returns whether the step to `next` commits an event for a module while the cancellation is
     /// under way.
     fn goes_on_in(&self, next: &Self) -> bool {
-        let for_a_module = Commit::Inserted { for_a_module: true };
+        let for_a_module = CancelledCommit::Inserted { for_a_module: true };
         matches!(self.sweep, Sweep::At { .. })
             && self.commit != for_a_module
             && next.commit == for_a_module
     }
 
-    fn look_at(&mut self, job: Job, fault: Fault) -> Job {
+    fn look_at(&mut self, job: CancelledJob, fault: CancelFault) -> CancelledJob {
         match job {
-            Job::Unclaimed if fault == Fault::UnclaimedPassedBy => Job::Unclaimed,
-            Job::Unclaimed => {
+            CancelledJob::Unclaimed if fault == CancelFault::UnclaimedPassedBy => {
+                CancelledJob::Unclaimed
+            }
+            CancelledJob::Unclaimed => {
                 self.rounds.found += 1;
-                Job::Cancelled
+                CancelledJob::Cancelled
             }
-            Job::Runs { .. } => {
-                self.rounds.found += usize::from(fault != Fault::NotWaitedFor);
-                Job::Runs { asked: true }
+            CancelledJob::Runs { .. } => {
+                self.rounds.found += usize::from(fault != CancelFault::NotWaitedFor);
+                CancelledJob::Runs { asked: true }
             }
-            Job::Ended | Job::Cancelled => job,
+            CancelledJob::Ended | CancelledJob::Cancelled => job,
         }
     }
 }
 
 /// Explores all states. Returns the first state that is not allowed, and the number of states.
-fn explore(fault: Fault, strict: bool) -> (Option<State>, usize) {
-    let mut seen = HashSet::from([State::new(strict)]);
-    let mut todo = vec![State::new(strict)];
+fn explore(fault: CancelFault, strict: bool) -> (Option<CancelState>, usize) {
+    let mut seen = HashSet::from([CancelState::new(strict)]);
+    let mut todo = vec![CancelState::new(strict)];
     let mut over = false;
     while let Some(state) = todo.pop() {
         over |= state.sweep == Sweep::Over;
-        let runs = |job| matches!(job, Job::Runs { .. });
+        let runs = |job| matches!(job, CancelledJob::Runs { .. });
         if state.sweep == Sweep::Over && (runs(state.parent) || runs(state.child)) {
             return (Some(state), seen.len());
         }
@@ -224,7 +231,7 @@ fn explore(fault: Fault, strict: bool) -> (Option<State>, usize) {
 #[test]
 fn nothing_of_it_runs_once_it_is_cancelled() {
     for strict in [true, false] {
-        let (wrong, states) = explore(Fault::None, strict);
+        let (wrong, states) = explore(CancelFault::None, strict);
         assert_eq!(wrong, None);
         assert!(states > 100, "{states} states");
     }
@@ -232,7 +239,7 @@ fn nothing_of_it_runs_once_it_is_cancelled() {
 
 #[test]
 fn each_seeded_fault_is_refuted() {
-    use Fault::{NoGuard, NotInTheRegistry, NotWaitedFor, OneRound, UnclaimedPassedBy};
+    use CancelFault::{NoGuard, NotInTheRegistry, NotWaitedFor, OneRound, UnclaimedPassedBy};
     for fault in [NotInTheRegistry, NoGuard, OneRound, NotWaitedFor, UnclaimedPassedBy] {
         let harm = |strict| explore(fault, strict).0.is_some();
         assert!(harm(true) || harm(false), "{fault:?} does no harm");

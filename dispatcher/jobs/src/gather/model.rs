@@ -7,7 +7,7 @@
 //! The judge of the gathering (a dispatcher) reads the registry, the jobs, the events and the
 //! registry again, in separate steps, with any other steps in between. The judgement, the steps of
 //! a job, the modules that an event is for and every change of the registry are the real code.
-//! Stores and claims behave as their contract says. Each [`Fault`] must be refuted.
+//! Stores and claims behave as their contract says. Each [`GatherFault`] must be refuted.
 
 mod rules;
 mod scenarios;
@@ -17,9 +17,9 @@ use std::collections::HashMap;
 
 use ion_model::record::{AttemptEnd, JobState};
 
-use self::rules::Plane;
+use self::rules::GatherPlane;
 use self::scenarios::{
-    BACK, FAILING, Fault, GROWING, MIXED, OUTLIVING, RENAMED, SHRINKING, Scenario,
+    BACK, FAILING, GROWING, GatherFault, MIXED, OUTLIVING, RENAMED, SHRINKING, Scenario,
 };
 use self::verdicts::{began_wrongly, is_done, is_over};
 use crate::job::{AttemptOutcome, EndedAttempt, Transition, next};
@@ -60,7 +60,7 @@ enum Committed {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Job {
+struct GatherJob {
     state: JobState,
     outbox: bool,
 }
@@ -87,15 +87,15 @@ enum Conclusion {
 
 /// Receives one step: whether it is fair (no operator and no failure causes it), and the change
 /// that it makes to a state. A change that returns none is not possible in that state.
-type Steps<'a> = dyn FnMut(bool, &dyn Fn(&mut State) -> Option<()>) + 'a;
+type GatherSteps<'a> = dyn FnMut(bool, &dyn Fn(&mut GatherState) -> Option<()>) + 'a;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct State {
+struct GatherState {
     /// The version of the current registry, and the version that dispatcher B has read last.
     registry: u8,
     known_to_b: u8,
     events: [Committed; TYPES.len()],
-    jobs: [Option<Job>; SLOTS.len()],
+    jobs: [Option<GatherJob>; SLOTS.len()],
     reading: Reading,
     /// A dispatcher's housekeeping has found that the gathering is ready, and may write it late.
     found_ready: bool,
@@ -119,15 +119,15 @@ struct State {
     revivals: u8,
 }
 
-impl Plane {
-    fn first(&self) -> State {
+impl GatherPlane {
+    fn first(&self) -> GatherState {
         let Scenario { changes, losses, failures, revivals, .. } = self.scenario;
         let mut events = [Committed::No; TYPES.len()];
         events[0] = Committed::At(0);
         let mut jobs = [None; SLOTS.len()];
-        jobs[FAN] = Some(Job::new(JobState::Starting));
-        jobs[ALL] = Some(Job::new(JobState::Waiting));
-        State {
+        jobs[FAN] = Some(GatherJob::new(JobState::Starting));
+        jobs[ALL] = Some(GatherJob::new(JobState::Waiting));
+        GatherState {
             registry: 0,
             known_to_b: 0,
             events,
@@ -149,9 +149,9 @@ impl Plane {
 
     /// Returns all states that one step leads to, and whether the step is fair: no operator and no
     /// failure causes it.
-    fn next(&self, state: &State) -> Vec<(State, bool)> {
+    fn next(&self, state: &GatherState) -> Vec<(GatherState, bool)> {
         let mut all = Vec::new();
-        let mut step = |fair, change: &dyn Fn(&mut State) -> Option<()>| {
+        let mut step = |fair, change: &dyn Fn(&mut GatherState) -> Option<()>| {
             let mut after = *state;
             if change(&mut after).is_some() && after != *state {
                 all.push((after, fair));
@@ -203,7 +203,7 @@ impl Plane {
 
     /// A dispatcher claims the job of a message, or a queued job. A knows the current registry, B a
     /// former one.
-    fn claim_or_take(&self, slot: usize, step: &mut Steps<'_>) {
+    fn claim_or_take(&self, slot: usize, step: &mut GatherSteps<'_>) {
         for by_b in [false, true] {
             step(true, &|state| {
                 let knows = if by_b { state.known_to_b } else { state.registry };
@@ -219,7 +219,7 @@ impl Plane {
                     Some(_) => self.has(state.registry, slot),
                 };
                 state.unforeseen |= u16::from(!registered && state.reading.jobs.is_some()) << slot;
-                state.jobs[slot].get_or_insert(Job::new(JobState::Queued));
+                state.jobs[slot].get_or_insert(GatherJob::new(JobState::Queued));
                 let claimed = Transition::Claimed { holder: "d".into(), lease: 9 };
                 let state = advance(state, slot, &claimed)?;
                 if slot == ALL {
@@ -232,7 +232,7 @@ impl Plane {
     }
 
     /// A job's process continues: it commits an event, or succeeds.
-    fn work(&self, state: &mut State, slot: usize) -> Option<()> {
+    fn work(&self, state: &mut GatherState, slot: usize) -> Option<()> {
         if !state.jobs[slot]?.state.is_active() {
             return None;
         }
@@ -264,8 +264,8 @@ impl Plane {
 
     /// The gathering is judged: by a dispatcher's housekeeping while the job waits, and by the
     /// dispatcher that has claimed it.
-    fn gather(&self, step: &mut Steps<'_>) {
-        let judged = |state: &State| {
+    fn gather(&self, step: &mut GatherSteps<'_>) {
+        let judged = |state: &GatherState| {
             let all = state.jobs[ALL].map(|all| all.state)?;
             (all == JobState::Waiting || (all == JobState::Starting && state.gathered.is_none()))
                 .then_some(all)
@@ -277,13 +277,13 @@ impl Plane {
                 (JobState::Waiting, Conclusion::Waits) => state.gathered = None,
                 (JobState::Waiting, Conclusion::Ready(found)) => {
                     state.found_ready = true;
-                    state.gathered = (self.fault == Fault::NotJudgedAgain).then_some(found);
+                    state.gathered = (self.fault == GatherFault::NotJudgedAgain).then_some(found);
                 }
                 (_, Conclusion::Ready(gathered)) => state.begin(gathered),
                 // The adopted attempt is left again, and adopted later.
                 (_, Conclusion::Waits)
-                    if state.adopted && self.fault != Fault::AdoptedIsPutBack => {}
-                (_, Conclusion::Waits) if self.fault == Fault::PutBackFails => {
+                    if state.adopted && self.fault != GatherFault::AdoptedIsPutBack => {}
+                (_, Conclusion::Waits) if self.fault == GatherFault::PutBackFails => {
                     end(state, ALL, AttemptEnd::Failed)?;
                 }
                 (_, Conclusion::Waits) => drop(advance(state, ALL, &Transition::WaitsAgain)?),
@@ -302,7 +302,7 @@ impl Plane {
         });
         step(true, &|state| {
             state.found_ready.then_some(())?;
-            if self.fault == Fault::ReadyIsForced && state.jobs[ALL]?.state.is_final() {
+            if self.fault == GatherFault::ReadyIsForced && state.jobs[ALL]?.state.is_final() {
                 state.jobs[ALL].as_mut()?.state = JobState::Waiting;
             }
             advance(state, ALL, &Transition::Gathered)?;
@@ -312,14 +312,16 @@ impl Plane {
     }
 
     /// Returns what follows from the readings, as soon as it is certain.
-    fn conclude(&self, state: &State) -> Option<Conclusion> {
+    fn conclude(&self, state: &GatherState) -> Option<Conclusion> {
         let Reading { registry: Some(registry), jobs, events } = state.reading else { return None };
-        let asks_again =
-            !matches!(self.fault, Fault::RegistryOnce | Fault::RegistryLast | Fault::OwnFile);
+        let asks_again = !matches!(
+            self.fault,
+            GatherFault::RegistryOnce | GatherFault::RegistryLast | GatherFault::OwnFile
+        );
         if asks_again && registry != state.registry {
             return Some(Conclusion::Waits);
         }
-        let last = if self.fault == Fault::RegistryLast { state.registry } else { registry };
+        let last = if self.fault == GatherFault::RegistryLast { state.registry } else { registry };
         let judge = |events| {
             self.judge(state, Reading { registry: Some(last), jobs, events: Some(events) })
         };
@@ -328,7 +330,7 @@ impl Plane {
                 Some(judge(events).map_or(Conclusion::Waits, Conclusion::Ready))
             }
             // More events cannot make the gathering ready.
-            (Some(_), None) if self.fault != Fault::RegistryLast => {
+            (Some(_), None) if self.fault != GatherFault::RegistryLast => {
                 judge(state.visible()).is_none().then_some(Conclusion::Waits)
             }
             _ => None,
@@ -336,11 +338,11 @@ impl Plane {
     }
 
     /// Makes the next reading.
-    fn read(&self, state: &mut State) -> Option<()> {
+    fn read(&self, state: &mut GatherState) -> Option<()> {
         let reading = &mut state.reading;
-        let jobs_first = self.fault != Fault::EventsFirst;
+        let jobs_first = self.fault != GatherFault::EventsFirst;
         if reading.registry.is_none() {
-            let own = self.fault == Fault::OwnFile;
+            let own = self.fault == GatherFault::OwnFile;
             reading.registry = Some(if own { state.known_to_b } else { state.registry });
         } else if reading.jobs.is_none() && (jobs_first || reading.events.is_some()) {
             reading.jobs = Some(state.jobs.map(|job| job.map(|job| (job.state, job.outbox))));
@@ -353,7 +355,7 @@ impl Plane {
     }
 }
 
-impl State {
+impl GatherState {
     fn read_anew(&mut self) {
         self.reading = Reading::default();
         self.unforeseen = 0;
@@ -380,7 +382,11 @@ impl State {
 }
 
 /// Applies a happening to a job, by the real rule.
-fn advance<'a>(state: &'a mut State, slot: usize, happening: &Transition) -> Option<&'a mut State> {
+fn advance<'a>(
+    state: &'a mut GatherState,
+    slot: usize,
+    happening: &Transition,
+) -> Option<&'a mut GatherState> {
     let mut before = state.jobs[slot]?.record(slot);
     if slot == ALL {
         before.attempt = state.attempt.into();
@@ -389,11 +395,11 @@ fn advance<'a>(state: &'a mut State, slot: usize, happening: &Transition) -> Opt
     if slot == ALL {
         state.attempt = u8::try_from(after.attempt).ok()?;
     }
-    state.jobs[slot] = Some(Job { state: after.state, outbox: after.outbox });
+    state.jobs[slot] = Some(GatherJob { state: after.state, outbox: after.outbox });
     Some(state)
 }
 
-fn end(state: &mut State, slot: usize, end: AttemptEnd) -> Option<()> {
+fn end(state: &mut GatherState, slot: usize, end: AttemptEnd) -> Option<()> {
     let staged = made_by(slot).is_some_and(|event| state.events[event] == Committed::Staged);
     let outcome = AttemptOutcome { staged, ..AttemptOutcome::of(end) };
     let ended = EndedAttempt { outcome, retries: 0, jitter: 0.0 };
@@ -407,19 +413,19 @@ fn end(state: &mut State, slot: usize, end: AttemptEnd) -> Option<()> {
 
 /// Publishes what an ended job has in its outbox: its staged event becomes visible, then its record
 /// says that this was done.
-fn reveal(state: &mut State, slot: usize) -> Option<()> {
+fn reveal(state: &mut GatherState, slot: usize) -> Option<()> {
     let job = state.jobs[slot].filter(|job| job.outbox)?;
     let staged = made_by(slot).filter(|event| state.events[*event] == Committed::Staged);
     match staged.filter(|_| job.state == JobState::Succeeded) {
         Some(event) => state.events[event] = Committed::At(state.registry),
-        None => state.jobs[slot] = Some(Job { outbox: false, ..job }),
+        None => state.jobs[slot] = Some(GatherJob { outbox: false, ..job }),
     }
     Some(())
 }
 
 /// Explores all states. Returns the first complaint, and the number of states.
-fn explore(scenario: Scenario, fault: Fault) -> (Option<String>, usize) {
-    let plane = Plane::new(scenario, fault);
+fn explore(scenario: Scenario, fault: GatherFault) -> (Option<String>, usize) {
+    let plane = GatherPlane::new(scenario, fault);
     let mut known = HashMap::from([(plane.first(), 0)]);
     let mut states = vec![plane.first()];
     // For each state, the states from which a fair step leads to it.
@@ -427,7 +433,7 @@ fn explore(scenario: Scenario, fault: Fault) -> (Option<String>, usize) {
     let mut at = 0;
     while let Some(state) = states.get(at).copied() {
         at += 1;
-        if is_over(&state) && fault != Fault::ReadyIsForced {
+        if is_over(&state) && fault != GatherFault::ReadyIsForced {
             continue;
         }
         for (after, fair) in plane.next(&state) {
@@ -463,7 +469,7 @@ fn explore(scenario: Scenario, fault: Fault) -> (Option<String>, usize) {
 #[test]
 fn no_gathering_begins_early_misses_an_event_runs_twice_or_waits_for_ever() {
     for scenario in [RENAMED, BACK, GROWING, SHRINKING, FAILING, OUTLIVING, MIXED] {
-        let (complaint, states) = explore(scenario, Fault::None);
+        let (complaint, states) = explore(scenario, GatherFault::None);
         println!("{states} states of {scenario:?}");
         assert_eq!(complaint, None);
         assert!(states > 10_000, "{states} states");
@@ -472,7 +478,7 @@ fn no_gathering_begins_early_misses_an_event_runs_twice_or_waits_for_ever() {
 
 #[test]
 fn each_seeded_fault_is_refuted() {
-    use Fault::{
+    use GatherFault::{
         AdoptedIsPutBack, ByType, DeadIsOver, EventsFirst, FormerForgotten, NotJudgedAgain,
         OutboxIgnored, OwnFile, PutBackFails, ReadyIsForced, RegistryLast, RegistryOnce,
         UnclaimedIsOver,

@@ -27,7 +27,7 @@ enum Next {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct State {
+struct DefinitionState {
     defined: Option<usize>,
     registry: Registry,
     next: [Next; 2],
@@ -41,7 +41,7 @@ fn module(definition: usize) -> Module {
 
 /// Returns the state after one step of a dispatcher. `looks`: after it has registered its
 /// definition, it looks whether another one is stored.
-fn step(state: &State, dispatcher: usize, looks: bool) -> Option<State> {
+fn step(state: &DefinitionState, dispatcher: usize, looks: bool) -> Option<DefinitionState> {
     let mut after = state.clone();
     after.next[dispatcher] = match state.next[dispatcher] {
         Next::Read => {
@@ -77,10 +77,10 @@ fn step(state: &State, dispatcher: usize, looks: bool) -> Option<State> {
 
 /// Explores all states. Returns a state in which both dispatchers are done and the registry does
 /// not agree with the stored definition, and the number of states.
-fn explore(looks: bool) -> (Option<State>, usize) {
+fn explore(looks: bool) -> (Option<DefinitionState>, usize) {
     let empty = json!({"id": "registry", "version": 1, "modules": {}});
     let registry = serde_json::from_value(empty).unwrap();
-    let first = State { defined: None, registry, next: [Next::Read; 2], rounds: [3; 2] };
+    let first = DefinitionState { defined: None, registry, next: [Next::Read; 2], rounds: [3; 2] };
     let mut seen = HashSet::from([first.clone()]);
     let mut todo = vec![first];
     while let Some(state) = todo.pop() {

@@ -6,7 +6,7 @@
 //!
 //! Time advances in twelfths of the lease. The model shows that no dispatcher takes the job of a
 //! holder that works on it, and that the job of a holder that has stopped working is taken within a
-//! lease and a sixth. Each [`Fault`] must be refuted.
+//! lease and a sixth. Each [`LedgerFault`] must be refuted.
 
 use std::collections::HashSet;
 
@@ -51,7 +51,7 @@ struct Renewal {
 
 /// The dispatcher that watches the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Watcher {
+struct LeaseWatcher {
     /// How long it has seen the lease as it is now, in ticks; none: it has not seen the lease in
     /// this state.
     stood: Option<u8>,
@@ -60,7 +60,7 @@ struct Watcher {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct State {
+struct LedgerState {
     holder: Holder,
     renewal: Option<Renewal>,
     /// Whether there is a renewal that the holder no longer waits for and that the store may still
@@ -68,7 +68,7 @@ struct State {
     late: bool,
     /// How long the record has been unchanged, in ticks.
     stands: u8,
-    watcher: Watcher,
+    watcher: LeaseWatcher,
     taken: bool,
     /// How often the watching dispatcher may still be restarted.
     starts: u8,
@@ -76,7 +76,7 @@ struct State {
 
 /// A rule with one seeded fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+enum LedgerFault {
     None,
     /// The job is taken as soon as the wall clock says that the lease is over.
     WallClockAlone,
@@ -92,9 +92,9 @@ enum Fault {
     NeverGivesUp,
 }
 
-impl State {
+impl LedgerState {
     fn first() -> Self {
-        let watcher = Watcher { stood: None, looked: 0 };
+        let watcher = LeaseWatcher { stood: None, looked: 0 };
         Self {
             holder: Holder::Works(0),
             renewal: None,
@@ -107,14 +107,14 @@ impl State {
     }
 
     /// A renewal is written: the watcher sees a changed lease from now on.
-    fn write(&mut self, fault: Fault) {
+    fn write(&mut self, fault: LedgerFault) {
         self.stands = 0;
-        if fault != Fault::RenewalUnseen {
+        if fault != LedgerFault::RenewalUnseen {
             self.watcher.stood = None;
         }
     }
 
-    fn next(&self, fault: Fault) -> Vec<Self> {
+    fn next(&self, fault: LedgerFault) -> Vec<Self> {
         let mut all = Vec::new();
         let mut step = |change: &dyn Fn(&mut Self) -> Option<()>| {
             let mut after = *self;
@@ -141,7 +141,7 @@ impl State {
         step(&|state| {
             let renewal = state.renewal.take_if(|renewal| renewal.written)?;
             let Holder::Works(renewed) = &mut state.holder else { return None };
-            *renewed = if fault == Fault::CountsFromAnswer { 0 } else { renewal.age };
+            *renewed = if fault == LedgerFault::CountsFromAnswer { 0 } else { renewal.age };
             Some(())
         });
         // The store answers that it failed; it may still write the renewal later.
@@ -169,12 +169,12 @@ impl State {
 
     /// Advances the time by one tick; none if the holder, the store or the watcher has to act
     /// first.
-    fn tick(&mut self, fault: Fault) -> Option<()> {
+    fn tick(&mut self, fault: LedgerFault) -> Option<()> {
         if let Holder::Works(renewed) = &mut self.holder {
             let waits = self.renewal.is_some();
             let must_send = !waits && *renewed >= RENEWED_AT;
             let must_answer = self.renewal.is_some_and(|renewal| renewal.age >= ANSWER);
-            let patient = matches!(fault, Fault::WaitsForAnswer | Fault::NeverGivesUp);
+            let patient = matches!(fault, LedgerFault::WaitsForAnswer | LedgerFault::NeverGivesUp);
             let must_give_up = waits && *renewed >= ANSWERED_BY && !patient;
             if must_send || must_answer || must_give_up {
                 return None;
@@ -193,10 +193,10 @@ impl State {
 
     /// The holder receives no answer, or the answer that the store failed. It gives the lease up if
     /// it is time.
-    fn goes_unanswered(&mut self, fault: Fault) -> Option<()> {
+    fn goes_unanswered(&mut self, fault: LedgerFault) -> Option<()> {
         let Holder::Works(renewed) = self.holder else { return None };
         let renewal = self.renewal.take()?;
-        if renewed > GIVEN_UP_AFTER && fault != Fault::NeverGivesUp {
+        if renewed > GIVEN_UP_AFTER && fault != LedgerFault::NeverGivesUp {
             self.holder = Holder::GaveUp;
         }
         self.late |= !renewal.written;
@@ -204,13 +204,13 @@ impl State {
     }
 
     /// The dispatcher looks at the lease, and takes the job if the rule allows it.
-    fn look(&mut self, over: bool, fault: Fault) -> Option<()> {
+    fn look(&mut self, over: bool, fault: LedgerFault) -> Option<()> {
         let stood = *self.watcher.stood.get_or_insert(0);
         self.watcher.looked = 0;
         let expired = is_expired(LEASE, TICK * i64::from(stood), over);
         self.taken = match fault {
-            Fault::WallClockAlone => over,
-            Fault::WallClockToo => expired && over,
+            LedgerFault::WallClockAlone => over,
+            LedgerFault::WallClockToo => expired && over,
             _ => expired,
         };
         Some(())
@@ -231,9 +231,9 @@ impl State {
 
 /// Explores all states. Returns the first complaint, the number of states, and whether the job was
 /// taken in one of them.
-fn explore(fault: Fault) -> (Option<String>, usize, bool) {
-    let mut seen = HashSet::from([State::first()]);
-    let mut todo = vec![State::first()];
+fn explore(fault: LedgerFault) -> (Option<String>, usize, bool) {
+    let mut seen = HashSet::from([LedgerState::first()]);
+    let mut todo = vec![LedgerState::first()];
     let mut taken = false;
     while let Some(state) = todo.pop() {
         if let Some(complaint) = state.complaint() {
@@ -251,7 +251,7 @@ fn explore(fault: Fault) -> (Option<String>, usize, bool) {
 
 #[test]
 fn a_lease_is_taken_from_nobody_who_works_and_from_everybody_who_does_not() {
-    let (complaint, states, taken) = explore(Fault::None);
+    let (complaint, states, taken) = explore(LedgerFault::None);
     println!("{states} states");
     assert_eq!(complaint, None);
     assert!(states > 5_000 && taken, "{states} states");
@@ -259,7 +259,7 @@ fn a_lease_is_taken_from_nobody_who_works_and_from_everybody_who_does_not() {
 
 #[test]
 fn each_seeded_fault_is_refuted() {
-    use Fault::{
+    use LedgerFault::{
         CountsFromAnswer, NeverGivesUp, RenewalUnseen, WaitsForAnswer, WallClockAlone, WallClockToo,
     };
     for fault in [

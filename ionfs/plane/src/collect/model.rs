@@ -6,7 +6,7 @@
 //! as published meanwhile.
 //!
 //! The model shows that no document ever names a blob that `gc` has removed, and that `gc` finally
-//! removes every blob that no document will name. Each [`Fault`] must be refuted.
+//! removes every blob that no document will name. Each [`GcFault`] must be refuted.
 
 use std::collections::HashSet;
 
@@ -22,7 +22,7 @@ const ATTEMPTS: usize = 2;
 const PAGE: usize = 1;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Phase {
+enum GcPhase {
     NotBegun,
     Active,
     /// The job is between two attempts, or after the last one, and commits nothing.
@@ -30,57 +30,57 @@ enum Phase {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Job {
-    phase: Phase,
+struct ModelJob {
+    phase: GcPhase,
     attempt: usize,
 }
 
 /// An event's document: the time of its commit by its host's clock, and the attempt whose blob it
 /// names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Document {
+struct ModelDocument {
     created: u8,
     attempt: usize,
     marked: bool,
 }
 
 /// A set of blobs: one bit for each attempt of each job.
-type Blobs = u8;
+type ModelBlobs = u8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Gc {
+enum GcStep {
     NotBegun,
     /// The blobs have been listed.
-    Listed(Blobs),
+    Listed(ModelBlobs),
     Running(u8),
     /// Blobs and jobs have been read, and the documents up to a position. `blobs` are the listed
     /// blobs that none of these documents names.
     Pages {
-        blobs: Blobs,
+        blobs: ModelBlobs,
         running: u8,
         /// The position of the last document that was read, and the number of documents read.
         behind: Option<(u8, usize)>,
         read: usize,
     },
     /// All documents were read before the active jobs (only with a fault).
-    DocumentsFirst(Blobs),
+    DocumentsFirst(ModelBlobs),
     /// The blobs that will be removed.
-    Condemned(Blobs),
+    Condemned(ModelBlobs),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct State {
-    jobs: [Job; JOBS],
-    documents: [Option<Document>; JOBS],
-    blobs: Blobs,
-    gc: Gc,
+struct GcState {
+    jobs: [ModelJob; JOBS],
+    documents: [Option<ModelDocument>; JOBS],
+    blobs: ModelBlobs,
+    gc: GcStep,
     /// How often `gc` may still run.
     rounds: u8,
 }
 
 /// A deliberate fault in `gc`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+enum GcFault {
     None,
     /// `gc` reads the active jobs before it lists the blobs.
     JobsFirst,
@@ -94,22 +94,22 @@ enum Fault {
     MarkedAnew,
 }
 
-fn blob(job: usize, attempt: usize) -> Blobs {
+fn blob(job: usize, attempt: usize) -> ModelBlobs {
     1 << (job * ATTEMPTS + attempt)
 }
 
-impl State {
+impl GcState {
     fn first() -> Self {
         Self {
-            jobs: [Job { phase: Phase::NotBegun, attempt: 0 }; JOBS],
+            jobs: [ModelJob { phase: GcPhase::NotBegun, attempt: 0 }; JOBS],
             documents: [None; JOBS],
             blobs: 0,
-            gc: Gc::NotBegun,
+            gc: GcStep::NotBegun,
             rounds: 2,
         }
     }
 
-    fn next(&self, fault: Fault) -> Vec<Self> {
+    fn next(&self, fault: GcFault) -> Vec<Self> {
         let mut all = Vec::new();
         let mut step = |change: &dyn Fn(&mut Self) -> Option<()>| {
             let mut after = *self;
@@ -121,9 +121,9 @@ impl State {
             step(&|state| {
                 let one = &mut state.jobs[job];
                 match one.phase {
-                    Phase::NotBegun => one.phase = Phase::Active,
-                    Phase::Ended if one.attempt + 1 < ATTEMPTS => {
-                        *one = Job { phase: Phase::Active, attempt: one.attempt + 1 };
+                    GcPhase::NotBegun => one.phase = GcPhase::Active,
+                    GcPhase::Ended if one.attempt + 1 < ATTEMPTS => {
+                        *one = ModelJob { phase: GcPhase::Active, attempt: one.attempt + 1 };
                     }
                     _ => return None,
                 }
@@ -131,10 +131,10 @@ impl State {
             });
             // An attempt may end at any point. After that the ledger refuses its writes.
             step(&|state| {
-                let active = state.jobs[job].phase == Phase::Active;
-                active.then(|| state.jobs[job].phase = Phase::Ended)
+                let active = state.jobs[job].phase == GcPhase::Active;
+                active.then(|| state.jobs[job].phase = GcPhase::Ended)
             });
-            let active = self.jobs[job].phase == Phase::Active;
+            let active = self.jobs[job].phase == GcPhase::Active;
             let attempt = self.jobs[job].attempt;
             step(&|state| active.then(|| state.blobs |= blob(job, attempt)));
             for created in 0..TIMES {
@@ -144,13 +144,13 @@ impl State {
                     let stored = state.blobs & blob(job, attempt) != 0;
                     let free = state.documents[job]
                         .is_none_or(|there| there.attempt < attempt && !there.marked);
-                    let document = Document { created, attempt, marked: false };
+                    let document = ModelDocument { created, attempt, marked: false };
                     (active && stored && free).then(|| state.documents[job] = Some(document))
                 });
                 step(&|state| {
                     let there = state.documents[job].as_mut().filter(|there| !there.marked)?;
                     there.marked = true;
-                    if fault == Fault::MarkedAnew {
+                    if fault == GcFault::MarkedAnew {
                         there.created = created;
                     }
                     Some(())
@@ -162,13 +162,13 @@ impl State {
     }
 
     fn active(&self) -> u8 {
-        let active = |job: &usize| self.jobs[*job].phase == Phase::Active;
+        let active = |job: &usize| self.jobs[*job].phase == GcPhase::Active;
         (0..JOBS).filter(active).fold(0, |all, job| all | 1 << job)
     }
 
     /// Returns the documents in the order of their times.
-    fn in_order(&self) -> Vec<((u8, usize), Blobs)> {
-        let place = |(job, document): (usize, &Option<Document>)| {
+    fn in_order(&self) -> Vec<((u8, usize), ModelBlobs)> {
+        let place = |(job, document): (usize, &Option<ModelDocument>)| {
             document.map(|document| ((document.created, job), blob(job, document.attempt)))
         };
         let mut all: Vec<_> = self.documents.iter().enumerate().filter_map(place).collect();
@@ -177,28 +177,32 @@ impl State {
     }
 
     /// Does the next step of `gc`.
-    fn collect(&mut self, fault: Fault) -> Option<()> {
-        let begin = |blobs, running| Gc::Pages { blobs, running, behind: None, read: 0 };
+    fn collect(&mut self, fault: GcFault) -> Option<()> {
+        let begin = |blobs, running| GcStep::Pages { blobs, running, behind: None, read: 0 };
         self.gc = match self.gc {
-            Gc::NotBegun => {
+            GcStep::NotBegun => {
                 self.rounds = self.rounds.checked_sub(1)?;
                 match fault {
-                    Fault::JobsFirst => Gc::Running(self.active()),
-                    _ => Gc::Listed(self.blobs),
+                    GcFault::JobsFirst => GcStep::Running(self.active()),
+                    _ => GcStep::Listed(self.blobs),
                 }
             }
-            Gc::Running(running) => begin(self.blobs, running),
-            Gc::Listed(blobs) if fault == Fault::DocumentsBeforeJobs => Gc::DocumentsFirst(
-                self.in_order().iter().fold(blobs, |left, (_, named)| left & !named),
-            ),
-            Gc::DocumentsFirst(left) => Gc::Condemned(Self::without_running(left, self.active())),
-            Gc::Listed(blobs) => {
-                begin(blobs, if fault == Fault::NobodyRuns { 0 } else { self.active() })
+            GcStep::Running(running) => begin(self.blobs, running),
+            GcStep::Listed(blobs) if fault == GcFault::DocumentsBeforeJobs => {
+                GcStep::DocumentsFirst(
+                    self.in_order().iter().fold(blobs, |left, (_, named)| left & !named),
+                )
             }
-            Gc::Pages { mut blobs, running, mut behind, mut read } => {
+            GcStep::DocumentsFirst(left) => {
+                GcStep::Condemned(Self::without_running(left, self.active()))
+            }
+            GcStep::Listed(blobs) => {
+                begin(blobs, if fault == GcFault::NobodyRuns { 0 } else { self.active() })
+            }
+            GcStep::Pages { mut blobs, running, mut behind, mut read } => {
                 let all = self.in_order();
                 let page: Vec<_> = match fault {
-                    Fault::PagesByNumber => all.iter().skip(read).take(PAGE).collect(),
+                    GcFault::PagesByNumber => all.iter().skip(read).take(PAGE).collect(),
                     _ => all.iter().filter(|(place, _)| Some(*place) > behind).take(PAGE).collect(),
                 };
                 for (place, named) in &page {
@@ -206,20 +210,20 @@ impl State {
                 }
                 read += page.len();
                 match page.len() {
-                    PAGE => Gc::Pages { blobs, running, behind, read },
-                    _ => Gc::Condemned(Self::without_running(blobs, running)),
+                    PAGE => GcStep::Pages { blobs, running, behind, read },
+                    _ => GcStep::Condemned(Self::without_running(blobs, running)),
                 }
             }
-            Gc::Condemned(blobs) => {
+            GcStep::Condemned(blobs) => {
                 self.blobs &= !blobs;
-                Gc::NotBegun
+                GcStep::NotBegun
             }
         };
         Some(())
     }
 
     /// Returns `blobs` without those of active jobs.
-    fn without_running(blobs: Blobs, running: u8) -> Blobs {
+    fn without_running(blobs: ModelBlobs, running: u8) -> ModelBlobs {
         let of = |job: usize| (0..ATTEMPTS).fold(0, |all, attempt| all | blob(job, attempt));
         (0..JOBS).filter(|job| running & (1 << job) != 0).fold(blobs, |left, job| left & !of(job))
     }
@@ -230,7 +234,7 @@ impl State {
     }
 
     /// Returns whether `gc`, when it runs alone, removes every blob that no document names.
-    fn is_cleaned(&self, fault: Fault) -> bool {
+    fn is_cleaned(&self, fault: GcFault) -> bool {
         let mut state = Self { rounds: 2, ..*self };
         while state.collect(fault).is_some() {}
         let named = state.in_order().iter().fold(0, |all, (_, named)| all | named);
@@ -240,17 +244,17 @@ impl State {
 
 /// Explores all reachable states. Returns the first complaint, the number of states seen, and the
 /// number of states in which `gc` is about to remove something.
-fn explore(fault: Fault) -> (Option<String>, usize, usize) {
-    let mut seen = HashSet::from([State::first()]);
-    let mut todo = vec![State::first()];
+fn explore(fault: GcFault) -> (Option<String>, usize, usize) {
+    let mut seen = HashSet::from([GcState::first()]);
+    let mut todo = vec![GcState::first()];
     let mut removing = 0;
     while let Some(state) = todo.pop() {
-        let ended = state.jobs.iter().all(|job| job.phase == Phase::Ended);
+        let ended = state.jobs.iter().all(|job| job.phase == GcPhase::Ended);
         let unclean = (ended && !state.is_cleaned(fault)).then_some("what nobody names stays");
         if let Some(complaint) = state.complaint().or(unclean) {
             return (Some(format!("{complaint}: {state:#?}")), seen.len(), removing);
         }
-        removing += usize::from(matches!(state.gc, Gc::Condemned(1..)));
+        removing += usize::from(matches!(state.gc, GcStep::Condemned(1..)));
         for next in state.next(fault) {
             if seen.insert(next) {
                 todo.push(next);
@@ -262,7 +266,7 @@ fn explore(fault: Fault) -> (Option<String>, usize, usize) {
 
 #[test]
 fn gc_removes_what_nobody_names_and_nothing_that_a_document_names_whatever_the_clocks_say() {
-    let (complaint, states, removing) = explore(Fault::None);
+    let (complaint, states, removing) = explore(GcFault::None);
     println!("{states} states, something goes in {removing}");
     assert_eq!(complaint, None);
     assert!(states > 10_000 && removing > 1_000, "{states} states, something goes in {removing}");
@@ -270,7 +274,7 @@ fn gc_removes_what_nobody_names_and_nothing_that_a_document_names_whatever_the_c
 
 #[test]
 fn each_seeded_fault_is_refuted() {
-    use Fault::{DocumentsBeforeJobs, JobsFirst, MarkedAnew, NobodyRuns, PagesByNumber};
+    use GcFault::{DocumentsBeforeJobs, JobsFirst, MarkedAnew, NobodyRuns, PagesByNumber};
     for fault in [JobsFirst, DocumentsBeforeJobs, NobodyRuns, PagesByNumber, MarkedAnew] {
         let (complaint, states, _) = explore(fault);
         let complaint =

@@ -7,7 +7,7 @@
 //! done, or done later, when nobody expects it any more.
 //!
 //! The invariants are the functions `whole`, `announced`, `in_effect_once` and so on below.
-//! Protocols with one deliberate fault ([`Fault`]) show that the checker can find violations: each
+//! Protocols with one deliberate fault ([`CommitFault`]) show that the checker can find violations: each
 //! must be refuted.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
@@ -33,7 +33,7 @@ const ONCE: &str = "an event starts a module once";
 const WHOLE: &str = "an event's document is there only while every blob it names is whole";
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Document {
+struct CommitDocument {
     content: Content,
     /// The closer whose blobs the document names.
     blobs: usize,
@@ -53,7 +53,7 @@ struct Actor {
     step: CommitStep,
     dead: bool,
     /// The document as this actor knows it, which it writes back.
-    view: Option<Document>,
+    view: Option<CommitDocument>,
 }
 
 impl Actor {
@@ -72,11 +72,11 @@ struct Sent {
     who: usize,
     step: CommitStep,
     /// The document that it writes, for a step that writes one.
-    view: Option<Document>,
+    view: Option<CommitDocument>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Gc {
+enum CommitGc {
     NotYet,
     /// The old blobs that were listed, with a bit for each closer.
     Listed(u8),
@@ -86,10 +86,10 @@ enum Gc {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct State {
+struct CommitState {
     /// The closers whose blobs are whole in the store, with a bit for each closer.
     blobs: u8,
-    document: Option<Document>,
+    document: Option<CommitDocument>,
     /// The ledger's record of the job: its attempt, whether that attempt may write, and the attempt
     /// that succeeded.
     attempt: u32,
@@ -105,7 +105,7 @@ struct State {
     closers: Vec<Actor>,
     relays: Vec<Actor>,
     sent: Vec<Sent>,
-    gc: Gc,
+    gc: CommitGc,
     deaths: u8,
     silences: u8,
     /// How often a slow actor may still be taken for dead.
@@ -114,7 +114,7 @@ struct State {
 
 /// A deliberate fault in the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+enum CommitFault {
     None,
     DocumentBeforeBlobs,
     MarkBeforePublish,
@@ -139,7 +139,7 @@ struct Protocol {
     deaths: u8,
     silences: u8,
     hastes: u8,
-    fault: Fault,
+    fault: CommitFault,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -189,30 +189,30 @@ impl Protocol {
             deaths: 0,
             silences: 0,
             hastes: 0,
-            fault: Fault::None,
+            fault: CommitFault::None,
         }
     }
 
     fn first_step(&self) -> CommitStep {
-        if self.fault == Fault::DocumentBeforeBlobs {
+        if self.fault == CommitFault::DocumentBeforeBlobs {
             CommitStep::Insert
         } else {
             CommitStep::StoreBlobs
         }
     }
 
-    fn guard_holds(&self, state: &State, attempt: u32) -> bool {
-        self.fault == Fault::NoGuard || (state.held && state.attempt == attempt)
+    fn guard_holds(&self, state: &CommitState, attempt: u32) -> bool {
+        self.fault == CommitFault::NoGuard || (state.held && state.attempt == attempt)
     }
 
     /// Carries out the write of a step, as the stores do. With `checked` the guard was checked when
     /// the write was sent.
     fn write(
         &self,
-        state: &mut State,
+        state: &mut CommitState,
         who: Who,
         step: CommitStep,
-        view: &mut Option<Document>,
+        view: &mut Option<CommitDocument>,
         checked: bool,
     ) -> StoreAnswer {
         let index = match who {
@@ -229,7 +229,7 @@ impl Protocol {
             CommitMode::OnSuccess => PublicationState::Staged,
         };
         let rightful = state.held && state.attempt == actor.attempt;
-        let own = || Document {
+        let own = || CommitDocument {
             content: actor.content,
             blobs: index,
             attempt: actor.attempt,
@@ -278,8 +278,8 @@ impl Protocol {
                 let (Some(there), Some(known)) = (&mut state.document, view.as_mut()) else {
                     return StoreAnswer::Changed;
                 };
-                let free =
-                    there.publisher == known.publisher || self.fault == Fault::RelaysDoNotAgree;
+                let free = there.publisher == known.publisher
+                    || self.fault == CommitFault::RelaysDoNotAgree;
                 if there.publication != PublicationState::Unpublished || !free {
                     return StoreAnswer::Changed;
                 }
@@ -306,8 +306,8 @@ impl Protocol {
     /// expects.
     fn conditional(
         &self,
-        state: &mut State,
-        view: &mut Option<Document>,
+        state: &mut CommitState,
+        view: &mut Option<CommitDocument>,
         expected: PublicationState,
         becomes: PublicationState,
     ) -> StoreAnswer {
@@ -331,7 +331,7 @@ impl Protocol {
             mode
         };
         let next = step.after(answer, Some(actor.attempt), mode);
-        if self.fault == Fault::MarkBeforePublish {
+        if self.fault == CommitFault::MarkBeforePublish {
             return match (step, next) {
                 (CommitStep::Publish, _) => {
                     CommitStep::End(CommitEnd::Committed(PublicationState::Published))
@@ -345,7 +345,7 @@ impl Protocol {
     }
 
     /// Lets an actor carry out its step, with this outcome.
-    fn act(&self, state: &mut State, who: Who, fate: Fate) -> Option<()> {
+    fn act(&self, state: &mut CommitState, who: Who, fate: Fate) -> Option<()> {
         let doing = actor(state, who).clone();
         if fate != Fate::Answered {
             state.silences = state.silences.checked_sub(1)?;
@@ -384,18 +384,18 @@ impl Protocol {
 
     /// Returns whether no living actor is about to publish the document. A relay concludes this
     /// from a document that has stayed unchanged.
-    fn stands(&self, state: &State) -> bool {
+    fn stands(&self, state: &CommitState) -> bool {
         let publishes = |actor: &Actor| {
             actor.works() && matches!(actor.step, CommitStep::Publish | CommitStep::Mark)
         };
         !state.closers.iter().chain(&state.relays).any(publishes)
     }
 
-    fn old_blobs(&self, state: &State) -> u8 {
+    fn old_blobs(&self, state: &CommitState) -> u8 {
         let mut old = state.blobs;
         for (index, actor) in state.closers.iter().enumerate() {
             let may_be_named = actor.works() || state.sent.iter().any(|sent| sent.who == index);
-            if may_be_named && self.fault != Fault::NoGrace {
+            if may_be_named && self.fault != CommitFault::NoGrace {
                 old &= !(1 << index);
             }
         }
@@ -403,14 +403,14 @@ impl Protocol {
     }
 }
 
-fn actor(state: &State, who: Who) -> &Actor {
+fn actor(state: &CommitState, who: Who) -> &Actor {
     match who {
         Who::Closer(index) => &state.closers[index],
         Who::Relay(index) => &state.relays[index],
     }
 }
 
-fn actor_mut(state: &mut State, who: Who) -> &mut Actor {
+fn actor_mut(state: &mut CommitState, who: Who) -> &mut Actor {
     match who {
         Who::Closer(index) => &mut state.closers[index],
         Who::Relay(index) => &mut state.relays[index],
@@ -420,11 +420,11 @@ fn actor_mut(state: &mut State, who: Who) -> &mut Actor {
 const IDLE: CommitStep = CommitStep::End(CommitEnd::NotOurs);
 
 impl Model for Protocol {
-    type State = State;
+    type State = CommitState;
     type Action = Action;
 
-    fn init_states(&self) -> Vec<State> {
-        vec![State {
+    fn init_states(&self) -> Vec<CommitState> {
+        vec![CommitState {
             blobs: 0,
             document: None,
             attempt: 1,
@@ -441,14 +441,14 @@ impl Model for Protocol {
                 .collect(),
             relays: vec![Actor::new(0, 0, IDLE); self.relays],
             sent: vec![],
-            gc: if self.gc { Gc::NotYet } else { Gc::Done },
+            gc: if self.gc { CommitGc::NotYet } else { CommitGc::Done },
             deaths: self.deaths,
             silences: self.silences,
             hastes: self.hastes,
         }]
     }
 
-    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+    fn actions(&self, state: &CommitState, actions: &mut Vec<Action>) {
         let closers = (0..state.closers.len()).map(Who::Closer);
         for who in closers.chain((0..state.relays.len()).map(Who::Relay)) {
             if actor(state, who).works() {
@@ -470,7 +470,7 @@ impl Model for Protocol {
         ]);
     }
 
-    fn next_state(&self, state: &State, action: Action) -> Option<State> {
+    fn next_state(&self, state: &CommitState, action: Action) -> Option<CommitState> {
         let mut next = state.clone();
         match action {
             Action::Act(who, fate) => self.act(&mut next, who, fate)?,
@@ -560,12 +560,13 @@ impl Model for Protocol {
                 }
             }
             Action::Claim => {
-                if state.messages == 0 || (state.started > 0 && self.fault != Fault::ClaimByNobody)
+                if state.messages == 0
+                    || (state.started > 0 && self.fault != CommitFault::ClaimByNobody)
                 {
                     return None;
                 }
                 next.started += 1;
-                if self.fault == Fault::ClaimByNobody {
+                if self.fault == CommitFault::ClaimByNobody {
                     next.messages -= 1;
                 }
             }
@@ -577,16 +578,16 @@ impl Model for Protocol {
             }
             Action::Collect => {
                 next.gc = match state.gc {
-                    Gc::NotYet => Gc::Listed(self.old_blobs(state)),
-                    Gc::Listed(old) => Gc::Condemned(match &state.document {
+                    CommitGc::NotYet => CommitGc::Listed(self.old_blobs(state)),
+                    CommitGc::Listed(old) => CommitGc::Condemned(match &state.document {
                         Some(there) => old & !(1 << there.blobs),
                         None => old,
                     }),
-                    Gc::Condemned(blobs) => {
+                    CommitGc::Condemned(blobs) => {
                         next.blobs &= !blobs;
-                        Gc::Done
+                        CommitGc::Done
                     }
-                    Gc::Done => return None,
+                    CommitGc::Done => return None,
                 };
             }
         }
@@ -612,9 +613,9 @@ impl Model for Protocol {
         if self.mode == CommitMode::OnClose || !at_odds || self.retry.is_some() {
             properties.push(Property::sometimes(
                 "an event is published and worked on",
-                |_, state: &State| state.started > 0,
+                |_, state: &CommitState| state.started > 0,
             ));
-            properties.push(Property::sometimes("a relay publishes", |_, state: &State| {
+            properties.push(Property::sometimes("a relay publishes", |_, state: &CommitState| {
                 state.relays.iter().any(|relay| relay.step == CommitStep::Mark)
             }));
         }
@@ -622,26 +623,26 @@ impl Model for Protocol {
     }
 }
 
-fn whole(_: &Protocol, state: &State) -> bool {
+fn whole(_: &Protocol, state: &CommitState) -> bool {
     state.document.as_ref().is_none_or(|there| state.blobs & (1 << there.blobs) != 0)
 }
 
-fn announced(_: &Protocol, state: &State) -> bool {
+fn announced(_: &Protocol, state: &CommitState) -> bool {
     let seen =
         state.document.as_ref().is_some_and(|there| there.publication != PublicationState::Staged);
     seen || (state.told == 0 && state.started == 0)
 }
 
-fn in_effect_once(_: &Protocol, state: &State) -> bool {
+fn in_effect_once(_: &Protocol, state: &CommitState) -> bool {
     state.started <= 1
 }
 
-fn nothing_left(_: &Protocol, state: &State) -> bool {
+fn nothing_left(_: &Protocol, state: &CommitState) -> bool {
     let at_rest = state.messages == 0
         && !state.outbox
         && state.sent.is_empty()
         && !state.closers.iter().chain(&state.relays).any(Actor::works);
-    let done = |there: &Document| {
+    let done = |there: &CommitDocument| {
         there.publication == PublicationState::Published && state.told > 0 && state.started == 1
     };
     match &state.document {
@@ -655,7 +656,7 @@ fn nothing_left(_: &Protocol, state: &State) -> bool {
     }
 }
 
-fn kept_word(protocol: &Protocol, state: &State) -> bool {
+fn kept_word(protocol: &Protocol, state: &CommitState) -> bool {
     state
         .closers
         .iter()
@@ -667,20 +668,20 @@ fn kept_word(protocol: &Protocol, state: &State) -> bool {
         })
 }
 
-fn of_the_succeeded(protocol: &Protocol, state: &State) -> bool {
+fn of_the_succeeded(protocol: &Protocol, state: &CommitState) -> bool {
     let seen =
         state.document.as_ref().filter(|there| there.publication != PublicationState::Staged);
     protocol.mode == CommitMode::OnClose
         || seen.is_none_or(|there| Some(there.attempt) == state.succeeded)
 }
 
-fn rightful(protocol: &Protocol, state: &State) -> bool {
+fn rightful(protocol: &Protocol, state: &CommitState) -> bool {
     // Where guard and write are two calls, the margins of the lease ensure this, and this model has
     // no time.
     !protocol.strict || state.document.as_ref().is_none_or(|there| there.rightful)
 }
 
-fn by_one_relay(protocol: &Protocol, state: &State) -> bool {
+fn by_one_relay(protocol: &Protocol, state: &CommitState) -> bool {
     let closers = state.closers.iter().filter(|closer| !closer.dead).count();
     let calm = (state.silences, state.hastes) == (protocol.silences, protocol.hastes);
     let closers_only =
@@ -730,12 +731,12 @@ fn a_protocol_that_is_wrong_in_one_place_is_refuted() {
     let broken = |fault, mode| Protocol { fault, retry: Some(1), relays: 2, ..Protocol::new(mode) };
     let (on_close, on_success) = (CommitMode::OnClose, CommitMode::OnSuccess);
     for (protocol, violated) in [
-        (broken(Fault::DocumentBeforeBlobs, on_close), WHOLE),
-        (Protocol { deaths: 1, ..broken(Fault::MarkBeforePublish, on_close) }, NOTHING_LEFT),
-        (Protocol { gc: true, ..broken(Fault::NoGrace, on_close) }, WHOLE),
-        (Protocol { deaths: 1, ..broken(Fault::ClaimByNobody, on_close) }, ONCE),
-        (Protocol { hastes: 1, ..broken(Fault::NoGuard, on_success) }, RIGHTFUL),
-        (Protocol { deaths: 1, ..broken(Fault::RelaysDoNotAgree, on_close) }, BY_ONE_RELAY),
+        (broken(CommitFault::DocumentBeforeBlobs, on_close), WHOLE),
+        (Protocol { deaths: 1, ..broken(CommitFault::MarkBeforePublish, on_close) }, NOTHING_LEFT),
+        (Protocol { gc: true, ..broken(CommitFault::NoGrace, on_close) }, WHOLE),
+        (Protocol { deaths: 1, ..broken(CommitFault::ClaimByNobody, on_close) }, ONCE),
+        (Protocol { hastes: 1, ..broken(CommitFault::NoGuard, on_success) }, RIGHTFUL),
+        (Protocol { deaths: 1, ..broken(CommitFault::RelaysDoNotAgree, on_close) }, BY_ONE_RELAY),
     ] {
         let fault = protocol.fault;
         let checked = protocol.checker().threads(2).spawn_bfs().join();

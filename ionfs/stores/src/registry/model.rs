@@ -23,25 +23,25 @@ enum Operator {
 
 /// Receives the function that makes one step in a state. The function returns `None` if the step is
 /// impossible there.
-type Steps<'a> = dyn FnMut(&dyn Fn(&mut State) -> Option<()>) + 'a;
+type RegistrySteps<'a> = dyn FnMut(&dyn Fn(&mut RegistryState) -> Option<()>) + 'a;
 
 /// A module's name, and the registry version in which it was added.
 type Registered = (String, u64);
 
 /// The progress of the commit of the one event.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Commit {
+enum RegistryCommit {
     NotBegun,
     /// The commit has begun, while these modules were registered.
     Begun(BTreeSet<Registered>),
     /// The guard held when it was checked, just before the insert is sent.
     Checked(BTreeSet<Registered>, Registry),
-    Inserted(Inserted),
-    Published(Inserted),
+    Inserted(InsertedEvent),
+    Published(InsertedEvent),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Inserted {
+struct InsertedEvent {
     expected: Vec<String>,
     version: u64,
     /// The modules that were registered from the beginning of the commit to its end.
@@ -49,14 +49,14 @@ struct Inserted {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct State {
+struct RegistryState {
     registry: Registry,
     /// Each existing queue, and whether it holds a message of the event.
     queues: BTreeMap<&'static str, bool>,
     operator: Operator,
     /// The registry as the committing process last read it.
     known: Option<Registry>,
-    commit: Commit,
+    commit: RegistryCommit,
     jobs: BTreeMap<&'static str, u8>,
     /// The numbers of changes of modules, and of losses of queues and messages, that may still
     /// happen.
@@ -68,7 +68,7 @@ struct State {
 
 /// A deliberate fault in the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+enum RegistryFault {
     None,
     /// A commit writes what it knows, without a guard on the registry's version.
     NoGuard,
@@ -85,7 +85,7 @@ enum Fault {
     RegistryFirst,
 }
 
-impl State {
+impl RegistryState {
     fn new(strict: bool) -> Self {
         let registry = Registry {
             id: "registry".into(),
@@ -98,7 +98,7 @@ impl State {
             queues: BTreeMap::new(),
             operator: Operator::Idle,
             known: None,
-            commit: Commit::NotBegun,
+            commit: RegistryCommit::NotBegun,
             jobs: BTreeMap::new(),
             changes: 4,
             losses: 2,
@@ -118,14 +118,14 @@ impl State {
     }
 
     /// Returns whether the event is for a module, as every reader of the registry decides it.
-    fn is_for(&self, module: &str, event: &Inserted, fault: Fault) -> bool {
+    fn is_for(&self, module: &str, event: &InsertedEvent, fault: RegistryFault) -> bool {
         let Some(registered) = self.registry.registration(module) else { return false };
-        let version = if fault == Fault::NoSince { u64::MAX } else { event.version };
+        let version = if fault == RegistryFault::NoSince { u64::MAX } else { event.version };
         registered.is_among(module, &event.expected, version)
     }
 
     /// Returns all states that one step leads to.
-    fn next(&self, fault: Fault) -> Vec<Self> {
+    fn next(&self, fault: RegistryFault) -> Vec<Self> {
         let mut all = Vec::new();
         let mut step = |change: &dyn Fn(&mut Self) -> Option<()>| {
             let mut after = self.clone();
@@ -144,12 +144,12 @@ impl State {
                 state.losses = state.losses.checked_sub(1)?;
                 state.queues.get_mut(module).map(|message| *message = false)
             });
-            if let Commit::Published(event) = &self.commit {
+            if let RegistryCommit::Published(event) = &self.commit {
                 step(&|state| {
                     let message = state.queues.get_mut(module).filter(|message| **message)?;
                     *message = false;
                     state.registry.registration(module)?;
-                    if fault == Fault::NoFilter || state.is_for(module, event, fault) {
+                    if fault == RegistryFault::NoFilter || state.is_for(module, event, fault) {
                         // A claim finds an existing job.
                         state.jobs.entry(module).or_insert(1);
                     }
@@ -162,13 +162,13 @@ impl State {
         all
     }
 
-    fn operate(&self, module: &'static str, fault: Fault, step: &mut Steps<'_>) {
+    fn operate(&self, module: &'static str, fault: RegistryFault, step: &mut RegistrySteps<'_>) {
         match &self.operator {
             Operator::Idle => {
                 step(&|state| {
                     state.changes = state.changes.checked_sub(1)?;
                     match fault {
-                        Fault::RegistryFirst => state.register(module),
+                        RegistryFault::RegistryFirst => state.register(module),
                         _ => drop(state.queues.entry(module).or_insert(false)),
                     }
                     state.operator = Operator::Registers(module);
@@ -183,7 +183,9 @@ impl State {
             }
             Operator::Registers(module) => step(&|state| {
                 match fault {
-                    Fault::RegistryFirst => drop(state.queues.entry(module).or_insert(false)),
+                    RegistryFault::RegistryFirst => {
+                        state.queues.entry(module).or_insert(false);
+                    }
                     _ => state.register(module),
                 }
                 state.operator = Operator::Idle;
@@ -207,14 +209,20 @@ impl State {
     fn insert(&mut self, owed: &BTreeSet<Registered>, known: &Registry) {
         let owed = owed.intersection(&self.registered()).cloned().collect();
         let expected = known.subscribers(TYPE);
-        self.commit = Commit::Inserted(Inserted { expected, version: known.version, owed });
+        self.commit =
+            RegistryCommit::Inserted(InsertedEvent { expected, version: known.version, owed });
     }
 
     /// Sends an unclaimed event again if the module's queue holds no message of it.
-    fn walk(&mut self, module: &'static str, event: &Inserted, fault: Fault) -> Option<()> {
-        let walks = !matches!(fault, Fault::NoWalk | Fault::RegistryFirst);
+    fn walk(
+        &mut self,
+        module: &'static str,
+        event: &InsertedEvent,
+        fault: RegistryFault,
+    ) -> Option<()> {
+        let walks = !matches!(fault, RegistryFault::NoWalk | RegistryFault::RegistryFirst);
         let wanted = walks && self.is_for(module, event, fault) && !self.jobs.contains_key(module);
-        if fault == Fault::QueuesDecide {
+        if fault == RegistryFault::QueuesDecide {
             self.queues.get(module)?;
         }
         if !wanted || self.queues.get(module) == Some(&true) {
@@ -224,44 +232,44 @@ impl State {
         Some(())
     }
 
-    fn go_on_with_the_commit(&self, fault: Fault, step: &mut Steps<'_>) {
+    fn go_on_with_the_commit(&self, fault: RegistryFault, step: &mut RegistrySteps<'_>) {
         // The process may have committed other events before, so the registry that it knows may
         // have any age.
         step(&|state| state.known.is_none().then(|| state.known = Some(state.registry.clone())));
         match &self.commit {
-            Commit::NotBegun => step(&|state| {
-                state.commit = Commit::Begun(state.registered());
+            RegistryCommit::NotBegun => step(&|state| {
+                state.commit = RegistryCommit::Begun(state.registered());
                 Some(())
             }),
-            Commit::Begun(owed) => step(&|state| {
+            RegistryCommit::Begun(owed) => step(&|state| {
                 let known = state.known.take()?;
-                if known.version != state.registry.version && fault != Fault::NoGuard {
+                if known.version != state.registry.version && fault != RegistryFault::NoGuard {
                     // The guard does not hold, so the process reads the registry again.
                     return Some(());
                 }
                 state.known = Some(known.clone());
                 match state.strict {
                     true => state.insert(owed, &known),
-                    false => state.commit = Commit::Checked(owed.clone(), known),
+                    false => state.commit = RegistryCommit::Checked(owed.clone(), known),
                 }
                 Some(())
             }),
-            Commit::Checked(owed, known) => step(&|state| {
+            RegistryCommit::Checked(owed, known) => step(&|state| {
                 state.insert(owed, known);
                 Some(())
             }),
-            Commit::Inserted(event) => step(&|state| {
+            RegistryCommit::Inserted(event) => step(&|state| {
                 state.queues.values_mut().for_each(|message| *message = true);
-                state.commit = Commit::Published(event.clone());
+                state.commit = RegistryCommit::Published(event.clone());
                 Some(())
             }),
-            Commit::Published(_) => {}
+            RegistryCommit::Published(_) => {}
         }
     }
 
     /// Returns what is wrong in a state in which nothing more happens by itself.
     fn complaint(&self) -> Option<String> {
-        let Commit::Published(event) = &self.commit else { return None };
+        let RegistryCommit::Published(event) = &self.commit else { return None };
         for module in MODULES {
             let ran = self.jobs.contains_key(module);
             let registered = self.registry.registration(module);
@@ -277,10 +285,10 @@ impl State {
     }
 
     /// Returns whether only an operator or a loss could still change anything.
-    fn is_quiet(&self, fault: Fault) -> bool {
+    fn is_quiet(&self, fault: RegistryFault) -> bool {
         let without = Self { changes: 0, losses: 0, ..self.clone() };
         self.operator == Operator::Idle
-            && matches!(self.commit, Commit::Published(_))
+            && matches!(self.commit, RegistryCommit::Published(_))
             && without
                 .next(fault)
                 .iter()
@@ -289,9 +297,9 @@ impl State {
 }
 
 /// Explores all reachable states. Returns the first complaint, and the number of states seen.
-fn explore(fault: Fault, strict: bool) -> (Option<String>, usize) {
-    let mut seen = HashSet::from([State::new(strict)]);
-    let mut todo = vec![State::new(strict)];
+fn explore(fault: RegistryFault, strict: bool) -> (Option<String>, usize) {
+    let mut seen = HashSet::from([RegistryState::new(strict)]);
+    let mut todo = vec![RegistryState::new(strict)];
     while let Some(state) = todo.pop() {
         if state.is_quiet(fault)
             && let Some(complaint) = state.complaint()
@@ -312,10 +320,10 @@ fn explore(fault: Fault, strict: bool) -> (Option<String>, usize) {
 
 /// Returns a complaint if a step has started a job for an event that is not for the module as it is
 /// registered at that time.
-fn ran_for_nobody(before: &State, after: &State) -> Option<String> {
-    let Commit::Published(event) = &before.commit else { return None };
+fn ran_for_nobody(before: &RegistryState, after: &RegistryState) -> Option<String> {
+    let RegistryCommit::Published(event) = &before.commit else { return None };
     let new = |module: &&str| after.jobs.contains_key(module) && !before.jobs.contains_key(module);
-    let wrong = |module: &&str| !before.is_for(module, event, Fault::None);
+    let wrong = |module: &&str| !before.is_for(module, event, RegistryFault::None);
     let found = MODULES.iter().find(|module| new(module) && wrong(module))?;
     Some(format!("{found} has claimed an event that is not for it"))
 }
@@ -323,7 +331,7 @@ fn ran_for_nobody(before: &State, after: &State) -> Option<String> {
 #[test]
 fn every_event_reaches_every_module_that_was_registered_when_it_was_committed() {
     for strict in [true, false] {
-        let (complaint, states) = explore(Fault::None, strict);
+        let (complaint, states) = explore(RegistryFault::None, strict);
         assert_eq!(complaint, None);
         assert!(states > 10_000, "{states} states");
     }
@@ -331,7 +339,7 @@ fn every_event_reaches_every_module_that_was_registered_when_it_was_committed() 
 
 #[test]
 fn each_seeded_fault_is_refuted() {
-    use Fault::{NoFilter, NoGuard, NoSince, NoWalk, QueuesDecide, RegistryFirst};
+    use RegistryFault::{NoFilter, NoGuard, NoSince, NoWalk, QueuesDecide, RegistryFirst};
     for fault in [NoGuard, NoWalk, QueuesDecide, NoFilter, NoSince, RegistryFirst] {
         assert!(explore(fault, true).0.is_some(), "{fault:?} does no harm");
     }

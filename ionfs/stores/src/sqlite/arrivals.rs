@@ -62,7 +62,7 @@ impl Bells {
 #[derive(Debug, Default)]
 pub(super) struct Arrivals {
     bells: Arc<Bells>,
-    watcher: OnceLock<Watcher>,
+    watcher: OnceLock<ArrivalWatcher>,
 }
 
 impl Arrivals {
@@ -79,7 +79,7 @@ impl Arrivals {
         if self.watcher.get().is_none() {
             // If two threads start a watcher at the same moment, the second watcher is dropped and
             // ends at once.
-            let _ = self.watcher.set(Watcher::start(self.bells.clone(), database.clone())?);
+            let _ = self.watcher.set(ArrivalWatcher::start(self.bells.clone(), database.clone())?);
         }
         Ok(self.bells.of(module))
     }
@@ -92,12 +92,12 @@ impl Arrivals {
 
 /// The thread that looks for free messages; it ends when this is dropped.
 #[derive(Debug)]
-struct Watcher {
+struct ArrivalWatcher {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Watcher {
+impl ArrivalWatcher {
     fn start(bells: Arc<Bells>, database: Arc<Database>) -> std::io::Result<Self> {
         let (stop, stopped) = channel();
         let watch = move || {
@@ -120,7 +120,7 @@ impl Watcher {
     }
 }
 
-impl Drop for Watcher {
+impl Drop for ArrivalWatcher {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {

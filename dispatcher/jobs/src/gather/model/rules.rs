@@ -10,8 +10,8 @@ use ion_model::record::{JobRecord, JobState, MissingJobs};
 use ion_stores::registry::Registry;
 use serde_json::json;
 
-use super::scenarios::{Fault, Scenario};
-use super::{Committed, Job, Reading, SLOTS, State, TYPES};
+use super::scenarios::{GatherFault, Scenario};
+use super::{Committed, GatherJob, GatherState, Reading, SLOTS, TYPES};
 use crate::gather::{Readiness, judge};
 use crate::ledger::RegisteredModules;
 use crate::pipeline::{Module, OnDead};
@@ -22,9 +22,9 @@ type Judged = HashMap<(Reading, [Committed; TYPES.len()]), Option<u8>>;
 
 /// What all states of a scenario share: every version of the registry, and the results of the real
 /// rules for them.
-pub(super) struct Plane {
+pub(super) struct GatherPlane {
     pub(super) scenario: Scenario,
-    pub(super) fault: Fault,
+    pub(super) fault: GatherFault,
     registries: RefCell<Vec<Registry>>,
     pub(super) modules: Vec<Module>,
     is_for: RefCell<HashMap<(u8, usize, u8), bool>>,
@@ -36,13 +36,13 @@ fn module(name: &str, on: &str, emits: &str) -> Module {
     Module { on, emits, ..Module::new(name, vec![], "/".into()) }
 }
 
-impl Plane {
-    pub(super) fn new(scenario: Scenario, fault: Fault) -> Self {
+impl GatherPlane {
+    pub(super) fn new(scenario: Scenario, fault: GatherFault) -> Self {
         let all = Module {
             on: vec![],
             gather: Some("done".into()),
             per: Some("root".into()),
-            on_dead: if fault == Fault::DeadIsOver { OnDead::Go } else { OnDead::Wait },
+            on_dead: if fault == GatherFault::DeadIsOver { OnDead::Go } else { OnDead::Wait },
             ..module("all", "", "report")
         };
         let modules = vec![
@@ -106,7 +106,7 @@ impl Plane {
     }
 
     /// Returns whether the event of a slot is for its module, by a version of the registry.
-    pub(super) fn is_for(&self, state: &State, version: u8, slot: usize) -> bool {
+    pub(super) fn is_for(&self, state: &GatherState, version: u8, slot: usize) -> bool {
         let (name, event) = SLOTS[slot];
         let Committed::At(committed) = state.events[event] else { return false };
         *self.is_for.borrow_mut().entry((version, slot, committed)).or_insert_with(|| {
@@ -119,7 +119,7 @@ impl Plane {
 
     /// Returns what follows from the readings: the gathered events, a bit for each; none: the
     /// gathering waits.
-    pub(super) fn judge(&self, state: &State, reading: Reading) -> Option<u8> {
+    pub(super) fn judge(&self, state: &GatherState, reading: Reading) -> Option<u8> {
         let mut known = [Committed::No; TYPES.len()];
         let seen = reading.events.unwrap();
         for event in (0..TYPES.len()).filter(|event| seen & (1 << event) != 0) {
@@ -143,7 +143,7 @@ impl Plane {
                 _ => None,
             })
             .collect();
-        if self.fault == Fault::ByType {
+        if self.fault == GatherFault::ByType {
             for event in &mut events {
                 event.expected_by = Some(registered.registry.subscribers(&event.event_type));
                 event.registry = registered.registry.version();
@@ -157,11 +157,14 @@ impl Plane {
                     |event| registered.registry.expected(event).any(|expected| expected == *name),
                 );
             let job = match shown[slot] {
-                Some(_) if self.fault == Fault::FormerForgotten && !expected => continue,
-                Some((state, outbox)) => {
-                    Job { outbox: outbox && self.fault != Fault::OutboxIgnored, ..Job::new(state) }
+                Some(_) if self.fault == GatherFault::FormerForgotten && !expected => continue,
+                Some((state, outbox)) => GatherJob {
+                    outbox: outbox && self.fault != GatherFault::OutboxIgnored,
+                    ..GatherJob::new(state)
+                },
+                None if self.fault == GatherFault::UnclaimedIsOver => {
+                    GatherJob::new(JobState::Succeeded)
                 }
-                None if self.fault == Fault::UnclaimedIsOver => Job::new(JobState::Succeeded),
                 None => continue,
             };
             jobs.push(job.record(slot));
@@ -179,7 +182,7 @@ impl Plane {
     }
 }
 
-impl Job {
+impl GatherJob {
     pub(super) fn new(state: JobState) -> Self {
         Self { state, outbox: false }
     }

@@ -2,7 +2,7 @@
 
 /// A gathering with one seeded fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum GatherFault {
     None,
     /// The events are read before the jobs.
     EventsFirst,

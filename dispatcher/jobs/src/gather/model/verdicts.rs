@@ -2,12 +2,16 @@
 
 use ion_model::record::JobState;
 
-use super::rules::Plane;
-use super::{ALL, SLOTS, State, made_by};
+use super::rules::GatherPlane;
+use super::{ALL, GatherState, SLOTS, made_by};
 
 /// Returns what is wrong with a gathering that begins to run in this step; none if nothing is
 /// wrong, or if it does not begin.
-pub(super) fn began_wrongly(plane: &Plane, before: &State, after: &State) -> Option<String> {
+pub(super) fn began_wrongly(
+    plane: &GatherPlane,
+    before: &GatherState,
+    after: &GatherState,
+) -> Option<String> {
     // An adopted attempt began earlier.
     if before.runs() || !after.runs() || before.adopted {
         return None;
@@ -37,7 +41,7 @@ pub(super) fn began_wrongly(plane: &Plane, before: &State, after: &State) -> Opt
 }
 
 /// Returns whether everything is done that will be done without an operator.
-pub(super) fn is_done(plane: &Plane, state: &State) -> bool {
+pub(super) fn is_done(plane: &GatherPlane, state: &GatherState) -> bool {
     if is_over(state) {
         return true;
     }
@@ -60,6 +64,6 @@ pub(super) fn is_done(plane: &Plane, state: &State) -> bool {
 }
 
 /// Returns whether the gathering has succeeded: later steps do not matter to it.
-pub(super) fn is_over(state: &State) -> bool {
+pub(super) fn is_over(state: &GatherState) -> bool {
     state.jobs[ALL].is_some_and(|all| all.state == JobState::Succeeded)
 }
