@@ -1,5 +1,7 @@
 //! Claims the jobs of messages, and reads what a job begins with.
 
+use std::sync::Arc;
+
 use ion_jobs::gather::{Readiness, readiness};
 use ion_jobs::ledger::{ClaimOutcome, LedgerError, MessageSubject};
 use ion_jobs::pipeline::Module;
@@ -9,28 +11,111 @@ use ion_model::event::{Event, Message};
 use ion_model::record::{JobRecord, JobState, MissingJobs};
 use ion_stores::{DeadLetter, Delivery, StoreError, encode};
 
-use super::modules::ServedModule;
-use super::{DispatchState, JobToRun};
+use super::attempt::ClaimedJob;
+use super::served::ServedModule;
+use super::slots::JobSlot;
+use super::{DispatchState, STORE_WAIT};
+
+/// How often the claim of a message's job is tried before the message goes back to its queue. With
+/// [`STORE_WAIT`] between them, all tries take far less than the half hour after which a broker
+/// takes a message back.
+const CLAIM_TRIES: u32 = 600;
+
+/// How often the documents that a job begins with are read before the job goes back to its queue.
+const MATERIAL_TRIES: u32 = 20;
 
 /// What a job begins with.
+#[derive(Debug)]
 pub(super) enum JobMaterials {
-    /// Its event, and the events that it gathers.
-    Ready(Box<Event>, Option<(Vec<Event>, MissingJobs)>),
+    /// All that it begins with is there.
+    Ready {
+        /// Its event.
+        event: Box<Event>,
+        /// What it gathers, for a job of a module with `gather`.
+        gathered: Option<GatheredEvents>,
+    },
     /// A job below the event of a gathering job works again.
     WaitsAgain,
     /// The job cannot begin, for this reason.
     Missing(String),
 }
 
+/// What a gathering job begins with.
+#[derive(Debug)]
+pub(super) struct GatheredEvents {
+    pub(super) events: Vec<Event>,
+    /// The jobs without whose events it begins.
+    pub(super) without: MissingJobs,
+}
+
+/// What to do with the job of a message.
+#[derive(Debug)]
+pub(super) enum ClaimIntent {
+    /// Run it here, in this slot.
+    Run(JobSlot),
+    /// Queue it in the ledger.
+    Queue,
+}
+
+/// A message whose job was claimed.
+#[derive(Debug)]
+pub(super) struct ClaimedMessage {
+    /// The subscription's number of the delivery.
+    pub(super) tag: u64,
+    pub(super) end: ClaimEnd,
+}
+
+/// How a claim ended.
+#[derive(Debug)]
+pub(super) enum ClaimEnd {
+    /// This dispatcher has the job, and runs it in this slot.
+    Run(Box<ClaimedJob>, JobSlot),
+    /// The job runs elsewhere or later, or there is none.
+    NothingToRun,
+    /// The job could not be claimed.
+    Failed(LedgerError),
+}
+
+/// Which try of a claim it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ClaimTry {
+    First,
+    /// The answer to an earlier try may have been lost, so the job may be this dispatcher's.
+    Repeated,
+}
+
 impl DispatchState {
+    /// Reads what a job begins with, and tries again while the store is unavailable, which is no
+    /// failure of the module.
+    pub(super) async fn materials_patiently(
+        &self,
+        job: &JobRecord,
+        module: &Module,
+    ) -> Result<JobMaterials, LedgerError> {
+        let mut tries = 0;
+        loop {
+            match self.materials(job, module).await {
+                Err(LedgerError::Store(error))
+                    if tries < MATERIAL_TRIES && !self.stopping.is_cancelled() =>
+                {
+                    tries += 1;
+                    let error = chain(&error);
+                    tracing::debug!(job = %job.id, error, "its event cannot be read yet");
+                    self.rest(STORE_WAIT).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// Reads the event of a job and the events that it gathers. The ledger holds only their ids.
-    pub(super) async fn materials(
+    async fn materials(
         &self,
         job: &JobRecord,
         module: &Module,
     ) -> Result<JobMaterials, LedgerError> {
         let event = match self.ledger.event(&job.event_id).await {
-            Ok(Some(event)) => event,
+            Ok(Some(event)) => Box::new(event),
             Ok(None) => {
                 return Ok(JobMaterials::Missing(format!(
                     "event {} is not there any more",
@@ -43,26 +128,57 @@ impl DispatchState {
             Err(error) => return Err(error.into()),
         };
         if module.gather.is_none() {
-            return Ok(JobMaterials::Ready(Box::new(event), None));
+            return Ok(JobMaterials::Ready { event, gathered: None });
         }
         let registered = self.ledger.registered().await?;
         Ok(match readiness(&self.ledger, job, module, &registered).await? {
-            Readiness::Ready(gathered, without) => {
-                JobMaterials::Ready(Box::new(event), Some((gathered, without)))
+            Readiness::Ready(events, without) => {
+                JobMaterials::Ready { event, gathered: Some(GatheredEvents { events, without }) }
             }
             Readiness::Waiting(_) | Readiness::Unsettled => JobMaterials::WaitsAgain,
         })
     }
 
-    /// Claims the job of a message. Returns none if there is nothing to run: the job is known or
-    /// waits, or the message is not one of Ion's.
-    pub(super) async fn claim(
+    /// Claims the job of a message, and tries again while the store is unavailable, because a
+    /// broker counts each return of a message and gives the message up in the end.
+    pub(super) async fn claim_patiently(
+        self: Arc<Self>,
+        served: Arc<ServedModule>,
+        delivery: Delivery,
+        intent: ClaimIntent,
+    ) -> ClaimedMessage {
+        let tag = delivery.tag;
+        let mut tries = 0;
+        loop {
+            let which = if tries == 0 { ClaimTry::First } else { ClaimTry::Repeated };
+            match self.claim(&served, &delivery, &intent, which).await {
+                Ok(job) => {
+                    let end = match (job, intent) {
+                        (Some(job), ClaimIntent::Run(slot)) => ClaimEnd::Run(Box::new(job), slot),
+                        _ => ClaimEnd::NothingToRun,
+                    };
+                    return ClaimedMessage { tag, end };
+                }
+                Err(error) if tries < CLAIM_TRIES && !self.stopping.is_cancelled() => {
+                    tries += 1;
+                    let (module, error) = (&served.module.name, chain(&error));
+                    tracing::warn!(module, error, "a job could not be claimed yet");
+                    self.rest(STORE_WAIT).await;
+                }
+                Err(error) => return ClaimedMessage { tag, end: ClaimEnd::Failed(error) },
+            }
+        }
+    }
+
+    /// Claims the job of a message once. Returns none if there is nothing to run: the job is known
+    /// or waits, or the message is not one of Ion's.
+    async fn claim(
         &self,
         served: &ServedModule,
         delivery: &Delivery,
-        ours: bool,
-        again: bool,
-    ) -> Result<Option<JobToRun>, LedgerError> {
+        intent: &ClaimIntent,
+        which: ClaimTry,
+    ) -> Result<Option<ClaimedJob>, LedgerError> {
         let module = &served.module;
         let message: &Message = match &delivery.message {
             Ok(message) => message,
@@ -73,7 +189,7 @@ impl DispatchState {
                 return Ok(None);
             }
         };
-        match self.claim_announced(served, message, ours, again).await {
+        match self.claim_announced(served, message, intent, which).await {
             // Another read would give the same document.
             Err(LedgerError::Store(malformed @ StoreError::Malformed { .. })) => {
                 self.bury_message(module, message, chain(&malformed)).await?;
@@ -88,9 +204,9 @@ impl DispatchState {
         &self,
         served: &ServedModule,
         message: &Message,
-        ours: bool,
-        again: bool,
-    ) -> Result<Option<JobToRun>, LedgerError> {
+        intent: &ClaimIntent,
+        which: ClaimTry,
+    ) -> Result<Option<ClaimedJob>, LedgerError> {
         let module = &served.module;
         let event = match self.ledger.announced(&message.context.event_id).await? {
             MessageSubject::Event(event) => *event,
@@ -121,31 +237,35 @@ impl DispatchState {
             );
             return Ok(None);
         }
+        let ours = matches!(intent, ClaimIntent::Run(_));
         let holder = ours.then(|| (self.id.as_str(), self.lease()));
         let claim = self.ledger.claim(module, &event, holder).await?;
         self.metrics.claimed(&claim);
+        let runs_here = |job| ClaimedJob { job, module: module.clone(), event, gathered: None };
         match claim {
             ClaimOutcome::Won(job) if job.state == JobState::Waiting => {
                 self.ended.notify_one();
                 Ok(None)
             }
-            ClaimOutcome::Won(job) if ours => Ok(Some((job, event))),
+            ClaimOutcome::Won(job) if ours => Ok(Some(runs_here(job))),
             ClaimOutcome::Won(_) => {
                 self.served.ring(&module.name);
                 Ok(None)
             }
             // The answer to this dispatcher's first try was lost. It holds the job all the same.
-            ClaimOutcome::Known(job)
-                if again
-                    && job.state == JobState::Starting
-                    && job.attempt == 1
-                    && job.holder.as_ref() == Some(&self.id)
-                    && !self.runs(&job.id) =>
-            {
-                Ok(Some((job, event)))
+            ClaimOutcome::Known(job) if which == ClaimTry::Repeated && self.has_just_won(&job) => {
+                Ok(Some(runs_here(job)))
             }
             ClaimOutcome::Known(_) => Ok(None),
         }
+    }
+
+    /// Returns whether this dispatcher holds a job that it has not begun to run.
+    fn has_just_won(&self, job: &JobRecord) -> bool {
+        job.state == JobState::Starting
+            && job.attempt == 1
+            && job.holder.as_ref() == Some(&self.id)
+            && !self.running.has(&job.id)
     }
 
     async fn bury_message(

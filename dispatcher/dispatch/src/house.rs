@@ -71,7 +71,7 @@ impl DispatchState {
                 if !self.outlives(&job.module).await? {
                     self.lose(&job).await;
                 } else if let Some(served) = self.served.get(&job.module)
-                    && !self.runs(&job.id)
+                    && !self.running.has(&job.id)
                 {
                     Self::note_left(&served, job);
                 }

@@ -7,7 +7,7 @@ use ion_model::errors::chain;
 use ion_model::record::{AttemptEnd, JobRecord};
 use ion_stores::StoreError;
 
-use super::modules::ServedModule;
+use super::served::ServedModule;
 use super::{DispatchNotice, DispatchState};
 
 impl DispatchState {
@@ -45,7 +45,7 @@ impl DispatchState {
     pub(super) async fn adopt(&self, served: &ServedModule) -> Option<JobRecord> {
         loop {
             let job = served.left.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-            if self.runs(&job.id) {
+            if self.running.has(&job.id) {
                 continue;
             }
             let adopted = Transition::Adopted { holder: self.id.clone(), lease: self.lease() };
@@ -70,7 +70,7 @@ impl DispatchState {
             Ok(record) => {
                 self.metrics.ended(&record.module, AttemptEnd::Lost);
                 self.served.ring(&record.module);
-                self.notice(DispatchNotice::Ended(record)).await;
+                self.notices.send(DispatchNotice::Ended(record));
             }
             // Another dispatcher has done it, which is as good.
             Err(error) => {

@@ -1,22 +1,22 @@
 //! The modules that a dispatcher serves: the given ones, or those of the plane as they are
 //! registered, changed and removed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ion_jobs::ledger::{LedgerError, RegisteredModules};
 use ion_jobs::pipeline::Module;
 use ion_model::errors::chain;
-use ion_model::record::JobRecord;
 use ion_stores::registry::Registration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use super::{DispatchNotice, DispatchState, warn_once};
 use crate::queues::QueueWatch;
+use crate::serve::ModuleTask;
+use crate::served::ServedModule;
 
 /// How often the plane's modules are read.
 const LOOK: Duration = Duration::from_secs(2);
@@ -52,51 +52,6 @@ impl WantedModules {
     }
 }
 
-/// A module that is served, with the definition of the plane. Another process may have registered a
-/// different definition than the file that this process was started with.
-#[derive(Debug)]
-pub(super) struct ServedModule {
-    pub(super) module: Arc<Module>,
-    /// The registrations that say which events are for it.
-    pub(super) registration: Registration,
-    /// Notified when a job of the module waits in the ledger.
-    pub(super) due: Notify,
-    /// Jobs of the module that run on and have no holder.
-    pub(super) left: Mutex<Vec<JobRecord>>,
-    /// Cancelled when the module is not served any more: the dispatcher stops, or the module was
-    /// changed or removed.
-    pub(super) stopping: CancellationToken,
-    /// Set when the module was removed.
-    pub(super) removed: AtomicBool,
-}
-
-/// All served modules, by name.
-#[derive(Debug, Default)]
-pub(super) struct ServedModules(Mutex<HashMap<String, Arc<ServedModule>>>);
-
-impl ServedModules {
-    fn all(&self) -> MutexGuard<'_, HashMap<String, Arc<ServedModule>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn get(&self, name: &str) -> Option<Arc<ServedModule>> {
-        self.all().get(name).cloned()
-    }
-
-    pub(super) fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.all().keys().cloned().collect();
-        names.sort();
-        names
-    }
-
-    /// Notifies the module's task that a job waits in the ledger.
-    pub(super) fn ring(&self, name: &str) {
-        if let Some(served) = self.get(name) {
-            served.due.notify_one();
-        }
-    }
-}
-
 impl DispatchState {
     /// Begins to serve a module. It replaces the module that was served under the same name.
     pub(super) async fn begin(
@@ -121,7 +76,7 @@ impl DispatchState {
         if let Some(former) = former {
             former.stopping.cancel();
         }
-        tasks.spawn(self.clone().serve(served, queue));
+        tasks.spawn(ModuleTask::new(self.clone(), served, queue).run());
         Ok(())
     }
 
@@ -138,7 +93,7 @@ impl DispatchState {
             let read = match read {
                 Ok(changes) => {
                     for change in changes {
-                        self.notice(change).await;
+                        self.notices.send(change);
                     }
                     Ok(())
                 }

@@ -1,0 +1,40 @@
+//! The jobs that run in this dispatcher.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ion_model::id::JobId;
+use ion_run::executor::StopReason;
+use tokio::sync::watch;
+
+/// Ends an attempt early by a value.
+type StopSender = watch::Sender<Option<StopReason>>;
+
+/// The jobs that run in this dispatcher, and what ends each of them.
+#[derive(Debug, Default)]
+pub(super) struct RunningJobs(Mutex<HashMap<JobId, StopSender>>);
+
+impl RunningJobs {
+    fn all(&self) -> MutexGuard<'_, HashMap<JobId, StopSender>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn insert(&self, job: JobId, stop: StopSender) {
+        self.all().insert(job, stop);
+    }
+
+    pub(super) fn remove(&self, job: &JobId) {
+        self.all().remove(job);
+    }
+
+    pub(super) fn has(&self, job: &JobId) -> bool {
+        self.all().contains_key(job)
+    }
+
+    /// Ends all of them.
+    pub(super) fn stop_all(&self, reason: StopReason) {
+        for stop in self.all().values() {
+            stop.send_replace(Some(reason));
+        }
+    }
+}
