@@ -4,24 +4,21 @@ use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::Args as ClapArgs;
+use dispatcher::dispatch::single::run_once;
+use dispatcher::executor::StopReason;
 use dispatcher::executor::left::{CollectedOutput, OutputCollector};
-use dispatcher::executor::{AttemptStart, tell};
-use dispatcher::job::{EndedAttempt, Transition};
-use dispatcher::ledger::{ClaimOutcome, Ledger};
+use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::{ANY_TYPE, Module, Pipeline};
-use ionfs::clock::millis;
-use ionfs::commit::record_event;
 use ionfs::event::{Event, KeyValue};
 use ionfs::first::FirstEvent;
 use ionfs::id::{CorrelationId, EventId};
 use ionfs::node::Node;
 use ionfs::record::AttemptEnd;
-use tokio::sync::{oneshot, watch};
+use ionfs::stores::DataPlane;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
 
 use crate::event::pair;
 use crate::files::{StoredFiles, store_files};
@@ -80,30 +77,8 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
     let module = module(&ledger, &args).await?;
     doctor::check_device()?;
     let node = Node::new(plane.clone(), settings.node())?;
-    let (id, correlation) = (EventId::random(), CorrelationId::random());
-    let prefix = format!("{correlation}/{id}");
-    // The event has a type that the module subscribes to, but names no module of the plane: it
-    // starts this module, in this process, and no other.
-    let event_type = module.subscribes().into_iter().next().unwrap_or_else(|| "run".into());
-    let StoredFiles { files, directories } = store_files(&plane, &prefix, &args.files).await?;
-    let first = FirstEvent {
-        id,
-        correlation_id: correlation.clone(),
-        name: "ion".into(),
-        parent: String::new(),
-        event_type,
-        files,
-        directories,
-        data: args.data.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
-    };
-    let event = first.document(&plane, &prefix).await?.for_nobody();
-    record_event(&plane, event.clone()).await?;
-    let lease = millis(module.timeout + Duration::from_secs(60));
-    let single = Module { gather: None, per: None, ..module.clone() };
-    let ClaimOutcome::Won(job) = ledger.claim(&single, &event, Some(("ion run", lease))).await?
-    else {
-        return Err(CommandFailure("a job of the new event exists already".into()));
-    };
+    let event = first_event(&plane, &module, args.data, &args.files).await?;
+    let correlation = event.context.correlation_id.clone();
     let live = LiveView::start(LiveStyle {
         prefix: |output| format!("ion: {} | ", output::of_others(&output.module)),
         stream: output::OutputStream::Stderr,
@@ -111,31 +86,18 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
     })?;
     let left = Arc::new(OutputCollector::new(args.out.clone()));
     let executor = local_executor(settings, node, Some(live.clone()), Some(left.clone())).await?;
-    let (stop, stopped) = watch::channel(None);
+    let (stop, _) = watch::channel(None);
     let asked_to_stop = CancellationToken::new();
-    let asked = asked_to_stop.clone();
-    tokio::spawn(async move {
-        until_asked_to_stop().await;
-        asked.cancel();
-        stop.send_replace(Some(dispatcher::executor::StopReason::Cancel));
-        // The sender stays alive: dropping it would tell the executor that nobody can stop the job.
-        std::future::pending::<()>().await;
+    tokio::spawn({
+        let (stop, asked) = (stop.clone(), asked_to_stop.clone());
+        async move {
+            until_asked_to_stop().await;
+            asked.cancel();
+            stop.send_replace(Some(StopReason::Cancel));
+        }
     });
-    let gathered = module.gather.is_some().then(Vec::new);
-    let (running, _runs) = oneshot::channel();
-    let start = AttemptStart { job: job.clone(), module: module.clone(), event, gathered, running };
-    let span = start.span();
-    let ended = executor.run_here(start, stopped).instrument(span.clone()).await;
-    tell(&ended, &span);
-    drop(executor);
-    let well = ended.end == AttemptEnd::Succeeded;
-    let reason = ended.reason.clone();
-    let happening = Transition::Ended(EndedAttempt { outcome: ended, retries: 0, jitter: 0.0 });
-    let job = ledger.advance(&job, &happening).await?;
-    if job.outbox {
-        ionfs::relay::promote(&plane, &job.id).instrument(span.clone()).await?;
-    }
-    drop(span);
+    let name = module.name.clone();
+    let ran = run_once(plane, Arc::new(executor), module, event, &stop).await?;
     // All that the module wrote is shown before the events it published. A signal cuts this short.
     tokio::select! {
         _ = tokio::task::spawn_blocking(move || live.finish(None)) => {}
@@ -150,19 +112,47 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
         .into_iter()
         .filter(|event| event.job_id.is_some())
         .collect();
+    show_published(settings, &published);
+    let copied = say_what_is_left(&left.found(), args.out.as_deref(), &published);
+    match ran.outcome.reason.filter(|_| ran.outcome.end != AttemptEnd::Succeeded) {
+        Some(reason) => Err(CommandFailure(format!("{name}: {reason}"))),
+        None => copied,
+    }
+}
+
+/// Stores the files, and returns the event that they belong to. It has a type that the module
+/// subscribes to.
+async fn first_event(
+    plane: &DataPlane,
+    module: &Module,
+    data: Vec<(String, String)>,
+    files: &[OsString],
+) -> Result<Event, CommandFailure> {
+    let (id, correlation_id) = (EventId::random(), CorrelationId::random());
+    let prefix = format!("{correlation_id}/{id}");
+    let StoredFiles { files, directories } = store_files(plane, &prefix, files).await?;
+    let first = FirstEvent {
+        id,
+        correlation_id,
+        name: "ion".into(),
+        parent: String::new(),
+        event_type: module.subscribes().into_iter().next().unwrap_or_else(|| "run".into()),
+        files,
+        directories,
+        data: data.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
+    };
+    Ok(first.document(plane, &prefix).await?)
+}
+
+fn show_published(settings: &CommandSettings, published: &[Event]) {
     if settings.json {
         output::json(&published);
-    } else {
-        for event in &published {
-            let files: Vec<String> =
-                event.files.iter().map(|file| output::of_others(&file.name)).collect();
-            output::line(format!("{}  {}  {}", event.event_type, event.id, files.join(" ")));
-        }
+        return;
     }
-    let copied = say_what_is_left(&left.found(), args.out.as_deref(), &published);
-    match reason.filter(|_| !well) {
-        Some(reason) => Err(CommandFailure(format!("{}: {reason}", module.name))),
-        None => copied,
+    for event in published {
+        let files: Vec<String> =
+            event.files.iter().map(|file| output::of_others(&file.name)).collect();
+        output::line(format!("{}  {}  {}", event.event_type, event.id, files.join(" ")));
     }
 }
 
