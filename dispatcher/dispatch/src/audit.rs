@@ -97,12 +97,12 @@ async fn watch_jobs(
 ) -> Result<(), LedgerError> {
     let overdue = |job: &JobRecord| job.outbox || job.due < clock::now();
     let suspects: Vec<JobRecord> = suspects.into_iter().filter(overdue).collect();
-    let Some(longest) = suspects.iter().map(watched).max() else { return Ok(()) };
+    let Some(longest) = suspects.iter().map(watch_time).max() else { return Ok(()) };
     tokio::time::sleep(longest).await;
     for before in suspects {
         let Ok(now) = ledger.get(&before.id).await else { continue };
         if now.version == before.version {
-            settle(ledger, &now, repair, report).await?;
+            report_stuck_job(ledger, &now, repair, report).await?;
         }
     }
     Ok(())
@@ -191,7 +191,7 @@ async fn watch_claims(
 }
 
 /// How long a suspect is watched. A holder renews its lease three times in each lease.
-fn watched(job: &JobRecord) -> Duration {
+fn watch_time(job: &JobRecord) -> Duration {
     let lease = Duration::from_millis(u64::try_from(job.term).unwrap_or(0));
     match job.outbox {
         true => OUTBOX_WATCHED,
@@ -202,8 +202,8 @@ fn watched(job: &JobRecord) -> Duration {
     }
 }
 
-/// A suspect that has not advanced.
-async fn settle(
+/// Reports a suspect that has not advanced, and repairs it if that was asked for.
+async fn report_stuck_job(
     ledger: &Ledger,
     job: &JobRecord,
     repair: CheckRepair,

@@ -185,14 +185,14 @@ impl DispatchState {
             Err(unreadable) => {
                 let body = String::from_utf8_lossy(&unreadable.body).into_owned();
                 let reason = format!("it is no message of Ion's: {}", unreadable.reason);
-                self.bury(module, &unreadable.id(), body, reason).await?;
+                self.write_dead_letter(module, &unreadable.id(), body, reason).await?;
                 return Ok(None);
             }
         };
         match self.claim_announced(served, message, intent, which).await {
             // Another read would give the same document.
             Err(LedgerError::Store(malformed @ StoreError::Malformed { .. })) => {
-                self.bury_message(module, message, chain(&malformed)).await?;
+                self.reject_message(module, message, chain(&malformed)).await?;
                 Ok(None)
             }
             claimed => claimed,
@@ -221,7 +221,7 @@ impl DispatchState {
                 return Ok(None);
             }
             MessageSubject::NoEvent(reason) => {
-                self.bury_message(module, message, reason).await?;
+                self.reject_message(module, message, reason).await?;
                 return Ok(None);
             }
         };
@@ -268,17 +268,17 @@ impl DispatchState {
             && !self.running.has(&job.id)
     }
 
-    async fn bury_message(
+    async fn reject_message(
         &self,
         module: &Module,
         message: &Message,
         reason: String,
     ) -> Result<(), StoreError> {
         let body = encode(message).to_string();
-        self.bury(module, message.context.event_id.as_str(), body, reason).await
+        self.write_dead_letter(module, message.context.event_id.as_str(), body, reason).await
     }
 
-    async fn bury(
+    async fn write_dead_letter(
         &self,
         module: &Module,
         event_id: &str,

@@ -98,7 +98,7 @@ impl ModuleTask {
             // would get the same number, find the pod of this attempt with what that has gathered,
             // and take it for its own.
             JobMaterials::WaitsAgain if source == JobSource::Adopted => {
-                self.dispatch.leave(&job).await;
+                self.dispatch.hand_over(&job).await;
             }
             JobMaterials::WaitsAgain => {
                 if let Err(error) =
@@ -127,7 +127,7 @@ impl DispatchState {
                     error,
                     "an adopted job's event cannot be read; it goes on"
                 );
-                self.leave(&job).await;
+                self.hand_over(&job).await;
             }
             JobSource::Queue => {
                 let released = AttemptOutcome::failed(error);

@@ -6,7 +6,7 @@
 //! the message, so a message is never lost with its dispatcher. The same task takes jobs that wait
 //! in the ledger ([`due`]): retries, released jobs and gathering jobs. Each job has a task that runs
 //! it, renews its lease and writes how it ended ([`attempt`]). One more task does the housekeeping
-//! ([`house`]): the outbox, expired leases, gathering.
+//! ([`housekeeping`]): the outbox, expired leases, gathering.
 //!
 //! What a module's task and the holder of a lease do next is decided by functions without I/O
 //! ([`serve::plan`], [`lease`]).
@@ -21,9 +21,9 @@ pub mod audit;
 mod claims;
 mod due;
 mod gathers;
-mod house;
+mod handover;
+mod housekeeping;
 mod lease;
-mod left;
 mod modules;
 mod presence;
 pub mod queues;
@@ -212,7 +212,7 @@ impl Dispatcher {
             ModuleSelection::Registered { only } => WantedModules::These(only),
         };
         let mut served = JoinSet::new();
-        for change in shared.look_at_modules(&wanted, &mut served).await? {
+        for change in shared.update_served_modules(&wanted, &mut served).await? {
             // The modules that the dispatcher was started with need no notice.
             if matches!(wanted, WantedModules::All) {
                 shared.notices.send(change);
@@ -229,15 +229,15 @@ impl Dispatcher {
         .await?;
         for dead in presence.dead_neighbours() {
             for job in shared.ledger.held_by(&dead).await? {
-                match shared.outlives(&job.module).await? {
-                    true => shared.leave(&job).await,
-                    false => shared.lose(&job).await,
+                match shared.outlives_dispatcher(&job.module).await? {
+                    true => shared.hand_over(&job).await,
+                    false => shared.mark_lost(&job).await,
                 }
                 remove_attempt(&shared.settings.home, &job.id, job.attempt).await;
             }
             presence.forget(&shared.ledger, &dead).await?;
         }
-        tasks.spawn(shared.clone().keep_house(presence));
+        tasks.spawn(shared.clone().run_housekeeping(presence));
         let _ = ready.send(());
         shutdown.cancelled().await;
         shared.stopping.cancel();
@@ -276,7 +276,7 @@ impl DispatchState {
         drop(counted);
         match result {
             RunResult::Ended(outcome) => self.end(&job, &module, outcome).instrument(span).await,
-            RunResult::Left => self.leave(&job).await,
+            RunResult::Left => self.hand_over(&job).await,
         }
         drop(slot);
         self.freed.notify_waiters();

@@ -54,7 +54,7 @@ impl WantedModules {
 
 impl DispatchState {
     /// Begins to serve a module. It replaces the module that was served under the same name.
-    pub(super) async fn begin(
+    pub(super) async fn serve_module(
         self: &Arc<Self>,
         module: Module,
         registration: Registration,
@@ -89,7 +89,7 @@ impl DispatchState {
     ) {
         let mut unread = false;
         while !self.stopping.is_cancelled() {
-            let read = self.look_at_modules(&wanted, &mut tasks).await;
+            let read = self.update_served_modules(&wanted, &mut tasks).await;
             let read = match read {
                 Ok(changes) => {
                     for change in changes {
@@ -134,13 +134,13 @@ impl DispatchState {
     pub(super) async fn watch_queues(self: Arc<Self>) {
         let mut watch = QueueWatch::default();
         while !self.stopping.is_cancelled() {
-            watch.look(&*self.ledger.plane().bus, &self.served.names()).await;
+            watch.report_changes(&*self.ledger.plane().bus, &self.served.names()).await;
             self.rest(QUEUES_LOOK).await;
         }
     }
 
     /// Serves the modules that are to be served now. Returns the changes.
-    pub(super) async fn look_at_modules(
+    pub(super) async fn update_served_modules(
         self: &Arc<Self>,
         wanted: &WantedModules,
         tasks: &mut JoinSet<()>,
@@ -174,7 +174,7 @@ impl DispatchState {
             }
             // One queue that cannot be declared must not prevent the dispatcher from serving the
             // others.
-            if let Err(error) = self.begin(module.clone(), registration, tasks).await {
+            if let Err(error) = self.serve_module(module.clone(), registration, tasks).await {
                 failed = Err(error);
                 continue;
             }

@@ -8,12 +8,12 @@ use ion_stores::Bus;
 /// The findings that were logged. Each is logged once.
 #[derive(Debug, Default)]
 pub struct QueueWatch {
-    said: BTreeSet<String>,
+    logged: BTreeSet<String>,
 }
 
 impl QueueWatch {
     /// Inspects the queues of these modules. It warns of faults that the last look did not find.
-    pub async fn look(&mut self, bus: &dyn Bus, modules: &[String]) {
+    pub async fn report_changes(&mut self, bus: &dyn Bus, modules: &[String]) {
         let report = match bus.inspect(modules).await {
             Ok(report) => report,
             Err(error) => {
@@ -22,9 +22,9 @@ impl QueueWatch {
             }
         };
         let complaints: BTreeSet<String> = report.complaints.into_iter().collect();
-        for complaint in complaints.difference(&self.said) {
+        for complaint in complaints.difference(&self.logged) {
             tracing::warn!("{complaint}");
         }
-        self.said = complaints;
+        self.logged = complaints;
     }
 }

@@ -38,7 +38,7 @@ const SENT_AGAIN_MAX: Duration = Duration::from_secs(3_600);
 
 /// An event that one module has not claimed.
 #[derive(Debug)]
-struct Seen {
+struct UnclaimedEvent {
     since: Instant,
     sent: u32,
     /// The number of the last walk that has seen the event.
@@ -66,25 +66,25 @@ impl ModuleQueues {
 pub(super) struct Unclaimed {
     /// How long an event may be unclaimed.
     patience: Duration,
-    /// When the walk last went on.
-    went_on: Option<Instant>,
+    /// The time of the last round.
+    last_round: Option<Instant>,
     pages: Option<Pages>,
     walk: u64,
-    seen: HashMap<JobId, Seen>,
+    seen: HashMap<JobId, UnclaimedEvent>,
 }
 
 impl Unclaimed {
     pub(super) fn new(patience: Duration) -> Self {
-        Self { patience, went_on: None, pages: None, walk: 0, seen: HashMap::new() }
+        Self { patience, last_round: None, pages: None, walk: 0, seen: HashMap::new() }
     }
 
     /// Goes on with the walk for a few pages, if it is time.
     pub(super) async fn round(&mut self, ledger: &Ledger) -> Result<(), LedgerError> {
         let begun = Instant::now();
-        if self.went_on.is_some_and(|before| begun.duration_since(before) < EVERY) {
+        if self.last_round.is_some_and(|before| begun.duration_since(before) < EVERY) {
             return Ok(());
         }
-        self.went_on = Some(begun);
+        self.last_round = Some(begun);
         let documents = &ledger.plane().documents;
         let mut registered = None;
         let mut queues = ModuleQueues::default();
@@ -101,12 +101,12 @@ impl Unclaimed {
                 Some(registered) => registered,
                 None => registered.insert(ledger.registered().await?),
             };
-            self.look_at(ledger, registered, &mut queues, page).await?;
+            self.judge_page(ledger, registered, &mut queues, page).await?;
         }
         Ok(())
     }
 
-    async fn look_at(
+    async fn judge_page(
         &mut self,
         ledger: &Ledger,
         registered: &RegisteredModules,
@@ -164,7 +164,8 @@ impl Unclaimed {
         if self.seen.len() >= REMEMBERED_MAX && !self.seen.contains_key(job) {
             return Ok(false);
         }
-        let seen = self.seen.entry(job.clone()).or_insert(Seen { since: now, sent: 0, walk });
+        let seen =
+            self.seen.entry(job.clone()).or_insert(UnclaimedEvent { since: now, sent: 0, walk });
         seen.walk = walk;
         let stood = now.duration_since(seen.since);
         let doubled =

@@ -19,10 +19,10 @@ use super::unclaimed::Unclaimed;
 use super::{DispatchState, warn_once};
 
 /// How often the housekeeping runs.
-pub(super) const KEEP: Duration = Duration::from_secs(1);
+pub(super) const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
 
 /// The housekeeping takes at most one of this many plus one parts of the time.
-const KEEPING_SHARE: u32 = 4;
+const HOUSEKEEPING_SHARE: u32 = 4;
 
 /// What the housekeeping task remembers.
 struct HousekeepingState {
@@ -36,7 +36,7 @@ struct HousekeepingState {
 }
 
 impl DispatchState {
-    pub(super) async fn keep_house(self: Arc<Self>, presence: Presence) {
+    pub(super) async fn run_housekeeping(self: Arc<Self>, presence: Presence) {
         let relay = Relay::new(self.ledger.plane().clone(), relay::GRACE);
         let mut house = HousekeepingState {
             presence,
@@ -50,26 +50,26 @@ impl DispatchState {
         let mut unkept = false;
         while !self.stopping.is_cancelled() {
             let begun = Instant::now();
-            let kept = self.keep_house_once(&mut house).await;
+            let kept = self.housekeeping_round(&mut house).await;
             warn_once(kept, &mut unkept, "the outbox and leases cannot be looked after");
             // A large correlation takes long to read. Most of the time must be left for jobs.
-            self.rest(begun.elapsed() * KEEPING_SHARE).await;
+            self.rest(begun.elapsed() * HOUSEKEEPING_SHARE).await;
             tokio::select! {
                 () = self.stopping.cancelled() => {}
                 () = self.ended.notified() => {}
-                () = tokio::time::sleep(KEEP) => {}
+                () = tokio::time::sleep(HOUSEKEEPING_EVERY) => {}
             }
         }
     }
 
-    async fn keep_house_once(&self, house: &mut HousekeepingState) -> Result<(), LedgerError> {
+    async fn housekeeping_round(&self, house: &mut HousekeepingState) -> Result<(), LedgerError> {
         house.presence.renew(&self.ledger, || self.served.names()).await?;
         // Each look reads all active jobs, so it is not repeated more often than useful.
         if house.looked.is_none_or(|looked| looked.elapsed() >= self.settings.lease / 6) {
             house.looked = Some(Instant::now());
             for job in self.ledger.expired(&mut house.leases).await? {
-                if !self.outlives(&job.module).await? {
-                    self.lose(&job).await;
+                if !self.outlives_dispatcher(&job.module).await? {
+                    self.mark_lost(&job).await;
                 } else if let Some(served) = self.served.get(&job.module)
                     && !self.running.has(&job.id)
                 {

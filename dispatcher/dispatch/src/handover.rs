@@ -12,7 +12,7 @@ use super::{DispatchNotice, DispatchState};
 
 impl DispatchState {
     /// Returns whether a module's jobs go on when their dispatcher ends.
-    pub(super) async fn outlives(&self, module: &str) -> Result<bool, StoreError> {
+    pub(super) async fn outlives_dispatcher(&self, module: &str) -> Result<bool, StoreError> {
         if let Some(served) = self.served.get(module) {
             return Ok(served.module.executor.outlives_dispatchers());
         }
@@ -24,7 +24,7 @@ impl DispatchState {
     }
 
     /// Hands a job over: it goes on, and the first dispatcher that sees it may adopt it.
-    pub(super) async fn leave(&self, job: &JobRecord) {
+    pub(super) async fn hand_over(&self, job: &JobRecord) {
         if let Err(error) = self.ledger.advance(job, &Transition::Left).await {
             // The job is adopted when its lease has expired.
             tracing::debug!(job = %job.id, error = chain(&error), "that a job is left could not be \
@@ -65,7 +65,7 @@ impl DispatchState {
     }
 
     /// Ends the attempt of a job whose holder is gone. The job has another attempt, or is dead.
-    pub(super) async fn lose(&self, job: &JobRecord) {
+    pub(super) async fn mark_lost(&self, job: &JobRecord) {
         match self.ledger.lose(job, "its dispatcher died").await {
             Ok(record) => {
                 self.metrics.ended(&record.module, AttemptEnd::Lost);
