@@ -1,5 +1,6 @@
-//! Loops come to an end, `ion cancel` ends all that comes of an event, and a gathering says what it
-//! waits for and what it ran without.
+//! Shows that loops of modules come to an end, that `ion cancel` ends everything that comes of an
+//! event, and that a gathering job says what it waits for and what it ran without. The tests use
+//! the embedded stores; one test uses RabbitMQ and a MongoDB-compatible store.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +15,7 @@ use ionfs::stores::Collection;
 use ionfs::stores::open::{StoreUrls, open_documents};
 use serde_json::{Value, json};
 
-/// Two modules that feed each other, and one that ends each round.
+/// Writes a pipeline of two modules that feed each other.
 fn circle(home: &Home) -> PathBuf {
     let emit = |name: &str, event_type: &str| {
         home.program(
@@ -40,7 +41,7 @@ fn in_state(home: &Home, state: &str) -> usize {
     home.jobs().iter().filter(|job| job["state"] == state).count()
 }
 
-/// The correlation of the event that a command has created.
+/// Creates an event. Returns its id and the id of its correlation.
 fn create(home: &Home, words: &[&str]) -> (String, String) {
     let created = home.run([&["--json", "event", "create"], words].concat()).well();
     let event: Value = serde_json::from_str(&created.stdout).unwrap();
@@ -74,19 +75,21 @@ fn modules_that_feed_each_other_are_told_of_and_come_to_an_end() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// What goes round and round is ended, whoever runs it; what comes later runs as ever.
+/// `ion cancel` ends a loop that two dispatchers run. Events that are created later start jobs as
+/// usual.
 fn a_circle_is_cancelled(home: &Home, other: &Home) {
     let file = circle(home);
     let up = home.up(&file);
     circle(other);
     let second = other.up(&other.path().join("pipeline.yaml"));
     let (_, circle) = create(home, &["a"]);
-    wait_for("some rounds", || in_state(home, "succeeded") >= 6);
+    wait_for("some rounds of the loop", || in_state(home, "succeeded") >= 6);
     let cancelled = home.run(["--json", "cancel", &circle]).well();
     let cancelled: Value = serde_json::from_str(&cancelled.stdout).unwrap();
     assert_eq!(cancelled["ended"], true, "{cancelled}");
     let done = &cancelled["done"];
-    // A message, a job or an event of it is somewhere on its way at any time.
+    // When the cancellation comes, a message, a job or an event of the loop is on its way.
+    // Whichever it is, every job has ended now.
     let ended = home.jobs();
     let jobs = ended.len();
     assert!(
@@ -98,14 +101,14 @@ fn a_circle_is_cancelled(home: &Home, other: &Home) {
     let counted = ["queued", "prevented", "stopped"].map(|what| done[what].as_u64().unwrap());
     let in_books = in_state(home, "cancelled");
     assert!(counted.iter().sum::<u64>() as usize >= in_books, "{done} and {in_books}");
-    // What was told to the bus before comes and finds nothing to do.
+    // The messages that were published before the cancellation arrive later, and start nothing.
     let (_, later) = create(home, &["c"]);
     let (_, again) = create(home, &["a"]);
     assert_ne!(later, again);
-    wait_for("another circle to go round", || in_state(home, "succeeded") >= 6 + 6);
+    wait_for("another loop to go on", || in_state(home, "succeeded") >= 6 + 6);
     home.run(["cancel", &again]).well();
     let of_first = home.jobs().iter().filter(|job| job["correlationId"] == circle.as_str()).count();
-    assert_eq!(of_first, jobs, "nothing of it was started again");
+    assert_eq!(of_first, jobs, "no job of the cancelled loop has started again");
     assert_eq!((up.stop(), second.stop()), (Some(0), Some(0)));
     home.run(["check"]).well();
 }
@@ -132,7 +135,8 @@ fn a_circle_is_cancelled_on_servers() {
     a_circle_is_cancelled(&home, &other);
 }
 
-/// Nobody has claimed anything yet, and nobody ever will.
+/// An event is cancelled before any dispatcher has claimed its jobs, and no dispatcher ever runs
+/// them.
 #[test]
 fn what_would_still_be_started_is_written_down_as_cancelled() {
     let home = Home::new();
@@ -147,21 +151,21 @@ fn what_would_still_be_started_is_written_down_as_cancelled() {
     let said = home.run(["cancel", &event[..12]]).well();
     assert!(said.stdout.contains("3 jobs that would still have been started"), "{said:#?}");
     let up = home.up(&file);
-    wait_for("the other event's jobs", || in_state(&home, "succeeded") == 3);
+    wait_for("the other event's jobs to succeed", || in_state(&home, "succeeded") == 3);
     assert_eq!(in_state(&home, "cancelled"), 3);
     assert!(
         home.jobs()
             .iter()
             .all(|job| (job["state"] == "succeeded") == (job["correlationId"] == other.as_str()))
     );
-    // Somebody thinks better of it.
+    // A person wants one of the cancelled jobs after all.
     let job = home
         .jobs()
         .into_iter()
         .find(|job| job["module"] == "two" && job["state"] == "cancelled")
         .unwrap();
     home.run(["job", "retry", job["id"].as_str().unwrap()]).well();
-    wait_for("the one that was wanted after all", || in_state(&home, "succeeded") == 4);
+    wait_for("the job that was retried to succeed", || in_state(&home, "succeeded") == 4);
     assert_eq!(up.stop(), Some(0));
     home.run(["check"]).well();
     let unknown = home.run(["cancel", "none"]).failed();
@@ -171,7 +175,7 @@ fn what_would_still_be_started_is_written_down_as_cancelled() {
     );
 }
 
-/// A pipeline of two branches and what gathers both.
+/// Writes a pipeline of two branches and a module that gathers both.
 fn branches(home: &Home, go: &Path) -> PathBuf {
     home.program(
         "fan",
@@ -200,9 +204,11 @@ fn a_branch_is_cancelled_and_what_gathers_says_so() {
     let file = branches(&home, &go);
     let up = home.up(&file);
     create(&home, &["go"]);
-    wait_for("both branches", || of(&home.jobs(), "work", "running") == 2);
+    wait_for("both branches to run", || of(&home.jobs(), "work", "running") == 2);
     let sum = || home.jobs().into_iter().find(|job| job["module"] == "sum").unwrap();
-    wait_for("the record to say what it waits for", || sum()["waitsFor"]["open"] == 2);
+    wait_for("the record to say what the gathering job waits for", || {
+        sum()["waitsFor"]["open"] == 2
+    });
     let waits_for = &sum()["waitsFor"];
     assert_eq!(waits_for["named"][0]["module"], "work", "{waits_for}");
     let traced = home.run(["trace"]).well().stdout;
@@ -220,19 +226,19 @@ fn a_branch_is_cancelled_and_what_gathers_says_so() {
         (1, 1)
     );
     std::fs::write(format!("{}.2", go.display()), "").unwrap();
-    wait_for("the sum", || sum()["state"] == "succeeded");
+    wait_for("the gathering job to succeed", || sum()["state"] == "succeeded");
     assert_eq!(home.run(["job", "logs", sum()["id"].as_str().unwrap()]).well().stdout, "1\n");
     assert_eq!(sum()["waitsFor"], Value::Null);
     assert_eq!(sum()["without"]["jobs"].as_array().unwrap().len(), 1, "{:#}", sum());
     let traced = home.run(["trace"]).well().stdout;
     assert!(traced.contains("began without what 1 job would have made"), "{traced}");
     assert!(!traced.contains("which was run again since"), "{traced}");
-    // The branch is wanted after all: too late for the sum, which is said.
+    // A person wants the branch after all. The gathering job has begun without it, and Ion says so.
     std::fs::write(format!("{}.1", go.display()), "").unwrap();
     let job = home.jobs().into_iter().find(|job| job["state"] == "cancelled").unwrap();
     let retried = home.run(["job", "retry", job["id"].as_str().unwrap()]).well();
     assert!(retried.stderr.contains("of sum has begun without it"), "{retried:#?}");
-    wait_for("the branch", || of(&home.jobs(), "work", "succeeded") == 2);
+    wait_for("the branch to succeed", || of(&home.jobs(), "work", "succeeded") == 2);
     let traced = home.run(["trace"]).well().stdout;
     assert!(
         traced.contains("which was run again since: its results lack the new ones"),
@@ -241,7 +247,8 @@ fn a_branch_is_cancelled_and_what_gathers_says_so() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// A dead job holds the gathering back: the record says so, and how to go on.
+/// A dead job holds a gathering job back. The gathering job's record says so, and the trace says
+/// how to go on.
 #[test]
 fn a_gathering_that_is_held_back_names_the_dead_job() {
     let home = Home::new();
@@ -252,7 +259,7 @@ fn a_gathering_that_is_held_back_names_the_dead_job() {
     let up = home.up(&file);
     home.run(["event", "create", "go", "--wait"]).failed();
     let all = || home.jobs().into_iter().find(|job| job["module"] == "all").unwrap();
-    wait_for("the record to say it", || {
+    wait_for("the record to name the dead job", || {
         all()["waitsFor"]["dead"] == 1 && all()["waitsFor"]["open"] == 0
     });
     let traced = home.run(["trace"]).well().stdout;
@@ -269,7 +276,7 @@ fn a_gathering_that_is_held_back_names_the_dead_job() {
         shown.args(["-c", "cat correlations/*/*/jobs/all/job.json"]).current_dir(&tree);
         shown.output().unwrap().stdout
     };
-    wait_for("the mount", || !seen().is_empty());
+    wait_for("the mount to show the record", || !seen().is_empty());
     let record: Value = serde_json::from_slice(&seen()).unwrap();
     assert_eq!(record["waitsFor"]["named"][0]["state"], json!(JobState::Dead), "{record:#}");
     signal(mount.id(), "TERM");
@@ -277,7 +284,7 @@ fn a_gathering_that_is_held_back_names_the_dead_job() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// The command dies when it has only just begun: a dispatcher ends what it has begun.
+/// The command dies when it has only just begun to cancel. A dispatcher finishes the cancellation.
 #[test]
 fn what_a_killed_command_has_begun_to_cancel_is_cancelled_by_a_dispatcher() {
     let home = Home::new();
@@ -288,7 +295,8 @@ fn what_a_killed_command_has_begun_to_cancel_is_cancelled_by_a_dispatcher() {
     assert_eq!(killed.code, None, "{killed:#?}");
     assert_eq!(home.jobs().len(), 0);
     let up = home.up(&file);
-    // One round was for the modules before it was cancelled; what comes of it is not.
+    // The event `a` was for `ping` before the cancellation, so `ping` runs once. The event that
+    // `ping` commits starts nothing.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let url = StoreUrls::embedded(&home.state()).documents;
     let registry = || {
@@ -296,7 +304,7 @@ fn what_a_killed_command_has_begun_to_cancel_is_cancelled_by_a_dispatcher() {
         runtime.block_on(read)
     };
     assert_eq!(registry().cancelling().count(), 1);
-    wait_for("all of it to be cancelled", || registry().cancelling().count() == 0);
+    wait_for("the cancellation to end", || registry().cancelling().count() == 0);
     let events = home.trace();
     assert!(in_state(&home, "running") + in_state(&home, "queued") == 0, "{events:#?}");
     assert!(events.iter().any(|event| event["cancelled"] == true), "{events:#?}");
@@ -306,9 +314,9 @@ fn what_a_killed_command_has_begun_to_cancel_is_cancelled_by_a_dispatcher() {
             .stdout
             .contains("committed during a cancellation: it starts nothing")
     );
-    // And no longer than that.
+    // Events that are created after the cancellation start jobs again.
     create(&home, &["b", "--correlation", &correlation]);
-    wait_for("what comes later", || in_state(&home, "succeeded") > 4);
+    wait_for("the later event's jobs to succeed", || in_state(&home, "succeeded") > 4);
     home.run(["cancel", &correlation]).well();
     assert_eq!(up.stop(), Some(0));
 }
@@ -322,7 +330,7 @@ fn a_correlation_and_an_event_are_cancelled_over_http() {
     let address = address(&up);
     for of_event in [false, true] {
         let (event, correlation) = create(&home, &["go"]);
-        wait_for("the job", || in_state(&home, "running") == 1);
+        wait_for("the job to run", || in_state(&home, "running") == 1);
         let path = match of_event {
             true => format!("/events/{event}/cancel?wait=30s"),
             false => format!("/correlations/{correlation}/cancel?wait=30s"),
@@ -337,8 +345,8 @@ fn a_correlation_and_an_event_are_cancelled_over_http() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// As deep a lineage as an older Ion would have made, and 15,000 jobs: a trace neither recurses nor
-/// takes a time that grows with the square.
+/// The lineage is as deep as older Ion could make it, and has 15,000 jobs. `ion trace` neither
+/// recurses nor takes time that grows with the square of the depth.
 #[test]
 fn a_trace_of_a_deep_lineage_is_shown_to_its_end() {
     const DEEP: usize = 15_000;

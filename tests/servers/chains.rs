@@ -1,4 +1,7 @@
-//! Chains: payloads through programs that read stdin and write stdout.
+//! Shows that chains pass payloads through programs that read stdin and write stdout, and what
+//! happens when a program, a client or a dispatcher ends early. The tests use the embedded stores;
+//! one test uses RabbitMQ, a MongoDB-compatible store and S3, and one has nginx in front of the
+//! gateway.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -16,7 +19,8 @@ use crate::support::servers::{Mongo, Rabbit, S3, plane};
 use crate::support::{CommandOutput, Home, RunningCommand, below, wait_for};
 use serde_json::{Value, json};
 
-/// A dispatcher of a chain file with this text, and its gateway.
+/// Starts a dispatcher of a chain file with this text, and its gateway. Returns the process and the
+/// gateway's address.
 fn up(home: &Home, chain: &str) -> (RunningCommand, String) {
     let file = home.write("chain.yaml", chain);
     let up = home.up_with(&["--gateway", "127.0.0.1:0"], &file);
@@ -28,12 +32,12 @@ fn post(address: &str, chain: &str, body: &[u8]) -> Answer {
     request(address, "POST", &format!("/chains/{chain}"), &[], body)
 }
 
-/// Of a trace, the documents that have this.
+/// Returns the documents of a trace in which `member` has this value.
 fn with<'t>(trace: &'t [Value], member: &str, value: &str) -> Vec<&'t Value> {
     trace.iter().filter(|document| document[member] == value).collect()
 }
 
-/// The correlation that an answer names, once nothing of it goes on.
+/// Returns the trace of the correlation that an answer names.
 fn trace_of(home: &Home, correlation: &str) -> Vec<Value> {
     let trace = home.run(["--json", "trace", correlation]).well();
     serde_json::from_str(&trace.stdout).unwrap()
@@ -76,7 +80,7 @@ fn a_payload_goes_through_all_links_and_leaves_a_trace() {
     }
     let ended = get(&at, &format!("/correlations/{correlation}"));
     assert_eq!(ended.header("ion-outcome"), Some("succeeded"));
-    // An empty payload is one, and one without an answer has none.
+    // An empty payload is a payload, and its answer is empty.
     let file = home.write("cats.yaml", "name: cats\nChain: [{Command: cat}, {Command: cat}]\n");
     assert_eq!(post(&at, "cats", b"").says(404)["type"], "urn:ion:problem:not-found");
     assert_eq!(daemon.stop(), Some(0));
@@ -131,14 +135,14 @@ fn a_link_that_fails_is_named_with_its_words() {
         if name == "fails" {
             let said = home.run(["job", "logs", problem["job"].as_str().unwrap()]).well();
             assert_eq!(said.stdout, "no such thing\n");
-            // What came before it is there to be looked at.
+            // The events before the failed link are kept, for people to look at.
             let trace = trace_of(&home, problem["correlation"].as_str().unwrap());
             assert_eq!(with(&trace, "type", "chain.fails.1").len(), 1);
             let again = home.run(["job", "retry", problem["job"].as_str().unwrap()]).failed();
             assert!(again.stderr.contains("no module"), "{again:?}");
         }
         let pid = daemon.pid();
-        wait_for("its processes to be gone", || {
+        wait_for("the link's processes to be gone", || {
             !below(pid).iter().any(|(_, name)| name == "sleep")
         });
         assert_eq!(daemon.stop(), Some(0));
@@ -151,7 +155,8 @@ fn a_link_that_writes_without_end_is_ended() {
     let home = Home::new();
     let (daemon, at) =
         up(&home, "name: writes\noutput: 1MiB\nChain: [{Command: cat}, {Command: yes}]\n");
-    // Its answer had begun: what came is not all, and no client can take it for that.
+    // The answer has begun when the link is ended. It breaks off, so no client can take it for
+    // complete.
     let mut client = Http::to(&at);
     client.begin("POST", "/chains/writes", &[("content-length", "0")]);
     assert_eq!(client.head().unwrap().status, 200);
@@ -182,7 +187,7 @@ fn an_answer_begins_before_its_request_has_ended() {
     assert_eq!(client.chunk(), None);
     let trace = trace_of(&home, head.header("ion-correlation-id").unwrap());
     assert_eq!(with(&trace, "type", "chain.cats.done")[0]["files"][0]["size"], 11);
-    // One that fails once it has begun breaks off.
+    // If a link fails after the answer has begun, the answer breaks off.
     assert_eq!(daemon.stop(), Some(0));
     home.program("late", "#!/bin/sh\nhead -c 5\ncat >/dev/null\nexit 1\n");
     let (daemon, at) = up(&home, "name: late\nChain: [{Command: ./late}]\n");
@@ -196,7 +201,7 @@ fn an_answer_begins_before_its_request_has_ended() {
     client.send(b"0\r\n\r\n").unwrap();
     let rest =
         BufReader::new(client.into_stream()).lines().map_while(Result::ok).collect::<String>();
-    assert!(!rest.starts_with('0'), "no last chunk: {rest:?}");
+    assert!(!rest.starts_with('0'), "the answer has no last chunk: {rest:?}");
     assert_eq!(daemon.stop(), Some(0));
 }
 
@@ -250,15 +255,15 @@ fn a_client_that_goes_away_cancels() {
         home.jobs().iter().any(|job| job["state"] == "cancelled")
     });
     assert_eq!(daemon.stop(), Some(0));
-    // Killed outright, it leaves no process behind either.
+    // A dispatcher that is killed leaves no process behind, either.
     let (daemon, _) = up(&home, LINES);
     let mut links = vec![];
-    wait_for("links to wait", || {
+    wait_for("the links' processes to wait", || {
         links = below(daemon.pid());
         links.iter().filter(|(_, name)| name == "grep" || name == "xargs").count() == 4
     });
     daemon.kill();
-    wait_for("the links to be gone", || {
+    wait_for("the links' processes to be gone", || {
         links.iter().all(|(pid, _)| !std::path::Path::new(&format!("/proc/{pid}")).exists())
     });
 }
@@ -271,7 +276,7 @@ fn processes_wait_and_one_that_does_not_is_started_less_and_less() {
     home.program("never-waits", &script);
     let (daemon, at) = up(&home, "name: eager\nChain: [{Command: ./never-waits}]\n");
     let starts = || std::fs::read_to_string(&said).unwrap_or_default().len() / 2;
-    wait_for("it to be started ahead", || starts() >= 3);
+    wait_for("the program to be started ahead", || starts() >= 3);
     let begun = Instant::now();
     let before = starts();
     assert_eq!(post(&at, "eager", b"x").text(), "answer\n");
@@ -286,10 +291,10 @@ fn a_link_that_nobody_uses_keeps_no_processes() {
     let home = Home::new();
     let (daemon, at) = up(&home, "name: cats\nidle: 4s\nChain: [{Command: cat}]\n");
     let cats = || below(daemon.pid()).iter().filter(|(_, name)| name == "cat").count();
-    wait_for("two to wait", || cats() == 2);
-    wait_for("none to be left", || cats() == 0);
+    wait_for("two processes to wait", || cats() == 2);
+    wait_for("no process to be left", || cats() == 0);
     assert_eq!(post(&at, "cats", b"miaow").text(), "miaow");
-    wait_for("two to wait again", || cats() == 2);
+    wait_for("two processes to wait again", || cats() == 2);
     assert_eq!(daemon.stop(), Some(0));
 }
 
@@ -311,7 +316,7 @@ fn of_a_thousand_requests_at_fifty_at_a_time_none_is_lost() {
     assert_eq!(serde_json::from_str::<Value>(&events.stdout).unwrap()["events"], 4000);
 }
 
-/// The gateways do not know who runs what they are sent.
+/// A gateway does not know which dispatcher runs a chain.
 #[test]
 fn any_dispatcher_of_the_plane_runs_what_any_gateway_is_sent() {
     let (mongo, rabbit, s3) = (Mongo::start(), Rabbit::start(), S3::start());
@@ -331,7 +336,7 @@ fn any_dispatcher_of_the_plane_runs_what_any_gateway_is_sent() {
     let addresses: Vec<String> = gateways.iter().map(address).collect();
     let times = load(&addresses, 100, 8);
     say("100 requests through MongoDB, RabbitMQ and S3, 8 at a time", &times);
-    // The answer of what fails is the same wherever it ran.
+    // The answer about a failed link is the same wherever the link ran.
     let problem = post(&addresses[0], "lines", b"nothing of that\n").says(502);
     assert_eq!((&problem["link"], &problem["exitCode"]), (&json!("grep"), &json!(1)), "{problem}");
     let jobs = homes[0].jobs();
@@ -376,7 +381,8 @@ fn a_module_may_be_one_link_of_a_pipeline() {
     assert_eq!(with(&trace, "type", "words")[0]["files"][0]["size"], 6);
     assert_eq!(with(&trace, "module", "sorted").len(), 1);
     assert_eq!(with(&trace, "type", "counted").len(), 1);
-    // By HTTP it is a chain, whose answer may start others; its first event is told to nobody.
+    // Over HTTP the module is a chain of one link. The event with its answer may start other
+    // modules; its first event starts none.
     let at = address(&daemon);
     let answer = post(&at, "sorted", b"y\nx\ny\n");
     assert_eq!((answer.status, answer.text().as_str()), (200, "x\ny\n"));
@@ -397,7 +403,7 @@ fn a_module_may_be_one_link_of_a_pipeline() {
     home.run(["check", "--deep"]).well();
 }
 
-/// C10, as `yes | head -n 3` in a shell: who wants no more ends the links before it.
+/// As with `yes | head -n 3` in a shell: a link that has read enough ends the links before it.
 #[test]
 fn an_early_close_ends_the_links_before_it() {
     let home = Home::new();
@@ -412,7 +418,7 @@ fn an_early_close_ends_the_links_before_it() {
     let yes = jobs.iter().find(|job| job["module"] == "yes").unwrap();
     assert_eq!(yes["attempts"][0]["reason"], "ended early: the next link had closed its stdin");
     assert_eq!(daemon.stop(), Some(0));
-    // One that does not mind the signal, which would go on for ever in a shell.
+    // This link ignores SIGPIPE. In a shell it would run forever.
     home.program("deaf", "#!/bin/sh\ntrap '' PIPE\nwhile :; do echo y 2>/dev/null; done\n");
     let (daemon, at) = up(
         &home,
@@ -421,9 +427,11 @@ fn an_early_close_ends_the_links_before_it() {
     let answer = post(&at, "deaf", b"");
     assert_eq!((answer.status, answer.text().as_str()), (200, "y\ny\ny\n"));
     let pid = daemon.pid();
-    wait_for("its process to be gone", || !below(pid).iter().any(|(_, name)| name == "deaf"));
+    wait_for("the link's process to be gone", || {
+        !below(pid).iter().any(|(_, name)| name == "deaf")
+    });
     assert_eq!(daemon.stop(), Some(0));
-    // One that fails for a reason of its own fails its run, whatever the next one does.
+    // A link that fails for a reason of its own fails the run, whatever the next link does.
     home.program("fails", "#!/bin/sh\necho some\nexit 3\n");
     let (daemon, at) = up(
         &home,
@@ -435,7 +443,8 @@ fn an_early_close_ends_the_links_before_it() {
     home.run(["check", "--deep"]).well();
 }
 
-/// C9: what a program reads before its stdin is as old as its start.
+/// A program may read a file before its stdin. A program that was started ahead has read the file
+/// before its payload came; `warm: 0` starts each program with its payload.
 #[test]
 fn a_chain_that_wants_none_ahead_starts_each_with_its_payload() {
     let home = Home::new();
@@ -445,10 +454,10 @@ fn a_chain_that_wants_none_ahead_starts_each_with_its_payload() {
         std::fs::write(&now, "first").unwrap();
         let (daemon, at) =
             up(&home, &format!("name: reads\n{warm}Chain: [{{Command: ./reads}}]\n"));
-        // Also after runs, which let a pool grow.
+        // Some runs come first, because a run lets the pool of processes grow.
         (0..4).for_each(|_| assert_eq!(post(&at, "reads", b"x").text(), "first"));
         if warm.is_empty() {
-            wait_for("one to be started ahead", || {
+            wait_for("a process to be started ahead", || {
                 below(daemon.pid()).iter().any(|(_, name)| name == "cat")
             });
         }
@@ -458,7 +467,8 @@ fn a_chain_that_wants_none_ahead_starts_each_with_its_payload() {
     }
 }
 
-/// D5: HTTP/1.0 has no chunks, so an answer that breaks off looks whole there.
+/// HTTP/1.0 has no chunks, so its clients would take an answer that breaks off for complete. They
+/// receive an error instead.
 #[test]
 fn a_failed_answer_is_taken_for_whole_by_nobody() {
     let home = Home::new();
@@ -491,8 +501,8 @@ fn a_failed_answer_is_taken_for_whole_by_nobody() {
         assert_eq!((answer.stdout.as_str(), answer.stderr.as_str()), ("begun\ndone\n", "200"));
         let failed = curl("late");
         match version {
-            // As nginx asks unless it is told otherwise: what failed is told before anything is
-            // answered.
+            // nginx uses HTTP/1.0 unless it is configured otherwise. Then the gateway reports a
+            // failure before it answers anything.
             "1.0" => assert!(failed.code == Some(0) && failed.stderr == "502", "{failed:?}"),
             _ => assert!(failed.code != Some(0) || failed.stderr == "502", "{failed:?}"),
         }
@@ -501,14 +511,15 @@ fn a_failed_answer_is_taken_for_whole_by_nobody() {
     assert_eq!((late.stop(), well.stop()), (Some(0), Some(0)));
 }
 
-/// A proxy that people put in front of a gateway.
+/// An nginx, which people put in front of a gateway.
 struct Nginx {
     child: std::process::Child,
     address: String,
 }
 
 impl Nginx {
-    /// Passes `/1.0/chains/NAME` and `/1.1/chains/NAME` on, each by that version of HTTP.
+    /// Starts an nginx that passes `/1.0/chains/NAME` and `/1.1/chains/NAME` on, each with that
+    /// version of HTTP.
     fn start(home: &Home, chains: &[(&str, &str)]) -> Self {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = free.local_addr().unwrap().to_string();
@@ -541,7 +552,7 @@ impl Nginx {
             .arg(settings)
             .spawn()
             .unwrap();
-        wait_for("nginx", || TcpStream::connect(&address).is_ok());
+        wait_for("nginx to answer", || TcpStream::connect(&address).is_ok());
         Self { child, address }
     }
 }

@@ -1,5 +1,6 @@
-//! The node's driver through its sockets, as a kubelet speaks to it: what the sanity suite of CSI
-//! asks of every driver, and what Ion promises of a pod's tree.
+//! Speaks to the node's CSI driver through its sockets, as a kubelet does. The tests show that the
+//! driver does what CSI's sanity suite asks of every driver, and that it keeps Ion's promises about
+//! a pod's tree. The driver has the embedded stores; in one test it has a MongoDB-compatible store.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -35,8 +36,8 @@ use tonic::{Code, Status};
 
 const EVENT: &str = r#"{"eventType": "made", "files": []}"#;
 
-/// How long a call in a tree may take to fail once its daemon has ended: the kernel answers at
-/// once, the rest is a busy machine's.
+/// How long a call in a tree may take to fail once the tree's daemon has ended. The kernel answers
+/// at once; the rest of the time is for a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(15);
 
 #[track_caller]
@@ -55,7 +56,7 @@ fn folder_of(path: &Path) -> Vec<String> {
     names
 }
 
-// ---- what every driver is asked ----
+// ---- What CSI asks of every driver ----
 
 #[test]
 fn the_driver_tells_who_it_is_and_that_it_is_ready() {
@@ -64,7 +65,7 @@ fn the_driver_tells_who_it_is_and_that_it_is_ready() {
     rig.runtime.block_on(async {
         let (mut identity, mut node) = (identity, node);
         let info = identity.get_plugin_info(GetPluginInfoRequest {}).await.unwrap().into_inner();
-        // A domain's name of 63 characters at most.
+        // The name is a domain name of at most 63 characters.
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
         assert!(!info.name.is_empty() && info.name.len() <= 63 && info.name.bytes().all(plain));
         assert_eq!(
@@ -106,7 +107,7 @@ fn a_kubelet_learns_of_the_driver() {
             "{socket:?}"
         );
     }
-    // A kubelet would go on asking a socket that is there.
+    // A kubelet would go on asking a socket that still exists.
     assert_eq!(rig.driver.take().unwrap().stop(), Some(0));
     assert!(!registration.exists() && !rig.home.path().join("csi.sock").exists());
 }
@@ -173,7 +174,7 @@ fn what_a_request_lacks_is_an_invalid_argument() {
         let key = format!("csi.storage.k8s.io/{key}");
         invalid(without(&|request| drop(request.volume_context.remove(&key))), "podInfoOnMount");
     }
-    assert!(rig.ticket(&attempt).pod.is_none(), "none of them has taken the ticket");
+    assert!(rig.ticket(&attempt).pod.is_none(), "no invalid request has taken the ticket");
     assert!(!target.exists() && rig.kept().is_empty());
     invalid(rig.unpublish("", &target), "volume_id");
     invalid(rig.unpublish("v", Path::new("")), "target_path");
@@ -194,7 +195,7 @@ fn publishing_again_changes_nothing_and_elsewhere_it_is_there_already() {
     assert_eq!(fs::read_to_string(target.join("out/data/f")).unwrap(), "kept");
     let other = rig.target("other");
     refused(rig.publish("v", &other, &attempt), Code::AlreadyExists, target.to_str().unwrap());
-    // From there it can be taken away, as it never was there.
+    // The volume may be unpublished at the other target, where it never was.
     rig.unpublish("v", &other).unwrap();
     assert_eq!(fs::read_to_string(target.join("out/data/f")).unwrap(), "kept");
     assert_eq!(mounts_below(rig.home.path()), [target.as_path()]);
@@ -212,8 +213,8 @@ fn what_is_not_published_can_be_unpublished() {
     rig.unpublish("v", &target).unwrap();
     fs::create_dir(&target).unwrap();
     rig.unpublish("v", &target).unwrap();
-    assert!(!target.exists(), "the kubelet leaves the folder to the driver");
-    // What somebody else keeps there is not the driver's.
+    assert!(!target.exists(), "the driver removes the folder, which the kubelet leaves to it");
+    // The driver does not remove what somebody else keeps there.
     fs::create_dir(&target).unwrap();
     fs::write(target.join("f"), "somebody's").unwrap();
     refused(rig.unpublish("v", &target), Code::Internal, "cannot be removed");
@@ -222,7 +223,7 @@ fn what_is_not_published_can_be_unpublished() {
     std::os::unix::fs::symlink(&target, &link).unwrap();
     refused(rig.publish("link", &link, &attempt), Code::Internal, "target cannot be made");
     assert_eq!(fs::read_to_string(target.join("f")).unwrap(), "somebody's");
-    assert!(rig.kept().is_empty(), "a failed try leaves nothing: {:?}", rig.kept());
+    assert!(rig.kept().is_empty(), "a call that fails leaves nothing: {:?}", rig.kept());
     fs::remove_file(&link).unwrap();
     fs::remove_dir_all(&target).unwrap();
 }
@@ -247,7 +248,7 @@ fn volumes_come_and_go_many_times_and_side_by_side() {
         })
         .collect();
     let node = rig.node();
-    // Each is asked for four times at the same time.
+    // Each call is made four times at the same time.
     let four = || pods.iter().flat_map(|pod| [pod; 4]);
     let published = four().map(|(volume, attempt, target)| {
         let (mut node, request) = (node.clone(), rig.request(volume, target, &attempt.token));
@@ -271,7 +272,7 @@ fn volumes_come_and_go_many_times_and_side_by_side() {
     for (_, attempt, _) in &pods {
         assert_eq!(rig.outcome(attempt).receipts.len(), 1);
     }
-    // Who asks for both at once gets one after the other, whichever comes first.
+    // If both calls come at the same time, the driver handles one after the other, in either order.
     for round in 0..10 {
         let name = format!("both-{round}");
         let (attempt, target) = (rig.attempt(&name), rig.target(&name));
@@ -321,7 +322,7 @@ fn a_volumes_id_may_be_anything() {
     assert!(rig.kept().is_empty());
 }
 
-// ---- tokens ----
+// ---- Tokens ----
 
 #[test]
 fn a_token_opens_one_tree_to_one_pod() {
@@ -350,7 +351,7 @@ fn a_token_opens_one_tree_to_one_pod() {
     assert!(said.contains("a pod gets no tree") && !said.contains(&attempt.token), "{said}");
     assert!(rig.ticket(&attempt).pod.is_none());
     rig.publish("v", &target, &attempt).unwrap();
-    // The same pod comes again, and it alone.
+    // The same pod may publish its volume again. No other pod may publish it.
     rig.publish("v", &target, &attempt).unwrap();
     let thief = rig.target("thief");
     refused(rig.publish("thief", &thief, &attempt), Code::PermissionDenied, "of pod \"pod\"");
@@ -361,13 +362,13 @@ fn a_token_opens_one_tree_to_one_pod() {
     fs::write(target.join("out/events/made.json"), EVENT).unwrap();
     rig.unpublish("v", &target).unwrap();
     assert_eq!(rig.outcome(&attempt).receipts.len(), 1);
-    // One that its dispatcher has withdrawn.
+    // The dispatcher has withdrawn this ticket.
     let (withdrawn, target) = (rig.attempt("w"), rig.target("w"));
     rig.runtime.block_on(Ticket::withdraw(&rig.plane, &withdrawn.ticket())).unwrap();
     refused(rig.publish("w", &target, &withdrawn), Code::NotFound, "it is over");
 }
 
-// ---- the tree ----
+// ---- The tree ----
 
 #[test]
 fn a_pod_of_any_user_reads_writes_and_commits_and_its_ticket_says_so() {
@@ -381,7 +382,7 @@ fn a_pod_of_any_user_reads_writes_and_commits_and_its_ticket_says_so() {
     let script = "set -e; cat in/data/f >out/data/copy; test $(cat in/meta/n) = 7; mkdir out/data/d; echo more >out/data/d/x; \
         echo '{\"eventType\": \"made\", \"files\": [\"copy\", \"d/x\"], \"k\": \"v\"}' >out/events/made.json; \
         test -e events/published/made.json; ! touch in/data/more";
-    // A container has the tree in namespaces of its own, where a user of the image runs.
+    // A container sees the tree in namespaces of its own, where a user of the image runs.
     let uids = fs::read_to_string("/proc/self/uid_map").unwrap();
     let root = uids.split_whitespace().eq(["0", "0", "4294967295"]);
     let user = if root { "setpriv --reuid=1234 --regid=1234 --clear-groups" } else { "" };
@@ -404,7 +405,7 @@ fn a_pod_of_any_user_reads_writes_and_commits_and_its_ticket_says_so() {
     let pod = rig.ticket(&attempt).pod.unwrap();
     assert_eq!([pod.uid, pod.name, pod.node, pod.volume], ["v", "pod", NODE, "v"]);
     assert!(!target.exists() && mounts_below(rig.home.path()).is_empty());
-    assert!(rig.kept().is_empty(), "nothing of it stays on the node: {:?}", rig.kept());
+    assert!(rig.kept().is_empty(), "nothing of the volume stays on the node: {:?}", rig.kept());
     rig.home.run(["check"]).well();
 }
 
@@ -417,7 +418,7 @@ fn an_event_that_is_left_open_or_incomplete_is_rejected_and_the_ticket_says_so()
     let rig = CsiRig::new(&[]);
     let (attempt, target) = rig.pod("v");
     fs::write(target.join("out/events/half.json"), r#"{"eventType": "ma"#).unwrap();
-    // Of somebody else on the node: the pod's own processes have ended.
+    // Somebody else on the node holds this file open. The pod's own processes have ended.
     let mut open = fs::File::create(target.join("out/events/open.json")).unwrap();
     open.write_all(br#"{"eventType": "#).unwrap();
     fs::write(target.join("out/events/whole.json"), EVENT).unwrap();
@@ -425,7 +426,7 @@ fn an_event_that_is_left_open_or_incomplete_is_rejected_and_the_ticket_says_so()
     rig.unpublish("v", &target).unwrap();
     assert!(
         begun.elapsed() < Duration::from_secs(30),
-        "whoever still looks at it does not hold it"
+        "a process that holds a file open does not hold up the call"
     );
     let outcome = rig.outcome(&attempt);
     let mut rejected: Vec<_> =
@@ -437,7 +438,7 @@ fn an_event_that_is_left_open_or_incomplete_is_rejected_and_the_ticket_says_so()
         assert!(rig.committed(&attempt, file).is_none());
     }
     assert!(!target.exists() && rig.kept().is_empty());
-    // Too late: nothing more is decided upon.
+    // The rest of the file comes too late. Its event stays rejected.
     let _ = open.write_all(br#""made"}"#);
     drop(open);
     assert!(rig.committed(&attempt, "open.json").is_none());
@@ -472,7 +473,7 @@ fn an_attempt_that_does_not_run_any_more_commits_nothing() {
     }
 }
 
-// ---- the daemon's end ----
+// ---- The daemon's end ----
 
 #[test]
 fn a_daemon_that_is_told_to_end_takes_its_trees_with_it() {
@@ -488,8 +489,8 @@ fn a_daemon_that_is_killed_takes_its_trees_with_it() {
     }
 }
 
-/// Works in a tree in a thread of its own, round after round, until a call fails: how many rounds
-/// there were, and when that was.
+/// Calls `round` in a thread of its own, again and again, until it fails. The receiver gets the
+/// number of rounds that succeeded, the time of the failure and the error.
 fn works(
     mut round: impl FnMut(usize) -> std::io::Result<()> + Send + 'static,
 ) -> mpsc::Receiver<(usize, Instant, std::io::Error)> {
@@ -505,8 +506,8 @@ fn works(
     told
 }
 
-/// Events that are finished after the daemon was told to end: enough that one which slips through
-/// is seen.
+/// The number of events that are finished after the daemon was told to end. With so many of them,
+/// the test would see one that slips through.
 const HALVES: usize = 16;
 
 fn ends_with_its_daemon(how: &str) {
@@ -521,7 +522,7 @@ fn ends_with_its_daemon(how: &str) {
         let mut read = vec![0; 1 << 20];
         for piece in large.chunks(1 << 20) {
             file.read_exact(&mut read)?;
-            assert!(read == piece, "what is read is what was stored");
+            assert!(read == piece, "a read returns what was stored");
         }
         Ok(())
     });
@@ -533,7 +534,7 @@ fn ends_with_its_daemon(how: &str) {
     let closer = works(move |number| {
         let mut file = fs::File::create(events.join(format!("{number}.json")))?;
         file.write_all(EVENT.as_bytes())?;
-        // As a close, and says how that went.
+        // This commits the event as a close does, and returns whether the commit succeeded.
         file.sync_all()
     });
     let halves = (0..HALVES).map(|number| {
@@ -542,7 +543,7 @@ fn ends_with_its_daemon(how: &str) {
         half
     });
     let halves: Vec<fs::File> = halves.collect();
-    wait_for("some events", || rig.committed(&attempt, "3.json").is_some());
+    wait_for("some events to be committed", || rig.committed(&attempt, "3.json").is_some());
     let driver = rig.driver.take().unwrap();
     let begun = Instant::now();
     signal(driver.pid(), how);
@@ -563,26 +564,30 @@ fn ends_with_its_daemon(how: &str) {
     }
     let code = driver.wait();
     assert_eq!(code, (how == "TERM").then_some(0));
-    // What was answered is in; of the one that was not, all or nothing.
+    // Every event whose commit was answered is there. The event whose commit was not answered is
+    // there or not, but never in part.
     for number in 0..committed {
         assert!(
             rig.committed(&attempt, &format!("{number}.json")).is_some(),
-            "event {number} was promised"
+            "event {number} is there, because its commit was answered"
         );
     }
     assert!(rig.committed(&attempt, &format!("{}.json", committed + 1)).is_none());
     for number in 0..HALVES {
         let half = format!("half{number}.json");
-        assert!(rig.committed(&attempt, &half).is_none(), "{half} was refused");
+        assert!(
+            rig.committed(&attempt, &half).is_none(),
+            "{half} is not there, because it was refused"
+        );
     }
     let left = mounts_below(rig.home.path()).len();
     assert_eq!(
         left,
         if how == "TERM" { 0 } else { 2 },
-        "a daemon that may still do something leaves nothing"
+        "only a daemon that was killed leaves trees mounted"
     );
     rig.start();
-    assert!(mounts_below(rig.home.path()).is_empty(), "the next daemon takes away what was left");
+    assert!(mounts_below(rig.home.path()).is_empty(), "the next daemon unmounts what was left");
     assert!(rig.kept().is_empty(), "{:?}", rig.kept());
     for one in [&attempt, &idle] {
         rig.is_lost(one);
@@ -596,10 +601,10 @@ fn ends_with_its_daemon(how: &str) {
     for one in [&attempt, &idle] {
         rig.is_lost(one);
     }
-    // The daemon may have been killed between a commit and its publication, which a dispatcher
-    // would make good.
+    // The daemon may have been killed between an event's commit and its publication. A dispatcher
+    // would publish the event later.
     rig.home.run(["check", "--repair"]).well();
-    // The next attempt's pod is served as if nothing had been.
+    // The driver serves the pod of the next attempt as if nothing had happened.
     let (next, target) = rig.pod("next");
     fs::write(target.join("out/events/made.json"), EVENT).unwrap();
     rig.unpublish("next", &target).unwrap();
@@ -616,7 +621,7 @@ fn a_node_has_one_driver() {
     let words = [vec!["csi".to_owned()], rig.words()].concat();
     let second = rig.home.run(words).failed();
     assert!(second.stderr.contains("another daemon serves them"), "{second:#?}");
-    // It has taken nothing away, its socket neither.
+    // The second driver has removed nothing of the first one, not even its socket.
     fs::write(target.join("out/data/f"), "x").unwrap();
     rig.unpublish("v", &target).unwrap();
 }
@@ -629,7 +634,7 @@ fn a_client_that_says_nothing_does_not_hold_the_daemon() {
     assert_eq!(driver.stop(), Some(0));
     assert!(
         begun.elapsed() < Duration::from_secs(25),
-        "{:?}: a pod has 30 seconds to end",
+        "{:?} is too long: a pod has 30 seconds to end",
         begun.elapsed()
     );
     drop(silent);
@@ -656,21 +661,21 @@ fn a_store_that_is_away_is_told_when_it_is_back() {
     mongo.server.kill();
     refused(rig.unpublish("v", &target), Code::Unavailable, "");
     refused(rig.publish("late", &late_target, &late), Code::Unavailable, "");
-    // The tree is gone all the same, and what was decided is decided.
+    // The tree is unmounted all the same, and its event stays committed.
     assert_eq!(mounts_below(rig.home.path()), [left_target.as_path()]);
     mongo.server.start();
-    // As a kubelet does, which tries again.
+    // The test tries again, as a kubelet does.
     wait_for("the stores to answer", || rig.unpublish("v", &target).is_ok());
     let outcome = rig.outcome(&attempt);
     assert_eq!((outcome.receipts.len(), outcome.rejections.len()), (1, 0));
     rig.publish("late", &late_target, &late).unwrap();
-    // A daemon that ends meanwhile leaves it to the next one.
+    // A daemon that ends while the store stands still leaves the rest to the next daemon.
     mongo.server.pause();
     let (driver, begun) = (rig.driver.take().unwrap(), Instant::now());
     assert_eq!(driver.stop(), Some(0));
     assert!(
         begun.elapsed() < Duration::from_secs(25),
-        "{:?}: a pod has 30 seconds to end",
+        "{:?} is too long: a pod has 30 seconds to end",
         begun.elapsed()
     );
     mongo.server.resume();

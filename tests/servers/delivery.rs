@@ -1,5 +1,6 @@
-//! Every event reaches each module that was registered when it was committed, whatever clocks,
-//! operators and brokers do.
+//! Shows that every event reaches each module that was registered when the event was committed,
+//! whatever clocks, operators and brokers do. The tests use the embedded stores, and RabbitMQ with
+//! a MongoDB-compatible store.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,14 +15,15 @@ use ionfs::stores::open::StoreUrls;
 use ionfs::stores::{DataPlane, Routed};
 use serde_json::Value;
 
-/// A dispatcher looks for events that nobody has claimed once in so long.
+/// The flags for a short lease. When an event has been unclaimed for a lease, a dispatcher sends
+/// its message again.
 const FAST: [&str; 2] = ["--lease", "2s"];
 
 fn pipeline(home: &Home, name: &str, modules: &str) -> PathBuf {
     home.write(name, format!("modules:\n{modules}"))
 }
 
-/// How many jobs of a module have succeeded.
+/// Returns how many jobs of a module have succeeded.
 fn succeeded(home: &Home, module: &str) -> usize {
     let of = |job: &&Value| job["module"] == module && job["state"] == "succeeded";
     home.jobs().iter().filter(of).count()
@@ -54,18 +56,18 @@ fn in_plane<T>(home: &Home, act: impl AsyncFnOnce(DataPlane) -> T) -> T {
     runtime.block_on(async { act(ionfs::stores::open::open(&urls).await.unwrap()).await })
 }
 
-/// As an operator does.
+/// Deletes a module's queue, as an operator does.
 fn delete_queue(home: &Home, module: &str) {
     in_plane(home, async |plane| plane.bus.retire(module).await.unwrap());
 }
 
-/// An operator deletes a module's queue with messages in it, and another event comes while there is
-/// none.
+/// An operator deletes a module's queue with messages in it, and another event is created while
+/// there is no queue.
 fn a_deleted_queue_loses_no_event(home: &Home) {
     let file = pipeline(home, "p.yaml", "  work: {on: [go], run: [\"true\"]}\n");
     home.run(["module", "create", "--pipeline", file.to_str().unwrap()]).well();
     (0..3).for_each(|_| create(home, "go"));
-    assert_eq!(findings(home, &[]), [""; 0], "they wait in the queue");
+    assert_eq!(findings(home, &[]), [""; 0], "the events wait in the queue");
     delete_queue(home, "work");
     create(home, "go");
     let found = findings(home, &[]);
@@ -75,13 +77,15 @@ fn a_deleted_queue_loses_no_event(home: &Home) {
         "{found:?}"
     );
     let up = home.up_with(&FAST, &file);
-    wait_for("all that was in the queue, and what came later", || succeeded(home, "work") == 4);
-    // While it is served.
+    wait_for("the events of the deleted queue and the later event", || {
+        succeeded(home, "work") == 4
+    });
+    // The operator deletes the queue while a dispatcher serves it.
     delete_queue(home, "work");
     (0..3).for_each(|_| create(home, "go"));
-    wait_for("what came without a queue", || succeeded(home, "work") == 7);
+    wait_for("the events that were created without a queue", || succeeded(home, "work") == 7);
     assert_eq!(up.stop(), Some(0));
-    assert_eq!(home.jobs().len(), 7, "each once");
+    assert_eq!(home.jobs().len(), 7, "each event has one job");
     assert_eq!(findings(home, &[]), [""; 0]);
 }
 
@@ -100,7 +104,7 @@ fn a_deleted_queue_of_a_broker_loses_no_event() {
     a_deleted_queue_loses_no_event(&home);
 }
 
-/// Somebody deletes the queue between the first and the last of its bindings.
+/// An operator deletes the queue between its first and its last binding.
 #[test]
 fn a_queue_may_be_deleted_while_it_is_declared() {
     let (rabbit, mongo) = (Rabbit::start(), Mongo::start());
@@ -111,7 +115,7 @@ fn a_queue_may_be_deleted_while_it_is_declared() {
     let file = pipeline(&home, "p.yaml", "  work: {on: [go, come], run: [\"true\"]}\n");
     let words = ["module", "create", "--pipeline", file.to_str().unwrap()];
     std::thread::scope(|scope| {
-        // It waits for some seconds between the two bindings.
+        // The command waits for some seconds between the two bindings.
         let creating = scope
             .spawn(|| home.run_with(&[("ION_DELAYPOINTS", "queue.binding=6000000")], words).well());
         in_plane(&home, async |plane| {
@@ -130,16 +134,17 @@ fn a_queue_may_be_deleted_while_it_is_declared() {
             }
             plane.bus.retire("work").await.unwrap();
         });
-        assert!(!creating.is_finished(), "it was deleted while the command went on");
+        assert!(!creating.is_finished(), "the queue is deleted while the command still runs");
         creating.join().unwrap();
     });
     let up = home.up(&file);
     create(&home, "go");
-    wait_for("the event", || succeeded(&home, "work") == 1);
+    wait_for("the event's job to succeed", || succeeded(&home, "work") == 1);
     assert_eq!(up.stop(), Some(0));
 }
 
-/// However much a queue held: what was in it does not come one by one.
+/// However many messages a deleted queue held, a dispatcher sends them again together, and not one
+/// by one.
 #[test]
 fn all_that_a_deleted_queue_held_is_sent_again_together() {
     const EVENTS: usize = 40;
@@ -149,15 +154,17 @@ fn all_that_a_deleted_queue_held_is_sent_again_together() {
     (0..EVENTS).for_each(|_| create(&home, "go"));
     delete_queue(&home, "work");
     let up = home.up_with(&FAST, &file);
-    wait_for("the first", || succeeded(&home, "work") > 0);
-    // A look each second.
-    wait_up_to(Duration::from_secs(20), "all others", || succeeded(&home, "work") == EVENTS);
+    wait_for("the first job to succeed", || succeeded(&home, "work") > 0);
+    // The dispatcher looks for unclaimed events each second.
+    wait_up_to(Duration::from_secs(20), "all other jobs to succeed", || {
+        succeeded(&home, "work") == EVENTS
+    });
     assert_eq!(up.stop(), Some(0));
-    assert_eq!(home.jobs().len(), EVENTS, "each once");
+    assert_eq!(home.jobs().len(), EVENTS, "each event has one job");
 }
 
-/// Somebody who changes what a module subscribes to is killed, anywhere: until the change is
-/// registered, events of before are for the module, and their messages reach it.
+/// A command that changes what a module subscribes to is killed, at any step. Until the change is
+/// registered, events of the earlier type are for the module, and their messages reach it.
 fn a_change_that_was_cut_short_takes_no_message_away(home: &Home) {
     let before = pipeline(home, "before.yaml", "  work: {on: [go], run: [\"true\"]}\n");
     let after = pipeline(home, "after.yaml", "  work: {on: [come], run: [\"true\"]}\n");
@@ -169,21 +176,26 @@ fn a_change_that_was_cut_short_takes_no_message_away(home: &Home) {
         assert_eq!(killed.code, None, "{killed:#?}");
         let before = succeeded(home, "work");
         create(home, "go");
-        // Long before the lease is over, after which it would be sent again.
+        // The message arrives long before the lease has passed, after which a dispatcher would send
+        // it again.
         let came = || succeeded(home, "work") == before + 1;
-        wait_up_to(Duration::from_secs(20), &format!("an event after a kill at {at}"), came);
+        wait_up_to(
+            Duration::from_secs(20),
+            &format!("the job of an event that was created after a kill at {at}"),
+            came,
+        );
     }
     home.run(["module", "create", "--pipeline", after.to_str().unwrap()]).well();
     let before = succeeded(home, "work");
     create(home, "go");
     create(home, "come");
-    wait_for("what it subscribes to now", || succeeded(home, "work") == before + 1);
+    wait_for("the job of the new type's event", || succeeded(home, "work") == before + 1);
     assert_eq!(served.stop(), Some(0));
     assert_eq!(home.jobs().len(), before + 1);
 }
 
-/// Somebody registers a module again while another one is removing it: it is registered, and its
-/// definition is there.
+/// A person registers a module again while another person removes it. Afterwards the module is
+/// registered, and its definition is there.
 #[test]
 fn a_module_that_is_registered_while_it_is_removed_is_whole() {
     let home = Home::new();
@@ -193,13 +205,13 @@ fn a_module_that_is_registered_while_it_is_removed_is_whole() {
     let slowly = [("ION_DELAYPOINTS", "module.deleting=6000000")];
     std::thread::scope(|scope| {
         let removing = scope.spawn(|| home.run_with(&slowly, ["module", "delete", "work"]).well());
-        wait_for("it to be on its way out", || {
+        wait_for("the module to be gone from the list", || {
             !home.run(["module", "list"]).well().stdout.contains("work")
         });
         home.run(register).well();
         assert!(
             !removing.is_finished(),
-            "it was registered before the other had removed its definition"
+            "the module is registered before the other command has removed its definition"
         );
     });
     home.run(["module", "get", "work"]).well();
@@ -208,8 +220,8 @@ fn a_module_that_is_registered_while_it_is_removed_is_whole() {
     assert_eq!((succeeded(&home, "work"), up.stop()), (1, Some(0)));
 }
 
-/// A dispatcher makes a queue anew that somebody has deleted, and yet none is left of a module that
-/// is gone.
+/// A dispatcher declares a queue again that somebody has deleted. Even so, no queue of a removed
+/// module is left.
 #[test]
 fn a_module_that_is_deleted_while_it_is_served_leaves_no_queue() {
     let (rabbit, mongo) = (Rabbit::start(), Mongo::start());
@@ -224,11 +236,13 @@ fn a_module_that_is_deleted_while_it_is_served_leaves_no_queue() {
     home.run(["module", "create", "--pipeline", file.to_str().unwrap()]).well();
     let served = home.start("dispatch", &[]);
     home.run(["module", "delete", "work"]).well();
-    wait_for("the dispatcher to see it", || served.log().contains("is not registered any more"));
+    wait_for("the dispatcher to notice that the module is removed", || {
+        served.log().contains("is not registered any more")
+    });
     let queues = || rabbit.ctl(&["list_queues", "--silent", "name"]);
-    wait_for("its queue to go", || !queues().contains("ion.module.work"));
+    wait_for("the module's queue to be gone", || !queues().contains("ion.module.work"));
     create(&home, "go");
-    wait_for("the other", || succeeded(&home, "other") == 1);
+    wait_for("the other module's job to succeed", || succeeded(&home, "other") == 1);
     assert!(
         queues().contains("ion.module.other") && !queues().contains("ion.module.work"),
         "{}",
@@ -260,14 +274,14 @@ fn check_sends_what_a_queue_has_lost_again() {
     create(&home, "go");
     delete_queue(&home, "work");
     assert_eq!(findings(&home, &["--repair"]).len(), 1);
-    assert_eq!(findings(&home, &[]), [""; 0], "it waits in the queue again");
+    assert_eq!(findings(&home, &[]), [""; 0], "the event waits in the queue again");
     let up = home.up(&file);
-    wait_for("the job", || succeeded(&home, "work") == 1);
+    wait_for("the job to succeed", || succeeded(&home, "work") == 1);
     assert_eq!(up.stop(), Some(0));
 }
 
-/// Two dispatchers were started with two definitions of one name: what is registered decides for
-/// both.
+/// Two dispatchers are started with two definitions of one module. Both use the registered
+/// definition.
 #[test]
 fn two_definitions_of_one_name_lose_no_event() {
     let home = Home::new();
@@ -285,20 +299,22 @@ fn two_definitions_of_one_name_lose_no_event() {
     let second = home.on_another_host();
     second.write("b.yaml", std::fs::read(&b).unwrap());
     let other = second.up(&b);
-    wait_for("the first to be told", || first.log().contains("module \"report\" has changed"));
+    wait_for("the first dispatcher to learn of the other definition", || {
+        first.log().contains("module \"report\" has changed")
+    });
     for _ in 0..5 {
         create(&home, "a");
         create(&home, "b");
     }
-    wait_for("all events", || succeeded(&home, "report") == 10);
+    wait_for("the jobs of all events", || succeeded(&home, "report") == 10);
     assert_eq!(home.jobs().len(), 10);
     assert!(other.log().contains("was registered otherwise"), "{}", other.log());
     assert_eq!(first.stop(), Some(0));
     assert_eq!(other.stop(), Some(0));
 }
 
-/// What was for a module stays for it when it subscribes to something else, and starts nothing when
-/// it goes.
+/// An event that was for a module stays for it when the module subscribes to another type, and
+/// starts nothing when the module is removed.
 #[test]
 fn modules_may_change_and_go_while_events_wait_for_them() {
     let home = Home::new();
@@ -306,11 +322,11 @@ fn modules_may_change_and_go_while_events_wait_for_them() {
     let file = pipeline(&home, "p.yaml", before);
     home.run(["module", "create", "--pipeline", file.to_str().unwrap()]).well();
     create(&home, "go");
-    // `old` has another name from now on, `work` another type.
+    // From now on `old` has another name, and `work` subscribes to another type.
     let after = "  work: {on: [come], emits: [done], run: [\"true\"]}\n  new: {on: [go], run: [\"true\"]}\n  all: {gather: done, per: go, run: [\"true\"]}\n";
     let file = pipeline(&home, "p.yaml", after);
     let up = home.up_with(&FAST, &file);
-    wait_for("the job of before", || succeeded(&home, "work") == 1);
+    wait_for("the job of the earlier event", || succeeded(&home, "work") == 1);
     let told = up.log();
     assert!(
         told.contains(
@@ -318,7 +334,7 @@ fn modules_may_change_and_go_while_events_wait_for_them() {
         ),
         "{told}"
     );
-    wait_for("the gathering to wait", || {
+    wait_for("the gathering job to wait", || {
         home.jobs().iter().any(|job| job["module"] == "all" && job["state"] == "waiting")
     });
     let traced = home.run(["trace"]).well().stdout;
@@ -335,7 +351,7 @@ fn modules_may_change_and_go_while_events_wait_for_them() {
     );
     assert_eq!(up.stop(), Some(0));
     let up = home.up_with(&[&FAST[..], &["--drop-missing"]].concat(), &file);
-    wait_for("the gathering", || succeeded(&home, "all") == 1);
+    wait_for("the gathering job to succeed", || succeeded(&home, "all") == 1);
     assert!(
         up.log().contains("module \"old\" is not in the file any more and is removed"),
         "{}",
@@ -343,24 +359,30 @@ fn modules_may_change_and_go_while_events_wait_for_them() {
     );
     create(&home, "come");
     create(&home, "go");
-    wait_for("what they are for now", || {
+    wait_for("the jobs of the modules that the events are for now", || {
         succeeded(&home, "new") == 1 && succeeded(&home, "work") == 2
     });
-    wait_for("the second gathering", || succeeded(&home, "all") == 2);
+    wait_for("the second gathering job to succeed", || succeeded(&home, "all") == 2);
     assert_eq!(up.stop(), Some(0));
     assert_eq!(home.jobs().len(), 5);
-    // It comes again, and gets what comes from now on.
+    // `old` is registered again, and receives the events that are created from now on.
     let file = pipeline(&home, "p.yaml", before);
     let up = home.up_with(&[&FAST[..], &["--drop-missing"]].concat(), &file);
     create(&home, "go");
-    wait_for("the one that came again", || succeeded(&home, "old") == 1);
-    wait_for("the rest", || succeeded(&home, "all") == 3 && succeeded(&home, "work") == 3);
+    wait_for("the job of the module that was registered again", || succeeded(&home, "old") == 1);
+    wait_for("the other modules' jobs", || {
+        succeeded(&home, "all") == 3 && succeeded(&home, "work") == 3
+    });
     assert_eq!(up.stop(), Some(0));
-    assert_eq!(succeeded(&home, "old"), 1, "and not what was for the former one");
+    assert_eq!(
+        succeeded(&home, "old"),
+        1,
+        "the module does not receive the event that was for its earlier registration"
+    );
 }
 
-/// A process is killed in the middle of a registration: nothing is for that module, and a gathering
-/// does not run before it.
+/// A process is killed in the middle of a registration. Until the module is registered, no event is
+/// for it, and the gathering job does not wait for it.
 #[test]
 fn a_registration_that_was_cut_short_is_none() {
     let home = Home::new();
@@ -375,13 +397,13 @@ fn a_registration_that_was_cut_short_is_none() {
         assert_eq!(killed.code, None, "{killed:#?}");
         let before = home.jobs().len();
         home.run(["event", "create", "go", "--wait"]).well();
-        assert_eq!(home.jobs().len(), before + 1, "the gathering alone");
+        assert_eq!(home.jobs().len(), before + 1, "only the gathering job runs");
     }
     let other = home.on_another_host();
     let other = other.start("dispatch", &only("fan"));
     home.run(["event", "create", "go", "--wait"]).well();
     assert_eq!((succeeded(&home, "fan"), succeeded(&home, "all")), (1, 3));
-    assert_eq!(home.jobs().len(), 4, "nothing of before came later");
+    assert_eq!(home.jobs().len(), 4, "no earlier event starts a job later");
     assert_eq!(up.stop(), Some(0));
     assert_eq!(other.stop(), Some(0));
 }
@@ -396,13 +418,14 @@ fn what_is_run_by_hand_starts_that_module_and_no_other() {
     );
     let up = home.up_with(&FAST, &file);
     home.run(["run", "a", "--pipeline", file.to_str().unwrap()]).well();
-    // A message of it would stand before that of a later event.
+    // If `ion run` had sent a message of its event, that message would stand in the queue before
+    // the one of this event.
     home.run(["event", "create", "go", "--wait"]).well();
     assert_eq!(up.stop(), Some(0));
     assert_eq!((succeeded(&home, "a"), succeeded(&home, "b")), (2, 1));
 }
 
-/// The environment of a command whose clock is so far off.
+/// Returns the environment of a command whose clock is off by `offset`.
 fn clock_at(offset: &str) -> [(String, String); 3] {
     [
         ("LD_PRELOAD".into(), faketime()),
@@ -411,7 +434,8 @@ fn clock_at(offset: &str) -> [(String, String); 3] {
     ]
 }
 
-/// The clock was ahead, or behind, when the modules came: no gathering misses what is below it.
+/// The clock was ahead or behind when the modules were registered. Even so, a gathering job misses
+/// nothing below its event.
 #[test]
 fn a_clock_that_was_wrong_once_lets_no_gathering_run_early() {
     let fan = "echo '{\"eventType\":\"piece\"}' > /ion/out/events/1; echo '{\"eventType\":\"piece\"}' > /ion/out/events/2";
@@ -436,7 +460,7 @@ fn a_clock_that_was_wrong_once_lets_no_gathering_run_early() {
     }
 }
 
-/// A gateway whose clock is minutes off knows all the same who serves a chain.
+/// A gateway whose clock is minutes off knows all the same which dispatcher serves a chain.
 #[test]
 fn a_gateway_whose_clock_is_off_finds_who_serves_a_chain() {
     let home = Home::new();
@@ -457,7 +481,7 @@ fn a_gateway_whose_clock_is_off_finds_who_serves_a_chain() {
     }
 }
 
-/// The clock steps under a dispatcher with a job: the job is its own all the same.
+/// The clock steps under a dispatcher that runs a job. The dispatcher keeps the job.
 #[test]
 fn a_clock_that_steps_takes_no_job_from_who_runs_it() {
     let mut home = Home::new();
@@ -478,11 +502,12 @@ fn a_clock_that_steps_takes_no_job_from_who_runs_it() {
     for step in ["+1h", "+400d", "-1d", "-400d", "+0"] {
         create(&home, "go");
         let running = |job: &Value| job["state"] == "running";
-        wait_for("the job", || home.jobs().iter().any(running));
+        wait_for("the job to run", || home.jobs().iter().any(running));
         home.write("clock", step);
         let job = home.jobs().into_iter().find(running).unwrap();
         let now = || home.jobs().into_iter().find(|now| now["id"] == job["id"]).unwrap();
-        // For longer than the lease, and than between two looks at leases.
+        // The test waits for longer than the lease, and for longer than the time between two looks
+        // at leases.
         for _ in 0..6 {
             let before = now()["version"].clone();
             wait_for("the lease to be renewed", || now()["version"] != before);
@@ -495,7 +520,7 @@ fn a_clock_that_steps_takes_no_job_from_who_runs_it() {
         );
         let event = job["eventId"].as_str().unwrap();
         std::fs::write(Path::new(&format!("{}.{event}", go.display())), "").unwrap();
-        wait_for("its end", || {
+        wait_for("the job to succeed", || {
             home.jobs().iter().any(|now| now["id"] == job["id"] && now["state"] == "succeeded")
         });
     }

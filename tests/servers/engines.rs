@@ -1,5 +1,6 @@
-//! What users of pipeline engines and of runners of jobs reported in the last two years, tried on
-//! Ion: docs/reports.md names the report of each test.
+//! Tries on Ion what users of pipeline engines and job runners reported from December 2024 to
+//! September 2026. `docs/reports.md` names the report of each test. The tests use the embedded
+//! stores; one test uses a MongoDB-compatible store.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -30,7 +31,8 @@ fn log(home: &Home, job: &Value, attempt: &str) -> String {
     home.run(["job", "logs", job["id"].as_str().unwrap(), "--attempt", attempt]).well().stdout
 }
 
-/// Its words up to then are in its log, and nothing of what it had committed is seen.
+/// The log has everything that the program wrote before it was killed. No event that it had staged
+/// becomes visible.
 #[test]
 fn a_program_that_is_killed_is_no_success_and_its_last_words_are_kept() {
     let home = Home::new();
@@ -57,8 +59,8 @@ fn a_program_that_is_killed_is_no_success_and_its_last_words_are_kept() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// A process that makes the next one, in a session of its own, and ends: no list of processes is
-/// true.
+/// A program of four chains of processes. Each process starts the next one in a session of its own,
+/// and ends, so a list of processes is outdated before anybody can read it.
 const CHAIN: &str = r#"
 import os, time
 def chain():
@@ -75,7 +77,8 @@ for _ in range(4):
 time.sleep(1000)
 "#;
 
-/// They write into the folder of the first attempt alone, and to nothing once the second has begun.
+/// The processes of the first attempt write only into the folder of that attempt. When the second
+/// attempt has begun, they write nothing any more.
 #[test]
 fn processes_that_are_made_while_a_job_is_killed_end_with_it() {
     let home = Home::new();
@@ -104,7 +107,8 @@ fn processes_that_are_made_while_a_job_is_killed_end_with_it() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// `ion cancel` returns when nothing of it runs any more: neither its children nor theirs.
+/// When `ion cancel` returns, no process of the job runs any more, not even a child of its
+/// children.
 #[test]
 fn what_a_cancelled_program_started_has_ended_when_the_cancel_has() {
     let home = Home::new();
@@ -120,7 +124,7 @@ fn what_a_cancelled_program_started_has_ended_when_the_cancel_has() {
     );
     let up = home.up(&file);
     let correlation = create(&home, "go");
-    wait_for("its children", || lines(&mark) > 8);
+    wait_for("the program's children to write", || lines(&mark) > 8);
     home.run(["cancel", &correlation]).well();
     let written = lines(&mark);
     assert_eq!(in_state(&home, "flow", "cancelled"), 1);
@@ -133,8 +137,8 @@ fn what_a_cancelled_program_started_has_ended_when_the_cancel_has() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// Neither the job that waits for its next attempt, nor what gathers and never began, stays
-/// "running".
+/// After a cancellation, the job that waited for its next attempt and the gathering job that had
+/// not begun have both ended.
 #[test]
 fn what_is_cancelled_between_two_attempts_comes_to_an_end() {
     let home = Home::new();
@@ -151,7 +155,7 @@ fn what_is_cancelled_between_two_attempts_comes_to_an_end() {
     );
     let up = home.up(&file);
     let correlation = create(&home, "go");
-    wait_for("a second attempt", || lines(&tries) >= 2);
+    wait_for("the second attempt to begin", || lines(&tries) >= 2);
     home.run(["cancel", &correlation]).well();
     let done = lines(&tries);
     let jobs = home.jobs();
@@ -165,7 +169,7 @@ fn what_is_cancelled_between_two_attempts_comes_to_an_end() {
         "{traced:#?}"
     );
     assert_eq!(up.stop(), Some(0));
-    // Nor does it go on with the next dispatcher.
+    // The next dispatcher does not go on with the job, either.
     let up = home.up(&file);
     home.run(["event", "create", "later", "--wait"]).well();
     assert_eq!(lines(&tries), done);
@@ -173,7 +177,8 @@ fn what_is_cancelled_between_two_attempts_comes_to_an_end() {
     home.run(["check"]).well();
 }
 
-/// Starts Ion as a program does that ignores all signals that can be ignored.
+/// Returns an `ion` command that is started by a program which ignores all signals that can be
+/// ignored.
 fn deaf(home: &Home, words: &[&str]) -> Command {
     let mut command = Command::new("timeout");
     let ignore = "import os, signal, sys\nfor n in range(1, 32):\n  if n not in (9, 19): \
@@ -187,8 +192,8 @@ fn deaf(home: &Home, words: &[&str]) -> Command {
     command
 }
 
-/// Else `yes | head` never ends, no program hears that it is to end, and nobody sees that it has
-/// ended.
+/// If programs inherited ignored signals, `yes | head` would never end, no program would learn that
+/// it is to end, and nobody would see that a program has ended.
 #[test]
 fn programs_hear_all_signals_whatever_ion_was_started_with() {
     let home = Home::new();
@@ -213,8 +218,8 @@ fn programs_hear_all_signals_whatever_ion_was_started_with() {
     assert!(failed.stderr.contains("exit status 7"), "{failed:#?}");
 }
 
-/// Half of a file, an event and all other traces of an attempt that was cut off are not the next
-/// one's.
+/// An attempt that was cut off leaves the next attempt nothing: no half of a file, no event and no
+/// other trace.
 #[test]
 fn an_attempt_begins_with_nothing_of_the_one_whose_dispatcher_was_killed() {
     let home = Home::new();
@@ -238,10 +243,10 @@ fn an_attempt_begins_with_nothing_of_the_one_whose_dispatcher_was_killed() {
     );
     let up = home.up(&file);
     create(&home, "go");
-    wait_for("half of it", || half.exists());
+    wait_for("half of the file to be written", || half.exists());
     up.kill();
     let up = home.up(&file);
-    wait_for("the end", || in_state(&home, "next", "succeeded") == 1);
+    wait_for("the next module's job to succeed", || in_state(&home, "next", "succeeded") == 1);
     assert_eq!(std::fs::read_to_string(&next).unwrap(), "whole\n");
     let made = home.jobs().into_iter().find(|job| job["module"] == "make").unwrap();
     assert_eq!((&made["state"], &made["attempt"]), (&json!("succeeded"), &json!(2)));
@@ -249,7 +254,7 @@ fn an_attempt_begins_with_nothing_of_the_one_whose_dispatcher_was_killed() {
     home.run(["check", "--deep"]).well();
 }
 
-/// Whoever names it in a later attempt, without having made it again, is refused.
+/// If a later attempt names the file without writing it again, its event is refused.
 #[test]
 fn the_file_of_an_attempt_that_failed_is_never_taken_for_a_result() {
     let home = Home::new();
@@ -266,7 +271,7 @@ fn the_file_of_an_attempt_that_failed_is_never_taken_for_a_result() {
     let up = home.up(&file);
     home.run(["event", "create", "go", "--wait"]).failed();
     home.run(["dead", "retry", "--all"]).well();
-    wait_for("the second attempt", || {
+    wait_for("the second attempt to end", || {
         let job = &home.jobs()[0];
         job["attempt"] == 2 && job["state"] == "dead"
     });
@@ -276,7 +281,8 @@ fn the_file_of_an_attempt_that_failed_is_never_taken_for_a_result() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// However often it is named, and by however many files and dispatchers.
+/// The module runs once, however often it names the type, and however many files and dispatchers
+/// name the module.
 #[test]
 fn a_module_that_subscribes_twice_to_a_type_runs_once_for_an_event() {
     let home = Home::new();
@@ -300,8 +306,7 @@ fn a_module_that_subscribes_twice_to_a_type_runs_once_for_an_event() {
     assert_eq!((one.stop(), two.stop()), (Some(0), Some(0)));
 }
 
-/// What has succeeded is not run again by those who take over from a worker that died, and died
-/// again.
+/// Dispatchers die one after another. Their successors do not run again what has succeeded.
 #[test]
 fn what_has_ended_is_not_run_again_when_dispatchers_die() {
     let home = Home::new();
@@ -323,21 +328,22 @@ fn what_has_ended_is_not_run_again_when_dispatchers_die() {
     }
     create(&home, "long");
     for deaths in 1..=3 {
-        wait_for("the long job", || lines(&held) == deaths);
+        wait_for("the long job to run", || lines(&held) == deaths);
         up.kill();
         up = home.up(&file);
     }
-    wait_for("the long job", || lines(&held) == 4);
+    wait_for("the long job to run", || lines(&held) == 4);
     std::fs::write(&go, "").unwrap();
-    wait_for("the end", || in_state(&home, "long", "succeeded") == 1);
+    wait_for("the long job to succeed", || in_state(&home, "long", "succeeded") == 1);
     assert_eq!(lines(&ran), 6);
     assert!(home.jobs().iter().all(|job| job["module"] == "long" || job["attempt"] == 1));
     assert_eq!(up.stop(), Some(0));
     home.run(["check"]).well();
 }
 
-/// Zeroes, numbers beyond all bounds, operators of the store and empty names come out as they went
-/// in; what is no JSON or no object is refused, and the job fails: none is "running" for ever.
+/// Zero bytes, numbers beyond all bounds, operators of the store and empty names arrive as they
+/// were sent. Text that is not JSON, or not an object, is refused and its job fails: no job runs
+/// forever.
 fn odd_values_arrive(home: &Home) {
     home.write(
         "odd.py",

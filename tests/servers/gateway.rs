@@ -1,4 +1,6 @@
-//! The gateway over HTTP: what starts a pipeline, what is shown of it, and what does it no harm.
+//! Sends HTTP requests to a gateway. The tests show which requests start a pipeline, what the
+//! gateway shows of the pipeline, and that clients and failures do the gateway no harm. They use
+//! the embedded stores; one test uses RabbitMQ, a MongoDB-compatible store and S3.
 
 mod clients;
 mod closing;
@@ -16,14 +18,15 @@ use crate::support::servers::{Mongo, Rabbit, S3, plane};
 use crate::support::{Home, RunningCommand, signal, wait_for};
 use serde_json::{Value, json};
 
-/// A gateway alone.
+/// Starts a process that is only a gateway. Returns the process and the gateway's address.
 fn gateway(home: &Home, flags: &[&str]) -> (RunningCommand, String) {
     let up = home.start("gateway", &[&["--listen", "127.0.0.1:0"], flags].concat());
     let address = address(&up);
     (up, address)
 }
 
-/// A gateway in the process that runs these modules.
+/// Starts a process that runs these modules and has a gateway. Returns the process and the
+/// gateway's address.
 fn up(home: &Home, modules: &str) -> (RunningCommand, String) {
     let file = home.write("pipeline.yaml", format!("modules:\n{modules}"));
     let up = home.up_with(&["--gateway", "127.0.0.1:0"], &file);
@@ -39,7 +42,7 @@ fn text<'v>(value: &'v Value, member: &str) -> &'v str {
     value[member].as_str().unwrap_or_else(|| panic!("{member}: {value}"))
 }
 
-/// The event of this type in a trace.
+/// Returns the first event of this type in a trace.
 fn of_type<'t>(trace: &'t Value, event_type: &str) -> &'t Value {
     let events = trace.as_array().unwrap();
     events
@@ -48,19 +51,20 @@ fn of_type<'t>(trace: &'t Value, event_type: &str) -> &'t Value {
         .unwrap_or_else(|| panic!("{event_type}: {trace:#}"))
 }
 
-/// Files below a folder.
+/// Returns the number of files below a folder.
 fn files_below(folder: &std::path::Path) -> usize {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries.map(|entry| if entry.path().is_dir() { files_below(&entry.path()) } else { 1 }).sum()
 }
 
-/// A module that says everything it was given.
+/// A module's program that writes down its input files, with their checksums, and its event's
+/// values.
 const SHOWS: &str = "#!/bin/sh\nset -e\n(cd /ion/in/data 2>/dev/null && find . -type f | sort | xargs -r md5sum) > /ion/out/data/files\n\
     cat /ion/in/eventmeta.json > /ion/out/data/values 2>/dev/null || echo none > /ion/out/data/values\n\
     echo '{\"eventType\":\"shown\",\"files\":[\"files\",\"values\"]}' > /ion/out/events/shown.json\n";
 
-/// What parts are called is what their client means, whatever it is: see `gateway/disposition.rs`
-/// for all of them.
+/// The gateway reads the names of a form's parts as the client means them, whatever client it is.
+/// The tests in `dispatcher/gateway/src/disposition.rs` try all kinds of names.
 #[test]
 fn names_in_forms_are_those_that_clients_mean() {
     let home = Home::new();
@@ -103,7 +107,7 @@ fn older_ions_front_api_is_answered_as_before() {
         up(&home, "  show: {on: [frontapi.new_link], emits: [shown], run: [./show]}\n");
     let link = "https://example.com/a?b=c";
     let body = json!({"url": link}).to_string();
-    // As its clients do: some name no form, some a wrong one.
+    // Some clients of the front API send no content type, and some send a wrong one.
     for headers in [
         &[][..],
         &[("content-type", "application/json")],
@@ -154,7 +158,7 @@ fn values_files_and_cloudevents_start_a_pipeline_that_can_be_waited_for() {
         &home,
         "  show: {on: [start], emits: [shown], run: [./show]}\n  fail: {on: [bad], run: [./fail], retries: 0}\n",
     );
-    // What the module saw of an event: its values, and its files with their sums.
+    // Returns what the module saw of an event: its values, and its files with their checksums.
     let shown = |answer: Answer| {
         let said = answer.says(200);
         assert_eq!(
@@ -184,7 +188,11 @@ fn values_files_and_cloudevents_start_a_pipeline_that_can_be_waited_for() {
     let expected =
         pairs(&[("text", "hello"), ("n", "1.50"), ("deep", r#"{"a": [1, 2]}"#), ("yes", "true")]);
     assert_eq!(shown(answer), (expected, String::new()));
-    assert_eq!(get(&at, &location).says(200).as_array().unwrap().len(), 3, "two events and a job");
+    assert_eq!(
+        get(&at, &location).says(200).as_array().unwrap().len(),
+        3,
+        "the trace has two events and a job"
+    );
 
     let big = vec![b'x'; 3 << 20];
     let parts: &[(Option<&str>, &str, &[u8])] = &[
@@ -249,10 +257,10 @@ fn values_files_and_cloudevents_start_a_pipeline_that_can_be_waited_for() {
         shown(structured()),
         (expected, "b1946ac92492d2347c6235b4d2611184  ./data\n".into())
     );
-    // Equal source and id: the same event, as the specification of CloudEvents has it.
+    // CloudEvents with equal source and id are the same event, as their specification says.
     let again = structured().says(200);
     assert_eq!(again["eventId"], structured().says(200)["eventId"]);
-    assert_eq!(home.jobs().len(), 5, "one for each of the events");
+    assert_eq!(home.jobs().len(), 5, "each event has one job");
 
     let failed = post(&at, "/events/bad?wait=60s", "application/json", b"{}").says(200);
     assert_eq!(text(&failed, "outcome"), "failed");
@@ -284,10 +292,10 @@ fn a_wait_has_an_end_and_what_goes_on_is_said() {
     waiting.begin("GET", &format!("{path}?wait=60s"), &[]);
     std::fs::write(&go, "").unwrap();
     assert_eq!(waiting.answer("GET").unwrap().header("ion-outcome"), Some("succeeded"));
-    // Without one it is answered at once.
+    // Without `wait` the gateway answers at once.
     let said = post(&at, "/events/start", "application/json", b"{}").says(202);
     assert!(said.get("outcome").is_none() && said.get("trace").is_none(), "{said}");
-    // Who waits when the daemon stops is told how it stands.
+    // A client that still waits when the daemon stops receives the state of its event.
     std::fs::remove_file(&go).unwrap();
     let mut waiting = Http::to(&at);
     waiting.begin(
@@ -296,7 +304,7 @@ fn a_wait_has_an_end_and_what_goes_on_is_said() {
         &[("content-type", "application/json"), ("content-length", "2")],
     );
     waiting.send(b"{}").unwrap();
-    wait_for("its job", || home.jobs().iter().any(|job| job["state"] == "running"));
+    wait_for("the event's job to run", || home.jobs().iter().any(|job| job["state"] == "running"));
     signal(daemon.pid(), "TERM");
     assert_eq!(text(&waiting.answer("POST").unwrap().says(202), "outcome"), "running");
     assert_eq!(daemon.wait(), Some(0));
@@ -341,7 +349,11 @@ fn files_are_given_whole_and_in_ranges_and_never_damaged() {
         let which = format!("bytes {}-{}/{size}", expected.start, expected.end - 1);
         assert_eq!(part.header("content-range"), Some(which.as_str()));
     }
-    assert_eq!(with(&[("range", "bytes=0-1,4-5")]).status, 200, "several ranges are as none");
+    assert_eq!(
+        with(&[("range", "bytes=0-1,4-5")]).status,
+        200,
+        "several ranges are answered with the whole file"
+    );
     let beyond = with(&[("range", "bytes=2097169-")]);
     assert_eq!(beyond.header("content-range"), Some("bytes */2097169"));
     beyond.problem(416, "no-such-range");
@@ -357,8 +369,8 @@ fn files_are_given_whole_and_in_ranges_and_never_damaged() {
     }
     get(&at, "/events/none/data/x").problem(404, "not-found");
 
-    // A bit flips on the disk of the store, in the second block. By another daemon: this one has
-    // the right one in memory.
+    // A bit flips on the disk of the blob store, in the file's second block. Another daemon serves
+    // the file, because this one has the right block in memory.
     let document = get(&at, &format!("/events/{id}")).says(200);
     let blob = home
         .state()
@@ -373,7 +385,7 @@ fn files_are_given_whole_and_in_ranges_and_never_damaged() {
     let good = request(&at, "GET", &path, &[("range", "bytes=0-1048575")], b"");
     assert_eq!((good.status, good.body.as_slice()), (206, &content[..1 << 20]));
     request(&at, "GET", &path, &[("range", "bytes=1048576-")], b"").problem(500, "damaged");
-    // An answer that has begun breaks off: it is shorter than it says.
+    // An answer that has begun breaks off: it is shorter than its length says.
     let mut broken = Http::to(&at);
     broken.begin("GET", &path, &[]);
     assert!(broken.answer("GET").is_err());
@@ -394,7 +406,7 @@ fn largest_below(folder: &std::path::Path) -> std::path::PathBuf {
     all.into_iter().max().unwrap().1
 }
 
-/// The next event of a stream: its id, its type and its lines. Comments are passed over.
+/// Reads the next event of a stream: its id, its type and its lines of data. Comments are skipped.
 fn sse(http: &mut Http, rest: &mut String) -> Option<(String, String, Vec<String>)> {
     loop {
         while let Some((event, after)) = rest.split_once("\n\n") {
@@ -430,7 +442,7 @@ fn a_log_is_followed_until_the_job_ends() {
     let (daemon, at) = up(&home, "  talk: {on: [start], run: [./talk], retries: 1}\n");
     post(&at, "/events/start", "application/json", b"{}").says(202);
     let mut job = String::new();
-    wait_for("the job", || {
+    wait_for("the job to be in the ledger", || {
         job = home.jobs().first().map(|job| text(job, "id").to_owned()).unwrap_or_default();
         !job.is_empty()
     });
@@ -443,11 +455,11 @@ fn a_log_is_followed_until_the_job_ends() {
         assert_eq!(head.header("content-type"), Some("text/event-stream"));
         http
     };
-    // From the first attempt on, wherever the job stands by now.
+    // The client reads from the first attempt on, however far the job is by now.
     let mut all = follow(&[("last-event-id", "1:0")]);
     let (mut rest, mut lines) = (String::new(), Vec::new());
     let mut ids = Vec::new();
-    // How far it is comes at once, though no newline does.
+    // The progress `50%` arrives at once, although no newline follows it.
     while lines.len() < 8 {
         let (id, kind, some) = sse(&mut all, &mut rest).unwrap();
         assert_eq!(kind, "");
@@ -465,7 +477,7 @@ fn a_log_is_followed_until_the_job_ends() {
         get(&at, &format!("{path}?attempt=1")).text(),
         "attempt 1\none\rtwo\nion: exit status 1\n"
     );
-    // Another client comes later, and goes on after a byte it has seen.
+    // Another client comes later, and continues after a byte that it has seen.
     let mut later = follow(&[("last-event-id", "2:10")]);
     std::fs::write(&go, "").unwrap();
     let mut to_its_end = |http: &mut Http| {
@@ -480,7 +492,7 @@ fn a_log_is_followed_until_the_job_ends() {
                     ("succeeded", Some(2)),
                     "{end}"
                 );
-                assert!(sse(http, &mut rest).is_none(), "nothing comes after the end");
+                assert!(sse(http, &mut rest).is_none(), "no event follows the end");
                 return lines;
             }
             lines.extend(some);
@@ -496,7 +508,7 @@ fn a_log_is_followed_until_the_job_ends() {
         &[("accept", "text/event-stream"), ("last-event-id", "end")],
         b"",
     );
-    assert_eq!(over.status, 204, "a browser that asks again is told to stop");
+    assert_eq!(over.status, 204, "a browser that connects again is told to stop");
     assert_eq!(get(&at, &path).text(), "attempt 2\none\rtwo\n50%\r\nlate\nno end");
     get(&at, &format!("{path}?attempt=3")).problem(404, "not-found");
     get(&at, &format!("{path}?attempt=x")).problem(400, "malformed");
@@ -521,7 +533,7 @@ fn the_same_key_and_body_is_the_same_event_across_gateways_and_restarts() {
             body,
         )
     };
-    // At once, at both.
+    // Eight clients send the request at the same time, four to each gateway.
     let ids: Vec<String> = std::thread::scope(|scope| {
         let senders: Vec<_> = (0..8)
             .map(|n| {
@@ -534,8 +546,9 @@ fn the_same_key_and_body_is_the_same_event_across_gateways_and_restarts() {
         senders.into_iter().map(|sender| sender.join().unwrap()).collect()
     });
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
-    // The copies that others brought are gone, and what the event names is not.
-    wait_for("the copies to be removed", || {
+    // The copies of the file that the other requests brought are removed. The copy that the event
+    // names stays.
+    wait_for("the other copies to be removed", || {
         files_below(&home.state().join("blobs")) == 1 + logs(&home)
     });
     assert_eq!(get(&second_at, &format!("/events/{}/data/f", ids[0])).body, [7; 100_000]);
@@ -545,13 +558,13 @@ fn the_same_key_and_body_is_the_same_event_across_gateways_and_restarts() {
     assert_eq!(
         get(&second_at, &format!("/events/{}/data/f", ids[0])).body,
         [7; 100_000],
-        "it stays as it was"
+        "the event's file stays as it was"
     );
     let elsewhere =
         request(&at, "POST", "/", &[("idempotency-key", "order-7")], b"{\"url\": \"x\"}");
     elsewhere.problem(422, "key-reused");
     assert_ne!(text(&send(&at, "order-8", &changed).says(202), "eventId"), ids[0]);
-    wait_for("both jobs", || {
+    wait_for("both jobs to succeed", || {
         home.jobs().iter().filter(|job| job["state"] == "succeeded").count() == 2
     });
     assert_eq!(second.stop(), Some(0));
@@ -560,11 +573,11 @@ fn the_same_key_and_body_is_the_same_event_across_gateways_and_restarts() {
     assert_eq!(text(&send(&third_at, "order-7", &body).says(202), "eventId"), ids[0]);
     send(&third_at, "order-7", &changed).problem(422, "key-reused");
     assert_eq!(third.stop(), Some(0));
-    assert_eq!(home.jobs().len(), 2, "nothing started twice");
+    assert_eq!(home.jobs().len(), 2, "no event has started two jobs");
     home.run(["check", "--deep"]).well();
 }
 
-/// Blobs that are logs.
+/// Returns the number of blobs that are logs.
 fn logs(home: &Home) -> usize {
     home.jobs()
         .iter()
@@ -573,7 +586,8 @@ fn logs(home: &Home) -> usize {
         .count()
 }
 
-/// Bytes that no compression and no luck reproduces.
+/// Returns a MiB of pseudo-random bytes, different ones for each `block`. They cannot be
+/// compressed, and nothing produces them by chance.
 fn noise(block: u64) -> Vec<u8> {
     let mut state = block.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut bytes = vec![0; 1 << 20];
@@ -601,7 +615,7 @@ fn on_servers_a_key_is_one_event_too_and_a_store_that_is_away_is_said() {
     home.program("count", "#!/bin/sh\nwc -c < /ion/in/data/f\n");
     let (daemon, at) = up(&home, "  count: {on: [start], run: [./count]}\n");
     let (second, second_at) = gateway(&other, &[]);
-    // More than one part of an upload.
+    // The file takes more than one part of an upload.
     let content: Vec<u8> = (0..9).flat_map(noise).collect();
     let (kind, body) = form(&[(Some("f"), "f", &content)]);
     let send = |at: &str, key: &str, body: &[u8]| {
@@ -630,7 +644,7 @@ fn on_servers_a_key_is_one_event_too_and_a_store_that_is_away_is_said() {
     let (_, changed) = form(&[(Some("f"), "f", &content[1..])]);
     send(&second_at, "one", &changed).problem(422, "key-reused");
 
-    // The broker is away: the event is in all the same, and a relay publishes it.
+    // The broker is unavailable. The event is committed all the same, and a relay publishes it.
     rabbit.server.stop();
     let headers = [("content-type", "application/json"), ("idempotency-key", "two")];
     let told = Instant::now();
@@ -641,13 +655,14 @@ fn on_servers_a_key_is_one_event_too_and_a_store_that_is_away_is_said() {
     let trace = format!("/correlations/{}?wait=60s", text(&committed, "correlationId"));
     assert_eq!(get(&second_at, &trace).header("ion-outcome"), Some("succeeded"));
 
-    // The document store stands still: whoever asks is told so, and in time.
+    // The document store stands still. Clients receive an error that says so, and receive it in
+    // time.
     mongo.server.pause();
     let asked = Instant::now();
     assert_eq!(get(&second_at, "/healthz").status, 200);
-    // A process stands still a moment after it was told to.
+    // The store's process may still answer for a moment after it was told to stand still.
     let mut away = get(&second_at, "/healthz");
-    wait_for("the store to stand still", || {
+    wait_for("the document store to stand still", || {
         away = get(&second_at, "/readyz");
         away.status != 200
     });
@@ -697,7 +712,10 @@ fn health_readiness_and_numbers_are_shown() {
     }
     let log = daemon.log();
     let apart = log.split("metrics are at http://").nth(1).unwrap().split('/').next().unwrap();
-    assert!(get(apart, "/metrics").text().contains("ion_gateway_connections"), "the same numbers");
+    assert!(
+        get(apart, "/metrics").text().contains("ion_gateway_connections"),
+        "both addresses show the same metrics"
+    );
     let document = get(&at, "/openapi.json").says(200);
     assert_eq!(text(&document, "openapi"), "3.1.0");
     assert_eq!(daemon.stop(), Some(0));

@@ -1,5 +1,6 @@
-//! The suites that talk to real servers (MongoDB, RabbitMQ, S3, Azure's and others), which the
-//! tests start themselves: `scripts/setup-tests.sh` installs them.
+//! The suites of which at least one test needs real servers: RabbitMQ, S3, Azure Blob, or a
+//! document store that speaks MongoDB's protocol. The tests start these servers themselves;
+//! `scripts/setup-tests.sh` installs them.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]

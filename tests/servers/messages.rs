@@ -1,5 +1,6 @@
-//! Messages that anybody may send who reaches the broker: what names nothing that a job could work
-//! on is dead at once.
+//! Shows what Ion does with messages that any client of the broker may send: a message that names
+//! nothing a job could work on becomes a dead letter at once. The tests use SQLite and RabbitMQ as
+//! the bus.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use tokio::runtime::Runtime;
 use crate::support::servers::Rabbit;
 use crate::support::{Home, wait_for};
 
-/// A document of the events collection.
+/// Returns a document of the collection of events.
 fn document(id: &str, publication: &str) -> Value {
     json!({
         "id": id, "type": "start", "files": [], "data": [], "created": 1, "publication": publication,
@@ -32,8 +33,8 @@ fn message(id: &str) -> Message {
     Message { context, event_type: "start".into() }
 }
 
-/// On this bus: messages that name no event are dead with their reasons, at once, and hold up
-/// nobody.
+/// Shows on this bus that messages which name no event become dead letters at once, with their
+/// reasons, and hold up no other message.
 fn buries_what_names_no_event(home: &Home, runtime: &Runtime, plane: &DataPlane) {
     home.program("work", "#!/bin/sh\necho works\n");
     let file = home.write(
@@ -57,11 +58,12 @@ fn buries_what_names_no_event(home: &Home, runtime: &Runtime, plane: &DataPlane)
         }
     });
     home.run(["event", "create", "start", "--wait"]).well();
-    // Before, each of them was tried for ten minutes, and the module had one place.
+    // The module runs one job at a time, so a message that the dispatcher tried for long would hold
+    // up the event.
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
-    assert_eq!(home.jobs().len(), 1, "nothing ran but the event");
+    assert_eq!(home.jobs().len(), 1, "only the event has started a job");
     let mut letters = String::new();
-    wait_for("the letters to be there", || {
+    wait_for("the dead letters to be there", || {
         letters = home.run(["dead", "list"]).stdout;
         letters.lines().filter(|line| line.contains(" for work: ")).count() == 5
     });
@@ -78,8 +80,8 @@ fn buries_what_names_no_event(home: &Home, runtime: &Runtime, plane: &DataPlane)
     assert_eq!(up.stop(), Some(0));
 }
 
-/// On this bus: a message that names a staged event starts nothing; the event does, once it is
-/// visible.
+/// Shows on this bus that a message which names a staged event starts nothing. The event starts its
+/// job once it is visible.
 fn waits_for_what_is_staged(home: &Home, runtime: &Runtime, plane: &DataPlane) {
     home.program(
         "make",

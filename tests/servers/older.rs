@@ -1,5 +1,6 @@
-//! Modules of older Ion, as they were written: by prepare and commit, by the localhost API, and on
-//! the mount.
+//! Shows that modules of older Ion run as they were written: between the handler's `prepare` and
+//! `commit`, with the localhost API, and on the mount. The tests use the embedded stores; one test
+//! uses RabbitMQ, a MongoDB-compatible store and S3.
 
 mod api;
 
@@ -12,8 +13,8 @@ use serde_json::{Value, json};
 
 const HANDLER: &str = env!("CARGO_BIN_EXE_ion-handler");
 
-/// A module of the third generation, which tells the second's API of its progress where there is
-/// one.
+/// A module of older Ion's third generation. It also reports its progress to the localhost API of
+/// the second generation, where there is one.
 const PYTHON: &str = r#"#!/usr/bin/env python3
 import json, os, urllib.request
 
@@ -44,7 +45,7 @@ write("out/insights.json", [{"key": "length", "value": str(len(text))}])
 tell("done")
 "#;
 
-/// The same in shell.
+/// The same module in shell.
 const SHELL: &str = r#"#!/bin/bash
 set -e
 base=${HANDLER_BASE_DIR:-/ion}
@@ -68,13 +69,13 @@ echo '[{"key": "length", "value": "'$(cat $base/out/data/count.txt)'"}]' > $base
 tell done
 "#;
 
-/// A home whose folder `ion/` the handler fills.
+/// A home with the folder `ion/`, which the handler fills.
 struct Older {
     home: Home,
 }
 
 impl Older {
-    /// With one event `start` of two files and a value.
+    /// Creates a home with one event `start` of two files and a value.
     fn new() -> Self {
         let older = Self { home: Home::new() };
         older.home.write("in.txt", "one\n");
@@ -114,7 +115,8 @@ impl Older {
         CommandOutput::of(command.output().unwrap())
     }
 
-    /// Runs a program as the older dispatcher's container did: on the folder, with its variables.
+    /// Runs a program as the older dispatcher's container did: on the folder, with the same
+    /// environment variables.
     fn module(&self, program: &Path) {
         let mut command = Command::new(program);
         command
@@ -136,8 +138,8 @@ impl Older {
         CommandOutput::of(ran).well();
     }
 
-    /// What the jobs of the correlation made: events and insights, but for what differs from run to
-    /// run.
+    /// Returns what the jobs of the correlation made: events and insights, without the fields that
+    /// differ from run to run.
     fn made(&self) -> Vec<Value> {
         made(&self.home, "c")
     }
@@ -154,8 +156,8 @@ fn made(home: &Home, correlation: &str) -> Vec<Value> {
     };
     let mut made: Vec<Value> = documents.into_iter().filter(of_job).collect();
     for document in &mut made {
-        // The registry's version: a plane may have registered its modules before or after its first
-        // event.
+        // `registry` is the version of the registry. It differs, because a plane may have
+        // registered its modules before or after its first event.
         document
             .as_object_mut()
             .unwrap()
@@ -177,7 +179,7 @@ fn insight(home: &Home) -> Value {
         .unwrap()
 }
 
-/// Runs a module on the event by `ion up`, and gives what it made.
+/// Runs a module on the event with `ion up`. Returns what it made.
 fn on_up(program: &str, keys: &str) -> Vec<Value> {
     let older = Older { home: Home::new() };
     older.home.write("in.txt", "one\n");
@@ -213,22 +215,34 @@ fn an_older_module_makes_the_same_documents_by_commit_by_the_localhost_api_and_o
         assert_eq!(committed.stdout.lines().count(), 2, "{committed:#?}");
         older.home.run(["check", "--deep"]).well();
         let by_commit = older.made();
-        assert_eq!(by_commit.len(), 3, "two events and what was kept: {by_commit:#?}");
-        assert_eq!(on_up(program, "urls: ion"), by_commit, "on the mount");
+        assert_eq!(
+            by_commit.len(),
+            3,
+            "the module makes two events and an insight: {by_commit:#?}"
+        );
+        assert_eq!(
+            on_up(program, "urls: ion"),
+            by_commit,
+            "the module makes the same on the mount"
+        );
         assert_eq!(
             on_up(program, "urls: ion, commit: on-success"),
             by_commit,
-            "on the mount, on success"
+            "the module makes the same on the mount with on-success"
         );
-        assert_eq!(on_up(program, "api: sidecar"), by_commit, "by the localhost API");
+        assert_eq!(
+            on_up(program, "api: sidecar"),
+            by_commit,
+            "the module makes the same with the localhost API"
+        );
         assert_eq!(
             on_up(program, "api: sidecar, commit: on-close"),
             by_commit,
-            "by that API, on close"
+            "the module makes the same with the localhost API and on-close"
         );
         of_both.push(by_commit);
     }
-    assert_eq!(of_both[0], of_both[1], "in either language");
+    assert_eq!(of_both[0], of_both[1], "the modules in Python and in shell make the same");
     let event = of_both[0].iter().find(|document| document["type"] == "counted").unwrap();
     assert_eq!(event["context"]["parentEventId"], "e");
     assert_eq!(event["context"]["correlationId"], "c");
@@ -246,7 +260,7 @@ fn a_commit_that_is_repeated_makes_nothing_new() {
     let first = older.act("commit").well();
     let made = older.made();
     assert_eq!(older.act("commit").well().stdout, first.stdout);
-    // All three containers once more, as a cluster does that lost the first answer.
+    // All three containers run once more, as in a cluster that has lost the first answer.
     older.act("prepare").well();
     older.module(&module);
     assert_eq!(older.act("commit").well().stdout, first.stdout);
@@ -311,7 +325,7 @@ fn a_handler_that_is_killed_anywhere_is_gone_on_with_and_has_committed_all_or_no
         ("commit.blobs-stored=1", false),
         ("commit.inserted=1", false),
         ("commit.inserted=2", false),
-        // All of them are committed from here on, whoever shows them.
+        // From here on all events are committed, whichever process reveals them.
         ("handler.ended=1", true),
         ("promote.revealed=1", true),
         ("promote.revealed=2", true),
@@ -338,17 +352,16 @@ fn a_handler_that_is_killed_anywhere_is_gone_on_with_and_has_committed_all_or_no
             assert_eq!(ran.code, None, "{point} was not reached: {ran:#?}");
         }
         let seen = made(&older.home, &correlation).len();
-        assert!(committed || seen == 0, "{point}: {seen} documents are seen");
+        assert!(committed || seen == 0, "{point}: {seen} documents are visible");
         killed.push((point, event, correlation, committed));
     }
-    // What was committed is shown and published by whoever keeps house: the command need not be run
-    // again.
+    // A relay reveals and publishes what was committed. The command need not run again.
     let relay = older.home.start("relay", &[]);
     let published = |documents: &[Value]| {
         documents.iter().filter(|document| document["publication"] == "published").count()
     };
     for (point, _, correlation, _) in killed.iter().filter(|(.., committed)| *committed) {
-        wait_for(&format!("all of it to be published after {point}"), || {
+        wait_for(&format!("all events to be published after {point}"), || {
             let all = made(&older.home, correlation);
             (all.len(), published(&all)) == (3, 2)
         });
@@ -446,7 +459,7 @@ fn a_job_that_a_dispatcher_runs_is_left_to_it_and_one_that_a_person_ended_stays_
     }
     let job = older.home.jobs()[0]["id"].as_str().unwrap().to_owned();
     older.home.run(["job", "cancel", &job]).well();
-    wait_for("its end", || older.home.jobs()[0]["state"] == "cancelled");
+    wait_for("the job to be cancelled", || older.home.jobs()[0]["state"] == "cancelled");
     assert_eq!(up.stop(), Some(0));
     let ended = older.act("prepare").failed();
     assert!(
@@ -455,7 +468,8 @@ fn a_job_that_a_dispatcher_runs_is_left_to_it_and_one_that_a_person_ended_stays_
     );
     older.home.run(["job", "retry", &job]).well();
     older.act("prepare").well();
-    // Nothing of the handler runs that could see it: its next command does.
+    // No process of the handler runs that could notice the cancellation. The next command notices
+    // it.
     older.home.run(["job", "cancel", &job]).well();
     assert!(older.act("commit").failed().stderr.contains("is cancelled"));
     assert_eq!(older.home.jobs()[0]["state"], "cancelled");
@@ -476,7 +490,7 @@ fn prepare_fills_the_folder_anew_and_takes_no_damaged_file() {
     older.script(
         "test \"$(cat in/data/deep/er.txt)\" = 'two words'; grep -q '\"type\": \"start\"' in/event.json",
     );
-    // 70 MiB come in several ranges, and are what was stored.
+    // A file of 70 MiB arrives in several ranges, and is the file that was stored.
     older.script_in_home("head -c 73400321 /dev/urandom > large");
     let words = "event create start --id large --correlation c --file large";
     older.home.run(words.split(' ')).well();
@@ -520,7 +534,7 @@ fn no_secret_is_printed_or_logged_and_one_in_the_command_line_is_warned_of() {
             "--azureblobprovider.blobaccountname=account".into(),
             "--azureblobprovider.containername=container".into(),
             "--mongodbdocprovider=true".into(),
-            // Nothing listens there: the error names the store.
+            // Nothing listens at this address, so the error names the store.
             "--mongodbdocprovider.name=localhost-of-nobody".into(),
             "--action=prepare".into(),
             "--context.name=m".into(),
@@ -539,7 +553,8 @@ fn no_secret_is_printed_or_logged_and_one_in_the_command_line_is_warned_of() {
         ("MONGODBDOCPROVIDER_PASSWORD", secrets[2]),
     ]);
     for (mut command, warns) in [(by_argv, true), (by_environment, false)] {
-        // The older stores are out of reach here: it fails, and says no secret in doing so.
+        // The older stores cannot be reached from here. The handler fails, and its output has no
+        // secret.
         let ran = CommandOutput::of(command.output().unwrap()).failed();
         let config: Value = serde_json::from_str(&ran.stdout).unwrap();
         assert_eq!(config["sharedSecret"], "***");
@@ -565,7 +580,7 @@ fn no_secret_is_printed_or_logged_and_one_in_the_command_line_is_warned_of() {
         refused.stderr.contains("ION_BUS=amqp://") && !refused.stderr.contains("hunter4"),
         "{refused:#?}"
     );
-    // What ION_* says takes the place of the older groups.
+    // A variable `ION_*` takes the place of a group of older flags.
     let mut moved = older.handler();
     moved.args([
         "--action=prepare",
@@ -637,7 +652,7 @@ fn development_mode_needs_no_store_and_what_it_shows_starts_the_next_module_by_h
         (&json!("111"), &json!("insight"))
     );
     assert_eq!(insights["data"], json!([{"key": "length", "value": "8"}]));
-    // By hand to the next.
+    // A person passes the event on to the next module.
     let event = shown("one/events/event0.json");
     assert_eq!(event["type"], "made");
     let id = format!("--context.eventid={}", event["context"]["eventId"].as_str().unwrap());
@@ -650,5 +665,5 @@ fn development_mode_needs_no_store_and_what_it_shows_starts_the_next_module_by_h
         (&last["correlationId"], &last["parentEventId"]),
         (&json!("cc"), &event["context"]["eventId"])
     );
-    assert!(!home.path().join(".ion").exists(), "nothing but .dev is made");
+    assert!(!home.path().join(".ion").exists(), "development mode makes nothing but .dev");
 }

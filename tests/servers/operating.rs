@@ -1,5 +1,6 @@
-//! What operators do to stores, and what servers answer or fail to answer: Ion says what it is and
-//! what to do, and loses nothing of it.
+//! Shows what Ion does when operators meddle with stores, and when servers refuse a request or do
+//! not answer it. Ion says what is wrong and what to do, and loses nothing. The tests use the
+//! embedded stores, RabbitMQ, S3 and a MongoDB-compatible store.
 
 mod broker;
 mod proxy;
@@ -11,14 +12,14 @@ use crate::support::servers::{Mongo, S3};
 use crate::support::{CommandOutput, Home, wait_for};
 use proxy::{Completion, Proxy};
 
-/// A home whose documents are in a file of its own, and the bus on this broker.
+/// Returns a home that has its documents in a file of its own, and its bus at this URL.
 fn home_on_bus(url: &str) -> Home {
     let mut home = Home::new();
     home.env.push(("ION_BUS".into(), url.to_owned()));
     home
 }
 
-/// A command whose words can be read while it runs.
+/// A command whose standard error can be read while it runs.
 struct Background {
     child: Child,
     errors: std::path::PathBuf,
@@ -60,7 +61,7 @@ fn the_same_event_again_waits_for_the_correlation_that_is_there() {
     assert!(first.stdout.starts_with("event n correlation c\n"), "{first:#?}");
     let elsewhere = create(&["--file", "f", "--correlation", "d"]).failed();
     assert!(elsewhere.stderr.contains("in correlation c and not in d"), "{elsewhere:#?}");
-    // Other content under the same names: neither the event nor its blob is any other.
+    // The files have other content under the same names. Neither the event nor its blob changes.
     home.write("f", "two\n");
     let other = create(&["--file", "f", "--correlation", "c"]).failed();
     assert!(other.stderr.contains("committed before with other content"), "{other:#?}");
@@ -83,12 +84,12 @@ fn an_upload_whose_completion_is_not_answered_is_looked_for_or_made_anew() {
     home.env = s3.env.clone();
     home.env.push(("ION_BLOBS".into(), s3.url.clone()));
     home.env.push(("AWS_ENDPOINT_URL".into(), proxy.url.clone()));
-    // Several parts.
+    // The upload has several parts.
     home.write("big", vec![7; 20 << 20]);
     for (next, key) in [(Completion::AnswerLost, "/0/big"), (Completion::Refused, "/0.1/big")] {
         proxy.next(next);
         let created = home.run(["--json", "event", "create", "big", "--file", "big"]).well();
-        assert!(proxy.met(), "the completion came by");
+        assert!(proxy.met(), "the completion has reached the proxy");
         assert!(created.stdout.contains(key), "{next:?}: {created:#?}");
         home.run(["check", "--deep"]).well();
     }
@@ -105,7 +106,7 @@ fn an_event_that_starts_nothing_is_told_as_such() {
     let slip = home.run(["event", "create", "new_vidoe", "--wait"]);
     assert_eq!(slip.code, Some(1), "{slip:#?}");
     assert!(slip.stderr.contains("nothing will start: did you mean \"new_video\"?"), "{slip:#?}");
-    // Who does not wait may have reasons of their own.
+    // A person who does not wait may have reasons of their own for such an event.
     home.run(["event", "create", "new_vidoe"]).well();
 }
 
@@ -127,16 +128,18 @@ fn a_wait_says_what_it_waits_for() {
     let waiting = ["event", "create", "go", "--wait"];
     let up = home.up(&file);
     let wait = Background::start(&home, &waiting);
-    wait_for("the dead job to be said", || {
+    wait_for("the command to name the dead job", || {
         wait.said().contains("of module \"fail\", for which all may wait")
     });
-    wait_for("the running job to be said", || wait.said().contains("module \"slow\" (1 running)"));
+    wait_for("the command to name the running job", || {
+        wait.said().contains("module \"slow\" (1 running)")
+    });
     assert!(wait.said().lines().count() < 10, "{}", wait.said());
     std::fs::write(&go, "").unwrap();
     assert_eq!(wait.end().failed().code, Some(1));
     assert_eq!(up.stop(), Some(0));
     let alone = Background::start(&home, &waiting);
-    wait_for("the dispatcher to be missed", || {
+    wait_for("the command to say that a dispatcher is missing", || {
         alone.said().contains("a dispatcher that serves module \"slow\": start one with `ion up`")
     });
     let up = home.up(&file);
@@ -165,10 +168,14 @@ fn a_wait_goes_on_when_the_document_store_is_back() {
     wait_for("the job to begin", || begun.exists());
     mongo.server.kill();
     let stopped = Instant::now();
-    wait_for("the wait to say so", || wait.said().contains("waiting for the document store, for "));
-    wait_for("the store to have been away for long", || stopped.elapsed() > AWAY);
+    wait_for("the command to say that the store is unavailable", || {
+        wait.said().contains("waiting for the document store, for ")
+    });
+    wait_for("the store to have been unavailable for long", || stopped.elapsed() > AWAY);
     mongo.server.start();
-    wait_for("the wait to go on", || wait.said().contains("the document store is back"));
+    wait_for("the command to say that the store is back", || {
+        wait.said().contains("the document store is back")
+    });
     std::fs::write(&go, "").unwrap();
     let ended = wait.end().well();
     assert_eq!(ended.stderr.matches("waiting for the document store").count(), 1, "{ended:#?}");

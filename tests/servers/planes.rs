@@ -1,5 +1,5 @@
-//! Whole pipelines on real servers: MongoDB's protocol, RabbitMQ, S3 and Azure Blob, with several
-//! dispatchers, and with servers that stop, stand still and come back.
+//! Shows that whole pipelines run on real servers (a MongoDB-compatible store, RabbitMQ, S3 and
+//! Azure Blob), with several dispatchers, and with servers that stop, stand still and come back.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::support::{
 };
 use serde_json::Value;
 
-/// A pipeline with fan-out and fan-in whose modules need nothing but a shell.
+/// Writes a pipeline with fan-out and fan-in, whose modules need nothing but a shell.
 fn pipeline(home: &Home) -> PathBuf {
     home.program("copy", "#!/bin/sh\nset -e\ncp /ion/in/data/f /ion/out/data/f\necho more >> /ion/out/data/f\nfor n in 1 2; do echo \"{\\\"eventType\\\":\\\"copied\\\",\\\"files\\\":[\\\"f\\\"],\\\"n\\\":$n}\" > /ion/out/events/c$n; done\n");
     home.program("end", "#!/bin/sh\nset -e\nsleep ${PAUSE:-0}\ngrep -q more /ion/in/data/f\necho '{\"eventType\":\"ended\"}' > /ion/out/events/e\n");
@@ -33,7 +33,7 @@ fn unique(what: &str) -> String {
     format!("{what}_{}_{}", std::process::id(), ionfs::clock::now())
 }
 
-/// Servers of one test.
+/// The servers of one test.
 struct Servers {
     rabbit: Rabbit,
     mongo: Mongo,
@@ -54,11 +54,11 @@ impl Servers {
     }
 }
 
-/// Every job succeeded, and each event of a type has a parent of its own for each name: processed
-/// once in effect.
+/// Asserts that there are this many jobs, that all of them succeeded, and that `ion check` finds no
+/// fault: each event was processed once in effect.
 fn once_in_effect(home: &Home, jobs: usize) {
     let all = home.jobs();
-    assert_eq!(all.len(), jobs, "one job for each event and module");
+    assert_eq!(all.len(), jobs, "there is one job for each event and module");
     let ids: BTreeSet<&str> = all.iter().map(|job| job["id"].as_str().unwrap()).collect();
     assert_eq!(ids.len(), jobs);
     assert!(all.iter().all(|job| job["state"] == "succeeded"), "{all:#?}");
@@ -88,9 +88,9 @@ fn three_dispatchers_share_the_work_and_one_may_be_killed() {
     }
     wait_for("some progress", || succeeded(&homes[0]) >= 4);
     dispatchers.remove(1).kill();
-    wait_up_to(3 * DEADLINE, "all jobs", || succeeded(&homes[2]) == EVENTS * 4);
+    wait_up_to(3 * DEADLINE, "all jobs to succeed", || succeeded(&homes[2]) == EVENTS * 4);
     once_in_effect(&homes[0], EVENTS * 4);
-    // What is looked at from anywhere.
+    // Every host shows the same documents and logs.
     let correlation = homes[2].jobs()[0]["correlationId"].as_str().unwrap().to_owned();
     let trace = homes[2].run(["--json", "trace", &correlation]).well();
     let documents: Vec<Value> = serde_json::from_str(&trace.stdout).unwrap();
@@ -103,7 +103,7 @@ fn three_dispatchers_share_the_work_and_one_may_be_killed() {
         documents.iter().filter(|document| document["type"] == "ended").collect();
     assert!(
         ended.iter().all(|event| event["unrouted"] == true),
-        "nobody subscribes to it: {ended:#?}"
+        "no module subscribes to these events: {ended:#?}"
     );
     let fixed = |data| homes[1].run(["event", "create", "quiet", "--id", "fixed", "--data", data]);
     fixed("a=1").well();
@@ -114,14 +114,17 @@ fn three_dispatchers_share_the_work_and_one_may_be_killed() {
         assert_eq!(log.stdout, "2\n");
     }
     let logs: Vec<String> = dispatchers.iter().map(RunningCommand::log).collect();
-    assert!(logs.iter().all(|log| log.contains("succeeded")), "each had its share: {logs:#?}");
+    assert!(
+        logs.iter().all(|log| log.contains("succeeded")),
+        "each dispatcher has run some of the jobs: {logs:#?}"
+    );
     for dispatcher in dispatchers {
         assert_eq!(dispatcher.stop(), Some(0));
     }
 }
 
-/// Hosts whose clocks differ by minutes: leases, retries, gathering and the outbox go by what each
-/// has seen itself.
+/// The clocks of the hosts differ by minutes. Leases, retries, gatherings and the outbox depend on
+/// what each host has observed itself.
 #[test]
 fn clocks_that_differ_by_minutes_do_no_harm() {
     const EVENTS: usize = 6;
@@ -139,10 +142,13 @@ fn clocks_that_differ_by_minutes_do_no_harm() {
         let date = Command::new("date").arg("+%s").envs(home.env.iter().cloned()).output().unwrap();
         String::from_utf8(date.stdout).unwrap().trim().parse().unwrap()
     };
-    assert!((clock(&homes[0]) - clock(&homes[1]) - 600).abs() < 60, "the clocks do differ");
+    assert!(
+        (clock(&homes[0]) - clock(&homes[1]) - 600).abs() < 60,
+        "the clocks differ by ten minutes"
+    );
     let file = pipeline(&homes[0]);
     homes[0].write("f", "content\n");
-    // Each fails once: its retry waits in the ledger, by some host's clock.
+    // Each job of `end` fails once, so its retry waits in the ledger by the clock of some host.
     homes[0].program("end", "#!/bin/sh\nset -e\ntest $ION_ATTEMPT != 1\ngrep -q more /ion/in/data/f\necho '{\"eventType\":\"ended\"}' > /ion/out/events/e\n");
     let flags = ["--lease", "6s", "--jobs", "2"];
     let mut dispatchers: Vec<RunningCommand> =
@@ -160,22 +166,22 @@ fn clocks_that_differ_by_minutes_do_no_harm() {
     }
     wait_for("some progress", || succeeded(&homes[2]) >= 4);
     dispatchers.remove(0).kill();
-    wait_up_to(3 * DEADLINE, "all jobs, long before the clocks agree", || {
+    wait_up_to(3 * DEADLINE, "all jobs to succeed, long before the clocks agree", || {
         succeeded(&homes[2]) == EVENTS * 4
     });
     once_in_effect(&homes[1], EVENTS * 4);
     assert!(
         homes[1].jobs().iter().all(|job| job["losses"].as_u64() <= Some(1)),
-        "no living holder was taken for dead"
+        "no dispatcher that lived was taken for dead"
     );
     for dispatcher in dispatchers {
         assert_eq!(dispatcher.stop(), Some(0));
     }
 }
 
-/// A dispatcher that stands still for longer than its lease finds another in its place: its
-/// module's close is refused, it ends what it was doing, and it writes nothing of it into the
-/// ledger.
+/// A dispatcher stands still for longer than its lease, and another one takes its job. When the
+/// first one goes on, its module's close is refused. It ends its attempt, and writes nothing about
+/// it into the ledger.
 #[test]
 fn a_dispatcher_that_was_paused_does_not_finish_what_another_took_over() {
     let servers = Servers::start();
@@ -199,18 +205,24 @@ fn a_dispatcher_that_was_paused_does_not_finish_what_another_took_over() {
         let stopped = dispatch(&paused, &file, &flags);
         paused.run(["event", "create", "paused"]).well();
         wait_for("the job to begin", || begun.exists());
-        // Not within the write that says so: standing still there, it would hold the store.
-        wait_for("the ledger to say so", || {
+        // The dispatcher must not stop within the write that says so, because it would hold the
+        // store there.
+        wait_for("the ledger to say that the job runs", || {
             paused.jobs().iter().any(|job| job["state"] == "running")
         });
         crate::support::signal(stopped.pid(), "STOP");
         let taking = dispatch(&other, &file, &flags);
-        wait_for("another to take it over", || succeeded(&other) == 1);
-        // Awake again, with its module at the close of the event file.
+        wait_for("the other dispatcher to take the job over", || succeeded(&other) == 1);
+        // The dispatcher goes on, and its module closes the event file.
         std::fs::write(&go, "").unwrap();
         crate::support::signal(stopped.pid(), "CONT");
-        wait_for("it to find out", || stopped.log().contains("not held any more"));
-        assert!(!go.with_extension("1").exists(), "its module's close succeeded");
+        wait_for("the first dispatcher to find out that it lost the job", || {
+            stopped.log().contains("not held any more")
+        });
+        assert!(
+            !go.with_extension("1").exists(),
+            "the close of the first dispatcher's module is refused"
+        );
         let job = &other.jobs()[0];
         let ends: Vec<&str> = job["attempts"]
             .as_array()
@@ -234,7 +246,7 @@ fn a_dispatcher_that_was_paused_does_not_finish_what_another_took_over() {
     }
 }
 
-/// The examples as they are, blobs on S3 and on Azure.
+/// The examples run as they are, with blobs on S3 and on Azure Blob.
 #[test]
 fn the_examples_run_unchanged() {
     let servers = Servers::start();
@@ -247,7 +259,7 @@ fn the_examples_run_unchanged() {
     for env in [&servers.env, &on_azure] {
         let homes = [(); 3].map(|()| home_on(env));
         let home = &homes[0];
-        // Three dispatchers; one of them is killed half-way.
+        // Three dispatchers run, and one of them is killed half-way.
         let video = root.join("examples/video/pipeline.yaml");
         let mut dispatchers: Vec<RunningCommand> = homes
             .iter()
@@ -255,9 +267,9 @@ fn the_examples_run_unchanged() {
             .collect();
         let create = ["event", "create", "new_video", "--file", &clip, "--wait", "--timeout", "3m"];
         let mut waiting = home.ion().args(create).stdout(Stdio::null()).spawn().unwrap();
-        wait_up_to(3 * DEADLINE, "half of it", || succeeded(home) >= 20);
+        wait_up_to(3 * DEADLINE, "half of the jobs to succeed", || succeeded(home) >= 20);
         dispatchers.remove(1).kill();
-        assert!(waiting.wait().unwrap().success(), "the whole correlation succeeded");
+        assert!(waiting.wait().unwrap().success(), "the whole correlation succeeds");
         let trace = home.run(["trace"]).well();
         assert!(
             trace.stdout.contains("contact_sheet") && trace.stdout.contains("sheet.png"),
@@ -277,7 +289,7 @@ fn the_examples_run_unchanged() {
     }
 }
 
-/// Closes succeed while the broker is away, and everything goes on when it is back.
+/// Closes succeed while the broker is unavailable. Everything goes on when the broker is back.
 #[test]
 fn a_broker_that_is_away_holds_up_no_close() {
     const EVENTS: usize = 3;
@@ -286,7 +298,7 @@ fn a_broker_that_is_away_holds_up_no_close() {
     let home = home_on(&servers.env);
     let file = pipeline(&home);
     home.write("f", "content\n");
-    // Begins at once, writes only when it is told to.
+    // This module begins at once, and writes only when the test tells it to.
     home.program("slow", "#!/bin/sh\nset -e\necho x > /ion/out/data/f\nuntil [ -e $GO ]; do sleep 0.1; done\nfor n in 1 2; do echo \"{\\\"eventType\\\":\\\"start\\\",\\\"files\\\":[\\\"f\\\"],\\\"n\\\":$n}\" > /ion/out/events/c$n || exit 1; done\n");
     let go = home.path().join("go");
     let text = std::fs::read_to_string(&file).unwrap();
@@ -306,23 +318,26 @@ fn a_broker_that_is_away_holds_up_no_close() {
     let stopped = Instant::now();
     std::fs::write(&go, "").unwrap();
     wait_for("the closes to succeed without a broker", || succeeded(&home) >= EVENTS);
-    assert!(home.jobs().iter().all(|job| job["failures"] == 0), "no close failed");
+    assert!(home.jobs().iter().all(|job| job["failures"] == 0), "no close fails");
     let created = home.run(["event", "create", "first"]).well();
     assert!(
         created.stderr.contains("not published yet"),
-        "the document is the commit: {created:#?}"
+        "the event is committed with its document: {created:#?}"
     );
     std::thread::sleep(Duration::from_secs(away).saturating_sub(stopped.elapsed()));
     servers.rabbit.server.start();
     servers.rabbit.wait_until_it_serves();
     let expected = (EVENTS + 1) * (1 + 2 * 4);
-    wait_up_to(3 * DEADLINE, "everything after it", || succeeded(&home) == expected);
+    wait_up_to(3 * DEADLINE, "all jobs to succeed after the broker is back", || {
+        succeeded(&home) == expected
+    });
     assert_eq!(up.stop(), Some(0));
     once_in_effect(&home, expected);
 }
 
-/// A store that stands still, or is gone: the close waits, is refused with EIO at its deadline, and
-/// nothing is half done. A broker that stands still: the close succeeds.
+/// While the document store or the blob store stands still or is gone, a close waits. At its
+/// deadline it is refused with EIO, and nothing is half done. While the broker stands still, the
+/// close succeeds.
 #[test]
 fn a_store_that_is_away_fails_a_close_at_its_deadline() {
     let mut servers = Servers::start();
@@ -378,21 +393,21 @@ fn a_store_that_is_away_fails_a_close_at_its_deadline() {
             continue;
         }
         assert!(!line.contains("status 0"), "{which}: {line}");
-        assert!((3..=16).contains(&seconds), "{which}: it waits, and not for ever: {line}");
+        assert!((3..=16).contains(&seconds), "{which}: the close waits, and not forever: {line}");
         wait_for("the job to be dead", || mine()["state"] == "dead");
         let reason = mine()["attempts"][0]["reason"].as_str().unwrap().to_owned();
         assert!(reason.contains("EIO"), "{which}: {reason}");
         let correlation = mine()["correlationId"].as_str().unwrap().to_owned();
         let trace = home.run(["--json", "trace", &correlation]).well();
-        assert!(!trace.stdout.contains("\"done\""), "{which}: nothing was published: {trace:#?}");
-        // And it is well once the store is.
+        assert!(!trace.stdout.contains("\"done\""), "{which}: no event was published: {trace:#?}");
+        // The job succeeds when the store is back.
         home.run(["dead", "retry", mine()["id"].as_str().unwrap()]).well();
-        wait_for("the second try", || mine()["state"] == "succeeded");
+        wait_for("the second attempt to succeed", || mine()["state"] == "succeeded");
         assert_eq!(up.stop(), Some(0));
     }
 }
 
-/// What is no message of Ion's goes to the dead letters with its reason, and the queue moves on.
+/// What is not a message of Ion's becomes a dead letter with its reason, and the queue moves on.
 #[test]
 fn what_is_no_message_is_dead_and_the_queue_moves_on() {
     let servers = Servers::start();
@@ -423,7 +438,7 @@ fn what_is_no_message_is_dead_and_the_queue_moves_on() {
         }
     });
     home.run(["event", "create", "start", "--file", "f", "--wait"]).well();
-    wait_for("the dead letters", || {
+    wait_for("the dead letters to be there", || {
         let list = home.run(["dead", "list"]).stdout;
         list.matches("it is no message of Ion's").count() >= 2
             && list.contains("never-was is not in the document store")
@@ -434,7 +449,7 @@ fn what_is_no_message_is_dead_and_the_queue_moves_on() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// Which servers there are, and what is wrong in words, without a password anywhere.
+/// `ion doctor` names the servers and says in words what is wrong, without a password anywhere.
 #[test]
 fn doctor_says_what_is_wrong_and_no_command_shows_a_password() {
     let servers = Servers::start();
@@ -465,7 +480,7 @@ fn doctor_says_what_is_wrong_and_no_command_shows_a_password() {
         home.env.push((variable.into(), value));
         let doctor = home.run(["doctor"]).failed();
         assert!(doctor.stdout.contains(words), "{variable}: {doctor:#?}");
-        // What the doctor calls bad, no daemon starts with.
+        // No daemon starts with what the doctor calls bad.
         let up = home.run(["up", pipeline(&home).to_str().unwrap()]).failed();
         assert!(!up.stderr.contains("ready"), "{variable}: {up:#?}");
         let said = format!("{doctor:?}{up:?}{:?}", home.run(["job", "list"]));
@@ -473,7 +488,8 @@ fn doctor_says_what_is_wrong_and_no_command_shows_a_password() {
     }
 }
 
-/// Stores from the pipeline file, for every command in that home; a password from the environment.
+/// The pipeline file names the stores for every command in that home. A password comes from the
+/// environment.
 #[test]
 fn a_plane_section_chooses_the_stores() {
     let rabbit = Rabbit::start();
@@ -493,7 +509,7 @@ fn a_plane_section_chooses_the_stores() {
     home.run(["event", "create", "start", "--file", "f", "--wait"]).well();
     let doctor = home.run(["doctor"]).well();
     assert!(doctor.stdout.contains(&format!("amqp://***@{host}")), "{doctor:#?}");
-    // The module's environment has nothing of it, nor has any command line.
+    // No command line shows the address of the broker.
     let shown = CommandOutput::of(Command::new("ps").args(["-eo", "args"]).output().unwrap());
     assert!(!shown.stdout.contains(host), "{shown:#?}");
     assert_eq!(up.stop(), Some(0));
@@ -504,7 +520,7 @@ fn a_plane_section_chooses_the_stores() {
     assert!(refused.stderr.contains("BROKER_PASSWORD"), "{refused:#?}");
 }
 
-/// Many events: `ION_TEST_EVENTS=10000` for a long run.
+/// Sends many events through a pipeline. `ION_TEST_EVENTS=10000` makes a long run.
 #[test]
 fn many_events_are_processed_once_and_memory_stays_flat() {
     let events: usize =
@@ -533,7 +549,7 @@ fn many_events_are_processed_once_and_memory_stays_flat() {
         if now > done {
             since = Instant::now();
         }
-        assert!(since.elapsed() < 2 * DEADLINE, "{now} of {expected}");
+        assert!(since.elapsed() < 2 * DEADLINE, "{now} of {expected} jobs have succeeded");
         done = now;
         memory.push((done, resident(up.pid())));
     }

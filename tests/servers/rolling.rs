@@ -1,6 +1,7 @@
-//! A pipeline's update that goes from dispatcher to dispatcher while events come: every event
-//! reaches the modules that were registered when it was committed, and none waits for longer than a
-//! lease.
+//! Shows what happens to events while a pipeline is updated on one dispatcher after another: every
+//! event reaches the modules that were registered when it was committed, and no event waits for
+//! longer than a lease. The tests use the embedded stores, and RabbitMQ with a MongoDB-compatible
+//! store.
 
 #![allow(
     clippy::disallowed_methods,
@@ -24,13 +25,14 @@ use ionfs::id::{CorrelationId, EventId};
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
 use ionfs::stores::open::{StoreUrls, open};
 
-/// As `--lease` has it, and what no event may wait for.
+/// The lease as `--lease` has it, and in milliseconds. No event may wait for longer.
 const LEASE: (&str, Millis) = ("10s", 10_000);
 
-/// Between two events. They are of the types `a` and `b` by turns.
+/// The time between two events, whose types are `a` and `b` by turns.
 const PACE: Duration = Duration::from_millis(100);
 
-/// A dispatcher that stops ends jobs of `keep`, which take a while.
+/// The pipeline before the update. Jobs of `keep` take a while, so a dispatcher that stops
+/// interrupts some of them.
 const BEFORE: &str = "modules:
   keep: {on: [a], run: [sleep, \"0.2\"]}
   wide: {on: [a], run: [\"true\"]}
@@ -38,8 +40,8 @@ const BEFORE: &str = "modules:
   old: {on: [a], run: [\"true\"]}
 ";
 
-/// `old` is named `new` from now on, `wide` gets `b` too, `moved` gets `b` instead of `a`, and
-/// `added` is added.
+/// The pipeline after the update: `old` is named `new`, `wide` gets `b` too, `moved` gets `b`
+/// instead of `a`, and `added` is added.
 const AFTER: &str = "modules:
   keep: {on: [a], run: [sleep, \"0.2\"]}
   wide: {on: [a, b], run: [\"true\"]}
@@ -48,7 +50,7 @@ const AFTER: &str = "modules:
   added: {on: [a, b], run: [\"true\"]}
 ";
 
-/// Who an event of a type is for, before and after the update.
+/// Returns the modules that an event of a type is for before the update.
 fn expected_before(event_type: &str) -> &'static [&'static str] {
     match event_type {
         "a" => &["keep", "moved", "old", "wide"],
@@ -56,6 +58,7 @@ fn expected_before(event_type: &str) -> &'static [&'static str] {
     }
 }
 
+/// Returns the modules that an event of a type is for after the update.
 fn expected_after(event_type: &str) -> &'static [&'static str] {
     match event_type {
         "a" => &["added", "keep", "new", "wide"],
@@ -63,11 +66,11 @@ fn expected_after(event_type: &str) -> &'static [&'static str] {
     }
 }
 
-/// Somebody who creates events without a pause.
+/// A thread that creates one event after another.
 struct Load {
-    /// Events that are committed, by id.
+    /// The ids of the committed events.
     made: Arc<Mutex<Vec<String>>>,
-    /// Dropped to end it.
+    /// Ends the thread when it is dropped.
     goes_on: mpsc::Sender<()>,
     creating: JoinHandle<()>,
 }
@@ -99,10 +102,10 @@ impl Load {
         self.made.lock().unwrap().iter().cloned().collect()
     }
 
-    /// Waits for so many events more.
+    /// Waits until `number` more events are committed.
     fn wait_for_more(&self, number: usize) {
         let before = self.made().len();
-        wait_for("more events", || self.made().len() >= before + number);
+        wait_for("more events to be committed", || self.made().len() >= before + number);
     }
 
     fn end(self) -> BTreeSet<String> {
@@ -125,7 +128,7 @@ fn first(event_type: &str) -> FirstEvent {
     }
 }
 
-/// The jobs of a plane, by event and module: there is one at most.
+/// Returns the jobs of a plane by event and module, and asserts that there is one at most for each.
 fn jobs_of(books: &PlaneDocuments) -> BTreeMap<(String, String), JobRecord> {
     let jobs = books.jobs();
     let number = jobs.len();
@@ -135,7 +138,7 @@ fn jobs_of(books: &PlaneDocuments) -> BTreeMap<(String, String), JobRecord> {
     by_event
 }
 
-/// Who an event is for, by its document.
+/// Returns the modules that an event is for, as its document says.
 fn expected(event: &Event) -> Vec<&str> {
     event.expected_by.as_ref().unwrap().iter().map(String::as_str).collect()
 }
@@ -176,7 +179,7 @@ fn a_rolling_update_stalls_and_loses_no_event(urls: &StoreUrls) {
         .collect();
     let still: Vec<(&Event, &str)> =
         wanted.iter().copied().filter(|(_, name)| *name != "old").collect();
-    wait_for("each event's jobs of the modules that are there", || {
+    wait_for("all jobs of the modules that stay to end", || {
         let jobs = jobs_of(&books);
         let job = |event: &Event, name: &str| jobs.get(&(event.id.to_string(), name.to_owned()));
         still.iter().all(|(event, name)| job(event, name).is_some_and(|job| job.state.is_final()))
@@ -193,14 +196,14 @@ fn a_rolling_update_stalls_and_loses_no_event(urls: &StoreUrls) {
             job.attempts.iter().filter(|attempt| attempt.end == Some(AttemptEnd::Succeeded)).count()
         };
         if *name == "old" {
-            // What it had not begun when it was removed starts nothing any more.
+            // A job that `old` had not begun when it was removed never starts.
             assert!(registry.registration(name).is_none());
             assert!(job.as_ref().is_none_or(|job| succeeded(job) <= 1), "{job:#?}");
             continue;
         }
         assert!(
             registry.registration(name).unwrap().is_for(name, event),
-            "{name} was never removed: {event:#?}"
+            "the event is for {name}, which was never removed: {event:#?}"
         );
         let job = job.unwrap();
         assert_eq!(
@@ -212,7 +215,7 @@ fn a_rolling_update_stalls_and_loses_no_event(urls: &StoreUrls) {
         assert!(waited <= LEASE.1, "{name} began {waited} ms after the event: {event:#?} {job:#?}");
         longest = longest.max(waited);
     }
-    assert!(jobs.is_empty(), "jobs of events that are not for their modules: {jobs:#?}");
+    assert!(jobs.is_empty(), "no module has a job of an event that is not for it: {jobs:#?}");
     let mut changes = BTreeSet::new();
     for event in &events {
         let expected = expected(event);
@@ -220,10 +223,14 @@ fn a_rolling_update_stalls_and_loses_no_event(urls: &StoreUrls) {
             assert_eq!(
                 expected,
                 expected_before(&event.event_type),
-                "before the update: {event:#?}"
+                "the event was created before the update: {event:#?}"
             );
         } else if event.created > updated {
-            assert_eq!(expected, expected_after(&event.event_type), "after the update: {event:#?}");
+            assert_eq!(
+                expected,
+                expected_after(&event.event_type),
+                "the event was created after the update: {event:#?}"
+            );
         }
         assert_eq!(expected.contains(&"keep"), event.event_type == "a", "{event:#?}");
         changes.insert((&event.event_type, expected));

@@ -1,6 +1,9 @@
-//! What every backend promises, checked once for all of them, on real servers. `ION_TEST_MONGODB`,
-//! `ION_TEST_AMQP`, `ION_TEST_S3` and `ION_TEST_AZURE` point it at servers of one's own, by the
-//! URLs that `ion` takes.
+//! Shows that every backend keeps the promises of its trait. Each trait has one contract, which is
+//! checked for all its backends: files, memory, SQLite, S3, Azure Blob, a MongoDB-compatible store
+//! and RabbitMQ.
+//!
+//! `ION_TEST_MONGODB`, `ION_TEST_AMQP`, `ION_TEST_S3` and `ION_TEST_AZURE` point the tests at
+//! servers of one's own, by the URLs that `ion` takes.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -76,8 +79,8 @@ async fn a_body_that_fails_leaves_no_blob(blobs: &dyn Blobs) {
     }
 }
 
-/// An upload whose process dies in the middle: it shows in no listing, and `abandon_uploads` ends
-/// it.
+/// The process of an upload dies in the middle. No listing shows the upload, and `abandon_uploads`
+/// ends it.
 fn an_upload_left_behind_is_found(open: impl Fn() -> ObjectBlobs) {
     let dying = tokio::runtime::Runtime::new().unwrap();
     dying.block_on(async {
@@ -95,7 +98,7 @@ fn an_upload_left_behind_is_found(open: impl Fn() -> ObjectBlobs) {
             done = &mut put => panic!("{done:?}"),
             told = taken => told.unwrap(),
         }
-        // Its tasks and destructors run no more, as after a kill.
+        // The upload's tasks and destructors do not run any more, as after a kill.
         std::mem::forget(put);
     });
     dying.shutdown_background();
@@ -108,7 +111,7 @@ fn an_upload_left_behind_is_found(open: impl Fn() -> ObjectBlobs) {
         assert_eq!(
             blobs.abandon_uploads(long_ago, UnfinishedUploads::End).await.unwrap(),
             0,
-            "it may be under way"
+            "the upload may still be under way"
         );
         assert_eq!(blobs.abandon_uploads(later, UnfinishedUploads::Count).await.unwrap(), 1);
         assert_eq!(blobs.abandon_uploads(later, UnfinishedUploads::End).await.unwrap(), 1);
@@ -130,7 +133,7 @@ async fn blobs_on_files_and_in_memory() {
     put(&local, "a/b", b"here".to_vec()).await;
     assert_eq!(std::io::read_to_string(local.open_local("a/b").unwrap()).unwrap(), "here");
     assert!(local.open_local("a/none").is_none());
-    // What a killed put leaves: the backend writes beside the name and renames.
+    // A killed `put` leaves this file: the backend writes beside the name and then renames.
     std::fs::write(folder.path().join("blobs/a/c#1"), "half").unwrap();
     assert_eq!(local.list("a").await.unwrap().count().await, 1);
     assert_eq!(
@@ -144,7 +147,8 @@ fn fresh(what: &str) -> String {
     format!("{what}-{}", EventId::random())
 }
 
-/// The URL in `variable`; without it, the server is started and the test `name` run again with it.
+/// Returns the URL in `variable`. If there is none, starts the server, runs the test `name` again
+/// with the server's URL in `variable`, and returns none.
 fn served(
     name: &str,
     variable: &str,
@@ -183,7 +187,7 @@ fn blobs_on_azure() {
     }
 }
 
-/// With a prefix, beside which another one is not seen.
+/// Checks the contract below a prefix. A blob below another prefix is not listed.
 fn cloud_contract(url: &str) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -257,12 +261,12 @@ async fn documents_are_found_in_order_and_within_bounds(documents: &dyn Document
     assert_eq!(dues(all.limit(2)).await, [5, 4]);
 }
 
-/// However many there are, and whatever comes and goes meanwhile.
+/// Pages return each document once, however many there are, and whatever comes and goes meanwhile.
 async fn pages_give_each_document_once(documents: &dyn Documents) {
     const MANY: usize = 1_300;
     let job =
         |n: usize, due: usize| json!({"id": format!("page-{n:04}"), "state": "paged", "due": due});
-    // Many are equal in what they are sorted by, also where one page ends.
+    // Many documents have the same value in the field that orders them, also where one page ends.
     let all: Vec<_> = (0..MANY).map(|n| (Collection::Jobs, job(n * 7 % MANY, n / 400))).collect();
     documents.insert_all_soon(all, None).await.unwrap();
     let paged = || Query::equal(Collection::Jobs, vec![("state", json!("paged"))]);
@@ -275,7 +279,8 @@ async fn pages_give_each_document_once(documents: &dyn Documents) {
                 (job["due"].as_i64().unwrap(), job["id"].as_str().unwrap().to_owned())
             };
             places.extend(page.iter().map(place));
-            // What the next page begins behind goes, and another comes where the walk began.
+            // The document behind which the next page begins is deleted, and another one is
+            // inserted where the walk began.
             documents.delete(Collection::Jobs, &places.last().unwrap().1, vec![]).await.unwrap();
             let comes = job(MANY + asked, if query.descending { 9 } else { 0 });
             documents.insert(Collection::Jobs, comes, None).await.unwrap();
@@ -283,10 +288,13 @@ async fn pages_give_each_document_once(documents: &dyn Documents) {
         assert!(asked >= 3);
         let rises =
             |pair: &[_]| if query.descending { pair[0] > pair[1] } else { pair[0] < pair[1] };
-        assert!(places.windows(2).all(rises), "in order, and none twice");
+        assert!(
+            places.windows(2).all(rises),
+            "the pages are in order, and no document comes twice"
+        );
         let old = places.iter().filter(|(_, id)| **id < *format!("page-{MANY}")).count();
         let gone = if query.descending { asked } else { 0 };
-        assert!(old + gone >= MANY, "{old}: all that stood all the time");
+        assert!(old + gone >= MANY, "{old}: each document that was there all the time comes");
     }
     let some: Vec<String> = ["page-0003", "page-0001", "nobody's"].map(str::to_owned).into();
     let present = documents.present(Collection::Jobs, some).await.unwrap();
@@ -337,7 +345,8 @@ async fn a_guard_that_does_not_hold_writes_nothing(documents: &dyn Documents) {
     assert_eq!(documents.insert(Collection::Events, event, guard(2)).await.unwrap(), Inserted::New);
 }
 
-/// Several tasks over two handles of one store, as two processes, claim each document exactly once.
+/// Several tasks claim documents through two handles of one store, as two processes do. Each
+/// document is claimed exactly once.
 async fn a_claim_is_won_once(handles: [Arc<dyn Documents>; 2]) {
     const CLAIMS: usize = 200;
     let mut tasks = tokio::task::JoinSet::new();
@@ -382,7 +391,8 @@ async fn messages_reach_each_bound_queue_until_acknowledged(bus: Arc<dyn Bus>, t
     let mut first = bus.clone().subscribe(&m, 1).await.unwrap();
     let delivery = next(&mut first).await;
     assert_eq!(delivery.message, Ok(message(&a, "1")));
-    // One held, prefetch one: the second waits until the first is settled.
+    // The subscription holds one message and has a prefetch of one, so the second message waits
+    // until the first one is acknowledged.
     assert!(tokio::time::timeout(Duration::from_millis(120), first.next()).await.is_err());
     first.acknowledge(delivery.tag).await.unwrap();
     let second = next(&mut first).await;
@@ -419,7 +429,7 @@ async fn a_binding_that_is_gone_brings_no_more(bus: &dyn Bus, tag: &str) {
     bus.retire(&module).await.unwrap();
 }
 
-/// A subscriber whose waits are dropped again and again, and that is paused, gets every message
+/// A subscriber that is paused, and whose waits are dropped again and again, receives every message
 /// once.
 async fn a_dropped_wait_and_a_pause_lose_nothing(bus: Arc<dyn Bus>, tag: &str) {
     const MESSAGES: usize = 40;
@@ -433,7 +443,11 @@ async fn a_dropped_wait_and_a_pause_lose_nothing(bus: Arc<dyn Bus>, tag: &str) {
     let deadline = Instant::now() + DEADLINE;
     let mut round = 0;
     while seen.len() < MESSAGES {
-        assert!(Instant::now() < deadline, "{} of {MESSAGES}: {seen:?}", seen.len());
+        assert!(
+            Instant::now() < deadline,
+            "{} of {MESSAGES} messages have come: {seen:?}",
+            seen.len()
+        );
         round += 1;
         let wait = Duration::from_micros(200 * (round % 50));
         let mut given: Vec<Delivery> = Vec::new();
@@ -455,8 +469,8 @@ async fn a_dropped_wait_and_a_pause_lose_nothing(bus: Arc<dyn Bus>, tag: &str) {
     bus.retire(&module).await.unwrap();
 }
 
-/// A wait that was begun and left alone keeps nothing from others: not from the documents beside
-/// the bus, not from other subscribers.
+/// A wait that was begun and is not polled holds up nobody: neither the documents beside the bus
+/// nor other subscribers.
 async fn waits_left_alone_hold_up_nobody(bus: Arc<dyn Bus>, documents: &dyn Documents, tag: &str) {
     let mut waits = Vec::new();
     for n in 0..20 {
@@ -481,7 +495,8 @@ async fn waits_left_alone_hold_up_nobody(bus: Arc<dyn Bus>, documents: &dyn Docu
     }
 }
 
-/// A message published through one handle wakes the subscriber of another, as of another process.
+/// A message that is published through one handle wakes the subscriber of another handle, as in
+/// another process.
 async fn another_process_is_heard(publisher: Arc<dyn Bus>, subscriber: Arc<dyn Bus>, tag: &str) {
     let (kind, module) = (format!("x.{tag}"), format!("heard-{tag}"));
     subscriber.declare(&module, std::slice::from_ref(&kind), &[]).await.unwrap();
@@ -492,7 +507,8 @@ async fn another_process_is_heard(publisher: Arc<dyn Bus>, subscriber: Arc<dyn B
     subscriber.retire(&module).await.unwrap();
 }
 
-/// Subscribers that come and go leave what another one holds, on the same connection, in its hands.
+/// Subscribers of a connection come and go. A message that another subscriber of the connection
+/// holds stays with that subscriber.
 async fn subscribers_that_go_disturb_nobody(bus: Arc<dyn Bus>, tag: &str) {
     let (kind, module, others) =
         (format!("go.{tag}"), format!("stays-{tag}"), format!("goes-{tag}"));
@@ -514,8 +530,8 @@ async fn subscribers_that_go_disturb_nobody(bus: Arc<dyn Bus>, tag: &str) {
     }
 }
 
-/// More often than a broker lets a message come back, and than a connection has numbers for
-/// channels.
+/// The test looks into a queue more often than a broker returns a message to its queue, and more
+/// often than a connection has channel numbers.
 async fn looking_uses_nothing_up(bus: &dyn Bus, tag: &str) {
     let (kind, module) = (format!("look.{tag}"), format!("look-{tag}"));
     bus.declare(&module, std::slice::from_ref(&kind), &[]).await.unwrap();
@@ -535,7 +551,8 @@ async fn dead_letters_are_kept_until_exhumed(bus: &dyn Bus, tag: &str) {
         reason: "exit status 1".into(),
         at,
     };
-    // A broker gives them one by one, and one that is slow is taken to have no more.
+    // A broker sends dead letters one by one, and one that is slow counts as having no more of
+    // them. So the list is read until it is as expected.
     let mine = async |expected: &[DeadLetter]| {
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -566,8 +583,8 @@ async fn dead_letters_are_kept_until_exhumed(bus: &dyn Bus, tag: &str) {
     mine(&[]).await;
 }
 
-/// What need not be on the disk at once is seen by everybody at once, and bound by the same
-/// conditions.
+/// A write that need not be on the disk at once is visible to everybody at once, and obeys the same
+/// conditions as other writes.
 async fn what_is_written_soon_is_there_now(one: &dyn Documents, two: &dyn Documents) {
     let document = json!({"id": "soon", "n": 1});
     let insert = |guard| one.insert_soon(Collection::Events, document.clone(), guard);
@@ -645,8 +662,8 @@ fn documents_on_mongodb() {
     });
 }
 
-/// People make indexes too, in shells whose numbers are floating, and under names of their own or
-/// of Ion's.
+/// People make indexes too: in shells whose numbers are floating-point, and under names of their
+/// own or of Ion's.
 #[test]
 fn an_index_of_the_same_keys_under_another_name_is_used_as_it_is() {
     use mongodb::bson::{Document, doc};
@@ -707,7 +724,7 @@ fn bus_over_tls_with_a_clients_certificate() {
         let tried =
             async |url: &str| Amqp::open(url).unwrap().declare("tls", &["tls".into()], &[]).await;
         let begun = Instant::now();
-        // Its port answers before it serves.
+        // The broker's port answers before the broker serves.
         while let Err(error) = tried(&url).await {
             assert!(begun.elapsed() < DEADLINE, "{}", ionfs::errors::chain(&error));
         }
@@ -715,7 +732,7 @@ fn bus_over_tls_with_a_clients_certificate() {
         assert!(matches!(bus.publish(&message("tls", "1")).await.unwrap(), Routed::To(_)));
         assert_eq!(bus.peek("tls", 1).await.unwrap(), [message("tls", "1")]);
         let ca_only = url.split("&certfile").next().unwrap();
-        assert!(tried(ca_only).await.is_err(), "without the client's certificate");
+        assert!(tried(ca_only).await.is_err(), "the broker refuses a client without a certificate");
         let no_ca = url.split('?').next().unwrap();
         let refused = ionfs::errors::chain(&tried(no_ca).await.unwrap_err());
         assert!(refused.contains("certificate"), "{refused}");

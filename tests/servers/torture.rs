@@ -1,11 +1,13 @@
-//! Processes killed again and again, at every step of the protocol and at random moments, on the
-//! embedded stores and on real servers: no event is lost, doubled or torn.
+//! Kills processes again and again, at every step of the protocol and at random moments, and shows
+//! that no event is lost, doubled or torn. The tests use the embedded stores, and RabbitMQ, a
+//! MongoDB-compatible store and S3.
 //!
-//! Three dispatchers on hosts of their own share a plane. Each dies at a failpoint drawn by its
-//! seed, or when its time is over, and is started again; so do the commands that create events,
-//! `ion gc`, and the commands of an operator who registers one more module, changes what it
-//! subscribes to and removes it. The operator deletes modules' queues too, with what is in them.
-//! `make torture` kills thousands; `ION_TORTURE_SEED` repeats the draws of a run that failed.
+//! Three dispatchers on hosts of their own share a plane. Each of them dies at a failpoint that its
+//! seed draws, or when its time is over, and is started again. The same happens to the commands
+//! that create events, to `ion gc`, and to the commands of an operator, who registers one more
+//! module, changes what it subscribes to, and removes it. The operator also deletes queues of
+//! modules with the messages in them. `make torture` kills thousands of processes;
+//! `ION_TORTURE_SEED` repeats the draws of a run that failed.
 #![allow(
     clippy::disallowed_methods,
     clippy::print_stdout,
@@ -26,25 +28,26 @@ use ionfs::event::PublicationState;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
 use ionfs::stores::open::StoreUrls;
 
-/// Kills in the short form, on each plane.
+/// The number of kills in the short form, on each plane.
 const KILLS: u64 = 40;
 
-/// Events that a batch of the short form begins with; each becomes four jobs of the modules that
-/// stay, and six more events.
+/// The number of first events in a batch of the short form. Each of them leads to four jobs of the
+/// modules that stay, and to five more events.
 const EVENTS: u64 = 20;
 
-/// The jobs that each first event becomes, by module; `extra` comes, changes and goes beside these.
+/// The number of jobs that each first event leads to, by module. The module `extra`, which comes,
+/// changes and goes, is not among them.
 const JOBS: [(&str, usize); 3] = [("copy", 1), ("end", 2), ("all", 1)];
 const JOBS_EACH: usize = 4;
 
-/// How long a batch may take. It is killed all the time.
+/// How long a batch may take, while its processes are killed all the time.
 const BATCH_MAX: Duration = Duration::from_secs(300);
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap())
 }
 
-/// SplitMix64.
+/// The generator SplitMix64.
 struct Draws(u64);
 
 impl Draws {
@@ -60,13 +63,14 @@ impl Draws {
         least + self.next() % (most - least)
     }
 
-    /// Dies at one of the next places, on average so many on.
+    /// Returns a rule by which a process dies at one of the next places, on average after `places`
+    /// of them.
     fn failpoints(&mut self, places: u64) -> String {
         format!("*=1/{places}:{}", self.next() >> 1)
     }
 }
 
-/// What was killed, and where.
+/// How often each thing happened: a kill at a place, or an act of the operator.
 type Tally = BTreeMap<String, u64>;
 
 /// A process that is started again whenever it dies.
@@ -78,7 +82,8 @@ struct Victim {
     child: Child,
     until: Instant,
     has_died: bool,
-    /// What a command complains of that was killed when it had done everything, and is begun again.
+    /// What the command complains of if it is run again after it had done everything and was
+    /// killed.
     all_done: Option<&'static str>,
 }
 
@@ -93,7 +98,8 @@ impl Victim {
         Self { home, words, log, read: 0, child, until, has_died: false, all_done: None }
     }
 
-    /// Counts its death and starts it again; true when it had ended well instead.
+    /// If the process has died or its time is over, counts its death and starts it again. Returns
+    /// true if the process has done its work instead.
     fn look(&mut self, draws: &mut Draws, tally: &mut Tally) -> bool {
         let ended = match self.child.try_wait().unwrap() {
             Some(ended) => ended,
@@ -122,7 +128,7 @@ impl Victim {
         false
     }
 
-    /// Its last end; gives what it has complained of.
+    /// Kills the process for good. Returns the warnings and errors of its log.
     fn end(mut self) -> String {
         let _ = self.child.kill();
         self.child.wait().unwrap();
@@ -134,8 +140,8 @@ impl Victim {
     }
 }
 
-/// Mostly short. Some live for longer than a relay waits, or nothing a dead one left would ever be
-/// published.
+/// Draws how long a process lives, which is mostly short. Some processes live for longer than a
+/// relay waits: otherwise nothing would ever publish what a dead process has left.
 fn lifetime(draws: &mut Draws) -> Duration {
     let most = [1_000, 2_000, 4_000, 30_000][draws.between(0, 4) as usize];
     Duration::from_millis(draws.between(100, most))
@@ -170,7 +176,7 @@ enum Extra {
 impl Extra {
     const ALL: [Self; 3] = [Self::Removed, Self::OnStart, Self::OnStartAndCopied];
 
-    /// The command that makes this of it.
+    /// Returns the arguments of the command that makes this of `extra`.
     fn command(self, home: &Home) -> Vec<String> {
         let on = match self {
             Self::Removed => return ["module", "delete", "extra"].map(str::to_owned).into(),
@@ -183,22 +189,23 @@ impl Extra {
     }
 }
 
-/// Somebody who changes the plane's modules and deletes queues, while everything else goes on.
+/// An operator, who changes the plane's modules and deletes queues while everything else goes on.
 struct Operator<'a> {
-    /// Where the pipeline's files are.
+    /// The home in which the pipeline's files are.
     home: &'a Home,
     books: &'a PlaneDocuments,
     extra: Extra,
-    /// The command that is under way, and what it makes of `extra`. Nobody knows how far it is.
+    /// The command under way, and what it makes of `extra`. Nobody knows how far the command is.
     command: Option<(Extra, Victim)>,
-    /// Commands that were begun.
+    /// The number of commands that were begun.
     begun: usize,
     next_command: Instant,
     next_deletion: Instant,
     acts: Tally,
-    /// When `extra` was registered for the last time.
+    /// The time by which `extra` was registered for the last time.
     finished: Option<Millis>,
-    /// What `extra` was, by the events that were created while that was certain.
+    /// What `extra` was when an event was created, by the event's id, for the events that were
+    /// created while this was certain.
     known: BTreeMap<String, Extra>,
 }
 
@@ -218,14 +225,14 @@ impl<'a> Operator<'a> {
         }
     }
 
-    /// Goes on with its command, or begins another one.
+    /// Goes on with the operator's command, or begins another one.
     fn change(&mut self, draws: &mut Draws, tally: &mut Tally) {
         if let Some((becomes, command)) = &mut self.command {
             if command.look(draws, tally) {
                 *self.acts.entry(format!("{:?} -> {becomes:?}", self.extra)).or_default() += 1;
                 (self.extra, self.command) = (*becomes, None);
-                // Sometimes before a dispatcher has noticed it, sometimes after it has run jobs of
-                // it.
+                // The next command begins sometimes before a dispatcher has noticed this one, and
+                // sometimes after a dispatcher has run jobs of `extra`.
                 let most = [200, 600, 3_000][draws.between(0, 3) as usize];
                 self.next_command = Instant::now() + Duration::from_millis(draws.between(50, most));
             }
@@ -245,7 +252,7 @@ impl<'a> Operator<'a> {
         self.begun += 1;
     }
 
-    /// Ends its command and registers `extra` for the last time.
+    /// Ends the operator's command and registers `extra` for the last time.
     fn finish(&mut self, draws: &mut Draws, tally: &mut Tally) {
         match self.command {
             None if self.extra != Extra::OnStartAndCopied => {
@@ -256,7 +263,7 @@ impl<'a> Operator<'a> {
         }
     }
 
-    /// Deletes a module's queue, when it is time.
+    /// Deletes a module's queue when it is time.
     fn delete_a_queue(&mut self, draws: &mut Draws) {
         if Instant::now() < self.next_deletion {
             return;
@@ -267,17 +274,17 @@ impl<'a> Operator<'a> {
         *self.acts.entry(format!("the queue of {module} was deleted")).or_default() += 1;
     }
 
-    /// Commands that were begun, if none is under way.
+    /// Returns the number of commands that were begun, if no command is under way.
     fn at_rest(&self) -> Option<usize> {
         self.command.is_none().then_some(self.begun)
     }
 }
 
-/// One batch on a plane of its own, until all its work is done. What was killed, and what the
-/// operator did.
+/// Runs one batch on a plane of its own until all its work is done. Returns what was killed and
+/// what the operator did.
 fn batch(env: &Env, books: &PlaneDocuments, seed: u64) -> (Tally, Tally) {
     let events = setting("ION_TORTURE_EVENTS", EVENTS) as usize;
-    // The others come after the operator's last change.
+    // The other events are created after the operator's last change.
     let early = events - events.div_ceil(4);
     let mut draws = Draws(seed);
     let mut tally = Tally::new();
@@ -286,13 +293,14 @@ fn batch(env: &Env, books: &PlaneDocuments, seed: u64) -> (Tally, Tally) {
     let file = pipeline(&home);
     home.write("f", "content\n");
     let flags = ["--lease", "3s", "--jobs", "2", "--quiet"];
-    // The modules are registered before the first event: only then it is for them.
+    // The modules must be registered before the first event is committed, because otherwise the
+    // event would not be for them.
     assert_eq!(
         home.start("dispatch", &[&[file.to_str().unwrap()], &flags[..]].concat()).stop(),
         Some(0)
     );
-    // One registers the file's modules again and again, and serves those; the others serve what is
-    // registered.
+    // One dispatcher registers the file's modules again and again, and serves them. The others
+    // serve what is registered.
     let files = [Some(file.to_str().unwrap()), None, None];
     let mut hosts = files.map(|file| {
         let words = ["dispatch"].into_iter().chain(file).chain(flags).collect::<Vec<&str>>();
@@ -330,8 +338,8 @@ fn batch(env: &Env, books: &PlaneDocuments, seed: u64) -> (Tally, Tally) {
                 (created, creating) = (created + 1, None);
             }
         } else if created == events {
-            // Blobs of an event that is being created have no job that protects them: there the
-            // grace does.
+            // `ion gc` runs without a grace, so it must not run while an event is created: no job
+            // protects the event's blobs, and only the grace would.
             let collector = collecting
                 .get_or_insert_with(|| Victim::new(env, &["gc", "--grace", "0s"], &mut draws));
             if collector.look(&mut draws, &mut tally) {
@@ -347,13 +355,13 @@ fn batch(env: &Env, books: &PlaneDocuments, seed: u64) -> (Tally, Tally) {
             if succeeded == events * JOBS_EACH && books.open().is_empty() {
                 break;
             }
-            // A job that was lost with its host again and again is given up; a person revives it.
+            // A job that was lost with its host again and again is given up. A person retries it.
             if jobs.iter().any(|job| job.state == JobState::Dead) {
                 let _ = home.run(["dead", "retry", "--all"]);
             }
             if begun.elapsed() > BATCH_MAX {
                 late = Some(format!(
-                    "seed {seed}: {succeeded} of {} after {tally:?} and {:?}; open: {:#?}",
+                    "seed {seed}: {succeeded} of {} jobs have succeeded after {tally:?} and {:?}; open: {:#?}",
                     events * JOBS_EACH,
                     operator.acts,
                     books.open()
@@ -366,7 +374,7 @@ fn batch(env: &Env, books: &PlaneDocuments, seed: u64) -> (Tally, Tally) {
     let complaints = hosts.into_iter().chain(collecting).map(Victim::end);
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("torture");
     std::fs::create_dir_all(&folder).unwrap();
-    // What a failed seed is looked into with.
+    // A person needs this log to look into a failed seed.
     std::fs::write(folder.join(format!("{seed}.log")), complaints.collect::<String>()).unwrap();
     assert!(late.is_none(), "{}", late.unwrap_or_default());
     verify(&home, books, events, seed);
@@ -374,7 +382,7 @@ fn batch(env: &Env, books: &PlaneDocuments, seed: u64) -> (Tally, Tally) {
     (tally, operator.acts)
 }
 
-/// What the plane holds in the end, after one dispatcher that nobody kills has told the bus of the
+/// Checks what the plane holds in the end, after one dispatcher that nobody kills has published the
 /// rest.
 fn verify(home: &Home, books: &PlaneDocuments, number: usize, seed: u64) {
     let up = home.start("dispatch", &["--quiet"]);
@@ -391,7 +399,10 @@ fn verify(home: &Home, books: &PlaneDocuments, number: usize, seed: u64) {
             .filter(|attempt| attempt.end == Some(AttemptEnd::Succeeded))
             .count();
         assert_eq!((job.state, well), (JobState::Succeeded, 1), "seed {seed}: {job:#?}");
-        assert_eq!(job.failures, 0, "seed {seed}: a kill is no failure of a module: {job:#?}");
+        assert_eq!(
+            job.failures, 0,
+            "seed {seed}: a kill does not count as a failure of a module: {job:#?}"
+        );
     }
     for (module, each) in JOBS {
         let of_module = || jobs.iter().filter(|job| job.module == module);
@@ -399,7 +410,7 @@ fn verify(home: &Home, books: &PlaneDocuments, number: usize, seed: u64) {
         assert_eq!(
             (of_module().count(), events.len()),
             (number * each, number * each),
-            "seed {seed}: one job of {module} for each event"
+            "seed {seed}: {module} has one job for each event"
         );
     }
     let events = books.events();
@@ -416,7 +427,11 @@ fn verify(home: &Home, books: &PlaneDocuments, number: usize, seed: u64) {
                 )
             })
             .collect();
-        assert_eq!(made.len(), expected, "seed {seed}: each {kind} is of its own making");
+        assert_eq!(
+            made.len(),
+            expected,
+            "seed {seed}: no two {kind} events have the same parent and file name"
+        );
     }
     for job in jobs.iter().filter(|job| job.module == "all") {
         assert_eq!(home.run(["job", "logs", job.id.as_str()]).well().stdout, "2\n", "seed {seed}");
@@ -428,8 +443,9 @@ fn verify(home: &Home, books: &PlaneDocuments, number: usize, seed: u64) {
     assert_eq!(checked.code, Some(0), "seed {seed}, after gc: {checked:#?}");
 }
 
-/// The module that came, changed and went got what was committed while it was registered, and
-/// nothing else. After its last change at least so many first events were created.
+/// Checks that the module that came, changed and went received what was committed while it was
+/// registered, and nothing else. At least `late` first events must have been created after its last
+/// change.
 fn verify_extra(operator: &Operator, late: usize, seed: u64) {
     let books = operator.books;
     let registry = books.registry();
@@ -443,7 +459,7 @@ fn verify_extra(operator: &Operator, late: usize, seed: u64) {
     assert_eq!(
         jobs.len(),
         all.iter().filter(|job| job.module == "extra").count(),
-        "seed {seed}: one job of extra for an event"
+        "seed {seed}: extra has at most one job for an event"
     );
     let finished = operator.finished.unwrap();
     let mut came_late = 0;
@@ -452,7 +468,7 @@ fn verify_extra(operator: &Operator, late: usize, seed: u64) {
         let expects = event.expected_by.as_ref().unwrap().iter().any(|module| module == "extra");
         let context = || {
             format!(
-                "seed {seed}: extra is known to have been {:?}: {event:#?}",
+                "seed {seed}: extra is known to have been {:?} at this event: {event:#?}",
                 operator.known.get(id)
             )
         };
@@ -468,14 +484,22 @@ fn verify_extra(operator: &Operator, late: usize, seed: u64) {
         let is_present = expects && registration.is_for("extra", &event);
         if is_late {
             came_late += usize::from(event.event_type == "start");
-            assert!(is_present, "it was committed after the last registration: {}", context());
+            assert!(
+                is_present,
+                "the event was committed after the last registration, so it is for extra: {}",
+                context()
+            );
         }
         match jobs.get(id) {
             Some(job) => assert!(expects, "{}: {job:#?}", context()),
-            None => assert!(!is_present, "it is for the present registration: {}", context()),
+            None => assert!(
+                !is_present,
+                "the event is for the present registration, so extra has a job of it: {}",
+                context()
+            ),
         }
-        // All that is for the present registration was for it from its commit on, so a gathering
-        // above waited for it.
+        // An event that is for the present registration was for it from its commit on, so the
+        // gathering job above the event must have waited for its job.
         let gathering = |job: &&JobRecord| {
             job.module == "all" && job.correlation_id == event.context.correlation_id
         };
@@ -483,15 +507,18 @@ fn verify_extra(operator: &Operator, late: usize, seed: u64) {
             let gathering = all.iter().find(gathering).unwrap();
             assert!(
                 job.ended.unwrap() <= gathering.attempts[0].started,
-                "{}: {job:#?} before {gathering:#?}",
+                "{}: {job:#?} ends before {gathering:#?} begins",
                 context()
             );
         }
     }
-    assert!(came_late >= late, "seed {seed}: {came_late} of {late}");
+    assert!(
+        came_late >= late,
+        "seed {seed}: {came_late} of {late} first events came after the last change"
+    );
 }
 
-/// Batches until enough was killed.
+/// Runs batches until enough processes have been killed.
 fn torture(name: &str, mut plane: impl FnMut(u64) -> (Env, PlaneDocuments)) {
     let kills = setting("ION_TORTURE_KILLS", KILLS);
     let seed = setting("ION_TORTURE_SEED", 1);
@@ -548,7 +575,7 @@ fn on_real_servers() {
     });
 }
 
-/// The tally names places: each is one.
+/// The tally names places, so no two places may have one name.
 #[test]
 fn every_failpoint_has_a_name_of_its_own() {
     let names = |folder: &str| {

@@ -1,10 +1,12 @@
-//! Forms as clients really send them, replayed byte by byte: `clients/*.http`.
+//! Shows that forms mean the same whichever client sends them. The test replays real requests,
+//! `clients/*.http`, byte by byte to a gateway on the embedded stores.
 //!
-//! Each holds one request. Those of the first list were captured from the client itself, those of
-//! the second one are written as its source writes them. All were asked for the same: a value with
-//! a letter that is not ASCII, one whose name has a quote, and files in two fields whose names have
-//! letters that are not ASCII, a quote, a backslash, a percent sign; an empty one, and one without
-//! an ending.
+//! Each file holds one request. The requests of `CAPTURED` were captured from the clients
+//! themselves; those of `WRITTEN` were written by hand, as the clients' source code writes them.
+//! Every client was asked for the same form: a value with a letter that is not ASCII, a value whose
+//! name has a quote, and files in two fields. The names of the files have letters that are not
+//! ASCII, a quote, a backslash and a percent sign; one file is empty, and one has a name without an
+//! extension.
 
 use std::path::PathBuf;
 
@@ -16,9 +18,9 @@ use crate::support::http::{Http, get};
 
 /// A client, and what its request means: values, and files with their contents.
 struct Captured {
-    /// The request's file, without its ending.
+    /// The name of the request's file, without the extension.
     name: &'static str,
-    /// The client, with its version or with what it was written after.
+    /// The client, with its version or with the source that the request follows.
     client: &'static str,
     values: &'static [(&'static str, &'static str)],
     files: &'static [(&'static str, &'static str)],
@@ -37,7 +39,8 @@ const FILES: &[(&str, &str)] = &[
     ("same", "1"),
 ];
 
-/// Its Java source was given a name without the second letter.
+/// The files of Apache HttpClient. The Java program that sent them left the emoji out of the first
+/// name.
 const OF_APACHE: &[(&str, &str)] = &[
     ("ä.txt", "hello\n"),
     ("a\"b.txt", "q"),
@@ -47,7 +50,8 @@ const OF_APACHE: &[(&str, &str)] = &[
     ("same", "1"),
 ];
 
-/// A page's form has a text of two lines as well, and a field in which no file was chosen.
+/// The values of a page's form. The form also has a text of two lines, and a field in which no file
+/// was chosen.
 const OF_A_PAGE: &[(&str, &str)] = &[NOTE, QUOTE, ("text", "two\r\nlines")];
 
 const CAPTURED: &[Captured] = &[
@@ -109,8 +113,8 @@ const CAPTURED: &[Captured] = &[
         values: &[NOTE, QUOTE],
         files: FILES,
     },
-    // By default it escapes names as parts of URLs. Nothing tells that from a file that is called
-    // so.
+    // By default aiohttp escapes names as parts of URLs. A gateway cannot tell such a name from the
+    // name of a file that is really called so.
     Captured {
         name: "aiohttp",
         client: "aiohttp 3.14.5",
@@ -124,7 +128,7 @@ const CAPTURED: &[Captured] = &[
             ("same", "1"),
         ],
     },
-    // By default it replaces what is not ASCII itself.
+    // By default Apache HttpClient replaces characters that are not ASCII before it sends a name.
     Captured {
         name: "apache-strict",
         client: "Apache HttpClient 4.5.14, STRICT",
@@ -147,7 +151,7 @@ const WRITTEN: &[Captured] = &[
         values: OF_A_PAGE,
         files: FILES,
     },
-    // A quote in a file's name is refused by it.
+    // .NET refuses a quote in a file's name.
     Captured {
         name: "dotnet",
         client: ".NET, after MultipartFormDataContent",
@@ -185,7 +189,7 @@ const WRITTEN: &[Captured] = &[
     },
 ];
 
-/// A name as a part of a path.
+/// Returns a name as a part of a path.
 fn escaped(name: &str) -> String {
     name.bytes()
         .map(|byte| match byte {
@@ -222,7 +226,7 @@ fn forms_mean_the_same_whichever_client_sends_them() {
             assert_eq!((file.status, file.text().as_str()), (200, *content), "{client}: {name}");
         }
     }
-    // Each request that is there is one of them.
+    // Each request in the folder is in one of the lists.
     let there = std::fs::read_dir(&folder)
         .unwrap()
         .flatten()

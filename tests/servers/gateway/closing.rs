@@ -1,5 +1,6 @@
-//! Clients that close their side of a connection: those that read on are answered, those that have
-//! gone are noticed.
+//! Shows what the gateway does when a client closes its side of the connection: a client that reads
+//! on receives its answer, and the gateway notices a client that has gone. The tests use the
+//! embedded stores.
 
 use std::net::Shutdown;
 
@@ -10,7 +11,7 @@ use super::{files_below, text, up};
 use crate::support::http::{Http, form};
 use crate::support::{Home, wait_for};
 
-/// A module that runs until a file is there.
+/// Writes a module's program that runs until the file `go` exists.
 fn waits_for(home: &Home, go: &std::path::Path) {
     home.program(
         "long",
@@ -20,7 +21,7 @@ fn waits_for(home: &Home, go: &std::path::Path) {
 
 const LONG: &str = "  long: {on: [start], run: [./long]}\n";
 
-/// Sends a request and closes the side that writes.
+/// Sends a request and closes the connection's side for writing.
 fn send_and_close(at: &str, path: &str, form: &str, body: &[u8]) -> Http {
     let mut http = Http::to(at);
     let length = body.len().to_string();
@@ -42,7 +43,10 @@ fn a_client_that_closes_its_side_and_reads_on_is_answered() {
     let json = "application/json";
     let mut http = send_and_close(&at, "/events/other", json, b"{}");
     http.answer("POST").unwrap().says(202);
-    assert!(http.is_closed(), "nothing more can come");
+    assert!(
+        http.is_closed(),
+        "the gateway closes the connection, because no other request can come"
+    );
     let (kind, body) = form(&[(Some("f"), "f", &vec![7; 3 << 20])]);
     send_and_close(&at, "/events/other", kind, &body).answer("POST").unwrap().says(202);
     let echoed = send_and_close(&at, "/chains/echo", json, b"payload").answer("POST").unwrap();
@@ -51,7 +55,7 @@ fn a_client_that_closes_its_side_and_reads_on_is_answered() {
     http.begin("GET", "/healthz", &[]);
     http.another_end().shutdown(Shutdown::Write).unwrap();
     assert_eq!(http.answer("GET").unwrap().status, 200);
-    // While it waits it is asked whether it is there, by an answer that every client passes over.
+    // While the client waits, the gateway probes it with an answer that every client ignores.
     let mut http = send_and_close(&at, "/events/start?wait=60s", json, b"{}");
     assert_eq!(http.head().unwrap().status, 100);
     let mut old = Http::to(&at);
@@ -60,8 +64,9 @@ fn a_client_that_closes_its_side_and_reads_on_is_answered() {
     )
     .unwrap();
     old.another_end().shutdown(Shutdown::Write).unwrap();
-    wait_for("a job", || home.jobs().iter().any(|job| job["state"] == "running"));
-    // The connection of the first one was asked by now; that of the second cannot be.
+    wait_for("a job to run", || home.jobs().iter().any(|job| job["state"] == "running"));
+    // The gateway has probed the first connection by now. It cannot probe the second one, whose
+    // client speaks HTTP/1.0. The probe of the third one shows that the time for this has passed.
     let mut third = send_and_close(&at, "/events/start?wait=60s", json, b"{}");
     assert_eq!(third.head().unwrap().status, 100);
     std::fs::write(&go, "").unwrap();
@@ -69,8 +74,8 @@ fn a_client_that_closes_its_side_and_reads_on_is_answered() {
         assert_eq!(text(&http.answer("POST").unwrap().says(200), "outcome"), "succeeded");
     }
     let answer = old.head().unwrap();
-    assert_eq!(answer.status, 200, "an older client is sent nothing but its answer");
-    // What is cut off is no event, and its sender is told so.
+    assert_eq!(answer.status, 200, "an HTTP/1.0 client receives nothing but its answer");
+    // A request that is cut off becomes no event, and its sender is told so.
     let mut http = Http::to(&at);
     http.begin("POST", "/events/other", &[("content-type", kind), ("content-length", "1000000")]);
     http.send(&body[..1000]).unwrap();
@@ -97,13 +102,13 @@ fn a_client_that_has_gone_is_noticed_and_what_was_held_for_it_is_free() {
         http
     };
     let (plain, reset) = (begin(), begin());
-    wait_for("a job", || home.jobs().iter().any(|job| job["state"] == "running"));
-    wait_for("all of them to be open", || connections(&at) >= 5.0);
+    wait_for("a job to run", || home.jobs().iter().any(|job| job["state"] == "running"));
+    wait_for("all connections to be open", || connections(&at) >= 5.0);
     let stream = reset.into_stream();
     set_socket_linger(&stream, Some(std::time::Duration::ZERO)).unwrap();
     drop((stream, plain, closed, dropped));
     wait_for("only this connection to be open", || connections(&at) == 1.0);
-    // An upload that is cut off, in either way, leaves nothing.
+    // An upload leaves nothing if its client closes or resets the connection before the end.
     let (kind, body) = form(&[(Some("f"), "f", &vec![7; 3 << 20])]);
     for resets in [false, true] {
         let mut http = Http::to(&at);
@@ -120,18 +125,18 @@ fn a_client_that_has_gone_is_noticed_and_what_was_held_for_it_is_free() {
         drop(stream);
         wait_for("only this connection to be open", || connections(&at) == 1.0);
     }
-    wait_for("what no event names to be removed", || {
+    wait_for("the files that no event names to be removed", || {
         files_below(&home.state().join("gateway")) + files_below(&home.state().join("blobs")) == 0
     });
     std::fs::write(&go, "").unwrap();
-    wait_for("what they began to end as it would have with them", || {
+    wait_for("the jobs of the clients that have gone to succeed", || {
         home.jobs().iter().filter(|job| job["state"] == "succeeded").count() == 3
     });
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// D5: HTTP/1.0 has no chunks, and where no length can be said a FIN would be the end of a whole
-/// answer.
+/// HTTP/1.0 has no chunks. If an answer without a length ended with a FIN, its client would take it
+/// for complete, so an answer that breaks off ends with a reset.
 #[test]
 fn an_answer_that_breaks_off_ends_in_a_reset() {
     let home = Home::new();

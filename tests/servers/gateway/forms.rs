@@ -1,4 +1,5 @@
-//! In which forms an event may come, and what becomes of each.
+//! Shows in which forms a client may send an event, and what the gateway makes of each. The tests
+//! use the embedded stores.
 
 use std::io::Write as _;
 
@@ -32,13 +33,13 @@ fn half_of(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// The document of the event that an answer names.
+/// Returns the document of the event that an answer names.
 fn event(at: &str, answer: Answer) -> Value {
     let made = answer.says(202);
     get(at, &format!("/events/{}", text(&made, "eventId"))).says(200)
 }
 
-/// Chains read what was meant as well.
+/// The gateway decodes the payloads of chains, too.
 #[test]
 fn an_encoded_payload_goes_through_a_chain_decoded() {
     let home = Home::new();
@@ -76,14 +77,14 @@ fn encoded_bodies_are_decoded_within_the_limits_of_plain_ones() {
         ("deflate", &["deflate"], zlib(plain)),
         ("zstd", &["zstd"], zstd(plain)),
         ("zstd of two frames", &["zstd"], [zstd(half), zstd(rest)].concat()),
-        ("nothing", &["identity"], plain.to_vec()),
-        ("one after the other", &["gzip, identity, zstd"], zstd(&gzip(plain))),
-        ("in two lines", &["gzip", "deflate"], zlib(&gzip(plain))),
+        ("no encoding", &["identity"], plain.to_vec()),
+        ("several encodings in one header", &["gzip, identity, zstd"], zstd(&gzip(plain))),
+        ("two encodings in two headers", &["gzip", "deflate"], zlib(&gzip(plain))),
     ] {
         let event = event(&at, send("application/json", encoding, &body));
         assert_eq!(event["data"], expected, "{what}");
     }
-    // Files too, also where they are larger than what is held in memory.
+    // The gateway also decodes files, even if they are larger than what it holds in memory.
     let content: Vec<u8> = (0..5).flat_map(noise).collect();
     let (kind, body) = form(&[(Some("f"), "f", &content), (None, "n", b"1")]);
     for (encoding, body) in [("gzip", gzip(&body)), ("zstd", zstd(&body))] {
@@ -91,13 +92,13 @@ fn encoded_bodies_are_decoded_within_the_limits_of_plain_ones() {
         let file = get(&at, &format!("/events/{}/data/f", text(&made, "eventId")));
         assert!(file.body == content, "{encoding}");
     }
-    // The front API of older Ion, too.
+    // The gateway also decodes requests to the front API of older Ion.
     let link =
         request(&at, "POST", "/", &[("content-encoding", "gzip")], &gzip(b"{\"url\": \"x\"}"));
     assert_eq!(text(&link.says(200), "type"), "frontapi.new_link");
     let events = files_below(&home.state().join("blobs"));
 
-    // What is cut off, or is not what it says, is no event.
+    // A body that is cut off, or that is not what its headers say, becomes no event.
     let whole = gzip(plain);
     let mut damaged = whole.clone();
     let at_sum = damaged.len() - 6;
@@ -111,7 +112,7 @@ fn encoded_bodies_are_decoded_within_the_limits_of_plain_ones() {
         ),
         ("zstd cut off", "zstd", half_of(zstd(plain))),
         ("deflate cut off", "deflate", half_of(zlib(plain))),
-        ("a wrong sum", "gzip", damaged),
+        ("a wrong checksum", "gzip", damaged),
         ("plain text", "gzip", plain.to_vec()),
         ("another encoding", "zstd", whole.clone()),
         ("cut off in a file", "gzip", half_of(gzip(&body))),
@@ -121,7 +122,7 @@ fn encoded_bodies_are_decoded_within_the_limits_of_plain_ones() {
         assert_eq!(answer.status, 400, "{what}: {}", answer.text());
         answer.problem(400, "malformed");
     }
-    // A few bytes that stand for many are no way round a limit.
+    // The limits hold for the decoded body: a few bytes that decode to many are refused.
     let bomb = |bytes: usize| [b"{\"a\": \"".to_vec(), vec![b'a'; bytes], b"\"}".to_vec()].concat();
     for body in [gzip(&bomb(200 << 20)), gzip(&gzip(&bomb(200 << 20)))] {
         let encodings = if body.len() > 10_000 { &["gzip"][..] } else { &["gzip, gzip"] };
@@ -130,7 +131,7 @@ fn encoded_bodies_are_decoded_within_the_limits_of_plain_ones() {
     }
     let (_, files) = form(&[(Some("f"), "f", &vec![0; 9 << 20])]);
     send(kind, &["zstd"], &zstd(&files)).problem(413, "too-big");
-    // So is the memory that a stream asks for.
+    // The gateway also limits the memory that a stream may ask for.
     let mut wide = zstd::Encoder::new(Vec::new(), 3).unwrap();
     wide.window_log(27).unwrap();
     wide.write_all(plain).unwrap();
@@ -156,14 +157,14 @@ fn encoded_bodies_are_decoded_within_the_limits_of_plain_ones() {
             answer.problem(415, "unknown-encoding");
         }
     }
-    wait_for("what no event names to be removed", || {
+    wait_for("the blobs that no event names to be removed", || {
         files_below(&home.state().join("blobs")) == events + 1
     });
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// What a browser's form, `curl --data-urlencode` and programs that have a JSON type of their own
-/// send.
+/// The gateway accepts the values that a browser's form sends, `curl --data-urlencode`, and
+/// programs that have a JSON type of their own.
 #[test]
 fn values_come_as_forms_and_in_every_kind_of_json() {
     let home = Home::new();
@@ -187,8 +188,9 @@ fn values_come_as_forms_and_in_every_kind_of_json() {
         values(&format!("{form}; charset=ISO-8859-1"), b"%E4=%F6"),
         pairs(&[("\u{e4}", "\u{f6}")])
     );
-    assert_eq!(values(form, b""), pairs(&[]), "a form in which nothing was filled in");
-    // As much as an event may have, though each of its bytes takes three.
+    assert_eq!(values(form, b""), pairs(&[]), "an empty form has no values");
+    // The value is about as long as an event allows, and each of its bytes takes three bytes in the
+    // request.
     let most = "\u{e4}".repeat((1 << 19) - 10);
     let escaped = format!("v={}", "%C3%A4".repeat((1 << 19) - 10));
     assert_eq!(values(form, escaped.as_bytes()), pairs(&[("v", &most)]));
@@ -213,7 +215,7 @@ fn values_come_as_forms_and_in_every_kind_of_json() {
         json!({"specversion": "1.0", "id": "7", "source": "s", "type": "t", "data": {"n": 1}});
     let marked = [b"\xef\xbb\xbf", cloudevent.to_string().as_bytes()].concat();
     assert!(values("application/cloudevents+json", &marked).contains(&("n".into(), "1".into())));
-    // A document that names its form is not the data of headers beside it.
+    // If the body is a whole CloudEvent, the attributes in the headers do not count.
     let headers = [
         ("content-type", "application/cloudevents+json"),
         ("ce-specversion", "1.0"),
@@ -254,20 +256,21 @@ fn an_array_is_an_event_for_each_and_all_or_none_of_them() {
     assert_eq!(second["data"], json!([{"key": "n", "value": "2"}, {"key": "x", "value": "y"}]));
     let correlations: std::collections::HashSet<&str> =
         events.iter().map(|event| text(event, "correlationId")).collect();
-    assert_eq!(correlations.len(), 3, "each is the first of its own");
+    assert_eq!(correlations.len(), 3, "each event is the first of its own correlation");
     assert_eq!(send("/events/t", "", &json!([])).says(202), json!({"events": []}));
-    // With a key it may be sent again.
+    // With an idempotency key, a client may send the array again.
     let first = send("/events/t", "k", &three).says(202);
     assert_eq!(send("/events/t", "k", &three).says(202), first);
-    // An event that says something else is refused, and those beside it are as they were.
+    // An event that differs from the first array's is refused. The gateway accepts the other
+    // events.
     let other = json!([{"n": 1}, {"n": 5}, {"n": 3}, {"n": 4}]);
     let problem = send("/events/t", "k", &other).problem(422, "key-reused");
     assert_eq!(problem["index"], 1, "{problem}");
     assert_eq!(problem["events"][0]["eventId"], first["events"][0]["eventId"]);
     assert_eq!(text(&problem["events"][1]["problem"], "type"), "urn:ion:problem:key-reused");
     assert!(problem["events"][3]["eventId"].is_string(), "{problem}");
-    wait_for("all jobs", || home.jobs().len() == 7);
-    // One that cannot be an event: none of them is.
+    wait_for("all jobs to be in the ledger", || home.jobs().len() == 7);
+    // If one element cannot be an event, none of the elements becomes one.
     for (wrong, status, kind) in [
         (json!([{"n": 1}, 2]), 400, "malformed"),
         (json!([{"n": 1}, {"files": ["x"]}]), 422, "refused"),
@@ -278,14 +281,15 @@ fn an_array_is_an_event_for_each_and_all_or_none_of_them() {
         assert_eq!(problem["index"], 1, "{problem}");
     }
     send("/events/t", "", &json!(vec![json!({}); 201])).problem(413, "too-big");
-    // Ion's own list of values is no batch; which of both was meant cannot be known.
+    // An array of keys and values is refused, because nobody can know whether its sender meant a
+    // batch or Ion's own list of values.
     send("/events/t", "", &json!([{"key": "a", "value": "b"}])).problem(400, "malformed");
     post(&at, "/events/t", "application/json", b"[{\"n\": 1},").problem(400, "malformed");
     assert_eq!(
         send("/events/other", "", &json!(vec![json!({}); 200])).says(202)["events"][199]["type"],
         "other"
     );
-    assert_eq!(home.jobs().len(), 7, "nothing of what was refused has run");
+    assert_eq!(home.jobs().len(), 7, "no refused event has started a job");
     assert_eq!(daemon.stop(), Some(0));
 }
 
@@ -302,10 +306,14 @@ fn a_batch_of_cloudevents_is_an_event_for_each_and_may_be_sent_again() {
     let made = send(&batch).says(202);
     let ids: Vec<&str> =
         made["events"].as_array().unwrap().iter().map(|event| text(event, "eventId")).collect();
-    assert_eq!((ids.len(), ids[0]), (3, ids[2]), "one that is there twice is one event: {made}");
+    assert_eq!(
+        (ids.len(), ids[0]),
+        (3, ids[2]),
+        "a CloudEvent that is in the batch twice is one event: {made}"
+    );
     assert_eq!(get(&at, &format!("/events/{}/data/data", ids[1])).text(), "[1,2]");
     assert_eq!(send(&batch).says(202), made);
-    // The same as each would be alone.
+    // An event of a batch is the same event as if it had been sent alone.
     let alone = post(
         &at,
         "/events/t",
@@ -322,7 +330,11 @@ fn a_batch_of_cloudevents_is_an_event_for_each_and_may_be_sent_again() {
         let problem = send(&wrong).problem(status, kind);
         assert_eq!(problem["index"], 1, "{problem}");
     }
-    assert_eq!(home.run(["--json", "trace"]).stdout, before, "nothing of them is an event");
+    assert_eq!(
+        home.run(["--json", "trace"]).stdout,
+        before,
+        "nothing of a refused batch is an event"
+    );
     let problem =
         send(&json!([one("5", json!({})), one("1", json!({"n": 2}))])).problem(409, "differs");
     assert!(problem["events"][0]["eventId"].is_string(), "{problem}");
@@ -332,8 +344,8 @@ fn a_batch_of_cloudevents_is_an_event_for_each_and_may_be_sent_again() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// A batch that a store or a kill ends in the middle is sent again whole, and each of its events is
-/// there once.
+/// If a store or a kill ends a batch in the middle, the client sends it again whole, and each of
+/// its events is there once.
 #[test]
 fn a_batch_that_was_broken_off_is_sent_again_and_doubles_nothing() {
     const EVENTS: usize = 30;
@@ -352,10 +364,10 @@ fn a_batch_that_was_broken_off_is_sent_again_and_doubles_nothing() {
         &[("content-type", kind), ("content-length", &batch.len().to_string())],
     );
     http.send(batch.as_bytes()).unwrap();
-    assert!(http.answer("POST").is_err(), "it was killed in the middle");
+    assert!(http.answer("POST").is_err(), "the gateway is killed in the middle of the batch");
     assert_eq!(daemon.wait(), None);
     home.env = vec![];
-    // The store takes no blobs. After the first failures nothing more is tried.
+    // The blob store accepts nothing. After the first failures the gateway tries no more events.
     let (blobs, away) = (home.state().join("blobs"), home.state().join("away"));
     let (daemon, at) = gateway(&home, &[]);
     std::fs::rename(&blobs, &away).unwrap();

@@ -1,5 +1,5 @@
-//! What does a gateway no harm: slow clients, many of them, large files, being told to stop, being
-//! killed.
+//! Shows what does a gateway no harm: slow clients, many connections, large files, a stop, a kill
+//! and a full disk. The tests use the embedded stores.
 
 use std::io::Read as _;
 use std::time::{Duration, Instant};
@@ -33,7 +33,8 @@ fn slow_clients_and_idle_connections_do_no_harm() {
     let large = post(&at, "/events/large", kind, &large).says(202);
     let large = format!("/events/{}/data/f", text(&large, "eventId"));
     let idle: Vec<Http> = (0..IDLE).map(|_| Http::to(&at)).collect();
-    // They ask for more than all buffers between here and there hold, and read none of it.
+    // Each of these clients asks for a file that is larger than all buffers on its way, and reads
+    // nothing of it.
     let deaf: Vec<Http> = (0..10)
         .map(|_| {
             let mut http = Http::to(&at);
@@ -74,9 +75,13 @@ fn slow_clients_and_idle_connections_do_no_harm() {
             http
         })
         .collect();
-    assert!(connections(&at) >= (IDLE + 180) as f64, "all of them are open: {}", connections(&at));
-    // A byte now and then, for longer than any of them may stand still; meanwhile others are
-    // served.
+    assert!(
+        connections(&at) >= (IDLE + 180) as f64,
+        "all connections are open: {}",
+        connections(&at)
+    );
+    // Each slow client sends a byte now and then, for longer than a client may stand still.
+    // Meanwhile the gateway serves other clients.
     let begun = Instant::now();
     let (mut served, mut slowest) = (0, Duration::ZERO);
     while begun.elapsed() < Duration::from_secs(11) {
@@ -96,21 +101,21 @@ fn slow_clients_and_idle_connections_do_no_harm() {
             Ok(answer) => {
                 answer.problem(408, "too-slow");
             }
-            // It was still writing when it was hung up on.
+            // The client was still writing when the gateway closed the connection.
             Err(_) => assert!(http.is_closed()),
         }
     }
     for mut http in heads.into_iter().chain(idle).chain(used) {
         assert!(http.is_closed());
     }
-    wait_for("the connections to be closed, also those that read nothing", || {
+    wait_for("all connections to be closed, even those of clients that read nothing", || {
         connections(&at) <= 2.0
     });
     drop(deaf);
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// How many connections the gateway says are open.
+/// Returns the number of open connections in the gateway's metrics.
 pub(crate) fn connections(at: &str) -> f64 {
     let numbers = get(at, "/metrics").text();
     let line = numbers.lines().find(|line| line.starts_with("ion_gateway_connections ")).unwrap();
@@ -123,17 +128,21 @@ fn more_connections_than_may_be_wait_and_are_served() {
     let (daemon, at) = gateway(&home, &["--gateway-connections", "4", "--gateway-stall", "2s"]);
     let idle: Vec<Http> = (0..12).map(|_| Http::to(&at)).collect();
     let begun = Instant::now();
-    assert_eq!(get(&at, "/healthz").status, 200, "once those before it were closed");
+    assert_eq!(
+        get(&at, "/healthz").status,
+        200,
+        "the gateway answers once it has closed idle connections"
+    );
     assert!(
         begun.elapsed() > Duration::from_secs(1),
-        "it had to wait for them: {:?}",
+        "the request waits for the idle connections: {:?}",
         begun.elapsed()
     );
     drop(idle);
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Memory that a process has taken at most so far, in KiB.
+/// Returns the most memory that a process has had so far, in KiB.
 fn peak_memory(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
@@ -147,7 +156,7 @@ fn a_large_file_comes_and_goes_in_little_memory() {
     let mut home = Home::new();
     home.env.push(("ION_CACHE_MEMORY".into(), "64MiB".into()));
     let (daemon, at) = gateway(&home, &[]);
-    // What any work takes is taken.
+    // A first upload makes the gateway allocate the memory that any work needs.
     let (kind, small) = form(&[(Some("f"), "f", &noise(0))]);
     post(&at, "/events/small", kind, &small).says(202);
     let before = peak_memory(daemon.pid());
@@ -166,7 +175,8 @@ fn a_large_file_comes_and_goes_in_little_memory() {
         http.send(&noise(block)).unwrap();
     }
     http.send(tail).unwrap();
-    // Until the store has it: longer than any read of a small answer.
+    // The gateway answers when the store has the file. This may take longer than a client waits for
+    // a small answer.
     let event = answer_within(&mut http, Duration::from_secs(60 + mebibytes / 4)).says(202);
     let took = begun.elapsed();
     let after_upload = peak_memory(daemon.pid());
@@ -184,8 +194,8 @@ fn a_large_file_comes_and_goes_in_little_memory() {
     println!(
         "{mebibytes} MiB came in {took:?}; memory at most: {before} KiB before, {after_upload} KiB after it came, {after} KiB after it went"
     );
-    // Five parts of 8 MiB on their way to the store, the cache's 64 MiB, and what the allocator
-    // keeps.
+    // The gateway may hold five parts of 8 MiB on their way to the store, the cache's 64 MiB, and
+    // what the allocator keeps.
     assert!(after_upload < before + (96 << 10), "{after_upload} KiB");
     assert!(after < before + (192 << 10), "{after} KiB");
     assert_eq!(daemon.stop(), Some(0));
@@ -220,14 +230,16 @@ fn a_gateway_that_is_told_to_stop_finishes_what_is_under_way() {
     idle.begin("GET", "/readyz", &[]);
     assert_eq!(idle.answer("GET").unwrap().status, 200);
     signal(daemon.pid(), "TERM");
-    assert!(idle.is_closed(), "one that does nothing is closed at once");
-    wait_for("no connections to be taken", || std::net::TcpStream::connect(&at).is_err());
+    assert!(idle.is_closed(), "an idle connection is closed at once");
+    wait_for("the gateway to accept no more connections", || {
+        std::net::TcpStream::connect(&at).is_err()
+    });
     upload.send(&body[200_000..]).unwrap();
     let event = upload.answer("POST").unwrap().says(202);
     assert_eq!(daemon.wait(), Some(0));
     let (daemon, at) = gateway(&home, &["--gateway-grace", "1s"]);
     assert_eq!(get(&at, &format!("/events/{}/data/f", text(&event, "eventId"))).body, [7; 300_000]);
-    // One that does not go on has its grace and no more, and leaves nothing.
+    // An upload that does not go on gets its grace and no more time, and leaves nothing.
     let mut upload = Http::to(&at);
     upload.begin(
         "POST",
@@ -267,14 +279,21 @@ fn a_gateway_that_is_killed_leaves_nothing_half_visible() {
             &[&headers[..], &[("content-length", &body.len().to_string())]].concat(),
         );
         http.send(&body).unwrap();
-        assert!(http.answer("POST").is_err(), "{place}: it was killed before it could answer");
+        assert!(
+            http.answer("POST").is_err(),
+            "{place}: the gateway is killed before it can answer"
+        );
         assert_eq!(daemon.wait(), None, "{place}");
         home.env = vec![];
         let seen = latest(&home);
         let before = ids.last().map(|id: &String| (id.clone(), vec![300_000]));
         assert_eq!(seen != before, visible, "{place}: {seen:?}");
-        assert!(seen.is_none_or(|(_, sizes)| sizes == [300_000]), "{place}: a whole event or none");
-        // Sent again, as a client does that got no answer: the same event, and its job once.
+        assert!(
+            seen.is_none_or(|(_, sizes)| sizes == [300_000]),
+            "{place}: there is a whole event or none"
+        );
+        // The client has had no answer and sends the request again. The event is the same, and its
+        // job runs once.
         let (daemon, at) = gateway(&home, &[]);
         let said = request(&at, "POST", "/events/start?wait=60s", &headers, &body).says(200);
         assert_eq!(text(&said, "outcome"), "succeeded", "{place}: {said:#}");
@@ -284,19 +303,19 @@ fn a_gateway_that_is_killed_leaves_nothing_half_visible() {
         assert_eq!(latest(&home).map(|(id, _)| id), ids.last().cloned(), "{place}");
         assert_eq!(home.jobs().len(), ids.len(), "{place}");
     }
-    // In the middle of an upload.
+    // The gateway is killed in the middle of an upload.
     let (daemon, at) = gateway(&home, &[]);
     let mut upload = Http::to(&at);
     upload.begin("POST", "/events/start", &[("content-type", kind), ("content-length", "1000000")]);
     upload.send(&body[..200_000]).unwrap();
     daemon.kill();
     assert_eq!(latest(&home).map(|(id, _)| id), ids.last().cloned());
-    assert_eq!(files_below(&home.state().join("gateway")), 0, "what was staged had no name");
+    assert_eq!(files_below(&home.state().join("gateway")), 0, "the staged upload has no name");
     home.run(["check", "--deep"]).well();
     assert_eq!(dispatcher.stop(), Some(0));
 }
 
-/// The latest first event, with the sizes of its files.
+/// Returns the latest first event, with the sizes of its files.
 fn latest(home: &Home) -> Option<(String, Vec<u64>)> {
     let trace: Value = serde_json::from_str(&home.run(["--json", "trace"]).stdout).ok()?;
     let event = trace.as_array()?.first()?.clone();
@@ -305,8 +324,8 @@ fn latest(home: &Home) -> Option<(String, Vec<u64>)> {
     Some((text(&event, "id").to_owned(), sizes))
 }
 
-/// Many wait for one large correlation: it is read once for all of them, and its documents are in
-/// memory once.
+/// Many clients wait for one large correlation. The gateway reads it once for all of them, and
+/// holds its documents in memory once.
 #[test]
 fn many_who_wait_for_one_large_correlation_are_one_look() {
     const EVENTS: usize = 1000;
@@ -373,7 +392,7 @@ fn many_who_wait_for_one_large_correlation_are_one_look() {
         "{WAITERS} waiters: {before} KiB before, {after} KiB after; others waited {slowest:?} at most"
     );
     assert!(slowest < Duration::from_secs(10), "{slowest:?}");
-    // Each of their answers has 2 MiB.
+    // Each of the clients' answers has 2 MiB.
     assert!(after < before + (100 << 10), "{before} KiB before, {after} KiB after");
     assert_eq!(daemon.stop(), Some(0));
 }

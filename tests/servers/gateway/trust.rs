@@ -1,4 +1,5 @@
-//! Who may do what, what is refused, and whether the gateway does what its document says.
+//! Shows what each token allows, which requests the gateway refuses, and that the gateway does what
+//! its OpenAPI document says. The tests use the embedded stores; one test runs Schemathesis.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
@@ -76,9 +77,10 @@ fn tokens_may_do_what_their_scopes_say() {
     let problem = with("POST", "/events/start", READS, b"{}").problem(403, "scope-needed");
     assert_eq!(text(&problem, "scope"), "events:write");
     for open in ["/healthz", "/readyz", "/openapi.json"] {
-        assert_eq!(get(&at, open).status, 200, "{open} says nothing that is worth a token");
+        assert_eq!(get(&at, open).status, 200, "{open} shows nothing that needs a token");
     }
-    // With tokens any name is answered: no page of a browser knows one.
+    // With tokens the gateway answers under any host name, because no page in a browser knows a
+    // token.
     assert_eq!(request(&at, "GET", "/healthz", &[("host", "ion.example")], b"").status, 200);
     let argv = std::fs::read(format!("/proc/{}/cmdline", daemon.pid())).unwrap();
     assert!(!String::from_utf8_lossy(&argv).contains("0123456789abcdef"));
@@ -86,7 +88,8 @@ fn tokens_may_do_what_their_scopes_say() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// What came of an event is for those who may read events; its sender is told how it ended.
+/// Only a token that may read events shows what came of an event. A sender that may only write is
+/// told how it ended.
 #[test]
 fn who_may_only_write_is_told_the_outcome_and_not_the_trace() {
     const WRITES: &str = "0123456789abcdef-writes";
@@ -113,7 +116,7 @@ fn who_may_only_write_is_told_the_outcome_and_not_the_trace() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Two servers in a row must not take one request for requests to two hosts.
+/// A proxy and the gateway behind it must not take one request for requests to two hosts.
 #[test]
 fn a_request_that_does_not_name_one_host_is_refused() {
     let home = Home::new();
@@ -149,7 +152,7 @@ fn a_request_that_does_not_name_one_host_is_refused() {
         let absolute = format!("GET http://{at}/healthz HTTP/1.1\r\nhost: evil.example");
         send(&absolute).problem(421, "foreign-host");
     }
-    // A request chooses words that the answer and the log quote.
+    // The answer and the log quote words that a client has chosen, so both must shorten them.
     let long = "x".repeat(50_000);
     for path in [format!("/{long}"), format!("/events/{long}"), format!("/correlations/{long}")] {
         let answer = get(&at, &path);
@@ -170,9 +173,9 @@ fn pages_of_other_sites_reach_nothing_on_this_machine() {
         send(&[("host", &host)]).says(200);
         send(&[("host", &host), ("origin", &format!("http://{host}"))]).says(200);
     }
-    // A name of another site that was made to lead here.
+    // Another site has made its name lead to this machine.
     send(&[("host", &format!("evil.example:{port}"))]).problem(421, "foreign-host");
-    // A form or a script of another site.
+    // The request comes from a form or a script of another site.
     for origin in ["https://evil.example", "null", "http://localhost:1"] {
         send(&[("origin", origin), ("content-type", "text/plain")]).problem(403, "foreign-origin");
     }
@@ -197,7 +200,8 @@ fn what_is_wrong_is_said_in_a_problem_document() {
     let long_value = format!("{{\"v\": \"{}\"}}", "x".repeat(1 << 20));
     let longer = vec![b'x'; (3 << 20) + (64 << 10) + 1];
     let head_without_end = [b"--XyZ\r\n".to_vec(), vec![b'x'; 2 << 20]].concat();
-    /// Method, path, form and body; the status and the problem's type.
+    /// The method, path, form and body of a request; the status and the problem's type of its
+    /// answer.
     type Case<'c> = (&'c str, &'c str, &'c str, Vec<u8>, u16, &'c str);
     let cases: Vec<Case<'_>> = vec![
         ("GET", "/nothing", json, vec![], 404, "not-found"),
@@ -249,7 +253,7 @@ fn what_is_wrong_is_said_in_a_problem_document() {
         request(&at, "PUT", "/events/x", &[], b"").header("allow").map(str::len),
         Some("GET,HEAD,POST".len())
     );
-    // A body that does not say how long it is, and is too long.
+    // The body does not say how long it is, and it is too long.
     let mut http = Http::to(&at);
     http.begin("POST", "/events/x", &[("content-type", kind), ("transfer-encoding", "chunked")]);
     let part = b"--XyZ\r\ncontent-disposition: form-data; name=\"f\"; filename=\"f\"\r\n\r\n";
@@ -257,12 +261,15 @@ fn what_is_wrong_is_said_in_a_problem_document() {
     let _ = http.send(&[&part[..], b"\r\n"].concat());
     let piece = [b"10000\r\n".to_vec(), vec![b'x'; 0x10000], b"\r\n".to_vec()].concat();
     while http.send(&piece).is_ok() {}
-    // What it said may have been lost with the connection; that nothing was taken may not.
+    // The gateway's answer may be lost with the connection. In any case no event must have been
+    // committed.
     assert!(
         home.run(["trace"]).stderr.contains("no events"),
-        "nothing of all this became an event"
+        "none of these requests has become an event"
     );
-    wait_for("what no event names to be removed", || files_below(&home.state().join("blobs")) == 0);
+    wait_for("the blobs that no event names to be removed", || {
+        files_below(&home.state().join("blobs")) == 0
+    });
     assert_eq!(files_below(&home.state().join("gateway")), 0);
     assert_eq!(daemon.stop(), Some(0));
 }
@@ -278,14 +285,14 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
         &home,
         "  show: {on: [new_text], emits: [shown], run: [./show]}\n  echo: {on: [echo], emits: [echoed], run: [cat], stdio: true}\n",
     );
-    // Something to be found.
+    // Schemathesis needs an event, a file and a job that exist.
     let bearer = format!("Bearer {TOKEN}");
     let (kind, body) = form(&[(Some("a b.txt"), "f", b"hello")]);
     let headers = [("content-type", kind), ("authorization", bearer.as_str())];
     let event = request(&at, "POST", "/events/new_text?wait=60s", &headers, &body).says(200);
     let job = home.jobs()[0]["id"].as_str().unwrap().to_owned();
-    // What a request with a key is answered depends on those before it, which no schema says: 422
-    // is right then. So is 413 for an array of too many events.
+    // The answer to a request with a key depends on earlier requests, which no schema can express:
+    // 422 is right then. For an array of too many events, 413 is right.
     let config = format!(
         "headers = {{ Authorization = \"{bearer}\" }}\n\
          [[operations]]\ninclude-operation-id = [\"newLink\", \"createEvent\"]\n\
@@ -318,7 +325,7 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
             "--seed",
             "6",
             "--continue-on-failure",
-            // Longer than any `wait` of an example.
+            // The limit is longer than any `wait` of an example.
             "--request-timeout",
             "60",
             "--no-color",
@@ -331,7 +338,7 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
     assert!(ran.status.success(), "{said}{}", String::from_utf8_lossy(&ran.stderr));
     assert!(
         said.contains("13 selected / 13 total") && said.contains("Tested: 13"),
-        "every route was tried: {said}"
+        "Schemathesis tries every route: {said}"
     );
     assert_eq!(get(&at, "/healthz").status, 200);
     assert_eq!(daemon.stop(), Some(0));

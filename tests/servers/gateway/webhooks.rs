@@ -1,4 +1,5 @@
-//! What other systems tell by webhooks: taken if it is signed, and once.
+//! Shows that the gateway accepts webhooks of other systems only if they are signed, and makes one
+//! event of each delivery. The tests use the embedded stores.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -18,14 +19,14 @@ const GITHUB: &str = "0123456789abcdef-github";
 const GITHUB_OLD: &str = "0123456789abcdef-github-of-old";
 const STRIPE: &str = "whsec_0123456789abcdef";
 
-/// A file that only its owner may read.
+/// Writes a file that only its owner may read.
 fn secret(home: &Home, name: &str, text: &str) -> PathBuf {
     let file = home.write(name, format!("{text}\n"));
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     file
 }
 
-/// A list of two webhooks, with its secrets beside it.
+/// Writes a list of two webhooks, and their secrets beside it. Returns the list's path.
 pub(crate) fn list(home: &Home) -> String {
     secret(home, "github.secret", GITHUB);
     secret(home, "github-old.secret", GITHUB_OLD);
@@ -46,7 +47,7 @@ fn seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
-/// Sends what GitHub sends.
+/// Sends a delivery as GitHub does.
 fn github(
     at: &str,
     delivery: &str,
@@ -66,7 +67,7 @@ fn github(
     request(at, "POST", "/webhooks/pushes", &headers, body)
 }
 
-/// Sends what Stripe sends.
+/// Sends a delivery as Stripe does.
 fn stripe(at: &str, time: u64, signed_with: &[&str], body: &[u8]) -> Answer {
     let mut said = format!("t={time}");
     for secret in signed_with {
@@ -98,16 +99,21 @@ fn a_signed_delivery_is_one_event_however_often_it_is_sent() {
     assert_eq!(text(&first, "type"), "code.pushed");
     let path = format!("/events/{}", text(&first, "eventId"));
     let event = get(&at, &path).says(200);
-    assert_eq!(get(&at, &format!("{path}/data/body.json")).text(), push, "to the letter");
+    assert_eq!(
+        get(&at, &format!("{path}/data/body.json")).text(),
+        push,
+        "the event keeps the body byte for byte"
+    );
     let said = ["webhook", "webhook-id", "webhook-event"].map(|key| value(&event, key));
     assert_eq!(said, ["pushes", "72d3162e-cc78", "push"]);
-    // Sent again, also while the secret is replaced, and at another gateway after a restart.
+    // Sends the first delivery again. The test does so while the secret is being replaced, and at
+    // another gateway after a restart.
     let again = |at: &str, secret: &str| {
         github(at, "72d3162e-cc78", "push", secret, json, push.as_bytes()).says(202)
     };
     assert_eq!(again(&at, GITHUB), first);
     assert_eq!(again(&at, GITHUB_OLD), first);
-    // As GitHub sends it where nobody told it to send JSON.
+    // GitHub sends a form unless it was configured to send JSON.
     let form = format!(
         "payload={}",
         push.replace('{', "%7B").replace('"', "%22").replace(' ', "+").replace('}', "%7D")
@@ -127,8 +133,7 @@ fn a_signed_delivery_is_one_event_however_often_it_is_sent() {
         serde_json::from_str::<Value>(&push).unwrap()
     );
     github(&at, "72d3162e-cc80", "ping", GITHUB, json, b"{\"zen\": \"x\"}").says(200);
-    // A delivery's id is not signed: a body that was seen before is not taken for another
-    // delivery's.
+    // A delivery's id is not signed, so a delivery with a known id and another body is refused.
     github(&at, "72d3162e-cc78", "push", GITHUB, json, b"{}").problem(409, "differs");
 
     let paid = json!({"id": "evt_1", "type": "invoice.paid", "pending_webhooks": 2}).to_string();
@@ -136,7 +141,7 @@ fn a_signed_delivery_is_one_event_however_often_it_is_sent() {
     let event = get(&at, &format!("/events/{}", text(&first_payment, "eventId"))).says(200);
     let said = ["webhook", "webhook-id", "webhook-event"].map(|key| value(&event, key));
     assert_eq!(said, ["payments", "evt_1", "invoice.paid"]);
-    // What Stripe counts in an event changes until it is sent again.
+    // Stripe counts something in its event, so the event has changed when Stripe sends it again.
     let later = paid.replace(":2", ":1");
     let signed_with = ["whsec_of another endpoint", STRIPE];
     assert_eq!(
@@ -171,21 +176,22 @@ fn what_is_not_signed_is_neither_stored_nor_published_and_secrets_are_told_nobod
     for answer in refused {
         answer.problem(403, "unsigned");
     }
-    // One that was signed, and of which a byte was changed on its way.
+    // The request was signed, and a byte of its body was changed on its way.
     let signature = format!("sha256={}", signature(GITHUB, &[b"{\"a\": 1}"]));
     let headers = [("x-github-delivery", "1"), ("x-hub-signature-256", signature.as_str())];
     request(&at, "POST", "/webhooks/pushes", &headers, b"{\"a\": 2}").problem(403, "unsigned");
     let encoded = [&headers[..], &[("content-encoding", "gzip")]].concat();
     request(&at, "POST", "/webhooks/pushes", &encoded, b"{\"a\": 1}")
         .problem(415, "unknown-encoding");
-    // Signed, and no event all the same.
+    // A signed delivery that is malformed becomes no event.
     github(&at, "", "push", GITHUB, json, b"{}").problem(400, "malformed");
     stripe(&at, now, &[STRIPE], b"{}").problem(400, "malformed");
     stripe(&at, now, &[STRIPE], b"not json").problem(400, "malformed");
     github(&at, "1", "push", GITHUB, "application/x-www-form-urlencoded", b"a=1")
         .problem(400, "malformed");
     request(&at, "POST", "/webhooks/none", &headers, b"{}").problem(404, "not-found");
-    // Whoever has no secret takes no room of other requests: many long bodies, none of which ends.
+    // A sender without a secret takes no memory of other requests. Here many senders send long
+    // bodies that do not end.
     let long = (24 << 20).to_string();
     let piece = vec![b'x'; 9 << 20];
     let mut held: Vec<Http> = (0..8)
@@ -197,13 +203,14 @@ fn what_is_not_signed_is_neither_stored_nor_published_and_secrets_are_told_nobod
             http
         })
         .collect();
-    // Those that come at the same time may refuse each other: five of them are held at least.
-    wait_for("their room to be taken", || {
+    // Bodies that arrive at the same time may be refused because of each other. The gateway holds
+    // at least five of them.
+    wait_for("the memory for webhooks to be used up", || {
         github(&at, "2", "ping", GITHUB, json, &vec![b'x'; 20 << 20]).status == 503
     });
     request(&at, "POST", "/events/other", &[("content-type", json)], b"{}").says(202);
     held.clear();
-    wait_for("their room to be free", || {
+    wait_for("the memory for webhooks to be free again", || {
         github(&at, "2", "ping", GITHUB, json, &vec![b'x'; 2 << 20]).status == 200
     });
     let mut http = Http::to(&at);
@@ -217,7 +224,7 @@ fn what_is_not_signed_is_neither_stored_nor_published_and_secrets_are_told_nobod
         answer.problem(413, "too-big");
     }
     let events: Value = serde_json::from_str(&home.run(["--json", "trace"]).well().stdout).unwrap();
-    assert_eq!(events[0]["type"], "other", "nothing else became an event: {events}");
+    assert_eq!(events[0]["type"], "other", "only the other request has become an event: {events}");
     assert_eq!(files_below(&home.state().join("blobs")), 0);
     let argv = std::fs::read(format!("/proc/{}/cmdline", daemon.pid())).unwrap();
     for secret in [GITHUB, GITHUB_OLD, STRIPE] {

@@ -1,9 +1,10 @@
-//! The localhost API of older modules, and the addresses at which they find their files.
+//! Shows how the localhost API answers older modules, and that older modules find their tree and
+//! their files at the addresses they expect. The tests use the embedded stores, S3 and Azure Blob.
 
 use super::*;
 
-/// Speaks with the API as it should not be spoken with, and notes each status; then ends badly,
-/// having been told 200.
+/// A program that uses the API wrongly and notes each status. After the 200 of `/done` it writes
+/// another event file, and ends with exit code 3.
 const STUBBORN: &str = r#"#!/usr/bin/env python3
 import json, os, sys, urllib.error, urllib.request
 
@@ -59,14 +60,14 @@ fn the_localhost_api_answers_401_and_400_and_names_what_was_rejected() {
         .write("pipeline.yaml", format!("modules:\n{}{}", module("stubborn"), module("silent")));
     let up = home.up(&file);
     home.run("event create start --id e --correlation c".split(' ')).well();
-    wait_for("the silent one to say its port", || home.path().join("said.port").exists());
+    wait_for("the silent module to write down its port", || home.path().join("said.port").exists());
     let silent = port(&std::fs::read_to_string(home.path().join("said.port")).unwrap());
-    // Who connects and says nothing, or not the secret, holds nothing up, and does not outlast the
-    // job.
+    // A client that connects and sends nothing, or not the secret, holds nothing up, and its
+    // connection does not outlast the job.
     let mut idle = std::net::TcpStream::connect(("127.0.0.1", silent)).unwrap();
     idle.set_read_timeout(Some(crate::support::DEADLINE)).unwrap();
     home.write("said.go", "");
-    wait_for("both to end", || {
+    wait_for("both jobs to end", || {
         home.jobs().iter().filter(|job| job["ended"].is_number()).count() == 2
     });
     let noted: Value = serde_json::from_slice(&std::fs::read(&said).unwrap()).unwrap();
@@ -81,8 +82,8 @@ fn the_localhost_api_answers_401_and_400_and_names_what_was_rejected() {
     );
     assert_eq!(said[8][1]["statusCode"], 422);
     assert_eq!(said[9][1]["events"][0]["name"], "b.json");
-    // Done is done: its event and what it kept are there, whatever it wrote later, and though it
-    // exited with 3. Nothing of the silent one is.
+    // The job has succeeded with the 200 of `/done`. Its event and its insight are there, whatever
+    // the module writes later, and although it exits with 3. Nothing of the silent module is there.
     let jobs = home.jobs();
     let of = |module: &str| jobs.iter().find(|job| job["module"] == module).unwrap();
     assert_eq!(of("stubborn")["state"], "succeeded", "{jobs:#?}");
@@ -95,11 +96,11 @@ fn the_localhost_api_answers_401_and_400_and_names_what_was_rejected() {
     assert_eq!(events.len(), 1, "{events:#?}");
     assert_eq!(events[0]["context"]["name"], "stubborn");
     assert_eq!(insight(&home)["data"], json!([{"key": "kept", "value": "yes"}]));
-    // The daemon lives, and has hung up.
+    // The daemon still runs, and has closed the idle connection.
     assert_eq!(std::io::Read::read(&mut idle, &mut [0; 1]).unwrap_or(0), 0);
     let log = up.log();
     assert_eq!(up.stop(), Some(0));
-    // The secret is the job's alone, and the port is closed with it.
+    // Only the job has the secret, and its port is closed when the job has ended.
     let secret = noted["secret"].as_str().unwrap();
     let documents =
         home.run(["--json", "trace", "c"]).stdout + &serde_json::to_string(&jobs).unwrap();
@@ -174,7 +175,7 @@ fn the_older_flags_of_azure_reach_the_container_and_its_files_have_signed_urls()
         for (key, _) in &older.home.env {
             command.env_remove(key);
         }
-        // Where the emulator is; Azure itself needs no such word.
+        // This variable names the address of the emulator. Azure itself needs no such variable.
         command.env("AZURE_STORAGE_ENDPOINT", named("AZURE_STORAGE_ENDPOINT"));
         command.env("AZUREBLOBPROVIDER_BLOBACCOUNTKEY", named("AZURE_STORAGE_ACCOUNT_KEY"));
         command.args([

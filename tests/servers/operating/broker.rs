@@ -1,4 +1,5 @@
-//! What is refused by a broker, or was done to Ion's queues on it.
+//! Shows what Ion says when RabbitMQ refuses it a right, when somebody has changed Ion's queues
+//! there, and when two planes share one bus.
 
 use std::path::PathBuf;
 
@@ -14,7 +15,7 @@ fn pipeline(home: &Home) -> PathBuf {
     home.write("pipeline.yaml", "modules:\n  work: {on: [go], run: [./work]}\n")
 }
 
-/// Does something as a person with a client of AMQP.
+/// Acts on the broker as a person with an AMQP client does.
 fn by_hand<T>(url: &str, act: impl AsyncFnOnce(lapin::Channel) -> Result<T, lapin::Error>) -> T {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
@@ -43,7 +44,7 @@ fn a_missing_right_is_named_with_what_grants_it() {
     for (user, rights, missing) in cases {
         let home = home_on_bus(&rabbit.user(user, rights));
         let file = pipeline(&home);
-        // The plane gets its id with its first use, for which the broker is not needed.
+        // The plane gets its id when it is first used, and does not need the broker for that.
         home.run(["run", "--", "true"]).well();
         let doctor = home.run(["doctor"]).failed().stdout;
         let grant = format!("rabbitmqctl set_permissions -p '{user}' '{user}' 'ion\\..*'");
@@ -70,7 +71,7 @@ fn what_was_done_to_the_queues_is_said_with_the_way_out() {
     assert_eq!(home.up(&file).stop(), Some(0));
     let doctor = home.run(["doctor"]).well().stdout;
     assert!(doctor.contains("work (0 waiting)"), "{doctor}");
-    // A policy that takes messages off.
+    // A policy takes messages off the queue.
     rabbit.ctl(&[
         "set_policy",
         "--apply-to",
@@ -80,7 +81,7 @@ fn what_was_done_to_the_queues_is_said_with_the_way_out() {
         "{\"message-ttl\": 1}",
     ]);
     home.run(["event", "create", "go"]).well();
-    wait_for("the broker to take it off", || {
+    wait_for("the policy to take the message off", || {
         let doctor = home.run(["doctor"]).stdout;
         doctor.contains(
             "a policy with message-ttl takes messages off queue \"ion.module.work\", 1 so far",
@@ -92,7 +93,7 @@ fn what_was_done_to_the_queues_is_said_with_the_way_out() {
     });
     assert_eq!(up.stop(), Some(0));
     rabbit.ctl(&["clear_policy", "old"]);
-    // Another queue in its place.
+    // A person puts another queue in its place.
     by_hand(&rabbit.url, async |channel| {
         channel.queue_delete(QUEUE.into(), QueueDeleteOptions::default()).await?;
         channel
@@ -110,22 +111,23 @@ fn what_was_done_to_the_queues_is_said_with_the_way_out() {
     );
     let refused = home.run(["up", file.to_str().unwrap()]).failed().stderr;
     assert!(refused.contains("delete_queue 'ion.module.work'"), "{refused}");
-    // What came to it and to the policy is sent again, once the queue is right.
+    // Once the queue is right, a dispatcher sends the messages again that the other queue and the
+    // policy took.
     home.run(["event", "create", "go"]).well();
     by_hand(&rabbit.url, async |channel| {
         channel.queue_delete(QUEUE.into(), QueueDeleteOptions::default()).await
     });
     let in_state = |state: &str| home.jobs().iter().filter(|job| job["state"] == state).count();
     let up = home.up_with(&["--lease", "2s", "--jobs", "1"], &file);
-    wait_for("what was lost", || in_state("succeeded") == 2);
-    // While it is served, and its only place is taken.
+    wait_for("the jobs of the messages that were lost", || in_state("succeeded") == 2);
+    // A policy comes while a dispatcher serves the queue and its only slot is taken.
     let go = home.path().join("go");
     home.program(
         "work",
         &format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.1; done\n", go.display()),
     );
     home.run(["event", "create", "go"]).well();
-    wait_for("a job that takes the place", || in_state("running") == 1);
+    wait_for("a job to take the slot", || in_state("running") == 1);
     rabbit.ctl(&[
         "set_policy",
         "--apply-to",
@@ -136,18 +138,18 @@ fn what_was_done_to_the_queues_is_said_with_the_way_out() {
     ]);
     let told = || up.log().matches("a policy with message-ttl takes messages off").count();
     let before = told();
-    // Until the dispatcher has left the queue alone it may be quicker than the broker.
+    // Until the dispatcher pauses its subscription, it may take a message before the policy does.
     let mut created = 3;
-    wait_for("the dispatcher to look again", || {
+    wait_for("the dispatcher to warn again", || {
         home.run(["event", "create", "go"]).well();
         created += 1;
         told() > before
     });
     rabbit.ctl(&["clear_policy", "short"]);
     std::fs::write(&go, "").unwrap();
-    wait_for("each event", || in_state("succeeded") == created);
+    wait_for("the job of each event", || in_state("succeeded") == created);
     assert_eq!(up.stop(), Some(0));
-    // None at all.
+    // A person deletes the queue.
     by_hand(&rabbit.url, async |channel| {
         channel.queue_delete(QUEUE.into(), QueueDeleteOptions::default()).await
     });
@@ -167,14 +169,14 @@ fn a_second_plane_on_one_virtual_host_is_refused_at_its_start() {
     assert!(doctor.contains("this virtual host belongs to plane"), "{doctor}");
     one.run(["event", "create", "go", "--wait"]).well();
     assert_eq!(up.stop(), Some(0));
-    // The first one stays at home, also where its mark was never made: queues of an older plane are
-    // its own.
+    // The first plane keeps its virtual host even if its mark is missing there, as it is beside the
+    // queues of an earlier Ion.
     one.run(["event", "create", "go"]).well();
     by_hand(&rabbit.url, async |channel| {
         channel.exchange_delete("ion.plane".into(), ExchangeDeleteOptions::default()).await
     });
     let up = one.up(&files[0]);
-    wait_for("what waited in the queue", || {
+    wait_for("the job of the message that waited in the queue", || {
         one.jobs().iter().filter(|job| job["state"] == "succeeded").count() == 2
     });
     two.run(["up", files[1].to_str().unwrap()]).failed();
@@ -183,7 +185,7 @@ fn a_second_plane_on_one_virtual_host_is_refused_at_its_start() {
     let second = elsewhere.up(&files[1]);
     elsewhere.run(["event", "create", "go", "--wait"]).well();
     assert_eq!((up.stop(), second.stop()), (Some(0), Some(0)));
-    // A file that is a bus alone is one plane's, too.
+    // A file that is only a bus belongs to one plane, too.
     let file = format!("sqlite://{}", elsewhere.path().join("bus.db").display());
     let (three, four) = (home_on_bus(&file), home_on_bus(&file));
     three.run(["event", "create", "go"]).well();

@@ -1,4 +1,5 @@
-//! A proxy before an object store that meddles with the completion of multipart uploads.
+//! A proxy in front of an S3 store, which meddles with the completion of multipart uploads. The
+//! tests of `operating.rs` use it.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -6,12 +7,13 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::servers::Env;
 
-/// What becomes of the next completion.
+/// What the proxy does with the next completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Completion {
-    /// The store does it, and its answer is lost.
+    /// The store completes the upload, and its answer is lost.
     AnswerLost,
-    /// The store never hears of it, and the upload is said to be gone, as after a clean-up.
+    /// The store does not receive the request. The answer says that the upload is gone, as after a
+    /// clean-up.
     Refused,
 }
 
@@ -47,13 +49,13 @@ impl Proxy {
         *self.next.lock().unwrap() = Some(completion);
     }
 
-    /// Whether it came by.
+    /// Returns whether the completion has reached the proxy.
     pub(crate) fn met(&self) -> bool {
         self.next.lock().unwrap().is_none()
     }
 }
 
-/// Whether these bytes begin with the request that completes an upload.
+/// Returns whether these bytes begin with the request that completes an upload.
 fn is_completion(bytes: &[u8]) -> bool {
     let line =
         String::from_utf8_lossy(bytes.split(|byte| *byte == b'\r').next().unwrap_or_default())
