@@ -1,5 +1,6 @@
-//! What modules hand on to each other in files, as docs/files.md says it: names, times, modes,
-//! folders, and what a job is told when bytes cannot be had.
+//! Tests of what modules pass on to each other in files, as docs/files.md describes it: names,
+//! times, modes, links, folders and SQLite databases. Further tests show what a job learns of a
+//! read that failed, and which event files are refused.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
@@ -12,10 +13,10 @@ use crate::support::{CommandOutput, Home, wait_for};
 use ionfs::fs::job::Writers;
 use serde_json::{Value, json};
 
-/// The manual's page.
+/// The page of the manual that these tests follow.
 const MANUAL: &str = include_str!("../../docs/files.md");
 
-/// What a shell prints in a plain folder.
+/// Runs a script in a plain folder, and returns its output.
 #[track_caller]
 fn plainly(folder: &Path, script: &str) -> String {
     let ran = CommandOutput::of(
@@ -25,7 +26,7 @@ fn plainly(folder: &Path, script: &str) -> String {
     ran.stdout
 }
 
-/// What a job prints whose event has these files, and that works in `in/data`.
+/// Runs a script in `in/data` of a job whose event has these files, and returns its output.
 #[track_caller]
 fn in_a_job(home: &Home, files: &[&str], script: &str) -> String {
     let mut words = vec!["run"];
@@ -39,6 +40,7 @@ fn in_a_job(home: &Home, files: &[&str], script: &str) -> String {
     lines.map(|line| format!("{line}\n")).collect()
 }
 
+/// Returns all files below a folder.
 fn walk(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -54,7 +56,7 @@ fn job_of<'j>(jobs: &'j [Value], event_type: &str) -> &'j Value {
 
 // ---- reads that fail ----
 
-/// Does to a stored blob what stores and disks do to it.
+/// Makes a stored blob missing, damaged or unavailable, as stores and disks do.
 fn spoil(blob: &Path, how: &str) {
     match how {
         "missing" => fs::remove_file(blob).unwrap(),
@@ -63,21 +65,21 @@ fn spoil(blob: &Path, how: &str) {
             content[1] ^= 1;
             fs::write(blob, content).unwrap();
         }
-        // Its folder cannot be looked into: the store fails, and does not say that the blob is not
-        // there.
+        // The folder of the blob becomes a file, so the store fails and does not say that the blob
+        // is missing.
         "store-unavailable" => {
             let folder = blob.parent().unwrap();
             fs::remove_dir_all(folder).unwrap();
             fs::write(folder, "").unwrap();
         }
-        other => panic!("{other}"),
+        other => panic!("no blob can be made {other}"),
     }
 }
 
 #[test]
 fn a_job_one_of_whose_reads_failed_fails_with_file_blob_and_cause_whatever_its_exit_status() {
     let home = Home::new();
-    // Each of them ignores that it could not read, and says that all is well.
+    // The module ignores in each case that a read failed, and exits with 0.
     home.program(
         "module",
         "#!/bin/sh
@@ -113,7 +115,7 @@ exit 0
         "  link: {on: [missing-link], emits: [linked], retries: 0, run: [cat], stdio: true}\n";
     let pipeline = home.write("pipeline.yaml", pipeline);
     home.write("f", vec![b'x'; 100_000]);
-    // Registers the modules: events wait for them in their queues.
+    // This registers the modules, so that events wait for them in their queues.
     assert_eq!(home.up(&pipeline).stop(), Some(0));
     for (cause, how, _) in cases {
         let (name, id) = (format!("{cause}-{how}"), format!("id-{cause}-{how}"));
@@ -154,19 +156,19 @@ exit 0
         assert!(reason.contains(&format!("a read of {path:?} failed: ")), "{reason}");
         assert!(reason.contains(read["blob"].as_str().unwrap()), "{reason}");
         let trace = home.run(["trace", job["correlationId"].as_str().unwrap()]);
-        // A long one is cut there.
+        // `ion trace` cuts a long reason.
         let beginning: String = reason.chars().take(200).collect();
         assert!(trace.stdout.contains(&beginning), "{trace:#?}");
         if how != "link" {
             assert_eq!(attempt["exitCode"], 0, "{job}");
             let seen: Value = serde_json::from_slice(&fs::read(out.join(&name)).unwrap()).unwrap();
-            assert_eq!(seen, *read, "what the module sees is what the record says");
+            assert_eq!(seen, *read, "the module sees the failed read as the job's record has it");
         }
     }
     assert_eq!(up.stop(), Some(0));
 }
 
-/// Documents of lists of files are in the store as blobs; a byte that flips there must not become
+/// A long list of files is a blob in the store. If a byte of it changes there, no file may get
 /// another name or size.
 #[test]
 fn a_list_of_files_is_compared_with_its_checksum() {
@@ -221,11 +223,12 @@ fn a_near_miss_of_a_reserved_word_is_refused_in_both_forms() {
             .well();
         assert_eq!(ran.types(), ["x"], "{honest}");
     }
-    // What is kept for analysis has keys of its own.
+    // Insights may have any keys.
     home.script(r#"echo '{"Files": ["a"]}' > /ion/out/insights.json"#).well();
 }
 
-/// Python's way to write a file at once or not at all, and others'.
+/// Programs write a file under a temporary name and then rename it, so that others see all of it or
+/// nothing. The names are those of Python's `tempfile`, and names that end in a process id.
 #[test]
 fn a_file_under_a_temporary_name_is_an_event_only_when_it_is_renamed() {
     let home = Home::new();
@@ -249,7 +252,7 @@ with open('/ion/out/events/half.json.1', 'w') as f: f.write('{')
         ran.events().iter().map(|event| event["fileName"].clone()).collect();
     names.sort_by_key(ToString::to_string);
     assert!(names.iter().all(|name| name.as_str().unwrap().ends_with(".json")), "{names:?}");
-    // One that was meant as an event is not left out in silence.
+    // A whole event that is never renamed is refused, and not left out in silence.
     for name in ["tmpa1b2c3d4", "frame.0001"] {
         let ran = home
             .script(&format!("echo '{{\"eventType\": \"x\"}}' > /ion/out/events/{name}"))
@@ -306,13 +309,13 @@ mkdir l; ln /ion/in/data/* l/; cd l; {show} > $OUT/linked
     let event: Value = serde_json::from_str(&trace.stdout).unwrap();
     let of =
         |n: usize| (event["files"][n]["mtime"].clone(), event["files"][n]["mtimeNanos"].clone());
-    assert_eq!(of(0), (json!(-1500), Value::Null), "as older Ion reads it");
+    assert_eq!(of(0), (json!(-1500), Value::Null), "older Ion reads this time, in milliseconds");
     assert_eq!(of(3), (json!(-1), json!(999_999)));
     assert_eq!(of(4), (json!(1_680_674_828_123_i64), json!(456_789)));
     assert_eq!(up.stop(), Some(0));
 }
 
-/// The id of the latest event of the type `made`.
+/// Returns the id of the event of type `made` in the latest correlation.
 fn made(home: &Home) -> String {
     let ran = home.run(["--json", "trace"]).well();
     let trace: Value = serde_json::from_str(&ran.stdout).unwrap();
@@ -344,7 +347,8 @@ cd /ion/out/data; stat -c '%n %a' c l; ssh-keygen -y -f l";
     assert_eq!(said, format!("all 666\nkey 600\nrun 751\n{public}c 600\nl 600\n{public}"));
 }
 
-/// In a container or a pod nobody knows as whom a module runs.
+/// Ion does not know which user a module runs as in a container or a pod. So everybody may read
+/// such a tree.
 #[test]
 fn a_tree_for_any_user_lets_everybody_read() {
     if !crate::support::may_mount_or_runs_where_it_may("a_tree_for_any_user_lets_everybody_read") {
@@ -375,7 +379,8 @@ perl -MFile::Find -e '$File::Find::dont_use_nlink = 0; find(sub { push @f, $File
     let plain = plainly(&home.path().join("t"), look);
     assert!(plain.contains("a 4\n") && plain.contains("./a/c/f\n"), "{plain}");
     assert_eq!(in_a_job(&home, &["t"], look), plain);
-    // What is moved away counts no more. Of a tree with unknown numbers every program finds all.
+    // A folder that is moved away does not count any more. Below `lineage`, a link count of one
+    // says that the number of folders is unknown, and programs find all files there.
     let more = "mv a/c /ion/out/data/c; stat -c '%n %h' a
 cd /ion/events/lineage/; stat -c %h .; cd *; stat -c %h .
 perl -MFile::Find -e '$File::Find::dont_use_nlink = 0; find(sub { $n++ if -f }, q(.)); print qq($n\\n)'; find -type f | wc -l";
@@ -406,7 +411,7 @@ fn a_name_that_is_no_utf8_is_refused_by_name_and_any_other_may_be_given() {
     }
     let ran = home.run(words(joined(&[&in_folder, OsStr::new("=coffee")]))).well();
     assert!(ran.stderr.contains("run | coffee\nion: run | x\n"), "{ran:#?}");
-    // In a job: below a folder that an event names.
+    // In a job, such a name is refused below a folder that an event names.
     let ran = home.script("mkdir /ion/out/data/d; echo x > \"/ion/out/data/d/$(printf 'caf\\351')\"; echo '{\"eventType\": \"x\", \"files\": [\"d/\"]}' > /ion/out/events/e");
     assert!(ran.failed().stderr.contains("\"d/caf\\xE9\" is not UTF-8"));
 }
@@ -459,7 +464,7 @@ cd /ion/in/data/0; find again.git | sed s/again/repo/ | sort > $OUT/gathered
     assert_eq!(read("log"), "first\nhello\n");
     home.run(["check", "--deep"]).well();
     assert_eq!(up.stop(), Some(0));
-    // From the command line; the folder's own name is not part of the paths.
+    // `--file` takes a folder, too; the folder's own name is not part of the paths.
     plainly(home.path(), "git init -q --bare -b main plain.git; mkdir -p empty/inner");
     let expected = plainly(&home.path().join("plain.git"), "find . | sort");
     assert_eq!(
@@ -467,7 +472,7 @@ cd /ion/in/data/0; find again.git | sed s/again/repo/ | sort > $OUT/gathered
         expected
     );
     assert_eq!(in_a_job(&home, &["empty=e"], "find . | sort"), ".\n./e\n./e/inner\n");
-    // Its slash says that a folder is meant.
+    // An event must name a folder with a slash at the end.
     let named = "mkdir /ion/out/data/d; echo x > /ion/out/data/d/f; echo '{\"eventType\": \"x\", \"files\": [\"d\"]}' > /ion/out/events/e";
     assert!(
         home.script(named).failed().stderr.contains("name its files, or \"d/\" for all of them")
@@ -519,7 +524,7 @@ os._exit(0)
         )
     };
     let plain = "sqlite3.connect(\"/ion/in/data/x.db\")";
-    // All in the one file, still in WAL mode: as it is it cannot be opened.
+    // All rows are in the one file. It is still in WAL mode, so it cannot be opened as usual.
     make("wal.db", "c.execute('PRAGMA wal_checkpoint(TRUNCATE)')");
     let refused = in_a_job(&home, &["wal.db=x.db"], &format!("{} 2>&1 || true", count(plain)));
     assert!(
@@ -528,10 +533,10 @@ os._exit(0)
     );
     assert_eq!(in_a_job(&home, &["wal.db=x.db"], &count(open)), "rows 100\n");
     assert_eq!(in_a_job(&home, &["wal.db=x.db"], shell), "100\n");
-    // Made as the manual says.
+    // This database is closed as the manual says.
     make("done.db", &format!("c.execute('{checkpoint}')\nc.execute('{delete}')"));
     assert_eq!(in_a_job(&home, &["done.db=x.db"], &count(plain)), "rows 100\n");
-    // With a journal that holds it all.
+    // The journal of this database holds all rows.
     make("open.db", "");
     assert!(fs::metadata(home.path().join("open.db-wal")).unwrap().len() > 0);
     let files = ["open.db=x.db", "open.db-wal=x.db-wal"];

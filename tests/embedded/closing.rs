@@ -1,11 +1,13 @@
-//! The close matrix: how programs write and close event files, and what each close commits, refuses
-//! and returns (DESIGN.md section 3; FACTS.md for what the kernel sends).
+//! Tests of the ways in which programs write and close event files: what each close commits,
+//! refuses and returns. DESIGN.md section 3 has the rules, and says what the kernel sends for a
+//! close.
 
 use crate::support::Home;
 
 const OK: &str = r#"{"eventType": "a", "n": 1}"#;
 
-/// Runs a script; asserts the event types committed and whether the job succeeded.
+/// Runs a script as a job in two shells. Asserts that the job succeeds, and that it commits events
+/// of these types.
 #[track_caller]
 fn commits(script: &str, types: &[&str]) {
     for shell in ["bash", "dash"] {
@@ -14,8 +16,8 @@ fn commits(script: &str, types: &[&str]) {
     }
 }
 
-/// Runs a script whose job must fail for a rejected event; asserts the reason and that nothing else
-/// was committed.
+/// Runs a script as a job in two shells. Asserts that the job fails because of a rejected event,
+/// that the error contains the reason, and that the job commits only events of these types.
 #[track_caller]
 fn rejects(script: &str, types: &[&str], reason: &str) {
     for shell in ["bash", "dash"] {
@@ -150,7 +152,8 @@ E"#;
     rejects(script, &[], "ENOENT: file \"missing\" is not in out/data");
 }
 
-/// The first FLUSH of the whole content is that of a child, which looks at no errno.
+/// A forked child causes the first FLUSH of the whole content, and ignores the errno. The parent
+/// gets the same errno from its fsync and from each close.
 #[test]
 fn a_child_that_closes_first_does_not_take_the_refusal_away() {
     let script = r#"python3 - <<'E'

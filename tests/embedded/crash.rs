@@ -1,5 +1,5 @@
-//! The daemon killed with -9 in the middle of jobs, and started again: every event is processed
-//! once in effect.
+//! Tests of a daemon that is killed with SIGKILL in the middle of jobs, or stopped, and then
+//! started again: every event is processed once in effect.
 
 use std::collections::BTreeSet;
 
@@ -34,12 +34,13 @@ fn a_killed_daemon_started_again_processes_every_event_once_in_effect() {
     for _ in 0..EVENTS {
         home.run(["event", "create", "start", "--file", "f"]).well();
     }
-    // Killed again and again, each time with jobs under way.
+    // The daemon is killed four times, each time while jobs run.
     for round in 1..=4 {
-        wait_for("some progress", || finished(&home) >= round * 2);
+        wait_for("further jobs to succeed", || finished(&home) >= round * 2);
         let processes = descendants(up.pid());
         up.kill();
-        // What it had started dies with it, and no mount is left in the host's namespace.
+        // The processes that the daemon started die with it, and no mount is left in the host's
+        // namespace.
         wait_for("the jobs' processes to be gone", || processes.iter().all(|pid| !alive(*pid)));
         assert!(
             !std::fs::read_to_string("/proc/self/mounts")
@@ -48,13 +49,13 @@ fn a_killed_daemon_started_again_processes_every_event_once_in_effect() {
         );
         up = home.up(&file);
     }
-    wait_up_to(3 * DEADLINE, "all jobs", || finished(&home) == 3 * EVENTS);
+    wait_up_to(3 * DEADLINE, "all jobs to succeed", || finished(&home) == 3 * EVENTS);
     assert_eq!(up.stop(), Some(0));
     let jobs = home.jobs();
-    assert_eq!(jobs.len(), 3 * EVENTS, "one job for each event and module");
+    assert_eq!(jobs.len(), 3 * EVENTS, "there is one job for each event and module");
     assert!(
         jobs.iter().any(|job| job["losses"].as_u64() > Some(0)),
-        "some attempt was under way at a kill"
+        "at least one attempt was running when the daemon was killed"
     );
     assert!(jobs.iter().all(|job| job["failures"] == 0), "{jobs:#?}");
     for kind in ["copied", "ended"] {
@@ -70,7 +71,7 @@ fn a_killed_daemon_started_again_processes_every_event_once_in_effect() {
     home.run(["check", "--deep"]).well();
 }
 
-/// The published events of a type, over all correlations.
+/// Returns the published events of a type, of all correlations.
 fn published(home: &Home, kind: &str) -> Vec<Value> {
     let correlations: BTreeSet<String> =
         home.jobs().iter().map(|job| job["correlationId"].as_str().unwrap().to_owned()).collect();
@@ -117,7 +118,7 @@ fn a_stopped_daemon_leaves_its_jobs_queued_and_a_new_one_goes_on() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// Every process below `pid`.
+/// Returns all descendants of the process `pid`.
 fn descendants(pid: u32) -> Vec<u32> {
     let mut all = vec![pid];
     let mut at = 0;
@@ -138,6 +139,6 @@ fn descendants(pid: u32) -> Vec<u32> {
 
 fn alive(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // A zombie is dead; whoever inherited it has not looked yet.
+    // A zombie is dead, although its new parent has not waited for it yet.
     !stat.is_empty() && !stat.contains(") Z ")
 }

@@ -1,4 +1,5 @@
-//! The data path: what moves ahead of time, what moves not at all, and what many files cost.
+//! Tests of the data path: which bytes are uploaded and fetched ahead of time, which copies move no
+//! bytes at all, and when blobs leave the store.
 
 use std::fs::{self, File};
 use std::io::{Seek as _, SeekFrom, Write as _};
@@ -10,14 +11,14 @@ use crate::support::{may_mount_or_runs_where_it_may, wait_for};
 
 const MIB: usize = 1 << 20;
 
-/// Bytes that no two places of a file have alike.
+/// Returns a content of this length in which no two places are alike.
 fn content(seed: u64, length: usize) -> Vec<u8> {
     let words = (0..length.div_ceil(8) as u64)
         .map(|n| (n ^ seed << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     words.flat_map(u64::to_le_bytes).take(length).collect()
 }
 
-/// Every file below a folder, with its length.
+/// Returns every file below a folder with its length.
 fn files(at: &Path) -> Vec<(PathBuf, u64)> {
     let mut all = Vec::new();
     for entry in fs::read_dir(at).into_iter().flatten().flatten() {
@@ -30,7 +31,8 @@ fn files(at: &Path) -> Vec<(PathBuf, u64)> {
     all
 }
 
-/// Bytes of a file's upload that has not ended: the store on local files writes to `name#number`.
+/// Returns how many bytes of a file are stored by an upload that has not ended. The store on local
+/// files writes such an upload to `name#number`.
 fn under_way(mount: &Mount, name: &str) -> u64 {
     let all = files(&mount.home.state().join("blobs"));
     let its_own =
@@ -38,7 +40,8 @@ fn under_way(mount: &Mount, name: &str) -> u64 {
     all.iter().filter(|(path, _)| its_own(path)).map(|(_, length)| length).sum()
 }
 
-/// Writes on, a little at a time, until the file's upload has begun; how far it came.
+/// Writes 20 MiB, and then a little at a time until the upload of the file has begun. Returns how
+/// many bytes are written.
 fn write_until_its_upload_begins(
     mount: &Mount,
     name: &str,
@@ -47,7 +50,7 @@ fn write_until_its_upload_begins(
 ) -> usize {
     let mut at = 20 * MIB;
     file.write_all(&bytes[..at]).unwrap();
-    wait_for("its upload to begin", || {
+    wait_for("the upload to begin", || {
         file.write_all(&bytes[at..at + 1000]).unwrap();
         at += 1000;
         under_way(mount, name) > 0
@@ -66,20 +69,22 @@ fn a_long_file_follows_its_writer_into_the_store() {
     let mut file = File::create(mount.at("out/data/long")).unwrap();
     let at = write_until_its_upload_begins(&mount, "long", &mut file, &bytes);
     file.write_all(&bytes[at..40 * MIB]).unwrap();
-    wait_for("the upload of what is there", || under_way(&mount, "long") >= 24 * MIB as u64);
+    wait_for("the upload of the bytes that are written", || {
+        under_way(&mount, "long") >= 24 * MIB as u64
+    });
     // A file that is moved while it is written stays the same file.
     fs::rename(mount.at("out/data/long"), mount.at("out/data/moved")).unwrap();
     file.write_all(&bytes[40 * MIB..]).unwrap();
     drop(file);
     let event = mount.commit(&["moved"]);
-    assert!(mount.content(&event.files[0]) == bytes, "the blob is the file");
+    assert!(mount.content(&event.files[0]) == bytes, "the blob has the content of the file");
     assert_eq!(event.files[0].name, "moved");
-    assert_eq!(mount.metric("bytesUploaded"), bytes.len() as u64, "it was uploaded once");
+    assert_eq!(mount.metric("bytesUploaded"), bytes.len() as u64, "each byte is uploaded once");
     assert_eq!(under_way(&mount, "long"), 0);
 }
 
-/// Whatever a module does to a file whose upload has begun: the event has its last content, and no
-/// other blob is left.
+/// A module may do anything to a file whose upload has begun. The event has the last content of the
+/// file, and no other blob is left.
 #[test]
 fn what_is_written_again_is_stored_anew() {
     if !may_mount_or_runs_where_it_may("what_is_written_again_is_stored_anew") {
@@ -126,7 +131,7 @@ fn what_is_written_again_is_stored_anew() {
         drop(file);
         expected.push((name, bytes));
     }
-    // Removed while its upload is under way; and one whose writer is still there when the job ends.
+    // This file is removed while its upload is under way.
     let mut gone = File::create(mount.at("out/data/gone")).unwrap();
     write_until_its_upload_begins(&mount, "gone", &mut gone, &content(4, 32 * MIB));
     fs::remove_file(mount.at("out/data/gone")).unwrap();
@@ -138,12 +143,13 @@ fn what_is_written_again_is_stored_anew() {
         assert!(mount.content(entry) == *bytes, "{name}: {} bytes of {}", entry.size, bytes.len());
     }
     let blobs = mount.home.state().join("blobs");
-    wait_for("what was given up to be gone", || files(&blobs).len() == expected.len());
+    wait_for("the uploads that were given up to leave the store", || {
+        files(&blobs).len() == expected.len()
+    });
 }
 
-/// What goes through a directory finds its files fetched already, each once; what opens one of them
-/// gets that one. What a module removes or replaces is no longer in the store, while the job goes
-/// on; what an event named stays.
+/// When a module removes or replaces a file, the file's blob leaves the store at once, while the
+/// job goes on. A blob that an event names stays.
 #[test]
 fn what_no_event_can_name_any_more_leaves_the_store_at_once() {
     if !may_mount_or_runs_where_it_may("what_no_event_can_name_any_more_leaves_the_store_at_once") {
@@ -160,7 +166,7 @@ fn what_no_event_can_name_any_more_leaves_the_store_at_once() {
     for name in ["named", "replaced", "open"] {
         fs::write(at(name), name).unwrap();
     }
-    wait_for("all to be stored", || stored() == removed.len() + 3);
+    wait_for("all files to be stored", || stored() == removed.len() + 3);
     let event = mount.commit(&["named"]);
     let open = File::open(at("open")).unwrap();
     fs::remove_file(at("open")).unwrap();
@@ -168,15 +174,17 @@ fn what_no_event_can_name_any_more_leaves_the_store_at_once() {
     fs::rename(at("new"), at("replaced")).unwrap();
     fs::remove_file(at("named")).unwrap();
     removed.iter().for_each(|name| fs::remove_file(at(name)).unwrap());
-    // Of what is left: the event's, the new content of what was replaced, and the one that is still
-    // open.
-    wait_for("all that is gone to leave the store", || stored() == 3);
+    // Three blobs are left: the one that the event names, the new content of the file that was
+    // replaced, and the file that is removed but still open.
+    wait_for("the removed files to leave the store", || stored() == 3);
     drop(open);
-    wait_for("what was open to leave the store", || stored() == 2);
+    wait_for("the file that was open to leave the store", || stored() == 2);
     assert_eq!(mount.content(&event.files[0]), b"named");
     drop(mount);
 }
 
+/// A program that goes through a directory finds its files fetched already, each of them once. A
+/// program that opens single files fetches only those.
 #[test]
 fn the_files_of_a_directory_are_fetched_ahead_of_who_walks_it() {
     const FILES: usize = 300;
@@ -195,15 +203,21 @@ fn the_files_of_a_directory_are_fetched_ahead_of_who_walks_it() {
     for n in [200, 100, 250] {
         read(n);
     }
-    assert_eq!(mount.metric("bytesFetched"), 3 * SIZE as u64, "only what was asked for");
+    assert_eq!(
+        mount.metric("bytesFetched"),
+        3 * SIZE as u64,
+        "only the files that are read are fetched"
+    );
     (0..40).for_each(read);
-    wait_for("more than was read", || mount.metric("bytesFetched") >= 60 * SIZE as u64);
+    wait_for("more files to be fetched than are read", || {
+        mount.metric("bytesFetched") >= 60 * SIZE as u64
+    });
     (40..FILES).for_each(read);
-    assert_eq!(mount.metric("bytesFetched"), (FILES * SIZE) as u64, "each once");
+    assert_eq!(mount.metric("bytesFetched"), (FILES * SIZE) as u64, "each file is fetched once");
 }
 
-/// A small write to a copy of a large input brings the block it touches and no other, and the rest
-/// only when it is closed.
+/// A small write to a copy of a large input fetches only the blocks that it touches. The rest is
+/// fetched when the copy is closed.
 #[test]
 fn a_write_to_a_copy_brings_only_the_blocks_it_touches() {
     if !may_mount_or_runs_where_it_may("a_write_to_a_copy_brings_only_the_blocks_it_touches") {
@@ -214,7 +228,7 @@ fn a_write_to_a_copy_brings_only_the_blocks_it_touches() {
     fs::copy(mount.at("in/data/in"), mount.at("out/data/f")).unwrap();
     assert_eq!(mount.metric("bytesFetched"), 0, "a copy moves nothing");
     let file = File::options().read(true).write(true).open(mount.at("out/data/f")).unwrap();
-    assert_eq!(mount.metric("bytesFetched"), 0, "nor does opening it");
+    assert_eq!(mount.metric("bytesFetched"), 0, "opening a copy moves nothing");
     file.write_all_at(b"HEAD", 5 * MIB as u64 - 2).unwrap();
     bytes[5 * MIB - 2..5 * MIB + 2].copy_from_slice(b"HEAD");
     assert!(mount.metric("bytesFetched") <= 3 * MIB as u64, "{}", mount.metric("bytesFetched"));
@@ -226,7 +240,7 @@ fn a_write_to_a_copy_brings_only_the_blocks_it_touches() {
     assert!(mount.content(&event.files[0]) == bytes);
 }
 
-/// Copies of an input are files like any others, whatever is done to them, in whatever order.
+/// A copy of an input behaves like any other file, whatever is done to it and in whatever order.
 #[test]
 fn copies_are_files_like_any_others() {
     const LENGTH: usize = 6 * MIB + 1234;
@@ -268,7 +282,8 @@ fn copies_are_files_like_any_others() {
                     bytes.resize(length, 0);
                 }
                 4 => {
-                    // Its upload begins, and with it the bytes that are still the blob's come here.
+                    // The close begins the upload of the file. For that, the bytes that only the
+                    // input's blob has are fetched.
                     drop(file);
                     file = File::options().read(true).write(true).open(&path).unwrap();
                 }
@@ -277,7 +292,7 @@ fn copies_are_files_like_any_others() {
                     fs::copy(&path, &copy).unwrap();
                     assert!(
                         fs::read(&copy).unwrap() == bytes,
-                        "seed {seed}, step {step}: a copy of it"
+                        "seed {seed}, step {step}: a copy has the same content"
                     );
                     fs::remove_file(copy).unwrap();
                 }
@@ -300,11 +315,15 @@ fn copies_are_files_like_any_others() {
         assert!(fs::read(&path).unwrap() == bytes, "seed {seed}");
         drop(file);
         let event = mount.commit(&["f"]);
-        assert!(mount.content(&event.files[0]) == bytes, "seed {seed}: its blob");
+        assert!(
+            mount.content(&event.files[0]) == bytes,
+            "seed {seed}: the blob has the same content"
+        );
     }
 }
 
-/// What people copy with moves no byte of an input, wherever the kernel lets its copying be seen.
+/// The programs with which people copy move no byte of an input, where the kernel lets Ion see that
+/// they copy.
 #[test]
 fn the_usual_programs_copy_for_free() {
     if !may_mount_or_runs_where_it_may("the_usual_programs_copy_for_free") {
@@ -343,7 +362,10 @@ fn the_usual_programs_copy_for_free() {
     let files: Vec<String> =
         (0..6).map(|n| format!("{n}/big")).chain(["5/d/e/two".to_owned()]).collect();
     let event = mount.commit(&files.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(event.files[..6].iter().all(|file| mount.content(file) == big), "each is the file");
+    assert!(
+        event.files[..6].iter().all(|file| mount.content(file) == big),
+        "each blob has the content of the input"
+    );
     assert!(mount.content(&event.files[6]) == small);
-    assert_eq!(mount.metric("bytesUploaded"), 0, "nor does naming them");
+    assert_eq!(mount.metric("bytesUploaded"), 0, "an event that names the copies uploads nothing");
 }

@@ -1,12 +1,14 @@
-//! Ordinary programs in a job whose files once came out otherwise than on a plain disk: shells and
-//! listings, times, `git clone`, access lists, the umask.
+//! Tests of ordinary programs in a job, whose files must come out as on a plain disk: shells beside
+//! listings, times of files, `git clone`, access lists and the umask. Further tests show which
+//! files `--file` accepts, and that `ion` refuses a home whose stores it cannot read.
 
 use std::fs;
 use std::process::{Command, Stdio};
 
 use crate::support::{CommandOutput, Home, ION};
 
-/// Runs a script of bash as a job in `out/data`, which must end well, and gives what it wrote.
+/// Runs a bash script in `out/data` of a job, which must succeed. Returns the output of `ion run`,
+/// and what the script printed.
 fn job(home: &Home, files: &[&str], script: &str) -> (CommandOutput, String) {
     let script = format!(
         "set -e; cd /ion/out/data; {{ {script}; }} > /ion/out/data/said; echo '{{\"eventType\":\"said\",\"files\":[\"said\"]}}' > /ion/out/events/said.json"
@@ -56,7 +58,8 @@ assert not os.path.exists("f0950")
     home.run(["run", "--", "python3", home.path().join("module.py").to_str().unwrap()]).well();
 }
 
-/// What `--file` names becomes files of an event, or is refused by name before anything is stored.
+/// `--file` makes files of an event, or is refused with an error that names the file, before
+/// anything is stored.
 #[test]
 fn files_of_a_command_are_kept_or_refused_by_name() {
     let home = Home::new();
@@ -83,7 +86,7 @@ fn files_of_a_command_are_kept_or_refused_by_name() {
     assert_eq!(names(&["n=."]), ["f", "g"]);
     assert_eq!(names(&["n/f=a//./b"]), ["a/b"]);
     assert_eq!(names(&["n/f=in/", "n/g=in/other"]), ["in/f", "in/other"]);
-    // A link to a folder is that folder.
+    // A link to a folder counts as that folder.
     assert_eq!(names(&["deep"]), ["again/d", "er/d", "again/empty/", "er/empty/"]);
     let refused = [
         (vec!["n/f=/abs"], "cannot be called \"/abs\""),
@@ -116,7 +119,7 @@ fn files_of_a_command_are_kept_or_refused_by_name() {
         let ran = home.run(words).failed();
         assert!(ran.stderr.contains(said), "{files:?}: {ran:#?}");
     }
-    assert_eq!(stored(), before, "nothing was stored");
+    assert_eq!(stored(), before, "a refused command stores nothing");
 }
 
 #[test]
@@ -155,7 +158,7 @@ git clone -q /ion/in/data/repository clone; cat clone/f; git -C clone fsck --ful
     assert_eq!(said, "content\n");
 }
 
-/// An access list that is taken is obeyed; one that cannot be is refused.
+/// The filesystem either takes an access list and obeys it, or refuses it.
 #[test]
 fn an_access_list_is_right_or_refused() {
     let script = r#"umask 022; touch f; chmod 640 f
@@ -171,7 +174,7 @@ fi"#;
     assert!(["670\ncontent\n664\n", "640\n"].contains(&said.as_str()), "{said}");
 }
 
-/// The module's umask counts, and the daemon's does not.
+/// The umask of the module decides the modes of new files. The umask of the daemon does not.
 #[test]
 fn new_files_have_the_modes_of_the_modules_umask() {
     let home = Home::new();

@@ -1,6 +1,7 @@
-//! Modules that mean harm or know no better: hostile names, trees and documents, and jobs that do
-//! not want to end, eat all there is, or cover up where they stand. Each job ends with all it
-//! started, its verdict is right, and its neighbours do not notice.
+//! Tests of modules that do harm, on purpose or by mistake. They make hostile names, trees and
+//! documents, refuse to end, take more than they may, or mount something over their own tree. Each
+//! job ends together with every process that it started, its verdict is right, and jobs beside it
+//! are not affected.
 
 mod limits;
 mod words;
@@ -17,7 +18,8 @@ fn python(home: &Home, program: &str) -> crate::support::CommandOutput {
     home.run(["--json", "run", "--", "python3", module.to_str().unwrap()])
 }
 
-/// What Python programs begin with: a call that must fail with one errno.
+/// The beginning of each Python program. `refused` asserts that a call fails with this errno, or
+/// with one of several. `event` writes an event file.
 const PRELUDE: &str = r#"
 import errno, os, stat, sys, time, json
 def refused(wanted, call, *args, **more):
@@ -33,14 +35,16 @@ def event(name, document):
 os.chdir("/ion/out/data")
 "#;
 
-/// A pipeline of hostile modules and of a good neighbour, which works all the time.
+/// A running pipeline of hostile modules and of an ordinary module, the neighbour, which works
+/// beside them.
 struct Town {
     up: Option<RunningCommand>,
     home: Home,
 }
 
 impl Town {
-    /// Starts `ion up` with these modules (name, program, more fields) and the neighbour.
+    /// Starts `ion up` with the neighbour and these hostile modules, each with its name, its
+    /// program and further fields.
     fn with(home: Home, modules: &[(&str, &str, &str)]) -> Self {
         home.program(
             "neighbour",
@@ -62,12 +66,13 @@ impl Town {
         Self { up: Some(up), home }
     }
 
+    /// Lets the neighbour work on one event, and asserts that it succeeds.
     fn works(&self) {
         self.home.run(["event", "create", "work", "--file", "content", "--wait"]).well();
     }
 
-    /// Starts the hostile module, lets the neighbour work beside it, and gives the hostile job once
-    /// it is final.
+    /// Starts a job of the hostile module and lets the neighbour work beside it and after it.
+    /// Returns the hostile job once its state is final.
     fn meets(&self, module: &str) -> Value {
         self.home.run(["event", "create", &format!("start-{module}"), "--file", "content"]).well();
         self.works();
@@ -91,15 +96,16 @@ impl Town {
         found
     }
 
-    /// Nothing is left running or mounted, and the daemon is well.
+    /// Stops the daemon. Asserts that no process, mount or folder of a job is left, and that
+    /// `ion check` finds nothing.
     fn ends_well(mut self) {
         let up = self.up.take().unwrap();
-        // The mounts are in the namespaces of these processes, and nowhere else.
-        // They are forked by a process of its own.
+        // The jobs' mounts are in the namespaces of the jobs' processes, and nowhere else. A child
+        // of the daemon forks those processes, so they are the daemon's grandchildren.
         let of_jobs = || {
             children(up.pid()).iter().flat_map(|server| children(server.parse().unwrap())).count()
         };
-        wait_for("all jobs' processes to be gone", || of_jobs() == 0);
+        wait_for("all processes of jobs to be gone", || of_jobs() == 0);
         assert!(!up.log().contains("still mounted"), "{}", up.log());
         self.home.run(["check", "--deep"]).well();
         assert_eq!(up.stop(), Some(0));
@@ -111,7 +117,7 @@ impl Town {
     }
 }
 
-/// The children of a process, of all its threads.
+/// Returns the pids of the children of all threads of a process.
 fn children(pid: u32) -> Vec<String> {
     let mut all = Vec::new();
     for thread in std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
@@ -121,7 +127,7 @@ fn children(pid: u32) -> Vec<String> {
     all
 }
 
-/// Whether any process of this machine has `mark` in its command line.
+/// Returns whether any process on this machine has `mark` in its command line.
 fn lives(mark: &str) -> bool {
     std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
         std::fs::read(entry.path().join("cmdline"))
@@ -129,7 +135,7 @@ fn lives(mark: &str) -> bool {
     })
 }
 
-/// Why a job ended as it did.
+/// Returns the state of a job, and the reason of its last attempt.
 fn reason(job: &Value) -> (&str, &str) {
     let attempt = job["attempts"].as_array().unwrap().last().unwrap();
     (job["state"].as_str().unwrap(), attempt["reason"].as_str().unwrap_or_default())
@@ -137,8 +143,8 @@ fn reason(job: &Value) -> (&str, &str) {
 
 // ---- names and trees ----
 
-/// Whatever bytes a name has: the next module sees the same file under the same name. What no JSON
-/// can name stays behind.
+/// The next module sees each file under the same name, whatever characters the name has. A file
+/// whose name is not UTF-8 stays behind, because no JSON document can name it.
 #[test]
 fn names_of_any_characters_travel_and_names_that_are_not_utf8_stay_behind() {
     let home = Home::new();
@@ -191,7 +197,8 @@ receipts = os.listdir("/ion/events/published")
 assert len(receipts) == len(names), receipts
 found = {{json.load(open("/ion/events/published/" + r))["name"] for r in receipts}}
 assert found == set(names), found
-# Two such names could become one, and one event hide the other.
+# Such names are not UTF-8: two of them could become the same name, and one event would hide the
+# other.
 for n in [b"\xff", b"\xfe", b"ev\xffent.json"]:
     refused(errno.EILSEQ, os.open, b"/ion/out/events/" + n, os.O_CREAT | os.O_WRONLY)
 open(b"\xff", "w").write('{{"eventType": "t"}}')
@@ -226,9 +233,10 @@ def dig(name):
 depth, bottom = dig("a")
 assert 1900 < depth < 2048, depth
 _, other = dig("b")
-# One below the other would be twice as deep.
+# A tree that is moved to the bottom of another one would be twice as deep.
 refused(errno.ENAMETOOLONG, os.rename, "a", "c", dst_dir_fd=other)
-# As deep as can be opened, but no store need hold such a name.
+# `deep` can be opened, but an event may not name it, because no store has to hold such a name.
+# `named` has 100 names, the most that is allowed.
 deep, named = ("a" + "/d" * n + "/f" for n in (depth - 1, 98))
 for path in (deep, named): open(path, "w").write("deep")
 refused(errno.ENAMETOOLONG, event, "x", {{"eventType": "x", "files": [deep]}})
@@ -242,7 +250,7 @@ event("x", {{"eventType": "x", "files": [named]}})
     home.run(["check", "--deep"]).well();
     assert!(
         std::fs::read_dir(home.state().join("jobs")).unwrap().next().is_none(),
-        "the staging is gone"
+        "the staging folder is removed"
     );
 }
 
@@ -254,13 +262,15 @@ fn links_lead_nowhere_but_into_out_data() {
         "module.py",
         format!(
             r#"{PRELUDE}
-# A link may point anywhere: the kernel follows it, with the module's own rights. An event that names it may not.
+# A link may point anywhere, because the kernel follows it with the module's own rights. An event
+# must not follow it out of out/data.
 for i, target in enumerate(["/etc/passwd", "../events/e", "../../in/data/f", "a/../../x", "/", "..", "/proc/self/root"]):
     os.symlink(target, f"s{{i}}")
     assert os.readlink(f"s{{i}}") == target
     refused((errno.EINVAL, errno.ENOENT), event, "out", {{"eventType": "x", "files": [f"s{{i}}"]}})
     refused((errno.EINVAL, errno.ENOENT), event, "out", {{"eventType": "x", "files": [f"s{{i}}/passwd"]}})
-# Inside where it was made, and outside where it is moved to: it is not followed.
+# The link points into out/data from where it is made, and out of it from where it is moved to. The
+# event does not follow it.
 os.makedirs("d/e")
 os.symlink("../../x", "d/e/s"); open("x", "w").write("x")
 os.rename("d/e/s", "d/s")
@@ -269,7 +279,7 @@ os.symlink("loop2", "loop1"); os.symlink("loop1", "loop2")
 refused(errno.EINVAL, event, "loop", {{"eventType": "x", "files": ["loop1"]}})
 for bad in ["../events/x", "/etc/passwd", "d/../../x", "..", "", "d", "a\0b", "x/y"]:
     refused((errno.EINVAL, errno.ENOENT), event, "bad", {{"eventType": "x", "files": [bad]}})
-# A hard link to the input is a file of its own once it is written.
+# A hard link to an input becomes a file of its own as soon as it is written.
 os.link("/ion/in/data/f", "hard")
 open("hard", "a").write("more")
 assert open("/ion/in/data/f").read() == "input" and open("hard").read() == "inputmore"
@@ -292,7 +302,7 @@ for name in ["out", "moved", "loop", "bad"]:
     assert_eq!(ran.types(), ["x"], "{ran:#?}");
     assert!(
         ran.stderr.contains("(and 3 more)"),
-        "a rejection stands though its file is gone: {ran:#?}"
+        "a rejection stays after its event file is removed: {ran:#?}"
     );
     let key = ran.events()[0]["files"][0]["key"].as_str().unwrap().to_owned();
     assert_eq!(std::fs::read_to_string(home.state().join("blobs").join(key)).unwrap(), "inputmore");
@@ -386,9 +396,9 @@ while len([n for n in os.listdir("/ion/out/events") if n.startswith("late") and 
     );
     let town = Town::with(Home::new(), &[("leaver", &program, "")]);
     let job = town.meets("leaver");
-    assert!(!lives(&mark), "what it left runs on");
+    assert!(!lives(&mark), "no process that the module started is left");
     let (state, reason) = reason(&job);
-    // Cut off: those that wrote will write no more.
+    // The documents of the open event files are cut off: their writers have ended.
     assert_eq!(state, "dead");
     assert!(reason.contains("the JSON document is cut off (and 19 more)"), "{reason}");
     town.ends_well();
@@ -433,18 +443,19 @@ for at in ["/mnt", "/media"]:
         all.lines().filter(theirs).map(str::to_owned).collect::<Vec<_>>()
     };
     let before = seen();
-    // Others may not mount anything.
+    // Only privileged modules may mount anything.
     let more = ", privileged: true";
     let town =
         Town::with(home, &[("cover", cover, more), ("away", away, more), ("bind", bind, more)]);
     assert_eq!(reason(&town.meets("cover")), ("succeeded", ""));
     assert_eq!(reason(&town.meets("away")), ("dead", "exit status 3"));
     assert_eq!(reason(&town.meets("bind")), ("succeeded", ""));
-    assert_eq!(seen(), before, "the host sees none of it");
+    assert_eq!(seen(), before, "the host sees no mount of the modules");
     town.ends_well();
 }
 
-/// A request that the daemon works on keeps its process alive, so the work must end with the job.
+/// A process cannot end while the daemon works on one of its requests. So the daemon gives up that
+/// work when the job ends.
 #[test]
 fn a_timeout_ends_a_job_whose_commit_would_take_for_ever() {
     let program = r#"
@@ -454,7 +465,7 @@ event("x", {"eventType": "x", "files": ["huge"]})
     let town = Town::with(Home::new(), &[("huge", program, ", timeout: 2s")]);
     let job = town.meets("huge");
     assert_eq!(reason(&job), ("dead", "over its timeout of 2s"));
-    // Storing all of it would take minutes.
+    // Storing the whole file would take minutes.
     let took = job["ended"].as_i64().unwrap() - job["created"].as_i64().unwrap();
     assert!(took < 30_000, "{took} ms");
     town.ends_well();
@@ -473,12 +484,12 @@ os.execvp("python3", ["python3", "-c", "import time\nwhile True: time.sleep(60)"
     );
     let town = Town::with(Home::new(), &[("stubborn", &program, ", timeout: 1s")]);
     assert_eq!(reason(&town.meets("stubborn")), ("dead", "over its timeout of 1s"));
-    assert!(!lives(&mark), "a child runs on");
+    assert!(!lives(&mark), "no child of the module is left");
     town.ends_well();
 }
 
-/// What is still open when the module ends is final then: whole events are committed, cut-off ones
-/// refused.
+/// When a module ends, the content of each event file that it has open is final: a whole event is
+/// committed, and one that is cut off is refused.
 #[test]
 fn files_open_at_the_end_are_final() {
     let program = r#"
@@ -493,7 +504,7 @@ os.kill(os.getpid(), 9)
     let (state, why) = reason(&job);
     assert!(state == "dead" && why.contains("killed by signal 9"), "{job:#?}");
     let trace = town.home.run(["--json", "trace", job["correlationId"].as_str().unwrap()]).well();
-    assert!(trace.stdout.contains("\"x\""), "the event that was whole is there: {trace:#?}");
+    assert!(trace.stdout.contains("\"x\""), "the whole event is committed: {trace:#?}");
     town.ends_well();
 }
 

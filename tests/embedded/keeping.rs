@@ -1,5 +1,5 @@
-//! `ion check` and `ion gc`: what dead processes leave behind is found and put right, and nothing
-//! is removed that somebody needs.
+//! Tests of `ion check` and `ion gc`. `ion check` finds and repairs what dead processes leave
+//! behind. `ion gc` removes what nothing needs any more, and only that.
 
 use crate::support::csi::CsiRig;
 use crate::support::{Home, wait_for};
@@ -7,13 +7,15 @@ use ionfs::stores::Collection;
 use ionfs::ticket::Ticket;
 use serde_json::Value;
 
+/// Returns the state of the first job of a module, or "none".
 fn state_of(home: &Home, module: &str) -> String {
     let jobs = home.jobs();
     let job = jobs.iter().find(|job| job["module"] == module);
     job.map_or("none", |job| job["state"].as_str().unwrap()).to_owned()
 }
 
-/// What `ion check` finds, with these flags.
+/// Runs `ion check` with these flags and returns its findings. Asserts that it exits with 0 if all
+/// of them are repaired, and with 1 otherwise.
 fn findings(home: &Home, flags: &[&str]) -> Vec<Value> {
     let ran = home.run([&["--json", "check"], flags].concat());
     let report: Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("{ran:#?}"));
@@ -23,7 +25,7 @@ fn findings(home: &Home, flags: &[&str]) -> Vec<Value> {
     findings
 }
 
-/// The words of each finding, without ids.
+/// Returns the known phrase that each finding contains, sorted.
 fn kinds(findings: &[Value]) -> Vec<&'static str> {
     let known = [
         "is not published",
@@ -38,15 +40,15 @@ fn kinds(findings: &[Value]) -> Vec<&'static str> {
         *known
             .iter()
             .find(|known| what.contains(**known))
-            .unwrap_or_else(|| panic!("unknown: {what}"))
+            .unwrap_or_else(|| panic!("the finding is of no known kind: {what}"))
     };
     let mut kinds: Vec<&str> = findings.iter().map(kind).collect();
     kinds.sort_unstable();
     kinds
 }
 
-/// Whoever closes, ends a job or holds one dies in the middle: `ion check` names each, `--repair`
-/// puts all of it right.
+/// Three processes die: one that reveals an event, one that holds a job, and one that commits an
+/// event. `ion check` names all that they leave undone, and `--repair` completes it.
 #[test]
 fn what_the_dead_left_is_found_and_repaired() {
     let home = Home::new();
@@ -61,26 +63,28 @@ fn what_the_dead_left_is_found_and_repaired() {
             begun.display()
         ),
     );
-    // A daemon that dies when it has made the event of a job that succeeded visible, and not said
-    // so.
+    // This daemon dies when it has revealed the event of a job that succeeded, and has not
+    // announced the event yet.
     let mut host = home.on_another_host();
     host.env.push(("ION_FAILPOINTS".into(), "promote.revealed=1".into()));
     let up = host.up(&file);
     home.run(["event", "create", "one"]).well();
     assert_eq!(up.wait(), None);
-    // Another that dies with a job under way.
+    // Another daemon dies while it runs a job.
     let host = home.on_another_host();
     let up = host.up_with(&["--lease", "3s"], &file);
     home.run(["event", "create", "two"]).well();
-    wait_for("the slow job", || begun.exists());
+    wait_for("the slow job to begin", || begun.exists());
     up.kill();
-    // A command that dies between the insert and the publish.
+    // A command dies between the insert and the publish of its event.
     let mut create = home.ion();
     create.args(["event", "create", "alone"]).env("ION_FAILPOINTS", "commit.inserted=1");
     assert_eq!(create.status().unwrap().code(), None);
     let wrong =
         ["is held by nobody", "is not published", "is not published", "the bus was not told"];
-    wait_for("it all to be old enough", || kinds(&findings(&home, &[])) == wrong);
+    wait_for("each leftover to be old enough for a finding", || {
+        kinds(&findings(&home, &[])) == wrong
+    });
     let repaired = findings(&home, &["--repair"]);
     assert_eq!(kinds(&repaired), wrong);
     assert!(repaired.iter().all(|finding| finding["repaired"].is_string()), "{repaired:#?}");
@@ -90,14 +94,14 @@ fn what_the_dead_left_is_found_and_repaired() {
     for module in ["quick", "slow", "late"] {
         wait_for(module, || state_of(&home, module) == "succeeded");
     }
-    wait_for("both of the late ones", || {
+    wait_for("all four jobs to succeed", || {
         home.jobs().iter().filter(|job| job["state"] == "succeeded").count() == 4
     });
     assert_eq!(up.stop(), Some(0));
     assert!(findings(&home, &["--deep"]).is_empty());
 }
 
-/// What a check finds wrong with blobs is never repaired, only told.
+/// `ion check` reports blobs that are missing, short or wrong, and never repairs them.
 #[test]
 fn blobs_that_are_missing_short_or_wrong_are_told() {
     let home = Home::new();
@@ -117,6 +121,7 @@ fn blobs_that_are_missing_short_or_wrong_are_told() {
     assert_eq!(kinds(&findings(&home, &["--deep"])), ["checksum", "instead of", "is missing"]);
 }
 
+/// Returns all files below a folder.
 fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -126,8 +131,8 @@ fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     files
 }
 
-/// A blob that a running job has stored and will name in hours is left alone, however short the
-/// grace.
+/// `ion gc` keeps a blob that a running job has stored, because the job may name it in an event
+/// hours later. The blob stays however short `--grace` is.
 #[test]
 fn gc_leaves_what_a_running_job_is_about_to_commit() {
     let home = Home::new();
@@ -144,7 +149,7 @@ fn gc_leaves_what_a_running_job_is_about_to_commit() {
     let up = home.up(&file);
     home.run(["event", "create", "one"]).well();
     let blobs = home.state().join("blobs");
-    // By their names: while one is being written it has another.
+    // The names are compared, because a blob that is still being written has another name.
     let stored = || {
         let mut names: Vec<_> =
             walk(&blobs).iter().map(|blob| blob.file_name().unwrap().to_owned()).collect();
@@ -152,7 +157,7 @@ fn gc_leaves_what_a_running_job_is_about_to_commit() {
         names == ["kept", "lost"]
     };
     wait_for("both files to be stored", || blobs.exists() && stored());
-    // Of a correlation and a job that never were.
+    // This blob belongs to a correlation and a job that never existed.
     let orphan = blobs.join("0/0/1.0/orphan");
     std::fs::create_dir_all(orphan.parent().unwrap()).unwrap();
     std::fs::write(&orphan, "orphan").unwrap();
@@ -164,7 +169,7 @@ fn gc_leaves_what_a_running_job_is_about_to_commit() {
     );
     assert!(!orphan.exists());
     std::fs::write(&go, "").unwrap();
-    wait_for("the job", || state_of(&home, "write") == "succeeded");
+    wait_for("the job to succeed", || state_of(&home, "write") == "succeeded");
     assert_eq!(up.stop(), Some(0));
     assert!(findings(&home, &["--deep"]).is_empty());
     home.run(["gc", "--grace", "0s"]).well();
@@ -176,7 +181,8 @@ fn gc_leaves_what_a_running_job_is_about_to_commit() {
     assert!(left.contains(&"kept".to_owned()) && !left.contains(&"lost".to_owned()), "{left:?}");
 }
 
-/// Old correlations that have ended go whole; what is young, runs, waits or is not published stays.
+/// `ion gc --older-than` removes all of an old correlation that has ended. A correlation stays if
+/// it is young, if one of its messages waits, or if one of its events is not published.
 #[test]
 fn what_is_old_and_has_ended_goes_whole() {
     let home = Home::new();
@@ -191,8 +197,13 @@ fn what_is_old_and_has_ended_goes_whole() {
     home.run(["event", "create", "bad", "--wait"]).failed();
     assert_eq!(up.stop(), Some(0));
     let counts = |home: &Home| (home.jobs().len(), walk(&home.state().join("blobs")).len());
-    assert_eq!(gc(&home, &["--older-than", "1h"])["correlations"], 0, "they are young");
-    // These have not ended: a message waits in its queue, and an event was never published.
+    assert_eq!(
+        gc(&home, &["--older-than", "1h"])["correlations"],
+        0,
+        "the correlations are too young"
+    );
+    // Two correlations have not ended: the message of one waits in its queue, and the event of the
+    // other is not published.
     home.run(["event", "create", "one", "--id", "waits", "--file", "f"]).well();
     let mut create = home.ion();
     create
@@ -207,13 +218,16 @@ fn what_is_old_and_has_ended_goes_whole() {
         (&did["correlations"], &did["documents"]),
         (&would["correlations"], &would["documents"])
     );
-    assert_eq!(counts(&home), (0, 1), "but for the file of the event that waits");
-    assert!(!home.run(["dead", "list"]).well().stdout.contains("fail"), "its letter went with it");
+    assert_eq!(counts(&home), (0, 1), "only the file of the event that waits is left");
+    assert!(
+        !home.run(["dead", "list"]).well().stdout.contains("fail"),
+        "the dead letter is removed with its job"
+    );
     for id in ["waits", "unpublished"] {
         home.run(["event", "get", id]).well();
     }
     let up = home.up(&file);
-    wait_for("the one that waited", || state_of(&home, "end") == "succeeded");
+    wait_for("the waiting event to be processed", || state_of(&home, "end") == "succeeded");
     assert_eq!(up.stop(), Some(0));
     assert!(
         findings(&home, &["--deep", "--repair"])
@@ -222,8 +236,9 @@ fn what_is_old_and_has_ended_goes_whole() {
     );
 }
 
-/// A dispatcher that dies between a job's end and the removal of its ticket leaves that behind; the
-/// ticket of an attempt that runs stays, however short the grace.
+/// A dispatcher that dies between the end of an attempt and the removal of its ticket leaves the
+/// ticket behind, and `ion gc` removes it. The ticket of a running attempt stays however short
+/// `--grace` is.
 #[test]
 fn gc_removes_the_tickets_of_attempts_that_have_ended() {
     let rig = CsiRig::new(&[]);
@@ -254,13 +269,13 @@ fn gc_removes_the_tickets_of_attempts_that_have_ended() {
         tickets.iter().filter(there).count()
     };
     let removed = |flags: &[&str]| gc(&rig.home, flags)["tickets"].as_u64();
-    assert_eq!((removed(&[]), left()), (Some(0), 6), "they are young");
+    assert_eq!((removed(&[]), left()), (Some(0), 6), "the tickets are too young");
     assert_eq!((removed(&["--grace", "0s", "--dry-run"]), left()), (Some(4), 6));
     assert_eq!((removed(&["--grace", "0s"]), left()), (Some(4), 2));
-    assert_eq!(removed(&["--grace", "0s"]), Some(0), "of those that run none goes");
+    assert_eq!(removed(&["--grace", "0s"]), Some(0), "the tickets of running attempts stay");
 }
 
-/// What `ion gc` did.
+/// Runs `ion gc` with these flags, and returns its report.
 fn gc(home: &Home, flags: &[&str]) -> Value {
     let ran = home.run([&["--json", "gc"], flags].concat()).well();
     serde_json::from_str(&ran.stdout).unwrap()

@@ -1,4 +1,5 @@
-//! The suites that need neither root nor servers: Ion on its embedded stores, as its users run it.
+//! The test suites that need neither root nor servers. They run Ion on its embedded stores, as its
+//! users do.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]

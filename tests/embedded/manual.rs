@@ -1,8 +1,8 @@
-//! The manual as a reader follows it: its own lines, run in a shell.
+//! Tests that follow the manual as a reader does: they run its own lines in a shell.
 //!
-//! Only what differs from machine to machine is put in place of what stands there: ports, ids,
-//! folders. A line that is looked for and has changed fails here first. That every other command
-//! line of the manual is one is tested beside the command itself (`src/main.rs`).
+//! They replace only what differs from machine to machine: ports, ids and folders. A test fails if
+//! the manual has no line any more with the beginning that the test looks for. A test in
+//! `src/main.rs` shows that each command line of the manual is valid.
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -10,11 +10,11 @@ use std::process::{Child, Command, Stdio};
 
 use crate::support::{CommandOutput, Home, ION, signal, wait_for};
 
-/// A page, and the shell in which its lines are run.
+/// A page of the manual, and the home in which its lines are run.
 struct Page {
     text: String,
     home: Home,
-    /// What stands in the page, and what is put in its place.
+    /// Texts of the page, each with the text that replaces it.
     places: Vec<(String, String)>,
 }
 
@@ -24,35 +24,38 @@ impl Page {
         Self { text: std::fs::read_to_string(path).unwrap(), home: Home::new(), places: vec![] }
     }
 
+    /// Replaces a text of the page, wherever it stands in a line that is run.
     fn place(&mut self, there: &str, here: impl Into<String>) {
         assert!(self.text.contains(there), "{there:?} is not in the page any more");
         self.places.push((there.to_owned(), here.into()));
     }
 
-    /// A free port of this machine in place of this one.
+    /// Replaces an address of the page by one with a free port of this machine.
     fn port(&mut self, there: &str) {
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let here = free.local_addr().unwrap().to_string();
         self.place(there, here);
     }
 
-    /// The lines of the page's nth block in this language.
+    /// Returns the block number `n` of the page in this language, counted from 0.
     fn block(&self, language: &str, n: usize) -> String {
         let begin = format!("```{language}\n");
         let blocks = self.text.split(&begin).skip(1);
         let block = blocks.map(|rest| rest.split("```").next().unwrap()).nth(n);
-        block.unwrap_or_else(|| panic!("there is no such block of {language}")).to_owned()
+        block.unwrap_or_else(|| panic!("the page has too few blocks of {language}")).to_owned()
     }
 
-    /// The line that begins so, as it stands, but for what is explained beside it.
+    /// Returns the first line with this beginning, with the replacements and without the
+    /// explanation beside it.
     fn line(&self, beginning: &str) -> String {
         let mut lines = self.text.lines().map(str::trim_start);
         let line = lines.find(|line| line.starts_with(beginning));
-        let line = line.unwrap_or_else(|| panic!("no line begins with {beginning:?}"));
+        let line = line.unwrap_or_else(|| panic!("no line of the page begins with {beginning:?}"));
         let line = line.split("    ").next().unwrap().trim_end().to_owned();
         self.places.iter().fold(line, |line, (there, here)| line.replace(there, here))
     }
 
+    /// Returns a command that runs a line in a shell, which finds the `ion` under test.
     fn shell(&self, line: &str) -> Command {
         let folder = Path::new(ION).parent().unwrap().display();
         let mut shell = Command::new("sh");
@@ -64,13 +67,14 @@ impl Page {
         shell
     }
 
-    /// Runs the line that begins so.
+    /// Runs the line with this beginning.
     fn run(&self, beginning: &str) -> CommandOutput {
         let line = self.line(beginning);
         CommandOutput::of(self.shell(&line).output().unwrap())
     }
 
-    /// Runs the one that goes on until it is stopped, until it says that it is ready.
+    /// Starts the line with this beginning, whose command runs until it is stopped. Waits until the
+    /// command says that it is ready.
     fn start(&self, beginning: &str) -> Started {
         let line = self.line(beginning);
         let line = line.trim_end_matches('&');
@@ -87,6 +91,7 @@ impl Page {
     }
 }
 
+/// A command that is stopped on drop.
 struct Started(Child);
 
 impl Drop for Started {
@@ -111,7 +116,7 @@ fn the_readme_is_true_as_it_stands() {
     assert!(trace.stdout.contains("run"), "{trace:#?}");
     drop(up);
 
-    // Something to look for: a module that fails.
+    // The following lines look for a failure, so the pipeline gets a module that fails.
     page.home.program("detect", "#!/bin/sh\necho Traceback of what went wrong >&2\nexit 1\n");
     let pipeline =
         page.block("yaml", 0) + "  detect: {on: [new_text], run: [./detect], retries: 0}\n";

@@ -1,5 +1,6 @@
-//! The filesystem against a plain directory: the same operations on both, the same outcome and the
-//! same bytes.
+//! Tests that compare the filesystem with a plain directory: the same operations have the same
+//! outcomes and leave the same bytes. Further tests show which bytes are fetched and uploaded, what
+//! an event names, and what happens when bits flip.
 
 #![allow(
     clippy::unwrap_used,
@@ -61,7 +62,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => n.clone().prop_map(Op::Mkdir),
         1 => n.clone().prop_map(Op::Rmdir),
         1 => (n.clone(), 0..0o1000u16).prop_map(|(a, b)| Op::Chmod(a, b)),
-        // From 1901 to 2106, to the nanosecond.
+        // The times lie between 1901 and 2106, to the nanosecond.
         1 => (n.clone(), i64::from(i32::MIN) * 1_000_000_000..i64::from(u32::MAX) * 1_000_000_000).prop_map(|(a, b)| Op::Touch(a, b)),
         1 => n.clone().prop_map(Op::List),
         1 => (n.clone(), 0..200_000u32, any::<u16>()).prop_map(|(a, b, c)| Op::Allocate(a, b, c)),
@@ -70,7 +71,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Names three levels deep; the same number is the same name on both sides.
+/// Returns the name that a number stands for on both sides, up to three levels deep.
 fn name(n: u8) -> String {
     match n {
         0..8 => format!("n{n}"),
@@ -85,7 +86,7 @@ fn bytes(seed: u16) -> Vec<u8> {
         .collect()
 }
 
-/// Does one operation below `root` and says what came of it.
+/// Does one operation below `root`. Returns what it read, or the errno of its failure.
 fn apply(root: &Path, op: &Op) -> Result<String, Option<i32>> {
     let at = |n: &u8| root.join(name(*n));
     let done = |()| String::new();
@@ -163,6 +164,8 @@ fn apply(root: &Path, op: &Op) -> Result<String, Option<i32>> {
     outcome.map_err(|error| error.raw_os_error())
 }
 
+/// Does generated operations in a mount and in a plain directory. Asserts that each has the same
+/// outcome on both sides, and that both sides are the same in the end.
 fn agree(mount: &Mount, cases: u32) {
     let reference = Home::new();
     let round = std::cell::Cell::new(0);
@@ -224,9 +227,10 @@ fn inputs_read_the_same_whoever_moves_the_bytes() {
                 );
             }
         }
-        // Each byte was fetched once for three readings.
+        // Each byte is fetched once, although it is read three times.
         assert_eq!(mount.metric("bytesFetched"), big.len() as u64 + 5, "{passthrough:?} {blobs:?}");
-        // What is whole is read by the kernel, where it may.
+        // Where passthrough is possible, the kernel reads a file by itself once the file is whole
+        // on this machine.
         assert_eq!(
             mount.metric("opensPassthrough") > 0,
             passthrough == Passthrough::Allowed && rustix::process::geteuid().is_root(),
@@ -247,10 +251,10 @@ fn inputs_read_the_same_whoever_moves_the_bytes() {
 fn a_megabyte_of_ten_gigabytes_fetches_about_a_megabyte() {
     let (runtime, home) = (runtime(), Home::new());
     let path = home.path().join("huge");
-    // A sparse file: ten gigabytes to read, nothing on the disk.
+    // The file is sparse: ten gigabytes can be read from it, and it takes no room on the disk.
     File::create(&path).unwrap().set_len(10 << 30).unwrap();
     let plane = runtime.block_on(open(&StoreUrls::embedded(&home.state()))).unwrap();
-    // Put under its key as it is: an upload would read all of it.
+    // The file is moved to the place of its blob, because an upload would read all of it.
     let key = "c/e/0/huge";
     let target = home.state().join("blobs").join(key);
     fs::create_dir_all(target.parent().unwrap()).unwrap();
@@ -308,17 +312,17 @@ fn a_bit_that_flips_on_the_staging_disk_is_in_no_event() {
     drop(file);
     let mut event = File::create(mount.at("out/events/e")).unwrap();
     event.write_all(br#"{"eventType":"x","files":["f"]}"#).unwrap();
-    // A File that is dropped tells nobody of its close.
+    // `fsync` returns the outcome. A `File` that is dropped does not return the errno of its close.
     assert_eq!(event.sync_all().unwrap_err().raw_os_error(), Some(libc::EIO));
     drop(event);
-    // Written again, it is what was meant.
+    // When the file is written again, its content is right and an event can name it.
     fs::write(mount.at("out/data/f"), &content).unwrap();
     fs::remove_file(mount.at("out/events/e")).unwrap();
     assert_eq!(mount.content(&mount.commit(&["f"]).files[0]), content);
 }
 
-/// A forked child's close may come first: its parent's must not return before it is known what
-/// became of the event.
+/// A forked child may close an event file before its parent does. The parent's close must not
+/// return before the outcome of the event is known.
 #[test]
 fn a_close_waits_for_what_another_close_has_begun() {
     let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
@@ -330,7 +334,7 @@ fn a_close_waits_for_what_another_close_has_begun() {
         let staged =
             OpenOptions::new().write(true).open(mount.staged(&format!("data/{name}"))).unwrap();
         staged.write_all_at(&[content[1_500_000] ^ 1], 1_500_000).unwrap();
-        // Before the event names it; its upload has hardly begun.
+        // The file is closed just before the event names it, so its upload has hardly begun.
         drop(file);
         let mut event = File::create(mount.at(&format!("out/events/e{n}"))).unwrap();
         event.write_all(format!(r#"{{"eventType":"x","files":["{name}"]}}"#).as_bytes()).unwrap();
@@ -359,7 +363,7 @@ fn a_job_that_was_ended_by_force_commits_nothing_more() {
         half.write_all(br#""x"}"#).unwrap();
         assert_eq!(half.sync_all().unwrap_err().raw_os_error(), Some(libc::EIO));
         drop(half);
-        assert!(mount.committed(&format!("e{n}")).is_none(), "e{n} was refused");
+        assert!(mount.committed(&format!("e{n}")).is_none(), "`e{n}` is not committed");
     }
 }
 
@@ -388,7 +392,7 @@ fn cp_ln_and_mv_from_the_input_move_no_bytes() {
     }
     for name in ["copied", "linked", "moved"] {
         assert_eq!(fs::read(to.join(name)).unwrap(), big, "{name}");
-        // Not a hole, or `cp` would copy zeroes.
+        // The file must not look like a hole, because `cp` would then copy zeroes.
         assert_eq!(fs::metadata(to.join(name)).unwrap().blocks(), (big.len() as u64).div_ceil(512));
     }
     run(
@@ -509,14 +513,15 @@ fn many_names_are_listed_and_found() {
     let event = mount.commit(&names.iter().map(String::as_str).collect::<Vec<_>>());
     assert!(
         event.files.is_empty() && event.file_list.is_some(),
-        "a long list is a blob of its own"
+        "a long list of files is a blob of its own"
     );
     let files = mount.runtime.block_on(ionfs::commit::files_of(&mount.node.plane, &event)).unwrap();
     assert_eq!(files.len(), 3000);
 }
 
-/// What `fsx` does: the five operations it does by itself, and seldom the others. It maps what it
-/// has written and writes what it has mapped; each reopening ends what the kernel knew of the file.
+/// The configuration of `fsx`. Its five default operations read, write and truncate, and read and
+/// write through maps. The operations in this list are less frequent. After each `close_open`, the
+/// kernel has to learn the file anew.
 const FSX: &str = "flen = 65536
 [opsize]
 min = 1
@@ -532,10 +537,11 @@ posix_fadvise = 1
 copy_file_range = 2
 ";
 
-/// Random operations on one file, mapped and not, every byte compared: sixty thousand each way, or
-/// as many as `ION_TEST_FSX_OPS` says (`make torture`). The tool never unmaps what it maps, and
-/// slows down with the square of its operations on any filesystem: so many short runs, each with a
-/// seed of its own.
+/// Runs `fsx`, which does random operations on one file, through maps and without, and compares
+/// every byte. It does sixty thousand operations, or as many as `ION_TEST_FSX_OPS` says, as in
+/// `make torture-files`. `fsx` never unmaps what it maps for a read, so on any filesystem its time
+/// grows with the square of its operations. So there are many short runs, each with a seed of its
+/// own.
 fn fsx(passthrough: Passthrough) {
     const OPS: u64 = 1000;
     let asked = std::env::var("ION_TEST_FSX_OPS").map_or(60_000, |ops| ops.parse::<u64>().unwrap());
@@ -549,8 +555,8 @@ fn fsx(passthrough: Passthrough) {
         let words =
             ["-q", "-N", &ops, "-S", &seed, "-f", config.to_str().unwrap(), file.to_str().unwrap()];
         run(fsx.to_str().unwrap(), &words);
-        // Read back by whom the kernel reads itself where it may: the same bytes as the staging
-        // folder has.
+        // A reader of the mount gets the same bytes as the staging folder has, also where the
+        // kernel reads them by itself.
         assert_eq!(
             fs::read(&file).unwrap(),
             fs::read(mount.staged("data/fsx")).unwrap(),

@@ -1,5 +1,5 @@
-//! What operators see: metrics read by Prometheus's own parser, and spans received as a collector
-//! does.
+//! Tests of what operators see: metrics, which Prometheus's own parser reads here, and spans, which
+//! a collector in this file receives.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -16,10 +16,11 @@ use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use prost::Message as _;
 use serde_json::Value;
 
-/// Bytes of the text that goes through a pipeline.
+/// The length in bytes of the text that goes through the pipeline.
 const TEXT: usize = 5000;
 
-/// Text comes in, goes on in capitals, and is looked at.
+/// Writes a text and the pipeline that it goes through: `first` passes it on in capitals, and the
+/// program `second` reads those. Returns the path of the pipeline file.
 fn pipeline(home: &Home, second: &str) -> std::path::PathBuf {
     home.write("text.txt", "a".repeat(TEXT));
     home.program(
@@ -33,7 +34,8 @@ fn pipeline(home: &Home, second: &str) -> std::path::PathBuf {
     )
 }
 
-/// An answer: its status and its body.
+/// Sends a GET request, with this bearer token if there is one. Returns the status and the body of
+/// the answer.
 fn get(address: &str, path: &str, token: Option<&str>) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -49,7 +51,7 @@ fn get(address: &str, path: &str, token: Option<&str>) -> (u16, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-/// Where the daemon says that its metrics are.
+/// Returns the address where the daemon says that its metrics are.
 fn address(up: &RunningCommand) -> String {
     address_in(&up.log())
 }
@@ -59,9 +61,9 @@ fn address_in(log: &str) -> String {
     rest.split("/metrics").next().unwrap().to_owned()
 }
 
-/// All samples, as the reference implementation of the format reads them.
+/// Returns the value of each sample, as the reference implementation of the OpenMetrics format
+/// reads it.
 fn samples(address: &str) -> BTreeMap<String, f64> {
-    // Debian's own, which finds Debian's package.
     const PARSER: &str = "
 import json, sys
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
@@ -74,6 +76,7 @@ for family in text_string_to_metric_families(sys.stdin.read()):
 print(json.dumps(samples))";
     let (status, text) = get(address, "/metrics", None);
     assert_eq!(status, 200, "{text}");
+    // The parser is a Debian package, which only Debian's own Python finds.
     let mut parser = Command::new("/usr/bin/python3")
         .args(["-c", PARSER])
         .stdin(Stdio::piped())
@@ -89,7 +92,7 @@ print(json.dumps(samples))";
 #[test]
 fn metrics_say_what_ran() {
     let home = Home::new();
-    // Of a type that it may not publish: refused, so the job fails.
+    // `second` may not publish events of the type `other`. Its event is refused, so its job fails.
     let second = "#!/bin/sh\ncat /ion/in/data/big.txt | wc -c\necho '{\"eventType\":\"other\"}' > /ion/out/events/other.json\n";
     let file = pipeline(&home, second);
     let up = home.up_with(&["--metrics", "127.0.0.1:0", "--no-passthrough"], &file);
@@ -127,7 +130,8 @@ fn metrics_say_what_ran() {
     ] {
         assert_eq!(after.get(name), Some(&expected), "{name}: {after:#?}");
     }
-    // dd's second piece, which goes past the kernel's own cache, and all of what is read after it.
+    // `dd` reads past the kernel's own cache. So the daemon's memory serves the second piece that
+    // `dd` reads, and all that the kernel asks of the text after that.
     assert!(after["ion_read_bytes_total{origin=memory}"] >= text - 4096.0, "{after:#?}");
     assert!(after["ion_cache_hits_total"] >= 1.0);
     assert!(after["ion_opens_total{mode=served}"] >= 3.0);
@@ -137,12 +141,12 @@ fn metrics_say_what_ran() {
     documented(&after);
 
     let kept_open = TcpStream::connect(&address).unwrap();
-    assert_eq!(up.stop(), Some(0), "nobody's open connection holds it up");
+    assert_eq!(up.stop(), Some(0), "an open connection does not delay the end of the daemon");
     drop(kept_open);
     assert!(TcpStream::connect(&address).is_err());
 }
 
-/// docs/metrics.md has a row for each.
+/// Asserts that docs/metrics.md has a row for each sample.
 fn documented(samples: &BTreeMap<String, f64>) {
     let page =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md")).unwrap();
@@ -175,7 +179,7 @@ fn a_relay_and_a_mount_have_metrics_too() {
 
 #[test]
 fn a_daemon_is_not_ready_before_its_stores_are() {
-    // It takes connections and answers none.
+    // This server takes connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let home = Home::new();
     let log = home.write("log", "");
@@ -187,7 +191,7 @@ fn a_daemon_is_not_ready_before_its_stores_are() {
         .spawn()
         .unwrap();
     let log = || std::fs::read_to_string(&log).unwrap();
-    wait_for("its address", || log().contains("/metrics"));
+    wait_for("the address of the metrics to be shown", || log().contains("/metrics"));
     let ready = get(&address_in(&log()), "/ready", None);
     relay.kill().unwrap();
     relay.wait().unwrap();
@@ -201,7 +205,7 @@ fn metrics_are_refused_where_they_cannot_be_served_or_would_be_open_to_all() {
     let taken = taken.local_addr().unwrap().to_string();
     let refused = home.run(["relay", "--metrics", &taken]);
     assert_eq!(refused.code, Some(1));
-    // Freed by now; whoever else may have taken it meanwhile makes no difference to the next ones.
+    // Metrics that other machines can reach need a token.
     let open = home.run(["relay", "--metrics", "0.0.0.0:0"]).failed();
     assert!(open.stderr.contains("ION_METRICS_TOKEN"), "{open:?}");
 
@@ -212,13 +216,14 @@ fn metrics_are_refused_where_they_cannot_be_served_or_would_be_open_to_all() {
     assert_eq!(get(&address, "/metrics", Some("open-sesamE")).0, 401);
     assert_eq!(get(&address, "/metrics", Some("open-sesame")).0, 200);
     for open in ["/ready", "/healthz"] {
-        assert_eq!(get(&address, open, None).0, 200, "{open} says nothing that is worth a token");
+        assert_eq!(get(&address, open, None).0, 200, "{open} needs no token");
     }
     assert!(!relay.log().contains("sesame"));
     assert_eq!(relay.stop(), Some(0));
 }
 
-/// What a collector got.
+/// What a collector has received: the heads of the requests, the names of the services, and the
+/// spans.
 #[derive(Default)]
 struct Received {
     heads: Vec<String>,
@@ -226,7 +231,8 @@ struct Received {
     spans: Vec<Span>,
 }
 
-/// A collector: takes spans by OTLP over HTTP.
+/// Starts a collector, which receives spans by OTLP over HTTP. Returns its URL and what it
+/// receives.
 fn collector() -> (String, Arc<Mutex<Received>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -239,7 +245,7 @@ fn collector() -> (String, Arc<Mutex<Received>>) {
             let mut buffer = [0; 4096];
             let body_at = loop {
                 let length = stream.read(&mut buffer).unwrap();
-                assert_ne!(length, 0, "a request is cut off");
+                assert_ne!(length, 0, "the connection brings the whole head of a request");
                 request.extend_from_slice(&buffer[..length]);
                 if let Some(at) = request.windows(4).position(|four| four == b"\r\n\r\n") {
                     break at + 4;
@@ -277,7 +283,7 @@ fn attribute(span: &Span, key: &str) -> String {
     match found.and_then(|attribute| attribute.value.clone()?.value) {
         Some(AnyValue::StringValue(text)) => text,
         Some(AnyValue::IntValue(number)) => number.to_string(),
-        other => panic!("{key} is {other:?} of {span:#?}"),
+        other => panic!("the attribute {key} is {other:?} in {span:#?}"),
     }
 }
 
@@ -293,8 +299,8 @@ fn the_spans_of_a_pipeline_are_one_trace() {
     home.run(["event", "create", "text", "--file", "text.txt", "--wait"]);
     let jobs = home.jobs();
     let log = up.log();
-    assert!(log.contains("ION_EVENT_ID="), "its environment was shown: {log}");
-    assert!(!log.contains("sesame") && !log.contains("OTEL_"), "a secret was shown: {log}");
+    assert!(log.contains("ION_EVENT_ID="), "the log shows the environment of the module: {log}");
+    assert!(!log.contains("sesame") && !log.contains("OTEL_"), "the log shows no secret: {log}");
     assert_eq!(up.stop(), Some(0));
 
     let received = received.lock().unwrap();
@@ -325,11 +331,18 @@ fn the_spans_of_a_pipeline_are_one_trace() {
     let (first, second) = (job("first"), job("second"));
     let correlation = attribute(first, "ion.correlation.id");
     let trace: String = first.trace_id.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(trace, correlation.replace('-', ""), "people find the one by the other");
+    assert_eq!(
+        trace,
+        correlation.replace('-', ""),
+        "the trace has the id of the correlation, so that people find one by the other"
+    );
     assert_eq!(attribute(second, "ion.correlation.id"), correlation);
     assert!(spans.iter().all(|span| span.trace_id == first.trace_id), "{spans:#?}");
-    assert_eq!(first.parent_span_id, [0; 0], "nobody is above the first");
-    assert_eq!(second.parent_span_id, first.span_id, "whose event it works on");
+    assert_eq!(first.parent_span_id, [0; 0], "the span of the first job has no parent");
+    assert_eq!(
+        second.parent_span_id, first.span_id,
+        "the parent of the second job is the job whose event it works on"
+    );
     assert_eq!(attribute(first, "ion.verdict"), "succeeded");
     assert_eq!(attribute(second, "ion.verdict"), "failed");
     let status = second.status.clone().unwrap();
@@ -355,7 +368,8 @@ fn the_spans_of_a_pipeline_are_one_trace() {
     assert_eq!(below(commit), ["insert", "mark", "publish", "store-blobs"]);
 }
 
-/// It takes connections and answers none.
+/// The collector takes connections and never answers. The pipeline runs all the same, and the
+/// daemon ends in less than 45 seconds.
 #[test]
 fn a_collector_that_does_not_answer_holds_nothing_up() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -369,10 +383,15 @@ fn a_collector_that_does_not_answer_holds_nothing_up() {
     home.run(["event", "create", "text", "--file", "text.txt", "--wait"]).well();
     let begun = Instant::now();
     assert_eq!(up.stop(), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(45), "the end took {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(45),
+        "the daemon took {:?} to end",
+        begun.elapsed()
+    );
 }
 
-/// An event whose writer died before it could publish it.
+/// A process inserts an event and dies before it publishes the event. A relay publishes it, and the
+/// relay's span is in the trace of the event.
 #[test]
 fn a_relay_publishes_in_the_trace_of_the_event() {
     let (url, received) = collector();
@@ -380,19 +399,27 @@ fn a_relay_publishes_in_the_trace_of_the_event() {
     let file = pipeline(&home, "#!/bin/sh\ntrue\n");
     home.env = vec![("ION_FAILPOINTS".into(), "commit.inserted=1".into())];
     let pipeline = ["--pipeline", file.to_str().unwrap(), "--file", "text.txt"];
-    assert_eq!(home.run([&["run", "first"], &pipeline[..]].concat()).code, None, "it was killed");
+    assert_eq!(
+        home.run([&["run", "first"], &pipeline[..]].concat()).code,
+        None,
+        "the failpoint kills the command"
+    );
     home.env = vec![("OTEL_EXPORTER_OTLP_ENDPOINT".into(), url)];
     let relay = home.start("relay", &["--metrics", "127.0.0.1:0"]);
     let at = address(&relay);
-    wait_for("the event in the outbox", || samples(&at)["ion_outbox_events"] == 1.0);
-    wait_for("its publication", || samples(&at)["ion_relayed_events_total"] == 1.0);
+    wait_for("the event to be in the outbox", || samples(&at)["ion_outbox_events"] == 1.0);
+    wait_for("the relay to publish the event", || samples(&at)["ion_relayed_events_total"] == 1.0);
     assert_eq!(relay.stop(), Some(0));
 
     let received = received.lock().unwrap();
     let relay = received.spans.iter().find(|span| span.name == "relay").unwrap();
     let trace: String = relay.trace_id.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(trace, attribute(relay, "ion.correlation.id").replace('-', ""));
-    assert_eq!(relay.parent_span_id.len(), 8, "the attempt that committed it");
+    assert_eq!(
+        relay.parent_span_id.len(),
+        8,
+        "the span has a parent: the attempt that committed the event"
+    );
     let steps = received.spans.iter().filter(|span| span.parent_span_id == relay.span_id);
     let steps: Vec<&str> = steps.map(|span| span.name.as_str()).collect();
     assert_eq!(steps, ["adopt", "publish", "mark"]);

@@ -1,5 +1,6 @@
-//! What people see, and what comes of it when nobody reads, the reader goes away, or its disk is
-//! full: nothing.
+//! Tests of the output that people see. No job and no daemon suffers if nobody reads the output, if
+//! its reader goes away, or if the disk below it is full. Further tests show what of a long output
+//! is shown and kept.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -11,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::{CommandOutput, DEADLINE, Home, signal, wait_for};
 
-/// A command whose outputs a test has its hands on.
+/// A running command whose output streams the test chooses.
 struct Started(Child);
 
 impl Started {
@@ -19,7 +20,7 @@ impl Started {
         Self(command.spawn().unwrap())
     }
 
-    /// Its end, which has to come.
+    /// Waits until the command ends, and returns its exit status.
     fn ends(&mut self) -> ExitStatus {
         let mut status = None;
         wait_for("the command to end", || {
@@ -42,13 +43,14 @@ impl Drop for Started {
     }
 }
 
-/// A pipe that nobody reads as long as the other end is only held.
+/// Returns the reading and the writing end of a pipe. Nobody reads from the pipe while the test
+/// only holds the reading end.
 fn pipe() -> (OwnedFd, OwnedFd) {
     let (from, to) = std::io::pipe().unwrap();
     (from.into(), to.into())
 }
 
-/// `ion up` of a module that writes 2 MB and of one that says little.
+/// Returns the command `ion up` for two modules: `big` writes 2 MB, and `small` writes one line.
 fn talkative(home: &Home) -> Command {
     home.write(
         "pipeline.yaml",
@@ -64,9 +66,9 @@ fn said(file: &PathBuf) -> String {
     std::fs::read_to_string(file).unwrap_or_default()
 }
 
-/// Jobs of both modules succeed, and the gateway answers.
+/// Asserts that jobs of both modules succeed, and that the gateway answers.
 fn all_goes_on(home: &Home, stderr: &PathBuf) {
-    wait_for("it to be ready", || said(stderr).contains("ready"));
+    wait_for("`ion up` to be ready", || said(stderr).contains("ready"));
     home.run(["event", "create", "big", "--wait"]).well();
     for _ in 0..5 {
         home.run(["event", "create", "small", "--wait"]).well();
@@ -93,8 +95,7 @@ fn a_reader_who_stops_holds_up_nothing() {
     let mut up = Started::of(&mut ion);
     drop(ion);
     all_goes_on(&home, &stderr);
-    // Who reads again sees how each ended, the end of what each wrote, and that something is
-    // missing.
+    // A reader that begins to read now sees how each job ended, and the last line that it wrote.
     home.run(["event", "create", "big", "--wait"]).well();
     let read = Arc::new(Mutex::new(Vec::new()));
     let reading = std::thread::spawn({
@@ -107,7 +108,9 @@ fn a_reader_who_stops_holds_up_nothing() {
         }
     });
     let text = || String::from_utf8(read.lock().unwrap().clone()).unwrap_or_default();
-    wait_for("the end of each job", || text().matches(" succeeded (").count() == 7);
+    wait_for("the ends of all seven jobs to be shown", || {
+        text().matches(" succeeded (").count() == 7
+    });
     assert_eq!(up.stop().code(), Some(0));
     reading.join().unwrap();
     let text = text();
@@ -126,7 +129,7 @@ fn a_reader_who_never_reads_holds_up_no_end() {
     let mut up = Started::of(&mut ion);
     all_goes_on(&home, &stderr);
     assert_eq!(up.stop().code(), Some(0));
-    // Both of its outputs.
+    // Now nobody reads either of the two outputs.
     let (_reader, writer) = pipe();
     let mut ion = talkative(&home);
     ion.arg("-vv").stdout(writer.try_clone().unwrap()).stderr(writer);
@@ -142,13 +145,15 @@ fn a_reader_who_went_away_ends_no_daemon() {
     let mut ion = talkative(&home);
     ion.stdout(Stdio::piped()).stderr(File::create(&stderr).unwrap());
     let mut up = Started::of(&mut ion);
-    wait_for("it to be ready", || said(&stderr).contains("ready"));
+    wait_for("`ion up` to be ready", || said(&stderr).contains("ready"));
     home.run(["event", "create", "small", "--wait"]).well();
     let mut first = String::new();
     BufReader::new(up.0.stdout.take().unwrap()).read_line(&mut first).unwrap();
     assert!(first.contains("hello"), "{first}");
     all_goes_on(&home, &stderr);
-    wait_for("it to say so", || said(&stderr).contains("cannot be shown: its reader has gone"));
+    wait_for("`ion up` to report that its reader has gone", || {
+        said(&stderr).contains("cannot be shown: its reader has gone")
+    });
     assert_eq!(up.stop().code(), Some(0));
 }
 
@@ -161,11 +166,14 @@ fn a_full_disk_below_the_output_ends_no_daemon() {
     ion.stdout(full()).stderr(File::create(&stderr).unwrap());
     let mut up = Started::of(&mut ion);
     all_goes_on(&home, &stderr);
-    wait_for("it to say so", || said(&stderr).contains("cannot be shown: No space left on device"));
+    wait_for("`ion up` to report the full disk", || {
+        said(&stderr).contains("cannot be shown: No space left on device")
+    });
     assert_eq!(up.stop().code(), Some(0));
 }
 
-/// H4: SIGTERM was ignored for ever, as the thread that said so had panicked.
+/// SIGTERM ends a daemon with exit status 0, even if the reader of its stderr has gone or the disk
+/// below its stderr is full.
 #[test]
 fn whatever_became_of_stderr_a_signal_ends_it() {
     let home = Home::new();
@@ -182,7 +190,7 @@ fn whatever_became_of_stderr_a_signal_ends_it() {
             Started::of(ion.stderr(File::options().write(true).open("/dev/full").unwrap()))
         };
         home.run(["event", "create", "small", "--wait"]).well();
-        wait_for("the line", || said(&stdout).contains("hello"));
+        wait_for("the line of `small` to be shown", || said(&stdout).contains("hello"));
         assert_eq!(up.stop().code(), Some(0));
     }
 }
@@ -202,18 +210,19 @@ fn all_that_a_program_wrote_is_shown_and_its_end_above_all() {
     assert!(
         home.run(["run", "--", "printf", "hello"]).well().stderr.contains("ion: run | hello\n")
     );
-    // The last text of a line that is written again and again.
+    // A program overwrites one line several times, as progress bars do: the last text is shown.
     let ran = home.run(["run", "--", "printf", "1%%\\r2%%\\r3%%\\rdone\\n"]).well();
     assert!(ran.stderr.ends_with("ion: run | done\n"), "{}", ran.stderr);
 
-    // A daemon that is slower than its modules shows the end, and counts what it leaves out.
+    // If a module writes faster than the daemon shows its output, the daemon shows the last lines,
+    // and says how much it leaves out before them.
     home.write(
         "pipeline.yaml",
         "modules:\n  much: {on: [go], run: [sh, -c, \"seq 1 4000000; echo Traceback; printf 'no newline'; exit 1\"], retries: 0}\n",
     );
     let up = home.up(&home.path().join("pipeline.yaml"));
     home.run(["event", "create", "go", "--wait"]).failed();
-    wait_for("its end", || up.log().contains("dead: exit status 1"));
+    wait_for("the end of the job to be shown", || up.log().contains("dead: exit status 1"));
     let log = up.log();
     let lines: Vec<&str> = log.lines().filter(|line| line.contains("much ")).collect();
     let [.., traceback, last, end] = &lines[..] else { panic!("{log}") };
@@ -223,7 +232,10 @@ fn all_that_a_program_wrote_is_shown_and_its_end_above_all() {
             && end.contains("dead: exit status 1")
     );
     let all = lines.iter().filter(|line| line.contains(" | ")).count() == 4_000_002;
-    assert!(all || log.contains("ion leaves out"), "what is left out is counted");
+    assert!(
+        all || log.contains("ion leaves out"),
+        "the daemon shows all lines, or says that it leaves some out"
+    );
     assert_eq!(up.stop(), Some(0));
 }
 
@@ -234,7 +246,7 @@ fn a_job_ends_whether_or_not_what_it_wrote_is_read() {
     let mut ion = home.ion();
     ion.args(["run", "--", "sh", "-c", "seq 1 300000"]).stdout(Stdio::null()).stderr(writer);
     let mut run = Started::of(&mut ion);
-    wait_for("the job to end", || home.jobs().iter().any(|job| job["state"] == "succeeded"));
+    wait_for("the job to succeed", || home.jobs().iter().any(|job| job["state"] == "succeeded"));
     run.stop();
 }
 
@@ -250,10 +262,10 @@ fn a_result_that_cannot_be_written_is_no_success() {
         "{}",
         ran.stderr
     );
-    // A reader who has seen enough is no failure, and changes no verdict.
+    // A reader that closes the pipe early does not change the exit status of a command.
     let up = home.up(&home.path().join("pipeline.yaml"));
     home.run(["event", "create", "go"]).well();
-    wait_for("its job", || home.jobs().iter().any(|job| job["state"] == "dead"));
+    wait_for("a job to be dead", || home.jobs().iter().any(|job| job["state"] == "dead"));
     let without_reader = |words: &[&str]| {
         let (reader, writer) = pipe();
         drop(reader);
@@ -269,7 +281,7 @@ fn a_result_that_cannot_be_written_is_no_success() {
 fn of_a_log_over_its_limit_the_beginning_and_the_end_are_kept() {
     let home = Home::new();
     let go = home.path().join("go");
-    // 420 MB, more than the 256 MiB that are kept.
+    // The module writes 439 MB. Ion keeps 256 MiB of them.
     let script = format!(
         "seq 1 50000000; echo waits; until test -e {}; do sleep 0.05; done; echo the end",
         go.display()
@@ -280,15 +292,17 @@ fn of_a_log_over_its_limit_the_beginning_and_the_end_are_kept() {
     );
     let up = home.up_with(&["--quiet"], &home.path().join("pipeline.yaml"));
     home.run(["event", "create", "go"]).well();
-    wait_for("the job", || !home.jobs().is_empty());
+    wait_for("the job to exist", || !home.jobs().is_empty());
     let id = home.jobs()[0]["id"].as_str().unwrap().to_owned();
     let log = || home.run(["job", "logs", &id]).well().stdout;
-    // While it runs, and once it is stored: the same beginning, how much is missing, the end.
-    wait_for("it to have written most", || log().ends_with("\nwaits\n"));
-    // Only now: a reader beside the writer may have got bytes that are not kept any more.
+    // While the job runs, and after its log is stored, the log has the same parts: the beginning,
+    // how many bytes are missing, and the end.
+    wait_for("the module to write all but its last line", || log().ends_with("\nwaits\n"));
+    // The log is read only now: while the module writes, a reader may get bytes that Ion does not
+    // keep in the end.
     let live = log();
     std::fs::write(&go, "").unwrap();
-    wait_for("it to end", || home.jobs()[0]["state"] == "succeeded");
+    wait_for("the job to succeed", || home.jobs()[0]["state"] == "succeeded");
     let stored = log();
     assert!(
         stored.ends_with("\n49999999\n50000000\nwaits\nthe end\n"),
@@ -331,14 +345,14 @@ fn a_job_that_has_not_begun_has_no_log_and_says_why() {
     let up = home.up(&file);
     home.run(["event", "create", "go"]).well();
     let all = || home.jobs().into_iter().find(|job| job["module"] == "all");
-    wait_for("the job that gathers", || all().is_some());
+    wait_for("the gathering job to exist", || all().is_some());
     let id = all().unwrap()["id"].as_str().unwrap().to_owned();
     let ran = home.run(["job", "logs", &id]).well();
     assert!(
         ran.stdout.is_empty() && ran.stderr.contains("has not begun: it is waiting"),
         "{ran:#?}"
     );
-    // Who follows it sees it once it begins.
+    // `ion job logs -f` waits until the job begins, and then shows its log.
     let mut ion = home.ion();
     ion.args(["job", "logs", "-f", &id]).stdout(Stdio::piped());
     let mut follows = Started::of(&mut ion);

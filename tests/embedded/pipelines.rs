@@ -1,5 +1,6 @@
-//! Whole pipelines through the command alone: dispatch, retries, timeouts, gathering, mistakes, and
-//! what people see.
+//! Tests of whole pipelines, driven by the `ion` command alone. They show dispatch, retries,
+//! timeouts, limits of concurrency and gathering. They also show which mistakes of users are
+//! refused, and what people see of a running pipeline.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -7,11 +8,12 @@ use std::process::Command;
 use crate::support::{CommandOutput, Home, may_mount_or_runs_where_it_may, signal, wait_for};
 use serde_json::Value;
 
-/// A pipeline file beside its programs.
+/// Writes a pipeline file with these modules beside their programs, and returns its path.
 fn pipeline(home: &Home, modules: &str) -> PathBuf {
     home.write("pipeline.yaml", format!("name: test\nmodules:\n{modules}"))
 }
 
+/// Returns the state of the first job of a module, or an empty text if the module has no job.
 fn state_of(jobs: &[Value], module: &str) -> String {
     jobs.iter()
         .find(|job| job["module"] == module)
@@ -41,8 +43,8 @@ fn fan_out_and_fan_in_run_each_event_once_and_gather_all_in_order() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// What its first attempt has published, and what came of that, is not what a gathering job waits
-/// for.
+/// A gathering job publishes an event and fails. Its second attempt waits neither for that event
+/// nor for the job that the event has started.
 #[test]
 fn a_gathering_job_that_published_and_failed_is_retried() {
     let home = Home::new();
@@ -62,17 +64,20 @@ fn a_gathering_job_that_published_and_failed_is_retried() {
     );
     let up = home.up(&file);
     home.run(["event", "create", "start"]).well();
-    wait_for("the second attempt", || state_of(&home.jobs(), "sheet") == "succeeded");
-    // It was not waited for: it ends when it is told to, from here on.
-    wait_for("the other one to run", || state_of(&home.jobs(), "notify") == "running");
+    wait_for("the second attempt of `sheet` to succeed", || {
+        state_of(&home.jobs(), "sheet") == "succeeded"
+    });
+    // The job of `notify` runs until `go` exists, so the gathering job has not waited for it.
+    wait_for("the job of `notify` to run", || state_of(&home.jobs(), "notify") == "running");
     std::fs::write(&go, "").unwrap();
-    wait_for("the end", || state_of(&home.jobs(), "notify") == "succeeded");
+    wait_for("the job of `notify` to succeed", || state_of(&home.jobs(), "notify") == "succeeded");
     assert_eq!(home.jobs().len(), 3);
     assert_eq!(up.stop(), Some(0));
 }
 
-/// A module that subscribes while a gathering job waits gets the messages it was too late for: else
-/// that job would wait for jobs that nobody starts.
+/// A module that is registered while a gathering job waits gets no event that was committed before.
+/// The gathering job does not wait for the new module's job on such an event, because no such job
+/// ever starts.
 #[test]
 fn what_was_committed_before_a_module_came_is_not_for_it_and_no_gathering_waits_for_that() {
     let home = Home::new();
@@ -85,20 +90,25 @@ fn what_was_committed_before_a_module_came_is_not_for_it_and_no_gathering_waits_
     );
     let up = home.up(&pipeline(&home, &modules));
     home.run(["event", "create", "start"]).well();
-    wait_for("the slow job", || state_of(&home.jobs(), "slow") == "running");
+    wait_for("the job of `slow` to run", || state_of(&home.jobs(), "slow") == "running");
     assert_eq!(up.stop(), Some(0));
     let later = format!("{modules}  later: {{on: [piece], run: [\"true\"]}}\n");
     let up = home.up_with(&["--lease", "2s"], &pipeline(&home, &later));
     std::fs::write(&go, "").unwrap();
-    wait_for("the end", || state_of(&home.jobs(), "sheet") == "succeeded");
-    assert_eq!(home.jobs().len(), 3, "the piece was there before");
+    wait_for("the job of `sheet` to succeed", || state_of(&home.jobs(), "sheet") == "succeeded");
+    assert_eq!(
+        home.jobs().len(),
+        3,
+        "`later` has no job for the piece, which was committed before `later` was registered"
+    );
     home.run(["event", "create", "start", "--wait"]).well();
     assert_eq!(state_of(&home.jobs(), "later"), "succeeded");
     assert_eq!(home.jobs().len(), 3 + 4);
     assert_eq!(up.stop(), Some(0));
 }
 
-/// A file that is closed again and again is stored as often as its uploads keep up, and kept once.
+/// A module closes one file 500 times, and each close may start an upload. In the end the store has
+/// only the blob that the event names, so `ion gc` finds nothing to remove.
 #[test]
 fn many_closes_of_one_file_leave_one_blob() {
     let home = Home::new();
@@ -137,7 +147,7 @@ fn a_failing_module_is_retried_then_dead_and_can_be_revived() {
     assert_eq!(log.stdout, "attempt 1\nion: exit status 7\n");
     std::fs::write(&mark, "").unwrap();
     home.run(["dead", "retry", "--all"]).well();
-    wait_for("the revived job", || state_of(&home.jobs(), "flaky") == "succeeded");
+    wait_for("the revived job to succeed", || state_of(&home.jobs(), "flaky") == "succeeded");
     assert_eq!(home.run(["--json", "dead", "list"]).well().stdout.trim(), "[]");
     assert_eq!(up.stop(), Some(0));
 }
@@ -178,7 +188,7 @@ fn on_success_shows_nothing_of_a_failed_attempt_and_all_of_a_good_one() {
     let nexts: Vec<_> = jobs.iter().filter(|j| j["module"] == "next").collect();
     assert_eq!(nexts.len(), 3);
     for next in nexts {
-        // Each saw the file of the attempt that succeeded.
+        // Each job of `next` read the file of the second attempt, which succeeded.
         assert_eq!(home.run(["job", "logs", next["id"].as_str().unwrap()]).well().stdout, "2\n");
     }
     let insight =
@@ -192,7 +202,8 @@ fn on_success_shows_nothing_of_a_failed_attempt_and_all_of_a_good_one() {
 fn a_timeout_ends_the_whole_process_tree() {
     let home = Home::new();
     let pids = home.path().join("alive");
-    // One child that ignores SIGTERM, one that left its session; both write as long as they live.
+    // The module starts one child that leaves its session and one that ignores SIGTERM. Each writes
+    // to a file of its own as long as it lives.
     home.program("slow", &format!("#!/bin/sh\ntrap '' TERM\nsetsid sh -c 'while :; do date +%N > {0}.1; done' &\nsh -c 'trap \"\" TERM; while :; do date +%N > {0}.2; done' &\nwait\nwait\n", pids.display()));
     let file = pipeline(&home, "  slow: {on: [start], run: [./slow], timeout: 5s, retries: 0}\n");
     let up = home.up(&file);
@@ -201,14 +212,14 @@ fn a_timeout_ends_the_whole_process_tree() {
     for n in [1, 2] {
         let mark = format!("{}.{n}", pids.display());
         let before = std::fs::metadata(&mark).unwrap().modified().unwrap();
-        // Gone before the job's end was written: nothing of it can write any more.
+        // The children ended before the job's end was recorded, so the file stays unchanged.
         for _ in 0..20 {
             home.run(["job", "list"]).well();
         }
         assert_eq!(
             std::fs::metadata(&mark).unwrap().modified().unwrap(),
             before,
-            "child {n} lives"
+            "child {n} does not write any more"
         );
     }
     assert_eq!(up.stop(), Some(0));
@@ -232,18 +243,21 @@ fn concurrency_is_held_and_a_running_job_can_be_cancelled() {
         home.run(["event", "create", "start"]).well();
     }
     let running = || std::fs::read_dir(&marks).unwrap().count();
-    wait_for("two jobs", || running() == 2);
+    wait_for("two jobs to run", || running() == 2);
     let job = home.jobs().into_iter().find(|job| job["state"] == "running").unwrap();
     home.run(["job", "cancel", job["id"].as_str().unwrap()]).well();
-    wait_for("the cancelled job", || {
+    wait_for("the job to be cancelled", || {
         home.jobs().iter().any(|j| j["id"] == job["id"] && j["state"] == "cancelled")
     });
-    assert!(running() <= 3, "two run, one mark is left by the cancelled");
+    assert!(running() <= 3, "two jobs run, and the cancelled job has left one mark");
     home.write("go", "");
-    wait_for("the rest", || home.jobs().iter().filter(|j| j["state"] == "succeeded").count() == 4);
+    wait_for("the other four jobs to succeed", || {
+        home.jobs().iter().filter(|j| j["state"] == "succeeded").count() == 4
+    });
     for job in home.jobs().iter().filter(|j| j["state"] == "succeeded") {
         let log = home.run(["job", "logs", job["id"].as_str().unwrap()]).well();
-        // The cancelled job's own mark may still have lain there.
+        // A job counts the marks of at most two running jobs, and the mark that the cancelled job
+        // has left.
         assert!(log.stdout.trim().parse::<u32>().unwrap() <= 3, "{log:#?}");
     }
     assert_eq!(up.stop(), Some(0));
@@ -263,7 +277,7 @@ fn a_dead_job_holds_a_gathering_module_back_until_it_is_dropped() {
     home.run(["event", "create", "start", "--wait"]).failed();
     assert_eq!(state_of(&home.jobs(), "sum"), "waiting");
     home.run(["dead", "drop", "--all"]).well();
-    wait_for("the gathering job", || state_of(&home.jobs(), "sum") == "succeeded");
+    wait_for("the gathering job to succeed", || state_of(&home.jobs(), "sum") == "succeeded");
     let sum = home.jobs().into_iter().find(|j| j["module"] == "sum").unwrap();
     assert_eq!(home.run(["job", "logs", sum["id"].as_str().unwrap()]).well().stdout, "2\n");
     assert_eq!(up.stop(), Some(0));
@@ -284,11 +298,13 @@ fn two_jobs_at_once_each_have_their_own_tree_and_the_host_has_none() {
     let up = home.up(&file);
     home.run(["event", "create", "start"]).well();
     home.run(["event", "create", "start", "--wait"]).well();
-    wait_for("both", || home.jobs().iter().filter(|j| j["state"] == "succeeded").count() == 2);
+    wait_for("both jobs to succeed", || {
+        home.jobs().iter().filter(|j| j["state"] == "succeeded").count() == 2
+    });
     assert_eq!(
         std::path::Path::new("/ion").exists(),
         had_ion,
-        "nothing is made in the host's root"
+        "Ion creates no `/ion` in the host's root"
     );
     assert_eq!(up.stop(), Some(0));
 }
@@ -357,9 +373,9 @@ fn a_wrong_pipeline_file_is_refused_before_anything_starts() {
     let file = pipeline(&home, "  a:\n    on: [x]\n    run: [./tool]\n");
     let ran = home.run(["up", file.to_str().unwrap()]).failed();
     assert!(ran.stderr.contains("is not executable; allow it with `chmod +x"), "{ran:#?}");
-    assert!(!home.state().exists(), "nothing was made");
+    assert!(!home.state().exists(), "a refused pipeline file leaves no state behind");
     assert_eq!(home.run(["up", "--nonsense"]).code, Some(2));
-    // What is right for a parser and hardly meant is said.
+    // A valid file that hardly says what its author means gets a warning.
     let file = pipeline(
         &home,
         "  a: {on: [x], emits: [frames], run: [cat]}\n  b: {on: [frame], run: [cat]}\n",
@@ -378,7 +394,8 @@ fn a_program_that_stops_being_executable_is_named_in_the_job() {
     std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o644)).unwrap();
     let ran = home.run(["event", "create", "x", "--wait"]).failed();
     assert!(ran.stdout.contains("is not executable; allow it with `chmod +x"), "{ran:#?}");
-    // Nor one that is gone, or none: what fails each time is tried once.
+    // Next, the file is not a program, and then it is missing. Each of these failures would happen
+    // again, so each job has only one attempt.
     for gone in [false, true] {
         std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
         if gone {
@@ -399,7 +416,8 @@ fn a_program_that_stops_being_executable_is_named_in_the_job() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// A machine that `ion doctor` calls bad is refused at once, with the same words.
+/// Where `ion doctor` finds that jobs cannot have their files, `ion up` and `ion run` fail at once
+/// and name the same cause.
 #[test]
 fn where_jobs_cannot_have_their_files_nothing_starts() {
     let home = Home::new();
@@ -427,7 +445,7 @@ fn where_jobs_cannot_have_their_files_nothing_starts() {
             "{ran:#?}"
         );
     }
-    // Links have no files.
+    // The links of a chain need no files, so the chain starts.
     let ran = without_fuse(&["up", chain.to_str().unwrap()]);
     assert!(ran.stderr.contains("ready: c"), "{ran:#?}");
 }
@@ -447,11 +465,13 @@ fn the_mount_shows_a_running_pipeline() {
     let up = home.up(&file);
     home.write("f", "content of f\n");
     home.run(["event", "create", "start", "--file", "f"]).well();
-    wait_for("both to run", || home.jobs().iter().filter(|j| j["state"] == "running").count() == 2);
+    wait_for("both jobs to run", || {
+        home.jobs().iter().filter(|j| j["state"] == "running").count() == 2
+    });
     let at = home.path().join("plane");
     #[allow(clippy::disallowed_methods, reason = "tests start programs")]
     let mut mount = home.ion().arg("mount").arg(&at).spawn().unwrap();
-    wait_for("the mount", || at.join("correlations").exists());
+    wait_for("the plane to be mounted", || at.join("correlations").exists());
     let sh = |script: &str| {
         #[allow(clippy::disallowed_methods, reason = "tests start programs")]
         let output = std::process::Command::new("sh")
@@ -482,15 +502,15 @@ fn the_mount_shows_a_running_pipeline() {
     );
     assert_eq!(sh("cat types/told/*/data/f").well().stdout, "content of f\n");
     home.write("go", "");
-    wait_for("both to end", || {
+    wait_for("both jobs to succeed", || {
         home.jobs().iter().filter(|j| j["state"] == "succeeded").count() == 2
     });
-    wait_for("its new state to show", || {
+    wait_for("the mount to show the new state of the job of `one`", || {
         sh("ls modules/one/succeeded").stdout.lines().count() == 1
     });
     signal(mount.id(), "TERM");
     assert!(mount.wait().unwrap().success());
-    assert!(!at.join("correlations").exists(), "it is unmounted");
+    assert!(!at.join("correlations").exists(), "SIGTERM makes `ion mount` unmount the plane");
     assert_eq!(up.stop(), Some(0));
 }
 
@@ -535,7 +555,8 @@ fn what_people_ask_for_wrongly_is_answered_with_the_way_out() {
     home.run(["gc", "--grace", "0s"]).well();
 }
 
-/// Flags and a file say the same of a module, and mistakes are refused with the same words.
+/// `ion module create` registers the same module from flags as from a pipeline file. If a flag is
+/// wrong, the error names no place in a file.
 #[test]
 fn a_module_of_flags_is_as_of_a_file() {
     let home = Home::new();
@@ -594,7 +615,8 @@ fn a_module_of_flags_is_as_of_a_file() {
     let mut module = registered();
     module["pipeline"] = expected["pipeline"].clone();
     assert_eq!(module, expected);
-    // What an image says need not be said again.
+    // A module with an image may leave out its program, because the image has one, and its
+    // executor, which is `container` then.
     home.run([&name[..], &["-i", "frame", "--image", "crops:1"]].concat()).well();
     assert_eq!(registered()["executor"], "container");
     let cases: [(&[&str], i32, &str); 13] = [
@@ -624,8 +646,8 @@ fn a_module_of_flags_is_as_of_a_file() {
     home.run(["module", "get", "wrong"]).failed();
 }
 
-/// What is registered, changed and removed while a dispatcher runs is served, served anew and left
-/// alone.
+/// A running dispatcher serves a module that is registered, follows a change of it, and stops
+/// serving it when it is deleted.
 #[test]
 fn modules_come_change_and_go_while_a_dispatcher_runs() {
     let home = Home::new();
@@ -649,19 +671,21 @@ fn modules_come_change_and_go_while_a_dispatcher_runs() {
     create("hello");
     assert_eq!(answer(), ["hello"]);
     create("goodbye");
-    wait_for("the change to be seen", || answer() == ["goodbye"]);
+    wait_for("the dispatcher to follow the change", || answer() == ["goodbye"]);
     home.run(["module", "delete", "speaker"]).well();
-    wait_for("it to be gone", || home.log_of("dispatch").contains("not registered any more"));
+    wait_for("the dispatcher to stop serving the module", || {
+        home.log_of("dispatch").contains("not registered any more")
+    });
     assert!(ask().failed().stderr.contains("nothing will start"));
     assert_eq!(answer(), Vec::<String>::new());
     create("back");
-    wait_for("it to be back", || answer() == ["back"]);
+    wait_for("the dispatcher to serve the module again", || answer() == ["back"]);
     assert_eq!(dispatcher.stop(), Some(0));
     home.run(["check"]).well();
 }
 
-/// An ancestor's log grows while its job runs and is stored when it ends: a job that looks
-/// meanwhile sees all of it.
+/// The log of an ancestor's job grows while that job runs, and is stored when that job ends. A job
+/// that reads the log again and again sees its first line and, later, its last one.
 #[test]
 fn a_job_sees_the_log_of_a_running_ancestor_grow_and_end() {
     let home = Home::new();
@@ -694,11 +718,13 @@ fn a_job_sees_the_log_of_a_running_ancestor_grow_and_end() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// H1: modules that waited for messages held the places to run jobs in turn.
+/// A module with many messages does not take the slots of other modules. With two slots, each of 60
+/// other modules has its job done before half of the flood is done.
 #[test]
 fn a_flood_on_one_module_holds_up_no_other() {
-    /// Modules that get one event each while another one is flooded.
+    /// The number of modules that get one event each.
     const OTHERS: usize = 60;
+    /// The number of events that one further module gets.
     const FLOOD: usize = 100;
     let home = Home::new();
     let others: String =
@@ -708,7 +734,7 @@ fn a_flood_on_one_module_holds_up_no_other() {
         format!("modules:\n  flood: {{on: [flood], run: [sleep, \"0.2\"]}}\n{others}"),
     );
     home.run(["module", "create", "--pipeline", "pipeline.yaml"]).well();
-    // All are there before anything runs, the flood first.
+    // All events are committed before a job can run, those of the flood first.
     (0..FLOOD).for_each(|_| drop(home.run(["event", "create", "flood"]).well()));
     (0..OTHERS).for_each(|n| drop(home.run(["event", "create", &format!("t{n}")]).well()));
     let up = home.up_with(&["--jobs", "2"], &file);
@@ -716,9 +742,12 @@ fn a_flood_on_one_module_holds_up_no_other() {
         let of = |job: &&Value| (job["module"] == "flood") == flood && job["state"] == "succeeded";
         home.jobs().iter().filter(of).count()
     };
-    wait_for("each of the others", || succeeded(false) == OTHERS);
+    wait_for("the job of each other module to succeed", || succeeded(false) == OTHERS);
     let flooded = succeeded(true);
-    assert!(flooded < FLOOD / 2, "{flooded} of {FLOOD} had ended before the last of the others");
+    assert!(
+        flooded < FLOOD / 2,
+        "{flooded} of {FLOOD} jobs of the flood ended before the last job of the others"
+    );
     assert_eq!(up.stop(), Some(0));
 }
 
@@ -786,7 +815,7 @@ fn what_a_trial_run_leaves_is_named_and_can_be_brought_out() {
     assert_eq!(out.join("n").metadata().unwrap().permissions().mode() & 0o777, 0o750);
     let ran = home.run(["run", "--out", "results", "--", "true"]).failed();
     assert!(ran.stderr.contains("results is not an empty folder"), "{ran:#?}");
-    // What an event names is kept, and a copy of an input is no reason to say anything.
+    // `ion run` does not mention a file that an event names, because that file is kept.
     let script = "echo x > /ion/out/data/n; echo '{\"eventType\":\"y\",\"files\":[\"n\"]}' > /ion/out/events/y.json";
     let ran = home.run(["run", "--", "sh", "-c", script]).well();
     assert!(!ran.stderr.contains("no event names"), "{ran:#?}");

@@ -1,5 +1,6 @@
-//! What users of other filesystems of this kind reported in the last two years, tried on Ion: each
-//! test names its report.
+//! Tests of problems that users of other filesystems of this kind reported from November 2024 to
+//! September 2026. The comment of each test names the report and describes the problem. The name of
+//! the test says what Ion does. docs/reports.md lists all these reports.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -12,8 +13,8 @@ use crate::support::{CommandOutput, Home};
 use ionfs::event::FileEntry;
 use ionfs::stores::open::{StoreUrls, open};
 
-/// What the Python programs begin with: work done by several processes, each of which must end
-/// well.
+/// The beginning of each Python program. `together` runs each of its functions in a process of its
+/// own, which must exit with 0.
 const PRELUDE: &str = r#"
 import mmap, os, random, sys, threading, time
 def together(*works):
@@ -31,7 +32,7 @@ def together(*works):
     assert not any(os.waitpid(pid, 0)[1] for pid in pids)
 "#;
 
-/// Runs a Python program in a folder: it must end well, and soon.
+/// Runs a Python program in a folder. It must exit with 0 within two minutes.
 fn python(folder: &Path, program: &str) {
     let mut command = Command::new("timeout");
     command
@@ -41,13 +42,14 @@ fn python(folder: &Path, program: &str) {
     assert_eq!(ran.code, Some(0), "in {}: {ran:#?}", folder.display());
 }
 
-/// Mounts with and without passthrough.
+/// Returns two mounts with these inputs: one with passthrough, and one without.
 fn mounts(inputs: &[(&str, &[u8])]) -> [Mount; 2] {
     [Passthrough::Allowed, Passthrough::Off]
         .map(|passthrough| Mount::new(passthrough, Blobs::Files, inputs))
 }
 
-/// The program ends well in a plain folder, or it asks what no disk does; and below `out/data`.
+/// Asserts that the program exits with 0 in a plain folder, so that it expects nothing that a disk
+/// does not do, and then in `out/data` of both mounts. Returns the mounts.
 fn ends_well(program: &str) -> [Mount; 2] {
     let mounts = mounts(&[]);
     let plain = mounts[0].home.path().join("plain");
@@ -63,8 +65,8 @@ fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| u8::try_from(at % 249).unwrap()).collect()
 }
 
-/// trapexit/mergerfs#1487: files that are read by many with passthrough fail with EIO now and then,
-/// as an open that is answered by the daemon and one by passthrough may not meet.
+/// trapexit/mergerfs#1487: with passthrough, files that several processes read fail with EIO now
+/// and then, because the kernel refuses to mix opens with passthrough and opens without it.
 #[test]
 fn files_that_become_local_while_many_read_them_never_fail() {
     let content = pattern(700_000);
@@ -101,8 +103,8 @@ fn files_that_become_local_while_many_read_them_never_fail() {
     }
 }
 
-/// seaweedfs/seaweedfs#9999: after listings at the same time, through shared descriptors too, every
-/// readdir blocks for ever.
+/// seaweedfs/seaweedfs#9999: after several listings at the same time, some of them through shared
+/// descriptors, every readdir blocks for ever.
 #[test]
 fn a_folder_listed_through_shared_descriptors_while_it_changes_never_hangs() {
     ends_well(
@@ -129,7 +131,7 @@ lists(None, 1)
     );
 }
 
-/// CurvineIO/curvine#850: what is written through a shared map is not what pread() gives.
+/// CurvineIO/curvine#850: pread() does not return what was written through a shared map.
 #[test]
 fn what_a_shared_map_changes_is_read_at_once() {
     ends_well(
@@ -154,7 +156,7 @@ assert open("m", "rb").read() == view[:]
     );
 }
 
-/// Azure/azure-storage-fuse#2348: blobs of full size with zeroes from the middle on.
+/// Azure/azure-storage-fuse#2348: blobs have their full size, but zeroes from the middle on.
 #[test]
 fn a_blob_of_a_file_that_was_copied_in_any_way_has_no_hole() {
     let content = pattern(20_000_003);
@@ -175,7 +177,7 @@ fn a_blob_of_a_file_that_was_copied_in_any_way_has_no_hole() {
         run("cp", &[&to("dd"), &to("inside")]);
         let file = File::create(to("pieces")).unwrap();
         file.set_len(content.len() as u64).unwrap();
-        // From the end, by several at the same time.
+        // Four threads write the pieces at the same time, each from its last piece to its first.
         std::thread::scope(|scope| {
             for part in 0..4 {
                 let (file, content) = (&file, &content);
@@ -195,7 +197,8 @@ fn a_blob_of_a_file_that_was_copied_in_any_way_has_no_hole() {
     }
 }
 
-/// littlefs-project/littlefs-fuse#78: what is written to an open file after its rename is lost.
+/// littlefs-project/littlefs-fuse#78: bytes that are written to an open file after its rename are
+/// lost.
 #[test]
 fn what_is_written_after_a_rename_is_in_the_event() {
     for mount in mounts(&[]) {
@@ -203,7 +206,7 @@ fn what_is_written_after_a_rename_is_in_the_event() {
         fs::rename(mount.data().join("1"), mount.data().join("2")).unwrap();
         file.write_all(b"0123456789").unwrap();
         drop(file);
-        // Also after its first content was stored.
+        // The second file is closed with content before its rename, so it may already be stored.
         fs::write(mount.data().join("3"), b"before").unwrap();
         let mut file = OpenOptions::new().append(true).open(mount.data().join("3")).unwrap();
         fs::create_dir(mount.data().join("d")).unwrap();
@@ -217,7 +220,7 @@ fn what_is_written_after_a_rename_is_in_the_event() {
     }
 }
 
-/// ydb-platform/nbs#7151: a reader of a file that is replaced again and again gets ENOENT.
+/// ydb-platform/nbs#7151: a reader gets ENOENT for a file that is replaced again and again.
 #[test]
 fn a_file_that_is_replaced_is_always_there_and_whole() {
     ends_well(
@@ -245,8 +248,8 @@ together(replaces, reads, reads, lists)
     );
 }
 
-/// GoogleCloudPlatform/gcsfuse#4204: what was renamed is looked for by its old name as long as the
-/// kernel remembers it.
+/// GoogleCloudPlatform/gcsfuse#4204: a renamed file is not found as long as the kernel remembers
+/// its old name.
 #[test]
 fn what_was_renamed_is_found_without_another_lookup() {
     let inputs: &[(&str, &[u8])] = &[("d/deep/f", b"content"), ("g", b"content of g")];
@@ -278,8 +281,9 @@ for root in (".", "../../in/data"):
     }
 }
 
-/// juicedata/juicefs#7502 and Barre/ZeroFS#278: renames onto hard links that came, went and came
-/// again, and of a link onto another of the same file.
+/// juicedata/juicefs#7502: a rename onto a hard link that was removed and created again fails with
+/// EIO. Barre/ZeroFS#278: link counts are wrong after a link is renamed onto another link of the
+/// same file.
 #[test]
 fn renames_onto_hard_links_keep_the_counts_of_links() {
     ends_well(
@@ -294,7 +298,7 @@ os.rename("file2", "link")
 assert (links("file1"), links("link"), open("link").read()) == (1, 1, "22") and not os.path.exists("file2")
 for n in range(300): os.link("file1", f"l{n}")
 assert links("l7") == 301
-# Both names are of one file: rename() does nothing.
+# Both names belong to the same file, so rename() does nothing.
 os.rename("l1", "l2")
 assert links("l1") == links("l2") == 301 and len(os.listdir(".")) == 302
 for n in range(300): os.unlink(f"l{n}")
@@ -303,7 +307,7 @@ assert links("file1") == 1 and open("file1").read() == "1"
     );
 }
 
-/// s3fs-fuse/s3fs-fuse#2931: truncate() of a file that nobody has open changes nothing.
+/// s3fs-fuse/s3fs-fuse#2931: truncate() of a closed file changes nothing.
 #[test]
 fn truncate_by_name_of_a_closed_file_is_in_the_event() {
     for mount in mounts(&[("f", &pattern(50_000))]) {
@@ -326,7 +330,7 @@ for name, size in (("shrunk", 100), ("grown", 60_000), ("shrunk input", 100), ("
     }
 }
 
-/// juicedata/juicefs#5038: who reads a file that grows sees zeroes where data will be.
+/// juicedata/juicefs#5038: a reader of a growing file sees zeroes in place of the new data.
 #[test]
 fn a_reader_of_a_file_that_grows_never_sees_zeroes() {
     ends_well(
@@ -348,7 +352,8 @@ def tails(whole):
         assert time.monotonic() < deadline
         if whole:
             piece = os.pread(os.open("log", os.O_RDONLY), 60_000, at); os.closerange(fd + 1, fd + 2)
-        # Not by fstat(): it shows a size that the kernel's own maps do not have for another moment, on any FUSE.
+        # lseek() finds the size here: on any FUSE, fstat() shows a new size a moment before the
+        # kernel's maps have it.
         elif os.lseek(fd, 0, os.SEEK_END) > at: piece = mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ)[at:at + 60_000]
         else: piece = b""
         assert piece == pattern[at % 249:at % 249 + len(piece)], at
@@ -358,8 +363,7 @@ together(writes, lambda: tails(True), lambda: tails(False))
     );
 }
 
-/// seaweedfs/seaweedfs#7225: a folder of more than 1,024 entries loses what is beyond when it is
-/// renamed.
+/// seaweedfs/seaweedfs#7225: a folder that is renamed loses all entries beyond the first 1,024.
 #[test]
 fn a_renamed_folder_keeps_its_thousands_of_entries() {
     let names: Vec<String> = (0..1_500).map(|n| format!("many/f{n}")).collect();
@@ -383,7 +387,8 @@ assert os.listdir("../../in/data") == []
     }
 }
 
-/// sifiveinc/wake#1817: a time that was set is lost at the close or the next open.
+/// sifiveinc/wake#1817: a file time that a program has set is lost at the close or at the next
+/// open.
 #[test]
 fn a_time_that_was_set_outlives_closes_and_opens() {
     for mount in mounts(&[("f", &pattern(3_000_000))]) {
@@ -411,7 +416,7 @@ for name in ("made", "reference"): os.utime(name, ns=(SET, SET))
 for name in ("made", "reference", "patched", "open"): keeps(name)
 "#;
         python(&mount.data(), program);
-        // Committing reads what a reference still lacks; that is no change either.
+        // The commit fetches the bytes that a reference still lacks. This changes no time either.
         let event = mount.commit(&["made.moved", "reference.moved", "patched.moved", "open.moved"]);
         for file in &event.files {
             let metadata = fs::metadata(mount.data().join(&file.name)).unwrap();
@@ -421,8 +426,8 @@ for name in ("made", "reference", "patched", "open"): keeps(name)
     }
 }
 
-/// juicedata/juicefs#5711: renames of folders into each other at the same time make a loop that
-/// nothing reaches.
+/// juicedata/juicefs#5711: folders that are moved into each other at the same time make a loop that
+/// no path reaches.
 #[test]
 fn folders_that_are_moved_into_each_other_at_once_make_no_loop() {
     ends_well(
@@ -442,8 +447,8 @@ assert found == ["a", "b", "c", "d"], found
     );
 }
 
-/// mem9-ai/drive9#890: a journal that was replaced by a rename reads as what its old descriptor was
-/// cut to.
+/// mem9-ai/drive9#890: if a rename has replaced a journal, truncating a descriptor of the old file
+/// also truncates the new one.
 #[test]
 fn what_an_old_descriptor_is_cut_to_does_not_touch_what_replaced_it() {
     ends_well(
@@ -472,7 +477,7 @@ for mode in ("wal", "delete", "truncate"):
     );
 }
 
-/// libfuse/libfuse#1331: a copy of more than 4 GiB is cut where 32 bits end.
+/// libfuse/libfuse#1331: the length of a copy of more than 4 GiB is cut to 32 bits.
 #[test]
 fn a_copy_of_more_than_four_gigabytes_is_whole() {
     const SIZE: u64 = (5 << 30) + 12_345;
@@ -512,7 +517,7 @@ fn a_copy_of_more_than_four_gigabytes_is_whole() {
     assert_eq!((event.files[0].size, event.files[0].key.as_str()), (SIZE, key));
 }
 
-/// The checksums of zeroes with marks in them.
+/// Returns the checksums of `size` zeroes in which the text `mark` stands at each of these offsets.
 fn sums_of(size: u64, marks: &[u64]) -> ionfs::checksum::Checksums {
     const PIECE: u64 = 64 << 20;
     let mut summer = ionfs::checksum::BlockChecksummer::default();
@@ -538,8 +543,8 @@ fn sums_of(size: u64, marks: &[u64]) -> ionfs::checksum::Checksums {
     summer.finish()
 }
 
-/// GoogleCloudPlatform/gcsfuse#4409 and CurvineIO/curvine#655: appends by many descriptors that are
-/// opened and closed all the time overwrite each other, or fail.
+/// GoogleCloudPlatform/gcsfuse#4409 and CurvineIO/curvine#655: appends through many descriptors
+/// that are opened and closed all the time overwrite each other or fail.
 #[test]
 fn appends_by_many_who_open_and_close_lose_nothing() {
     ends_well(
@@ -554,7 +559,8 @@ def looks():
         for entry in os.scandir("."): entry.stat()
         now = os.stat("log").st_size
         assert now >= size, (now, size)
-        # The kernel tells a length when the daemon has the write, and reads up to it when its writer knows, too.
+        # The kernel shows a new length as soon as the daemon has the write, but reads up to it only
+        # when the writer has its answer, too.
         while len(content := open("log").read(size)) < size: assert time.monotonic() < deadline, (now, size)
         assert "\0" not in content
         size = now

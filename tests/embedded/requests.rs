@@ -1,5 +1,5 @@
-//! How many requests the kernel makes for what programs do: counted, so that no busy machine
-//! changes the outcome.
+//! Tests of how many requests the kernel sends to the daemon for what programs do. They count
+//! requests and measure no time, so that a busy machine does not change the outcome.
 
 #![allow(
     clippy::unwrap_used,
@@ -34,19 +34,21 @@ const KINDS: [&str; 17] = [
     "link",
 ];
 
-/// What `work` makes the kernel ask for, by kind; what it never asked for is left out.
+/// Returns how many requests of each kind the kernel makes during `work`, without the kinds that do
+/// not occur.
 fn requests(mount: &Mount, what: &str, work: impl FnOnce()) -> BTreeMap<&'static str, u64> {
     let counted = || KINDS.map(|kind| (kind, mount.node.metrics.requests(kind).get()));
     let before: BTreeMap<_, _> = counted().into();
     work();
     let mut made: BTreeMap<_, _> =
         counted().map(|(kind, after)| (kind, after - before[kind])).into();
-    // What nobody waits for may be of something before.
+    // No program waits for these two kinds, so they may belong to something that was done before.
     made.retain(|kind, count| *count > 0 && !["release", "releasedir"].contains(kind));
     println!("{what}: {made:?}");
     made
 }
 
+/// Returns how many requests of a kind were made.
 fn of(made: &BTreeMap<&'static str, u64>, kind: &str) -> u64 {
     made.get(kind).copied().unwrap_or(0)
 }
@@ -61,7 +63,7 @@ fn what_was_read_and_not_changed_is_read_again_from_the_page_cache() {
     let again = requests(&mount, "8 MiB of out/data read again", read);
     assert_eq!(of(&again, "read"), 0, "{again:?}");
     assert_eq!(of(&again, "flush"), 0, "{again:?}");
-    // A change by another handle, and one from behind the page cache, are seen.
+    // A reader sees a change through another handle, and a change that goes past the page cache.
     OpenOptions::new().append(true).open(&at).unwrap().write_all(b"more").unwrap();
     assert!(fs::read(&at).unwrap().ends_with(b"more"));
     fs::copy(mount.at("in/data/in"), &at).unwrap();
@@ -82,8 +84,8 @@ fn a_small_file_is_written_with_few_requests() {
         }
     });
     assert_eq!(of(&made, "flush"), 0, "{made:?}");
-    // LOOKUP, GETATTR of the folder, CREATE, GETXATTR and WRITE, and nothing else that it waits
-    // for.
+    // For each file, the program waits for LOOKUP, GETATTR of the folder, CREATE, GETXATTR and
+    // WRITE, and for nothing else.
     assert!(made.values().sum::<u64>() <= 5 * FILES + 4, "{made:?}");
     let writes = requests(&mount, "1,000 writes of 512 bytes", || {
         let mut file = File::create(folder.join("log")).unwrap();
@@ -92,7 +94,8 @@ fn a_small_file_is_written_with_few_requests() {
         }
     });
     assert_eq!(of(&writes, "write"), 1000);
-    // Before the first one, if the kernel can be told that nothing comes of it (Linux 5.12).
+    // From Linux 5.12 on, the kernel asks for an extended attribute before the first write only,
+    // because Ion requests that.
     assert!(of(&writes, "getxattr") <= 1, "{writes:?}");
 }
 
@@ -113,7 +116,7 @@ fn names_and_sizes_are_listed_again_by_few_requests() {
     assert_eq!(list().len(), FILES);
     let again =
         requests(&mount, "2,000 names and sizes again", || assert_eq!(list(), vec![1; FILES]));
-    // Hundreds of names by one request, and nothing for each.
+    // One request lists hundreds of names, and no request is about a single name.
     assert!(again.values().sum::<u64>() <= FILES as u64 / 100, "{again:?}");
     fs::remove_file(folder.join("f7")).unwrap();
     fs::write(folder.join("new"), "yy").unwrap();
@@ -123,7 +126,8 @@ fn names_and_sizes_are_listed_again_by_few_requests() {
     assert_eq!(sizes, [vec![1; FILES - 2], vec![2, 3]].concat());
 }
 
-/// `ls -l`, `find -size` and reading of what was given: nothing is asked twice.
+/// When `find -size` looks at the inputs again, and a program reads one of them again, the kernel
+/// lists and reads nothing anew.
 #[test]
 fn an_input_is_looked_at_and_read_again_without_a_request() {
     let inputs: Vec<(String, Vec<u8>)> =

@@ -1,12 +1,14 @@
-//! What a module swaps while the daemon acts on it: nothing outside of its tree is ever reached.
+//! A test of a module that swaps a folder for a symbolic link while the daemon acts on the folder's
+//! files. The daemon never reaches anything outside of the job's tree.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use crate::support::Home;
 
-/// Processes act on the files of a folder in every way there is, while one of them swaps the folder
-/// for a link to another place of the machine, again and again.
+/// The program of a module. Its processes act on the files of a folder in every way that there is,
+/// while one process swaps the folder, again and again, for a link to another folder of the
+/// machine.
 const SWAPS: &str = r#"
 import os, sys, time
 os.chdir("/ion/out/data")
@@ -29,7 +31,8 @@ def spied(read):
         value = read(path)
         if b"secret" in value: got.append(value)
     return act
-# By descriptor: the kernel has looked the name up before, so that the daemon alone is to find the file again.
+# These act on a descriptor. The kernel has looked the name up before, so only the daemon has to
+# find the file again.
 by_fd = [
     lambda fd: spied(lambda fd: os.getxattr(fd, "user.k"))(fd),
     lambda fd: os.setxattr(fd, "user.mine", b"1"),
@@ -45,7 +48,7 @@ by_fd = [
     lambda fd: os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_TRUNC)),
     lambda fd: os.link(f"/proc/self/fd/{fd}", f"l{fd}", follow_symlinks=True) or os.unlink(f"l{fd}"),
 ]
-# By a descriptor of the folder, whose names the daemon finds.
+# These act on names below a descriptor of the folder. The daemon looks the names up.
 def names(folder):
     fd = os.open("new", os.O_CREAT | os.O_RDWR, 0o600, dir_fd=folder)
     os.close(fd)
@@ -75,10 +78,10 @@ def started(work, *args):
         work(*args)
         os._exit(1 if got else 0)
     return pid
-# Processes: Python's threads would take turns.
+# The workers are processes, because Python's threads would take turns.
 workers = [started(on_files, by_fd[:8] if i < 8 else by_fd[i:] + by_fd[:i]) for i in range(12)]
 workers += [started(in_folder), started(swap)]
-assert all(os.waitpid(pid, 0)[1] == 0 for pid in workers), "something of another place was read"
+assert all(os.waitpid(pid, 0)[1] == 0 for pid in workers), "no process reads a file of the other folder"
 "#;
 
 #[test]

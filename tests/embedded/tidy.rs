@@ -1,7 +1,10 @@
-//! Which room names which, checked: the edges that docs/ARCHITECTURE.md allows.
+//! Checks of the source files for what the compiler cannot see: which file may name which library
+//! or room, where `unsafe` may stand, and that files which others may change are reached by
+//! descriptors only. docs/ARCHITECTURE.md describes the rooms.
 
 use std::path::{Path, PathBuf};
 
+/// Returns every Rust file below a folder of the repository, with its text.
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     fn walk(at: &Path, into: &mut Vec<(PathBuf, String)>) {
         for entry in std::fs::read_dir(at).unwrap() {
@@ -22,18 +25,19 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
         .collect()
 }
 
-/// Only files whose path contains one of `rooms` may hold `word`.
+/// Asserts that below `folder` only files whose path contains one of `rooms` contain `word`.
 fn only(folder: &str, word: &str, rooms: &[&str]) {
     for (path, text) in sources(folder) {
         let path = path.to_str().unwrap();
         assert!(
             rooms.iter().any(|room| path.contains(room)) || !text.contains(word),
-            "{path} names {word:?}; only {rooms:?} may"
+            "{path} contains {word:?}; only {rooms:?} may"
         );
     }
 }
 
-/// Which crate may use which is said by the crates' manifests; inside one, it is said here.
+/// The manifests of the crates say which crate may use which library. This test says which files of
+/// a crate may name it.
 #[test]
 fn each_library_is_named_in_one_room() {
     only("ionfs/fs/src", "fuser::", &["src/fuse", "src/mount.rs"]);
@@ -65,16 +69,16 @@ fn layers_point_one_way() {
     only("ionfs/fs/src", "crate::mount", &["src/fuse"]);
     only("ionfs/fs/src", "crate::fuse", &["src/mount.rs", "src/fuse"]);
     only("dispatcher", "executor.run(", &["dispatch/src/lib.rs"]);
-    // Chains run for whoever asks, and know none of them.
+    // Chains run for any caller. Only these files name the room of chains.
     only("dispatcher", "ion_run::chain", &["gateway/src/portal.rs", "dispatcher/src/lib.rs"]);
     only("dispatcher/run/src", "crate::chain", &["executor/local.rs"]);
     only("src", "handler_shim", &["src/bin/ion-handler.rs"]);
-    // What a module left is opened without following a link out of it.
+    // Only this file opens what a module has left, and it follows no link out of the folder.
     only("handler-shim/src", "openat2", &["src/folder.rs"]);
 }
 
-/// What a module may swap for a link between two calls is touched by descriptors below a root only
-/// (`ionfs::beneath`).
+/// A module may swap a file or a folder for a link between two system calls. So the code reaches
+/// such files only by descriptors below a root (`ionfs::beneath`), and never by a path.
 #[test]
 fn what_others_may_change_is_reached_by_no_path() {
     let by_path = [
@@ -106,7 +110,7 @@ fn what_others_may_change_is_reached_by_no_path() {
         "lremovexattr(",
         "/proc/self/fd",
     ];
-    // Files that may make such calls so many times, and what they reach by them.
+    // Which file may make which of these calls, how many times, and what it reaches by them.
     let allowed = [
         ("ionfs/fs/src/view.rs", "std::fs::", 1, "a running job's log, which is the daemon's own"),
         ("ionfs/fs/src/fuse/handles.rs", "File::open(", 1, "the same"),
@@ -139,7 +143,7 @@ fn what_others_may_change_is_reached_by_no_path() {
             "below the root, without links out of it",
         ),
     ];
-    // In an image's folder each act is on one name in a folder that is held open.
+    // In an image's folder, each of these calls acts on one name in a folder that is held open.
     let by_one_name = [
         "openat(",
         "statat(",
@@ -156,11 +160,11 @@ fn what_others_may_change_is_reached_by_no_path() {
     let unpacks = |path: &Path| path.ends_with("image/unpack.rs");
     let rooms = ["ionfs/fs/src", "handler-shim/src", "dispatcher/run/src/image"];
     for (path, text) in rooms.into_iter().flat_map(sources) {
-        // A mount is made where its caller says.
+        // A mount is made at the path that its caller names.
         if path.ends_with("ionfs/fs/src/mount.rs") {
             continue;
         }
-        // Of images, what lays out what somebody else has packed.
+        // In the room of images, only the file that unpacks the archives of others is checked.
         if path.to_str().unwrap().contains("image") && !unpacks(&path) {
             continue;
         }
@@ -180,7 +184,7 @@ fn what_others_may_change_is_reached_by_no_path() {
                 allowed.iter().find(|(file, allowed, ..)| path.ends_with(file) && *allowed == call);
             assert!(
                 made <= most.map_or(0, |(_, _, most, _)| *most),
-                "{} calls {call:?} {made} times; ionfs/system/src/beneath.rs has what is needed",
+                "{} calls {call:?} {made} times; ionfs/system/src/beneath.rs has safe calls for it",
                 path.display()
             );
         }
@@ -195,7 +199,8 @@ fn unsafe_lines_and_promises_stay_where_they_belong() {
             only(folder, promise, &[]);
         }
     }
-    // A job's next state and a commit's next step are pure functions: no clock, no store.
+    // The next state of a job and the next step of a commit are pure functions: they use neither a
+    // clock nor a store.
     let pure = |(path, _): &(PathBuf, String)| {
         path.ends_with("dispatcher/jobs/src/job.rs")
             || path.ends_with("ionfs/plane/src/commit/steps.rs")
@@ -205,7 +210,7 @@ fn unsafe_lines_and_promises_stay_where_they_belong() {
     for (path, text) in all {
         assert!(
             !text.contains("clock::now") && !text.contains("async"),
-            "{} does I/O",
+            "{} uses the clock or is asynchronous",
             path.display()
         );
     }

@@ -1,5 +1,5 @@
-//! Jobs that take more than they may: bytes, names, links, processes; and disks that are full or
-//! broken.
+//! Tests of jobs that take more bytes, names, links, attributes or processes than their limits
+//! allow, and of jobs on a disk that is full or broken.
 
 use super::*;
 
@@ -19,7 +19,8 @@ def write(at, n):
         at, n = at + done, n - done
 refused(errno.EDQUOT, write, 1000000, 1000000)
 os.close(g)
-# What was refused is not whole; space that is given back is there for others.
+# No event may name `g`, because a write to it was refused. The space of a removed file is free for
+# others.
 refused(errno.EDQUOT, event, "g", {"eventType": "x", "files": ["g"]})
 os.unlink("f")
 g = os.open("g", os.O_RDWR)
@@ -35,11 +36,14 @@ event("reference", {"eventType": "x", "files": ["reference"]})
     let (state, why) = reason(&job);
     assert_eq!(state, "dead", "{job:#?}");
     assert!(why.starts_with("over its limit of 4 MiB in out/ (EDQUOT); \"staged-bytes\""), "{why}");
-    assert_eq!(job["attempts"][0]["exitCode"], 0, "all was refused as expected: {job:#?}");
+    assert_eq!(
+        job["attempts"][0]["exitCode"], 0,
+        "the program meets every refusal that it expects: {job:#?}"
+    );
     town.ends_well();
 }
 
-/// Names, links and attributes take of the disk and of the daemon's memory as content does.
+/// Names, links and attributes take space on the disk and in the daemon's memory, as content does.
 #[test]
 fn links_attributes_and_names_count_against_a_jobs_limits() {
     let links = r#"
@@ -63,7 +67,8 @@ assert 500 < len(set_) < 525, len(set_)
 for n in set_: os.removexattr(f"f{n}", "user.k")
 os.setxattr("f0", "user.k", b"x" * 2000)
 os.setxattr("f0", "user.k", b"y" * 2500, os.XATTR_REPLACE)
-# By the kernel, which wants a right for it, or else by the filesystem.
+# The kernel refuses these names to a process that lacks a capability. Otherwise the filesystem
+# refuses them.
 for name in ["security.k", "trusted.k"]:
     refused((errno.EPERM, errno.EOPNOTSUPP), os.setxattr, "f0", name, b"x")
 acl = bytes.fromhex("02000000" "01000600ffffffff" "02000700feff0000" "04000400ffffffff" "10000700ffffffff" "20000400ffffffff")
@@ -86,7 +91,7 @@ open("f", "w").close()
         &[
             ("links", links, ", limits: {staged-bytes: 1MiB}"),
             ("attributes", attributes, ", limits: {staged-bytes: 1MiB}"),
-            // `insights.json` is one.
+            // `insights.json` counts as one of the 51 files.
             ("names", names, ", limits: {staged-files: 51}"),
         ],
     );
@@ -96,13 +101,16 @@ open("f", "w").close()
             reason(&job).1.starts_with(&format!("over its limit of {why} in out/ (EDQUOT)")),
             "{job:#?}"
         );
-        assert_eq!(job["attempts"][0]["exitCode"], 0, "all was refused as expected: {job:#?}");
+        assert_eq!(
+            job["attempts"][0]["exitCode"], 0,
+            "the program meets every refusal that it expects: {job:#?}"
+        );
     }
     town.ends_well();
 }
 
-/// The kernel tells some time after a removal that it has forgotten what was removed. The space is
-/// free before that.
+/// The kernel tells the daemon only some time after a removal that it has forgotten the removed
+/// file. The space of the file is free before that.
 #[test]
 fn what_was_removed_gives_its_room_back_at_once() {
     let program = r#"
@@ -135,12 +143,12 @@ f = open("f", "rb+"); os.unlink("f"); refused(errno.EDQUOT, os.pwrite, f.fileno(
     let refused = "\"staged-files\" under \"limits\" allows more\n";
     assert!(
         ran.stderr.ends_with(refused),
-        "it ended by itself, and well but for its limit: {ran:#?}"
+        "the program exits with 0, and the job fails only because of its limit: {ran:#?}"
     );
 }
 
-/// A disk without an inode left is no fault of a module's: its job waits for room, and loses none
-/// of its retries.
+/// A disk without a free inode is not the fault of the module. Its job waits for room, and loses
+/// none of its retries.
 #[test]
 fn a_full_disk_costs_a_job_no_retry() {
     if !rustix::process::geteuid().is_root() {
@@ -168,7 +176,7 @@ fn a_full_disk_costs_a_job_no_retry() {
     let up = home.up(&file);
     home.run(["event", "create", "start"]).well();
     let mut attempts = Vec::new();
-    wait_for("an attempt without room", || {
+    wait_for("an attempt to end for lack of room", || {
         attempts =
             home.jobs().first().map_or(vec![], |job| job["attempts"].as_array().unwrap().clone());
         attempts.iter().any(|attempt| attempt["end"] == "no-room")
@@ -191,7 +199,7 @@ fn each_limit_has_its_errno_and_its_setting() {
         "module.py",
         format!(
             r#"{PRELUDE}
-# One event too large to write, and some that are refused at their close.
+# One event is too large to be written, and the others are refused at their close.
 refused(errno.EFBIG, event, "bytes", '{{"eventType": "x", "v": "' + "v" * 3000 + '"}}')
 refused(errno.E2BIG, event, "values", {{"eventType": "x", **{{f"k{{i}}": "" for i in range(6)}}}})
 refused(errno.E2BIG, event, "value-bytes", {{"eventType": "x", "k": "v" * 500}})
@@ -243,8 +251,8 @@ assert 10 < len(children) <= 400, len(children)
     );
 }
 
-/// A fork bomb in one job: it is bounded, ends at its timeout, and jobs beside it start processes
-/// as ever.
+/// A fork bomb in one job is bounded and ends at the job's timeout. Jobs beside it start processes
+/// as usual.
 #[test]
 fn a_job_that_eats_all_processes_eats_its_own() {
     let program = r#"
@@ -258,13 +266,13 @@ while True:
     town.ends_well();
 }
 
-/// The staging disk breaks while modules write: they are told, nothing is committed, and the daemon
-/// lives.
+/// The staging disk breaks while a module writes. The module gets an errno, no event is committed,
+/// and the daemon goes on.
 #[test]
 fn a_broken_staging_disk_fails_jobs_with_eio_and_commits_nothing() {
     if !rustix::process::geteuid().is_root() || !std::path::Path::new("/dev/loop-control").exists()
     {
-        // Loop devices are root's.
+        // Only root may use loop devices.
         return;
     }
     let home = Home::new();
@@ -277,8 +285,8 @@ fn a_broken_staging_disk_fails_jobs_with_eio_and_commits_nothing() {
         assert!(out.status.success(), "{script}: {}", String::from_utf8_lossy(&out.stderr));
     };
     let (jobs, disk) = (jobs.display(), disk.display());
-    // A disk image on a disk that has less room than the image says: what is written in the end
-    // fails.
+    // The disk image lies on a disk that is smaller than the image says, so writes fail once that
+    // disk is full.
     shell(&format!(
         "mount -t tmpfs -o size=12m ion-test {disk}; truncate -s 64m {disk}/image; mkfs.ext4 -q -O ^has_journal {disk}/image; mount -o loop {disk}/image {jobs}"
     ));
@@ -290,7 +298,8 @@ def fill(name, synced):
             f.write(os.urandom(1 << 20))
             if synced: f.flush(); os.fsync(f.fileno())
         f.flush(); os.sync()
-# Who does not ask is not told by the kernel that its pages are lost; the event is refused all the same.
+# This writer calls no fsync(), so the kernel does not tell it that its pages are lost. The event is
+# refused all the same.
 fill("silent", False)
 refused(broken, event, "silent", {"eventType": "x", "files": ["silent"]})
 refused(broken, fill, "synced", True)
@@ -299,7 +308,7 @@ refused(broken, event, "again", {"eventType": "x", "files": ["silent"]})
 sys.exit(7)
 "#;
     home.program("writer", &format!("#!/usr/bin/env python3\n{PRELUDE}{program}"));
-    // Also when the test fails.
+    // Unmounts both disks on drop, also when the test fails.
     struct Unmount(String);
     impl Drop for Unmount {
         fn drop(&mut self) {

@@ -1,4 +1,6 @@
-//! What modules say: it is quoted in part, and shown and not obeyed.
+//! Tests of texts that come from modules: types, names, values and output. Ion quotes only a part
+//! of a long text. It shows control characters in escaped form, so that a terminal does not obey
+//! them.
 
 use std::process::{Command, Stdio};
 
@@ -7,8 +9,8 @@ use serde_json::Value;
 use super::{PRELUDE, reason};
 use crate::support::{CommandOutput, Home, ION};
 
-/// Starts `ion up` with a module of this program, lets it work on one event, and gives its job and
-/// what `ion up` said.
+/// Starts `ion up` with a module of this program, and lets it work on one event. Returns the job,
+/// and the output of `ion up`.
 fn runs(home: &Home, program: &str) -> (Value, String) {
     home.program("say", &format!("#!/usr/bin/env python3\n{PRELUDE}{program}"));
     let file = home.write(
@@ -57,7 +59,7 @@ for name in ["type", "pair", "word", "path", "climbs"]:
     assert!(home.run(["--json", "trace"]).stdout.len() < 16 << 10);
 }
 
-/// Runs `ion` at a terminal of its own.
+/// Runs `ion` on a terminal of its own.
 fn at_a_terminal(home: &Home, words: &[&str]) -> CommandOutput {
     let program =
         "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
@@ -73,7 +75,7 @@ fn at_a_terminal(home: &Home, words: &[&str]) -> CommandOutput {
     CommandOutput::of(output)
 }
 
-/// The text without the colours that the command itself makes.
+/// Returns the text without the colour codes that `ion` itself prints.
 fn without_colours(text: &str) -> String {
     let colours = ["\x1b[0m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[34m", "\x1b[90m"];
     colours.iter().fold(text.to_owned(), |text, colour| text.replace(colour, ""))
@@ -106,7 +108,7 @@ except OSError: pass
         });
         assert_eq!(forged, None, "{what}: {text}");
     };
-    // What a daemon says is read at terminals later.
+    // People read the log of a daemon on a terminal later, so it must be harmless there, too.
     shown("ion up", &log);
     for words in [&["trace"][..], &["job", "list"], &["dead", "list"], &["trace", "--dot"]] {
         shown(&format!("{words:?} into a pipe"), &home.run(words).stdout);
