@@ -1,10 +1,10 @@
-//! Chains by HTTP compared with the same programs in a shell, in one run, as ratios.
+//! Compares chains over HTTP with the same programs in a shell, in one run, as ratios.
 //!
-//! `cargo bench --bench chains`. All sides alternate, so that a busy machine slows all of them. A
-//! shell starts its programs for each payload. The programs of a chain are started ahead, and the
-//! chain records durably what went through each link before the answer ends. The programs alone,
-//! started ahead by hand, without HTTP and without any record, show the least time that a chain can
-//! take on this machine.
+//! `cargo bench --bench chains` runs it. All sides alternate, so that a busy machine slows all of
+//! them. A shell starts its programs for each payload. The programs of a chain are started ahead,
+//! and the chain records durably what went through each link before the answer ends. A third side
+//! starts the programs ahead by hand, without HTTP and without any record: it shows the least time
+//! that a chain can take on this machine.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -155,7 +155,8 @@ fn shells() -> Vec<Duration> {
     })
 }
 
-/// Sends a hundred megabytes. Unlike the shell, the chain also stores each link's output.
+/// Measures a payload of a hundred megabytes. Unlike the shell, the chain also stores each link's
+/// output.
 fn streamed() {
     let home = Home::new();
     let file = home.write(
@@ -183,7 +184,8 @@ fn streamed() {
     daemon.stop();
 }
 
-/// A run through the stores, like any event: two dispatchers, and a gateway that runs no chain.
+/// Measures payloads that go through the stores like any event: there are two dispatchers, and a
+/// gateway that runs no chain.
 fn servers() {
     let (mongo, rabbit, s3) = (Mongo::start(), Rabbit::start(), S3::start());
     let mut home = Home::new();

@@ -1,8 +1,8 @@
-//! A node's CSI driver with many pods: the time and memory of a volume, compared with the bare
-//! mount of an empty tmpfs.
+//! Measures a node's CSI driver with many pods: compares the time and memory of a volume with the
+//! bare mount of an empty tmpfs.
 //!
-//! `cargo bench --bench csi`. The two sides of a row alternate. Publishing takes the pod's ticket
-//! and unpublishing writes the outcome of its work, each a durable write. Needs root.
+//! `cargo bench --bench csi` runs it. The two sides of a row alternate. Publishing takes the pod's
+//! ticket and unpublishing writes the outcome of its work, each a durable write. Needs root.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -27,8 +27,8 @@ use support::csi::{CsiRig, PodAttempt, unpublish};
 /// The pods of the node. A kubelet allows 110 by default.
 const PODS: usize = 200;
 
-/// How often all pods are published and unpublished at once: a growth of memory shows after several
-/// rounds.
+/// How often all pods are published and unpublished at once. Memory that keeps growing shows only
+/// after several rounds.
 const ROUNDS: usize = 4;
 
 fn main() {

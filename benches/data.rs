@@ -1,16 +1,18 @@
-//! The data path compared with what users would use instead, in one run, on one S3 server and with
+//! Compares the data path with what users would use instead, in one run, on one S3 server and with
 //! the same bytes.
 //!
-//! `make bench`, or some rows only: `cargo bench --bench data -- cold link` (the names are in
-//! [`ROWS`]). The server is a real one on this machine (Garage, as in the tests). It shares two
-//! cores with what is measured, so only the ratios are meaningful. The peers are the bare client
-//! (`object_store`, with as many parallel requests as Ion makes, and the bytes thrown away),
-//! copying in first (the bare client into a local file), rclone and s3fs where they are installed,
-//! and native files. Needs root: it mounts in this process's own namespace.
+//! `make bench` runs all rows, and `cargo bench --bench data -- cold link` only some (the names are
+//! in [`ROWS`]). The server is a real one on this machine (Garage, as in the tests). It shares the
+//! machine's cores with what is measured, so only the ratios are meaningful. Needs root, because it
+//! mounts in this process's own namespace.
+//!
+//! Ion is compared with native files, with the bare client (`object_store`, with as many parallel
+//! requests as Ion makes; the bytes are thrown away), with a copy to a local file by the bare
+//! client, and with rclone and s3fs where they are installed.
 //!
 //! `ION_BENCH_MIB` (384) is the size of the large file of most rows, `ION_BENCH_LARGE_MIB` (4096)
-//! that of the rows `first` and `memory`, `ION_BENCH_FILES` (10,000) the number of small files,
-//! `ION_BENCH_STREAM_MIB` (10,240) the amount that is read while memory is measured.
+//! that of the rows `first` and `memory`. `ION_BENCH_FILES` (10,000) is the number of small files,
+//! and `ION_BENCH_STREAM_MIB` (10,240) the amount that is read while memory is measured.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -81,7 +83,7 @@ fn main() {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let known = |name: &String| ROWS.iter().any(|(row, _)| row == name);
-    assert!(wanted.iter().all(known), "rows are {:?}", ROWS.map(|(name, _)| name));
+    assert!(wanted.iter().all(known), "the rows are {:?}", ROWS.map(|(name, _)| name));
     let Ok(url) = std::env::var("ION_BENCH_URL") else {
         let s3 = support::servers::S3::start();
         let mut child = Command::new(std::env::current_exe().unwrap());

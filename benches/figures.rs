@@ -1,9 +1,9 @@
-//! The basic figures: the filesystem compared with native files and with the bare stores, and jobs
-//! compared with bare processes, in one run, as ratios.
+//! Measures the basic figures: compares the filesystem with native files and with the bare stores,
+//! and jobs with bare processes, in one run, as ratios.
 //!
-//! `make bench`, or some rows only: `cargo bench --bench figures -- dispatch` (their names are in
-//! [`ROWS`]). Each row is the median of several rounds; the two sides of a row alternate, so that a
-//! busy machine slows both. Needs root (it mounts in this process's namespace).
+//! `make bench` runs all rows, and `cargo bench --bench figures -- dispatch` only some (the names
+//! are in [`ROWS`]). Each row is the median of several rounds; the two sides of a row alternate, so
+//! that a busy machine slows both. Needs root, because it mounts in this process's own namespace.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -35,6 +35,7 @@ use support::Home;
 use support::mount::{Mount, Passthrough, first_event, runtime, stored};
 use tokio::runtime::Runtime;
 
+/// The bytes of the large file, the number of small files, and the rounds of a row.
 const BIG: usize = 512 << 20;
 const SMALL: usize = 300;
 const ROUNDS: usize = 3;
@@ -74,7 +75,7 @@ fn main() {
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let known = |name: &String| ROWS.iter().any(|(row, _)| row == name);
-    assert!(wanted.iter().all(known), "rows are {:?}", ROWS.map(|(name, _)| name));
+    assert!(wanted.iter().all(known), "the rows are {:?}", ROWS.map(|(name, _)| name));
     println!("{:<58} {:>11} {:>11} {:>8}  goal", "", "ion", "baseline", "ratio");
     for (name, rows) in ROWS {
         if wanted.is_empty() || wanted.iter().any(|one| one == name) {

@@ -1,11 +1,11 @@
-# What the setup scripts share; they source it.
-# shellcheck shell=bash disable=SC2034 # not each of them uses all of it
+# Functions and variables that the setup scripts and deploy/images.sh share. They source this file.
+# shellcheck shell=bash disable=SC2034 # no script uses everything here
 
-# Where programs of third parties are built: outside this repository.
+# The folder for programs of other projects, which lies outside this repository.
 cache=${ION_TEST_CACHE:-$HOME/.cache/ion-test}
 root=; [ "$(id -u)" = 0 ] || root=sudo
 
-# Of pairs of a program and its package, the packages whose program is missing.
+# packages_missing PROGRAM:PACKAGE...: prints the packages whose program is missing.
 packages_missing() {
     local pair
     for pair in "$@"; do
@@ -13,15 +13,16 @@ packages_missing() {
     done
 }
 
-# Installs packages of Debian's, if any are named.
+# install_packages PACKAGE...: installs packages of Debian. Without a package it does nothing.
 install_packages() {
     [ $# -gt 0 ] || return 0
-    command -v apt-get >/dev/null || { echo "$0: these are needed: $*" >&2; exit 1; }
+    command -v apt-get >/dev/null || { echo "$0: please install $*" >&2; exit 1; }
     echo "installing $*" >&2
     $root apt-get update -qq && $root apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
-# The same for servers that come with a service: it stays off, the tests start their own.
+# install_servers PACKAGE...: installs packages that have a service. The service stays off, because
+# the tests start servers of their own.
 install_servers() {
     [ $# -gt 0 ] || return 0
     local policy=/usr/sbin/policy-rc.d made='' failed=0 unit

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs each fuzz target for ION_FUZZ_SECONDS (1,200). What it learns stays in a folder of its own ($ION_TEST_CACHE); the seeds in
-# fuzz/corpus stay as they are.
+# Runs each fuzz target for ION_FUZZ_SECONDS (1,200). The inputs that the fuzzer finds are kept in
+# $ION_TEST_CACHE/corpus (default: ~/.cache/ion-test/corpus), and the seeds in fuzz/corpus stay as
+# they are.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

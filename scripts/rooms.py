@@ -2,11 +2,11 @@
 """Draws the rooms of the code: each crate of the workspace, its modules, and who imports whom.
 
     scripts/rooms.py            prints a Graphviz picture of the crates (dot -Tsvg draws it)
-    scripts/rooms.py --modules  prints one of the modules of every crate as well
-    scripts/rooms.py --check    fails when modules of one crate import each other in a circle, or when
-                                a crate imports one that its floor does not allow
+    scripts/rooms.py --modules  prints a picture of the crates and of the modules of each crate
+    scripts/rooms.py --check    fails if modules of one crate import each other in a circle, or if a
+                                crate imports one that is not on an earlier floor
 
-The crates come from `cargo metadata`, the modules from the `use` lines and paths in their files.
+The crates come from `cargo metadata`, and the modules from the `use` lines and paths in their files.
 Code in `#[cfg(test)]` modules does not count.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# From the ground up: a crate may import those of earlier floors only.
+# The floors from the ground up. A crate may import only crates of earlier floors.
 FLOORS = [
     ["ion-model", "ion-system"],
     ["ion-stores"],
@@ -35,7 +35,7 @@ FLOORS = [
 
 
 def crates():
-    """The workspace's crates: name, folder, and which of the others each depends on."""
+    """Returns the folder of each crate of the workspace, and the other crates that it depends on."""
     command = ["cargo", "metadata", "--format-version", "1", "--no-deps", "--locked"]
     told = json.loads(subprocess.check_output(command, cwd=ROOT))
     names = {package["name"] for package in told["packages"]}
@@ -51,18 +51,18 @@ def crates():
 
 
 def without_tests(text):
-    """The text of a file up to its test module, without comments."""
+    """Returns the text of a file up to its test module, without comments."""
     text = text.split("#[cfg(test)]\nmod tests {")[0]
     return re.sub(r"//.*", "", text)
 
 
 def modules(folder):
-    """The top-level modules of a crate, and which of the others each names."""
+    """Returns the top-level modules of a crate, and the other ones that each of them names."""
     source = folder / "src"
     texts = {}
     for path in sorted(source.rglob("*.rs")):
         parts = path.relative_to(source).with_suffix("").parts
-        # Programs of their own, and files that only tests compile.
+        # Leaves out the roots of crates and programs, and files that only tests compile.
         if parts[0] in ("bin", "lib", "main") or parts[-1] in ("tests", "model"):
             continue
         texts.setdefault(parts[0], []).append((len(parts), without_tests(path.read_text())))
@@ -71,14 +71,14 @@ def modules(folder):
         named = set()
         for depth, text in files:
             named.update(re.findall(r"\bcrate::([a-z_]+)", text))
-            # A path that begins with `super` once for each level names a neighbour.
+            # A path with one `super` for each level of its file names another top-level module.
             named.update(re.findall(r"(?<![:\w])" + "super::" * depth + r"([a-z_]+)", text))
         found[module] = sorted((named & set(texts)) - {module})
     return found
 
 
 def circles(edges):
-    """The groups of nodes that reach each other."""
+    """Returns the groups of nodes that reach each other."""
     reach = {}
     for start in edges:
         seen, open_nodes = set(), [start]
@@ -96,7 +96,7 @@ def circles(edges):
 
 
 def check(all_crates):
-    """What is wrong, in words."""
+    """Describes each import that the rules do not allow."""
     floor = {name: n for n, names in enumerate(FLOORS) for name in names}
     for name, (folder, imports) in all_crates.items():
         if name not in floor:
@@ -110,7 +110,7 @@ def check(all_crates):
 
 
 def draw(all_crates, with_modules):
-    """A Graphviz picture."""
+    """Prints a Graphviz picture."""
     print("digraph rooms {\n  rankdir=BT; node [shape=box, fontname=sans];")
     for name, (folder, imports) in all_crates.items():
         print(f'  "{name}";')

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what `make bench` compares with, beside what `make test` needs. Quiet when there is nothing to do.
+# Installs what `make test` needs, and the programs that `make bench` compares Ion with. Prints
+# nothing if everything is installed.
 set -euo pipefail
 
 "$(dirname "$0")/setup-tests.sh"

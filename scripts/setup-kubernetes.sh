@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what `make test-kubernetes` needs: a real Kubernetes of one node. Quiet when there is nothing to do. Debian packages only the
-# client of its Kubernetes, so the servers are built from Debian's source, into $ION_TEST_CACHE/kubernetes (some minutes, once).
+# Installs what `make test-kubernetes` needs: a real Kubernetes for one node. Prints nothing if
+# everything is installed. Debian packages only the client of its Kubernetes, so this script builds
+# the servers from Debian's source, into $ION_TEST_CACHE/kubernetes (ten minutes, once).
 set -euo pipefail
 
 "$(dirname "$0")/setup-build.sh"
@@ -11,7 +12,7 @@ set -euo pipefail
 
 mapfile -t missing < <(packages_missing busybox:busybox-static ip:iproute2 mount:mount nsenter:util-linux openssl:openssl ps:procps \
     setpriv:util-linux socat:socat fusermount3:fuse3)
-# The dynamically linked busybox is no root file system.
+# A busybox that is linked dynamically cannot be the only program of a root filesystem.
 ldd "$(command -v busybox || echo /none)" >/dev/null 2>&1 && missing+=(busybox-static)
 [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
 install_packages "${missing[@]}"
@@ -34,7 +35,8 @@ mkdir -p "$cache"
 work=$(mktemp -d -p "$cache" kubernetes-build.XXXXXX)
 trap 'rm -rf "$work"' EXIT
 
-# The sources of the same places as the packages', known only to the calls below: the machine's own lists stay as they are.
+# The apt lists of sources, from the same servers as the machine's packages. Only the calls below
+# use them, and the machine's own lists stay as they are.
 mkdir -p "$work"/{apt.d,lists,cache}
 for list in /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources; do
     [ ! -e "$list" ] || sed 's/^Types:.*/Types: deb-src/; s/^deb /deb-src /' "$list" >"$work/apt.d/${list##*/}"
@@ -43,16 +45,17 @@ done
 apt=(apt-get -qq -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="$work/apt.d" -o Dir::State::Lists="$work/lists"
     -o Dir::Cache="$work/cache" -o APT::Sandbox::User=root)
 cd "$work"
-"${apt[@]}" update 2>/dev/null || true # a place without sources is no failure
+"${apt[@]}" update 2>/dev/null || true # a server without sources is no failure
 "${apt[@]}" source --download-only kubernetes >/dev/null
 dpkg-source --no-check -x ./*.dsc source >/dev/null
-[ -d source/cmd/kubelet ] || { echo "$0: this Debian's kubernetes has no servers any more; Debian 12's has" >&2; exit 1; }
+[ -d source/cmd/kubelet ] || { echo "$0: the source of kubernetes in this Debian has no servers; use Debian 12" >&2; exit 1; }
 
-# The reflect2 of that time takes maps apart by the layout of Go before 1.18: the API server would crash now and then, while it writes JSON.
+# The source's own reflect2 reads maps by their layout before Go 1.18, so the API server would crash
+# now and then while it writes JSON. Debian's newer reflect2 replaces it.
 rm source/vendor/github.com/modern-go/reflect2/*.go
 cp "$reflect2"/*.go source/vendor/github.com/modern-go/reflect2/
 
-# Outside a git tree the build does not know its version, and clients ask the server for it.
+# Outside a git tree the build does not know its version, which clients ask the server for.
 version=$(sed -n 's/^Version: //p' ./*.dsc | sed 's/.*really//; s/-.*//')
 IFS=. read -r major minor _ <<<"$version"
 printf 'KUBE_GIT_%s\n' VERSION="v$version" MAJOR="$major" MINOR="$minor" COMMIT=debian TREE_STATE=archive >version

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what `make test` needs beyond a Rust toolchain. Quiet when there is nothing to do. Programs of third parties
-# are built into $ION_TEST_CACHE (default: ~/.cache/ion-test), outside this repository.
+# Installs what `make test` needs beyond a Rust toolchain. Prints nothing if everything is
+# installed. Programs of other projects are built into $ION_TEST_CACHE (default: ~/.cache/ion-test),
+# outside this repository.
 set -euo pipefail
 
 "$(dirname "$0")/setup-build.sh"
@@ -10,29 +11,30 @@ set -euo pipefail
 
 mapfile -t missing < <(packages_missing bash:bash dash:dash perl:perl python3:python3 setfattr:attr setfacl:acl fusermount3:fuse3 unshare:util-linux \
     openssl:openssl ps:procps faketime:faketime fio:fio rsync:rsync crun:crun busybox:busybox-static skopeo:skopeo podman:podman)
-# The reference reader of the metrics' format, for Debian's own Python.
+# The reference parser of the metrics' format, for Debian's own Python.
 /usr/bin/python3 -c 'import prometheus_client' 2>/dev/null || missing+=(python3-prometheus-client)
 install_packages "${missing[@]}"
 
-# fsx: random file operations with every byte checked.
+# fsx does random file operations and checks every byte.
 if [ ! -x "$cache/bin/fsx" ]; then
     echo "building fsx into $cache" >&2
     cargo install --quiet --locked --root "$cache" fsx --version 0.3.2
 fi
 
-# pjdfstest: every file system call and its errors, as several users.
+# pjdfstest tests every system call on files and its errors, as several users.
 if [ ! -x "$cache/bin/pjdfstest" ]; then
     echo "building pjdfstest into $cache" >&2
     cargo install --quiet --locked --root "$cache" pjdfstest --version 0.2.2
 fi
 
-# Real servers.
+# The tests start these real servers.
 rabbitmq=$(echo /usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server)
 [ -x "$rabbitmq" ] || install_servers rabbitmq-server
 [ -x /usr/bin/docker-registry ] || install_servers docker-registry
 [ -x /usr/sbin/nginx ] || install_servers nginx-light
 
-# Built with little optimization: they serve tests, and that takes a third of the time.
+# build_server PACKAGE VERSION PROGRAM: builds a server with little optimization, which takes a
+# third of the time and is enough for tests.
 build_server() {
     [ -x "$cache/bin/$3" ] && return
     local missing
@@ -46,7 +48,7 @@ build_server() {
 build_server secantus-mdb 0.5.3-beta.193 secantusd-rs # MongoDB's protocol
 build_server garage 2.5.0 garage                      # S3
 
-# Azurite: Azure Blob.
+# Azurite is an Azure Blob store.
 if [ ! -x "$cache/azurite/node_modules/.bin/azurite-blob" ]; then
     command -v npm >/dev/null || install_packages npm
     echo "installing azurite into $cache" >&2
@@ -54,7 +56,7 @@ if [ ! -x "$cache/azurite/node_modules/.bin/azurite-blob" ]; then
     npm install --loglevel=error --no-fund --no-audit --prefix "$cache/azurite" azurite@3.37.0 >/dev/null
 fi
 
-# Schemathesis: tries what an OpenAPI document promises.
+# Schemathesis tests what an OpenAPI document promises.
 schemathesis=4.32.5
 st=$cache/schemathesis/bin/st
 if [ "$("$st" --version 2>/dev/null)" != "st, version $schemathesis" ]; then
@@ -64,8 +66,8 @@ if [ "$("$st" --version 2>/dev/null)" != "st, version $schemathesis" ]; then
     "$cache/schemathesis/bin/python" -m pip install --quiet --disable-pip-version-check "schemathesis==$schemathesis"
 fi
 
-# What is deployed is tried too.
+# The tests also try the chart and the systemd units.
 "$(dirname "$0")/setup-deploy.sh"
 
-# The examples run in the tests too.
+# The tests also run the examples.
 "$(dirname "$0")/setup-examples.sh"

@@ -1,6 +1,6 @@
-//! Ordinary programs with many names and many small writes below `out/data`, compared with a plain
-//! folder of the same disk. Also counts the requests that each program makes of the daemon, which
-//! do not depend on how busy the machine is.
+//! Compares ordinary programs that use many names and many small writes, below `out/data` and in a
+//! plain folder of the same disk. Also counts the requests that each program makes of the daemon:
+//! these counts do not depend on how busy the machine is.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -32,7 +32,7 @@ const WAITED_FOR: [&str; 13] = [
     "getxattr",
 ];
 
-/// One row: the program, the number of its files, its goal, and its rounds.
+/// One row: the program, the number of its files, the goal for the ratio, and the rounds.
 struct Program<'bench> {
     name: &'bench str,
     files: usize,

@@ -133,7 +133,9 @@ async fn event(
     };
     let Some(id) = settings.event_id.clone().map(EventId::new).or_else(noted) else {
         if development && action == HandlerAction::Prepare {
-            return Ok(first_event(plane, folder, None, correlation(settings)).await?);
+            return Ok(
+                first_event(plane, folder, None, correlation(settings), &settings.limits).await?
+            );
         }
         return Err(Failure("--context.eventid is missing: the id of the event to work on".into()));
     };
@@ -152,7 +154,8 @@ async fn event(
         None if development && action == HandlerAction::Prepare => {
             tracing::info!(event = %id, "there is no such event yet: what is in in/data becomes \
                                          the event");
-            Ok(first_event(plane, folder, Some(id), correlation(settings)).await?)
+            Ok(first_event(plane, folder, Some(id), correlation(settings), &settings.limits)
+                .await?)
         }
         None if development => {
             Err(Failure(format!("there is no event {id} in development mode; run prepare first")))

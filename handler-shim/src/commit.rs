@@ -29,7 +29,7 @@ use ion_model::event::{
     clean_path, is_doubtful_draft, parse_within,
 };
 use ion_model::id::EventId;
-use ion_model::limits::{Limits, bytes_in_words};
+use ion_model::limits::bytes_in_words;
 use ion_model::record::{CommitMode, InsightRecord, JobRecord};
 use ion_model::text::quote;
 use ion_plane::commit::{
@@ -217,7 +217,7 @@ async fn stage(
         commit: CommitMode::OnSuccess,
         parent: work.event.context.clone(),
     };
-    let depth = TooDeep::check(work.event.depth_below(), Limits::default().lineage_depth);
+    let depth = TooDeep::check(work.event.depth_below(), work.limits.lineage_depth);
     let committer = Committer::new(plane.clone(), origin, depth, work.deadline);
     let staged = Staged::new(plane, work, record, output);
     let commits = written.events.into_iter().map(|(name, file)| {

@@ -16,7 +16,9 @@ use std::io::Seek as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
-use ion_model::event::{Context, Event, EventFile, FileEntry, KeyValue, ParsedEventFile, parse};
+use ion_model::event::{
+    Context, Event, EventFile, FileEntry, KeyValue, ParsedEventFile, parse_within,
+};
 use ion_model::id::{CorrelationId, EventId};
 use ion_model::limits::Limits;
 use ion_plane::commit::{DirectoryContent, record_event};
@@ -125,6 +127,7 @@ pub async fn first_event(
     folder: &ModuleFolder,
     id: Option<EventId>,
     correlation: Option<CorrelationId>,
+    limits: &Limits,
 ) -> Result<Event, HandlerError> {
     let id = id.unwrap_or_else(EventId::random);
     let correlation = correlation.unwrap_or_else(CorrelationId::random);
@@ -168,7 +171,7 @@ pub async fn first_event(
         name: EVENT_TYPE.into(),
         parent: String::new(),
         event_type: EVENT_TYPE.into(),
-        data: values(folder, &files)?,
+        data: values(folder, &files, limits)?,
         directories,
         files,
     };
@@ -183,12 +186,16 @@ pub async fn first_event(
 }
 
 /// Reads the values in `in/eventmeta.json`, without the addresses that an earlier `prepare` added.
-fn values(folder: &ModuleFolder, files: &[FileEntry]) -> Result<Vec<KeyValue>, HandlerError> {
+fn values(
+    folder: &ModuleFolder,
+    files: &[FileEntry],
+    limits: &Limits,
+) -> Result<Vec<KeyValue>, HandlerError> {
     let path = folder.at("in/eventmeta.json");
     let malformed =
         |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
     let read = || match folder.input("eventmeta.json")? {
-        OpenedPath::File(file) => match read_within(&file, Limits::default().event_bytes)? {
+        OpenedPath::File(file) => match read_within(&file, limits.event_bytes)? {
             Some(content) => Ok(content),
             None => Err(malformed("it is larger than an event may be")),
         },
@@ -199,7 +206,7 @@ fn values(folder: &ModuleFolder, files: &[FileEntry]) -> Result<Vec<KeyValue>, H
         Ok(content) => content,
         Err(error) => return Err(HandlerError::folder(path, "cannot be read")(error)),
     };
-    let mut values = match parse(&content) {
+    let mut values = match parse_within(&content, limits) {
         ParsedEventFile::Complete(file) => EventFile::into_values(file),
         ParsedEventFile::Empty => vec![],
         ParsedEventFile::Invalid(why) | ParsedEventFile::TooBig(why) => {

@@ -1,4 +1,5 @@
-//! Modules that run from images: what they see, what they may take, and that nothing of them stays.
+//! Tests modules that run from images: what they see, which resources they may use, and that they
+//! leave nothing behind.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -26,7 +27,7 @@ use crate::support::servers::Registry;
 use crate::support::{CommandOutput, Home, below, may_mount_or_runs_where_it_may, wait_for};
 use serde_json::{Value, json};
 
-/// Reads its input, writes, commits.
+/// A script that reads its input, writes files and commits an event.
 const MODULE: &str = "set -e; cat /ion/in/data/f > /ion/out/data/copy; mkdir -p /ion/out/data/d; echo more > /ion/out/data/d/more; \
     echo '{\"n\": \"1\"}' > /ion/out/insights.json; \
     echo '{\"eventType\":\"made\",\"files\":[\"copy\",\"d/more\"],\"n\":\"7\"}' > /ion/out/events/made.json; \
@@ -36,18 +37,19 @@ fn pipeline(home: &Home, modules: &str) -> PathBuf {
     home.write("pipeline.yaml", format!("name: test\nmodules:\n{modules}"))
 }
 
-/// Runs a module of the pipeline once.
+/// Runs a module of the pipeline once, on a file `f` that this function writes.
 fn run(home: &Home, module: &str) -> CommandOutput {
     home.write("f", "content\n");
     run_with(home, module)
 }
 
-/// The same with the file that is there.
+/// Runs a module of the pipeline once, on the file `f` that exists already.
 fn run_with(home: &Home, module: &str) -> CommandOutput {
     home.run(["--json", "run", module, "--file", "f", "--pipeline", "pipeline.yaml"])
 }
 
-/// A pipeline of one module `m` that runs this script in an image.
+/// Runs a script in an image, as the only module `m` of a pipeline. `more` are further settings of
+/// the module.
 fn script(home: &Home, script: &str, more: &str) -> CommandOutput {
     Image::of("exit 9").write(home, "image");
     let script = json!(script);
@@ -60,7 +62,7 @@ fn script(home: &Home, script: &str, more: &str) -> CommandOutput {
     run(home, "m")
 }
 
-/// Processes of the machine whose command line has this word.
+/// Returns the machine's processes that have this word in their command line.
 fn processes(word: &str) -> Vec<u32> {
     let pids = fs::read_dir("/proc").unwrap().flatten();
     let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
@@ -71,7 +73,7 @@ fn processes(word: &str) -> Vec<u32> {
     .collect()
 }
 
-/// The control groups of jobs that a process is in.
+/// Returns the control groups of jobs that a process is in.
 fn groups_of(pid: u32) -> Vec<PathBuf> {
     let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let groups = own.lines().filter_map(|line| {
@@ -83,7 +85,7 @@ fn groups_of(pid: u32) -> Vec<PathBuf> {
     groups.collect()
 }
 
-/// None of these is there any more.
+/// Returns whether all these control groups have been removed.
 fn gone(groups: &[PathBuf]) -> bool {
     groups.iter().all(|group| !group.exists())
 }
@@ -179,7 +181,7 @@ fn a_container_hears_of_its_end_and_nothing_of_it_stays() {
     )
     .write(&home, "image");
     Image::of("trap '' TERM; while :; do sleep 987655; done").write(&home, "deaf");
-    // Where they can be bound.
+    // Only root can limit a container's resources here.
     let own = rustix::process::geteuid();
     let bound = if own.is_root() { ", resources: {cpu: 500m, memory: 64Mi}" } else { "" };
     let file = pipeline(
@@ -195,7 +197,7 @@ fn a_container_hears_of_its_end_and_nothing_of_it_stays() {
         job.map_or(String::new(), |job| job["state"].as_str().unwrap().to_owned())
     };
     create("a");
-    wait_for("it to run", || processes("987654").len() == 1);
+    wait_for("the job's program to run", || processes("987654").len() == 1);
     let groups = groups_of(processes("987654")[0]);
     let says = |file: &str, text: &str| {
         groups
@@ -210,7 +212,8 @@ fn a_container_hears_of_its_end_and_nothing_of_it_stays() {
         );
         assert!(says("pids.max", "4096"), "{groups:?}");
     }
-    // Seen from outside, it is nobody of this machine.
+    // Outside the container of a daemon of root, the process's user is none of this machine's
+    // users.
     let status = fs::read_to_string(format!("/proc/{}/status", processes("987654")[0])).unwrap();
     let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
     let uids: Vec<u32> = uid.split_whitespace().map(|uid| uid.parse().unwrap()).collect();
@@ -224,25 +227,25 @@ fn a_container_hears_of_its_end_and_nothing_of_it_stays() {
     );
     let job = home.jobs()[0]["id"].as_str().unwrap().to_owned();
     home.run(["job", "cancel", &job]).well();
-    wait_for("it to end", || state("polite") == "cancelled");
+    wait_for("the job to end", || state("polite") == "cancelled");
     assert_eq!(home.run(["job", "logs", &job]).well().stdout, "told\nion: cancelled\n");
     create("b");
-    wait_for("its time to be up", || state("slow") == "dead");
+    wait_for("the job's time to be up", || state("slow") == "dead");
     assert!(processes("987655").is_empty() && processes("987654").is_empty());
     assert!(gone(&groups), "{groups:?}");
-    // Killed outright, the daemon leaves nothing either.
+    // A daemon that is killed by SIGKILL leaves nothing behind either.
     create("c");
-    wait_for("it to run", || processes("987654").len() == 1);
+    wait_for("the job's program to run", || processes("987654").len() == 1);
     let groups = groups_of(processes("987654")[0]);
-    assert_eq!(groups.is_empty(), !own.is_root(), "root may make control groups");
+    assert_eq!(groups.is_empty(), !own.is_root(), "only root may make control groups");
     up.kill();
-    wait_for("its processes to be gone", || processes("987654").is_empty());
+    wait_for("the job's processes to be gone", || processes("987654").is_empty());
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(
         !mounts.contains(home.state().to_str().unwrap()) && !mounts.contains(".container"),
         "{mounts}"
     );
-    wait_for("its groups to be removed", || gone(&groups));
+    wait_for("the job's control groups to be removed", || gone(&groups));
     let up = home.up_with(&["--lease", "2s"], &file);
     wait_for("the next attempt", || processes("987654").len() == 1);
     assert_eq!(up.stop(), Some(0));
@@ -285,8 +288,8 @@ fn an_image_that_is_missing_damaged_or_leads_out_is_refused() {
     refused("oci:dots", &["leads out of the image"]);
     refused("docker-archive:nothing.tar", &["nothing.tar"]);
     refused("oci-archive:nothing.tar", &["nothing.tar"]);
-    // Real images write through links that begin with a slash: it is the image's own, whatever lies
-    // there on this machine.
+    // Real images have files below links with an absolute target. The target is a path of the
+    // image, whatever is at that path on this machine.
     let (outside, also) =
         (tempfile::tempdir_in("/var/tmp").unwrap(), tempfile::tempdir_in("/var/tmp").unwrap());
     let absolute = outside.path().to_str().unwrap();
@@ -310,7 +313,7 @@ fn an_image_that_is_missing_damaged_or_leads_out_is_refused() {
     for folder in [outside, also] {
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
-    // A link in place of a folder that is then written through leads nowhere at all.
+    // The layer has a file below a link whose target is not in the image.
     image()
         .with(&[Entry::Link("through", "/not-there"), Entry::File("through/escaped", b"x")])
         .write(&home, "nowhere-link");
@@ -318,7 +321,7 @@ fn an_image_that_is_missing_damaged_or_leads_out_is_refused() {
     assert!(!Path::new("/tmp/ion-escaped").exists());
 }
 
-/// As in tests/machine/users.rs: root tries it as `nobody`.
+/// If root runs this test, the modules run as `nobody`, as in tests/machine/users.rs.
 #[test]
 fn an_ordinary_user_runs_containers_as_itself_and_is_told_what_cannot_be_bound() {
     let home = Home::new();
@@ -424,7 +427,7 @@ fn an_image_comes_from_a_registry_whose_user_is_logged_in() {
     let image = format!("{}/tools/module", registry.name);
     copy("oci:image", &format!("docker://{image}:1"));
     copy("oci:image", "docker-archive:saved.tar:tools/module:1");
-    // A user's own settings: this registry has no TLS.
+    // The user's own settings say that this registry has no TLS.
     let user = home.path().join("user");
     fs::create_dir_all(user.join(".config/containers")).unwrap();
     let insecure = format!("[[registry]]\nlocation = \"{}\"\ninsecure = true\n", registry.name);
@@ -440,7 +443,7 @@ fn an_image_comes_from_a_registry_whose_user_is_logged_in() {
             && refused.stderr.contains("unauthorized"),
         "{refused:#?}"
     );
-    // As `skopeo login` leaves it there.
+    // `skopeo login` writes such a file.
     let auths = json!({"auths": {&registry.name: {"auth": base64(&login)}}});
     fs::create_dir_all(user.join(".docker")).unwrap();
     fs::write(user.join(".docker/config.json"), auths.to_string()).unwrap();
@@ -457,14 +460,14 @@ fn an_image_comes_from_a_registry_whose_user_is_logged_in() {
         "{missing:#?}"
     );
     registry.server.stop();
-    // It was unpacked: nobody is asked.
+    // The image is already unpacked, so no registry is asked.
     of(&format!("{image}:1"));
     assert_eq!(run(&home, "m").well().types(), ["made"]);
     of("docker-archive:saved.tar");
     assert_eq!(run(&home, "m").well().types(), ["made"]);
 }
 
-/// As `base64` has it.
+/// Encodes a text with the program `base64`.
 fn base64(text: &str) -> String {
     let mut child = Command::new("base64")
         .arg("-w0")
@@ -492,7 +495,7 @@ fn a_chain_runs_from_its_images_by_processes_that_wait() {
             |body: &[u8]| -> Answer { request(&at, "POST", &format!("/chains/{name}"), &[], body) };
         let waiting = |link: &str| below(up.pid()).iter().filter(|(_, name)| name == link).count();
         for n in 0..30 {
-            // What a run took is replaced after it.
+            // After each payload, the daemon replaces the processes that the payload used.
             wait_for("processes to wait", || waiting("cat") == 2 && waiting("grep") == 2);
             let begun = Instant::now();
             let answer = post(format!("data {n}\nother\n").as_bytes());
@@ -510,7 +513,8 @@ fn a_chain_runs_from_its_images_by_processes_that_wait() {
     time("machine", "{Command: cat}, {Command: grep, Arguments: [data]}");
 }
 
-/// Who comes second waits for the unpacking, not for the end of what runs from the image then.
+/// A job that needs an image waits until the image is unpacked, not until other jobs of the image
+/// have ended.
 #[test]
 fn of_jobs_that_need_an_image_at_once_none_waits_for_another() {
     let home = Home::new();
@@ -527,12 +531,12 @@ fn of_jobs_that_need_an_image_at_once_none_waits_for_another() {
         let of = |job: &Value, key: &str| job[key].as_str().unwrap_or_default().to_owned();
         home.jobs().iter().map(|job| (of(job, "module"), of(job, "state"))).collect()
     };
-    wait_for("the short ones", || {
+    wait_for("the short jobs to succeed", || {
         let states = states();
         states.get("a").is_some_and(|state| state == "succeeded")
             && states.get("b").is_some_and(|state| state == "succeeded")
     });
-    wait_for("the long one", || states()["long"] == "running");
+    wait_for("the long job to run", || states()["long"] == "running");
     up.kill();
 }
 
@@ -553,7 +557,7 @@ fn gc_leaves_images_that_run() {
     wait_for("processes to wait", || {
         below(up.pid()).iter().filter(|(_, name)| name == "cat").count() == 2
     });
-    // As a process leaves it that died while it unpacked.
+    // A process that dies while it unpacks an image leaves such a folder.
     let images = home.state().join("images");
     fs::create_dir_all(images.join("0123.part/rootfs/d")).unwrap();
     let names = || -> Vec<String> {
@@ -569,17 +573,17 @@ fn gc_leaves_images_that_run() {
         )
         .unwrap()
     };
-    assert_eq!(gc(&["1h"])["images"], 0, "both were just used");
+    assert_eq!(gc(&["1h"])["images"], 0, "both images were used just now");
     assert!(!names().contains(&"0123.part".to_owned()));
     let all = names();
     let would = gc(&["0s", "--dry-run"]);
     assert_eq!((&would["images"], names()), (&json!(1), all));
     let done = gc(&["0s"]);
-    assert_eq!(done["images"], 1, "the other one's processes wait");
+    assert_eq!(done["images"], 1, "gc keeps the image whose processes wait");
     assert_eq!(done["imageBytes"], would["imageBytes"]);
     assert!(done["imageBytes"].as_u64() > Some(0));
     let left = names();
-    assert_eq!(left.len(), 2, "an image and its lock: {left:?}");
+    assert_eq!(left.len(), 2, "one image and its lock are left: {left:?}");
     assert_eq!(fs::read_dir(images.join("refs")).unwrap().count(), 0);
     let answer = request(&address(&up), "POST", "/chains/c", &[], b"goes through\n");
     assert_eq!((answer.status, answer.text()), (200, "goes through\n".to_owned()));

@@ -1,5 +1,5 @@
-//! The Helm chart, rendered by Helm itself; and on a real cluster, with the image that `make
-//! images` makes.
+//! Tests the Helm chart: Helm renders it, and installs it on a real cluster with the image that
+//! `make images` makes.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -19,10 +19,10 @@ use serde_json::{Value, json};
 const CHART: &str = "deploy/helm/ion";
 const EVERYTHING: &str = "tests/machine/deploy/everything.yaml";
 
-/// Stores that a chart without any other value needs.
+/// The flags without which the chart cannot be rendered: they name a Secret for the stores.
 const STORES: [&str; 2] = ["--set", "stores.existingSecret=there"];
 
-/// Helm, with a state of its own; of clusters it knows this one, or none.
+/// Runs Helm with a state of its own, on this cluster or on none.
 fn helm<'w>(
     home: &Home,
     kubeconfig: Option<&Path>,
@@ -46,7 +46,7 @@ fn template(words: &[&str]) -> CommandOutput {
     )
 }
 
-/// All objects of an installation.
+/// Returns all objects that the chart renders with these flags.
 fn rendered(words: &[&str]) -> Vec<Value> {
     let text = template(words).well().stdout;
     let documents = text.split("\n---\n").filter(|document| document.contains("kind:"));
@@ -73,7 +73,7 @@ fn named<'a>(objects: &'a [Value], wanted: &str) -> &'a Value {
     })
 }
 
-/// Each workload's pods, by its name.
+/// Returns the pod template of each workload, by the workload's kind and name.
 fn pods(objects: &[Value]) -> BTreeMap<String, &Value> {
     let with_pods = objects.iter().filter(|object| object["spec"]["template"].is_object());
     with_pods.map(|object| (name(object), &object["spec"]["template"])).collect()
@@ -81,7 +81,7 @@ fn pods(objects: &[Value]) -> BTreeMap<String, &Value> {
 
 #[test]
 fn helm_finds_nothing_to_complain_of() {
-    // What it runs unless values say otherwise is what `make images` makes.
+    // By default the chart runs the version that `make images` makes.
     let chart = std::fs::read_to_string(Path::new(CHART).join("Chart.yaml")).unwrap();
     assert!(chart.contains(concat!("\nappVersion: ", env!("CARGO_PKG_VERSION"), "\n")), "{chart}");
     for words in [[].as_slice(), &["--values", EVERYTHING]] {
@@ -140,7 +140,7 @@ fn mistakes_in_values_are_refused_in_words() {
     }
 }
 
-/// A value that no template reads would be a promise that nobody keeps.
+/// A value that no template reads would have no effect.
 #[test]
 fn every_value_is_read_by_a_template() {
     fn leaves(value: &Value, at: &str, into: &mut Vec<String>) {
@@ -162,7 +162,7 @@ fn every_value_is_read_by_a_template() {
         templates.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap()).collect();
     for path in all {
         let keys: Vec<&str> = path.split('.').skip(1).collect();
-        // A map that is handed on whole is read with all that is in it.
+        // A template that hands on a whole map reads everything in it.
         let whole = ["resources", "nodeSelector", "updateStrategy"];
         let read = keys
             .iter()
@@ -171,7 +171,7 @@ fn every_value_is_read_by_a_template() {
         let key = read.unwrap();
         assert!(
             text.contains(&format!(".{key}")) || text.contains(&format!("\"{key}\"")),
-            "nothing reads {path}"
+            "no template reads {path}"
         );
     }
 }
@@ -213,7 +213,7 @@ fn only_the_daemon_that_mounts_is_privileged() {
             "{workload}"
         );
     }
-    // Nobody may do anything but the dispatchers, where jobs run.
+    // Only dispatchers have roles, and only in the namespace of the jobs.
     let roles: Vec<_> =
         objects.iter().filter(|object| object["kind"].as_str().unwrap().contains("Role")).collect();
     assert_eq!(roles.len(), 6);
@@ -229,7 +229,7 @@ fn secrets_stand_in_secrets_only() {
     assert_eq!(
         objects.iter().filter(hidden).map(name).collect::<Vec<_>>(),
         Vec::<String>::new(),
-        "encoded, even there"
+        "even Secrets hold their values encoded"
     );
     let secret = named(&objects, "Secret try-ion-stores");
     let keys: Vec<&str> = secret["data"].as_object().unwrap().keys().map(String::as_str).collect();
@@ -246,7 +246,7 @@ fn secrets_stand_in_secrets_only() {
     let own = rendered(&STORES);
     assert!(
         !own.iter().any(|object| object["kind"] == "Secret"),
-        "a Secret of one's own is not made again"
+        "the chart makes no Secret where the values name one"
     );
 }
 
@@ -294,12 +294,12 @@ fn replicas_follow_the_queues_of_the_pipelines_modules() {
     assert_eq!(triggers[0]["metadata"]["mode"], "QueueLength");
     assert!(
         named(&objects, "Deployment try-ion-scaled")["spec"]["replicas"].is_null(),
-        "KEDA says how many"
+        "KEDA sets the number of replicas"
     );
     assert_eq!(named(&objects, "Deployment try-ion-video")["spec"]["replicas"], 3);
 }
 
-/// Unless their pipeline says so.
+/// Modules with `network: host` in their pipeline are the exception.
 #[test]
 fn modules_reach_nothing() {
     let objects = rendered(&STORES);
@@ -311,10 +311,9 @@ fn modules_reach_nothing() {
     }
 }
 
-// --- on a real cluster
-// -------------------------------------------------------------------------------------------------------
+// ---- on a real cluster ----
 
-/// A cluster, and what Helm knows of it.
+/// A cluster, and a folder for Helm's state and the test's files.
 struct Charted {
     home: Home,
     cluster: Cluster,
@@ -334,7 +333,8 @@ impl Charted {
         self.kubectl(&["--namespace", "ion", "get", what, "--output", &output]).well().stdout
     }
 
-    /// What is meant to succeed; otherwise the pods' side of it is shown.
+    /// Asserts that a command succeeded. If it failed, prints the state and the logs of the pods
+    /// first.
     fn well(&self, ran: CommandOutput) -> CommandOutput {
         if ran.code != Some(0) {
             for words in
@@ -352,11 +352,10 @@ fn on_a_real_cluster_it_is_installed_upgraded_and_removed() {
     let Some(cluster) = Cluster::start() else { return };
     let cluster = Charted { home: Home::new(), cluster };
 
-    // Every object that the chart can make is one that the API server takes, unknown fields and all
-    // refused.
+    // The API server accepts every object that the chart can make. Unknown fields would be refused.
     cluster.kubectl(&["apply", "--filename", "tests/machine/deploy/kinds.yaml"]).well();
     cluster.kubectl(&["create", "namespace", "ion"]).well();
-    wait_for("the added kinds", || {
+    wait_for("the added kinds to be known", || {
         cluster.kubectl(&["get", "scaledobjects,podmonitors"]).code == Some(0)
     });
     let whole = ["whole", CHART, "--namespace", "ion", "--values", EVERYTHING];
@@ -367,7 +366,7 @@ fn on_a_real_cluster_it_is_installed_upgraded_and_removed() {
     );
     assert_eq!(cluster.get("poddisruptionbudget/whole-ion-gateway", "{.spec.maxUnavailable}"), "1");
 
-    // What a dispatcher may do, and where.
+    // A dispatcher has its rights in the namespace of the jobs only.
     let may = |account: &str, verb: &str, what: &str, namespace: &str| {
         let account = format!("system:serviceaccount:ion:{account}");
         cluster
@@ -379,7 +378,7 @@ fn on_a_real_cluster_it_is_installed_upgraded_and_removed() {
         [("create", "jobs.batch"), ("watch", "pods"), ("get", "pods/log"), ("list", "events")]
     {
         assert!(may("whole-ion-video", verb, what, "ion-jobs"), "{verb} {what}");
-        assert!(!may("whole-ion-video", verb, what, "ion"), "{verb} {what} beside its daemons");
+        assert!(!may("whole-ion-video", verb, what, "ion"), "{verb} {what} beside the daemons");
         assert!(
             !may("whole-ion-csi", verb, what, "ion-jobs"),
             "{verb} {what} by the node's daemon"
@@ -392,13 +391,13 @@ fn on_a_real_cluster_it_is_installed_upgraded_and_removed() {
     }
     cluster.helm(&["uninstall", "whole", "--namespace", "ion", "--wait"]).well();
     let ours = "app.kubernetes.io/instance=whole";
-    wait_for("all of it to be gone", || {
+    wait_for("all objects of the release to be gone", || {
         let kinds = "all,secrets,configmaps,roles,csidrivers,namespaces";
         cluster.kubectl(&["get", kinds, "-A", "-l", ours, "-o", "name"]).well().stdout.is_empty()
     });
 
-    // It runs, with the image that `make images` makes. The stores here are each pod's own: nothing
-    // shared is needed to start.
+    // The daemons run with the image that `make images` makes. Each pod has stores of its own here,
+    // because daemons can start without shared stores.
     let image = cluster.home.path().join("image.tar");
     let programs = Path::new(crate::support::ION).parent().unwrap();
     let made = Command::new("deploy/images.sh")
@@ -460,22 +459,26 @@ fn on_a_real_cluster_it_is_installed_upgraded_and_removed() {
     let token = cluster.get("secret/try-ion-tokens", "{.data.token}");
     assert!(token.len() > 32, "{token}");
     upgrade(1);
-    assert_eq!([generation("words"), generation("gateway")], ["1", "1"], "nothing has changed");
+    assert_eq!([generation("words"), generation("gateway")], ["1", "1"], "nothing is replaced");
     upgrade(2);
-    assert_eq!([generation("words"), generation("gateway")], ["2", "1"], "the pipeline has");
-    assert_eq!(cluster.get("secret/try-ion-tokens", "{.data.token}"), token, "made once");
+    assert_eq!(
+        [generation("words"), generation("gateway")],
+        ["2", "1"],
+        "only the dispatcher is replaced"
+    );
+    assert_eq!(cluster.get("secret/try-ion-tokens", "{.data.token}"), token, "made only once");
     cluster.helm(&["uninstall", "try", "--namespace", "ion", "--wait"]).well();
     words_run_as_pods(&cluster);
 }
 
-/// All of it inside of the cluster: a dispatcher as a pod, which starts its modules as pods, whose
-/// trees a daemon mounts that is a pod too. Only the stores are outside.
+/// Runs the words example inside the cluster: the dispatcher is a pod, the modules are pods, and
+/// the daemon that mounts their trees is a pod too. Only the stores are outside.
 fn words_run_as_pods(cluster: &Charted) {
     const TEXTS: usize = 5;
     let (mongo, rabbit, s3) = (Mongo::start(), Rabbit::start(), S3::start());
     let mut home = Home::new();
     home.env = plane(&mongo.url, &rabbit.url, &s3.url, &s3.env);
-    // The same stores, as the pods reach them.
+    // Pods reach the same stores at other addresses.
     let mut literals = vec![
         "--from-literal=ION_METRICS_TOKEN=0123456789abcdef".to_owned(),
         "--from-literal=ION_TICKET_KEY=0123456789abcdef0123456789abcdef".to_owned(),
@@ -486,7 +489,8 @@ fn words_run_as_pods(cluster: &Charted) {
             let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
             let at = cluster.cluster.script("forward", &[&port]);
             value = format!("{before}{}{}", at.trim(), &rest[port.len()..]);
-            // Its members are said to be where this machine sees them.
+            // The database names its members by addresses that only this machine reaches, so
+            // clients must not look for them.
             if name == "ION_DOCUMENTS" {
                 value.push_str(if value.contains('?') { "&" } else { "?" });
                 value.push_str("directConnection=true");
@@ -562,7 +566,7 @@ fn words_run_as_pods(cluster: &Charted) {
     assert!(jobs.iter().all(|job| job["state"] == "succeeded" && job["attempt"] == 1), "{jobs:?}");
     assert_eq!(local.stop(), Some(0));
     cluster.helm(&["uninstall", "words", "--namespace", "ion", "--wait"]).well();
-    wait_for("nothing of it to be left", || {
+    wait_for("all pods of the release to be gone", || {
         cluster
             .kubectl(&["--namespace", "ion", "get", "jobs,pods,daemonsets", "--output", "name"])
             .well()

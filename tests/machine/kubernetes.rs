@@ -1,5 +1,6 @@
-//! Jobs as pods of a real cluster of one node, whose trees its driver mounts. Skipped, in words,
-//! where no Kubernetes is built: `make test-kubernetes` builds it.
+//! Tests jobs that run as pods of a real one-node cluster, whose CSI driver mounts their trees.
+//! Where no Kubernetes is built, each test says so and is skipped; `make test-kubernetes` builds
+//! it.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -20,11 +21,12 @@ use serde_json::{Value, json};
 
 const WORDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/words");
 
-/// A program whose first attempt does not end by itself, and whose next ones do.
+/// A program whose first attempt does not end by itself. Its later attempts do.
 const FIRST_WAITS: &str = "#!/bin/sh\n[ $ION_ATTEMPT = 1 ] && sleep 600\necho said > /ion/out/data/f\n\
     echo '{\"eventType\":\"end_done\",\"files\":\"f\"}' > /ion/out/events/e.json\n";
 
-/// What is the same of an event wherever it was made: all but ids, times and where its bytes are.
+/// Returns what is the same of events wherever they were made: everything except ids, times and the
+/// keys of blobs.
 fn comparable(events: &[Value]) -> Vec<Value> {
     let mut all: Vec<Value> = events
         .iter()
@@ -42,7 +44,7 @@ fn comparable(events: &[Value]) -> Vec<Value> {
     all
 }
 
-/// The events of a trace.
+/// Returns the events of a trace.
 fn events(trace: &[Value]) -> Vec<Value> {
     trace.iter().filter(|one| one["context"]["documentType"] == "eventMeta").cloned().collect()
 }
@@ -92,7 +94,7 @@ fn the_words_example_runs_as_pods_like_processes() {
     let (ours, theirs) = (home.trace(), here.trace());
     assert_eq!(comparable(&events(&ours)), comparable(&events(&theirs)));
     assert_eq!(events(&ours).len(), 1 + 50 + 50 + 1);
-    // Each was one attempt, and nothing is left of them in the cluster.
+    // Each job had one attempt, and nothing of the jobs is left in the cluster.
     let mut states = BTreeMap::<String, usize>::new();
     for job in jobs_of(&home, &["split", "count", "merge"]) {
         assert_eq!(job["attempt"], 1, "{job}");
@@ -106,8 +108,8 @@ fn the_words_example_runs_as_pods_like_processes() {
     assert_eq!(local.stop(), Some(0));
 }
 
-/// The page in docs/kubernetes.md leads to it: OpenCV, fan-out and fan-in, and files of some
-/// hundred KiB.
+/// docs/kubernetes.md shows how to run this example. It has OpenCV, fan-out and fan-in, and files
+/// of some hundred KiB.
 #[test]
 fn the_video_example_runs_as_pods_like_processes() {
     let Some(world) = world() else { return };
@@ -122,7 +124,7 @@ fn the_video_example_runs_as_pods_like_processes() {
     .arg(&files)
     .status();
     assert!(laid_out.unwrap().success());
-    // By the name that the example's own file has.
+    // The image has the name that the example's pipeline file uses.
     world.script(&["image", "registry.example/ion-video:1", files.to_str().unwrap(), "/video"]);
     let dispatcher = home.start("dispatch", &[&format!("{root}/kubernetes.yaml"), "--jobs", "8"]);
     let here = Home::new();
@@ -143,7 +145,8 @@ fn the_video_example_runs_as_pods_like_processes() {
     assert_eq!(local.stop(), Some(0));
 }
 
-/// A pipeline file of modules in one image, each with its words.
+/// Returns a pipeline file whose modules share one image. Each module has a name and further
+/// settings.
 fn pipeline(image: &str, modules: &[(&str, &str)]) -> String {
     let of = |(name, rest): &(&str, &str)| {
         format!(
@@ -153,14 +156,15 @@ fn pipeline(image: &str, modules: &[(&str, &str)]) -> String {
     format!("name: tests\nmodules:\n{}", modules.iter().map(of).collect::<String>())
 }
 
-/// The jobs of these modules: the plane is all tests'.
+/// Returns the jobs of these modules. All tests share one plane, so it has jobs of other modules
+/// too.
 fn jobs_of(home: &Home, modules: &[&str]) -> Vec<Value> {
     let mut jobs = home.jobs();
     jobs.retain(|job| modules.contains(&job["module"].as_str().unwrap()));
     jobs
 }
 
-/// The attempts of the only job of a module: how each ended, and why.
+/// Returns how each attempt of a module's only job ended, and why.
 fn attempts(home: &Home, module: &str) -> Vec<(String, String)> {
     let jobs = jobs_of(home, &[module]);
     assert_eq!(jobs.len(), 1, "{jobs:?}");
@@ -174,8 +178,8 @@ fn attempts(home: &Home, module: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// A long wait: pods take seconds each. Asking takes a process each time, so it is not asked all
-/// the time.
+/// Waits with a long deadline, because each pod takes seconds. It checks the condition every 200 ms
+/// at most, because each check starts a process.
 #[track_caller]
 fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
     let (begun, mut asked) = (Instant::now(), Instant::now());
@@ -190,7 +194,7 @@ fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
     eprintln!("waited {:.1?} for {what}", begun.elapsed());
 }
 
-/// The name of a module's pod in this namespace, once that runs.
+/// Returns the name of a module's pod in this namespace, if the pod is running.
 fn running_pod(world: &ClusterPlane, namespace: &str, module: &str) -> Option<String> {
     let pods = world.kubectl_json(&[
         "-n",
@@ -245,7 +249,7 @@ fn how_a_pod_ended_is_told_apart() {
         deleted.is_some() && evicted.is_some() && pod_of("stoppable").is_some()
     });
     world.kubectl(&["-n", "ends", "delete", "pod", &deleted.unwrap(), "--wait=false"]);
-    // As `kubectl drain` does it.
+    // `kubectl drain` evicts pods in this way.
     let evicted = evicted.unwrap();
     let eviction = json!({"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": evicted, "namespace": "ends"}});
     let place = format!("/api/v1/namespaces/ends/pods/{evicted}/eviction");
@@ -342,12 +346,13 @@ fn pods_run_where_their_module_says() {
     let spec = pod_of("gpu")["spec"].take();
     assert_eq!(spec["containers"][0]["resources"]["limits"], json!({"nvidia.com/gpu": "1"}));
     assert_eq!(spec["imagePullSecrets"], json!([{"name": "registry"}]));
-    // As a device's plugin would.
+    // A device plugin would report a GPU in this way.
     let mut node = world.kubectl_json(&["get", "node", "n1"]);
     for there in ["capacity", "allocatable"] {
         node["status"][there]["nvidia.com/gpu"] = json!("1");
     }
-    // Else the kubelet's next word of itself would make this one stale.
+    // With the version, the API server would refuse this status if the kubelet has just written
+    // another one.
     node["metadata"].as_object_mut().unwrap().remove("resourceVersion");
     world.kubectl_with(
         &["replace", "--raw", "/api/v1/nodes/n1/status", "-f", "-"],
@@ -396,7 +401,8 @@ fn pods_go_on_without_their_dispatcher_and_without_the_api_server() {
     wait_long("ten pods to run", || pods().len() == 10);
     let before = pods();
     dispatcher.kill();
-    // Its module is another one by then, as after an upgrade: what runs is adopted as it is.
+    // The module is changed before the next dispatcher starts, as in an upgrade. The dispatcher
+    // adopts the running pods as they are.
     let changed =
         "on: [last], emits: [lasted], concurrency: 20, env: {CHANGED: '1'}, resources: {cpu: 10m}";
     home.write("pipeline.yaml", pipeline("lasting:1", &[("lasting", changed)]));
@@ -407,8 +413,8 @@ fn pods_go_on_without_their_dispatcher_and_without_the_api_server() {
         jobs.len() == n && jobs.iter().all(|job| job["state"] == "succeeded")
     };
     wait_long("ten to end", || ended(10));
-    // Asked to stop, a dispatcher leaves pods to the next one, too; and the API server may be away
-    // meanwhile.
+    // A dispatcher that is asked to stop also leaves its pods to the next one. The API server may
+    // be unavailable meanwhile.
     home.run(["event", "create", "last", "--data", "n=10"]).well();
     wait_long("the next pod to run", || pods().len() == 1);
     assert_eq!(dispatcher.stop(), Some(0));
@@ -419,9 +425,9 @@ fn pods_go_on_without_their_dispatcher_and_without_the_api_server() {
     wait_long("a minute to pass", || down.elapsed() > Duration::from_secs(60));
     world.script(&["up", "apiserver"]);
     let back = Instant::now();
-    // The one that ended meanwhile: from here on its end is seconds away, however long the server
-    // was.
-    wait_long("the end that nobody could tell of", || {
+    // One pod ended while the API server was unavailable. The dispatcher sees its end within
+    // seconds from now, however long the server was unavailable.
+    wait_long("the end of that pod to be seen", || {
         jobs_of(&home, &["lasting"]).iter().filter(|job| job["state"] == "succeeded").count() > 10
     });
     assert!(back.elapsed() < Duration::from_secs(20), "{:?}", back.elapsed());
@@ -429,7 +435,7 @@ fn pods_go_on_without_their_dispatcher_and_without_the_api_server() {
     for job in jobs_of(&home, &["lasting"]) {
         assert_eq!((&job["attempt"], &job["losses"]), (&json!(1), &json!(0)), "{job}");
         let log = home.run(["job", "logs", job["id"].as_str().unwrap()]).well();
-        assert_eq!(log.stdout, "begins\nends\n", "kept once and whole");
+        assert_eq!(log.stdout, "begins\nends\n", "the log is whole");
     }
     home.run(["check"]).well();
     assert_eq!(dispatcher.stop(), Some(0));
@@ -509,8 +515,8 @@ fn only_the_pod_that_a_token_is_for_has_the_tree() {
     assert_eq!(dispatcher.stop(), Some(0));
 }
 
-/// A node that does not answer cannot end its pods: Kubernetes keeps them for ever, and never says
-/// how they ended.
+/// A node that does not answer cannot end its pods, so Kubernetes keeps them for ever and never
+/// says how they ended.
 #[test]
 fn when_its_node_is_lost_a_job_is_tried_again() {
     let Some(world) = world() else { return };
@@ -525,7 +531,8 @@ fn when_its_node_is_lost_a_job_is_tried_again() {
     home.run(["event", "create", "stay"]).well();
     wait_long("the pod to run", || running_pod(&world, "nodes", "stays").is_some());
     world.script(&["down", "kubelet"]);
-    // The cluster's own taint for such a node is taken away again where no other node is left.
+    // The cluster sets a taint of its own on such a node, but removes it again if there is no other
+    // node. So the test sets one.
     let taint = world.taint("ion-test/gone=yes:NoExecute");
     wait_long("the loss to be seen", || {
         attempts(&home, "stays")[0]
@@ -568,7 +575,7 @@ fn when_the_nodes_daemon_ends_a_job_fails_at_once_and_is_tried_again() {
         let before = said();
         home.run(["event", "create", "read", "--file", big.to_str().unwrap()]).well();
         let driver = world.driver();
-        wait_long("it to read", || said() > before);
+        wait_long("the module to read", || said() > before);
         let begun = Instant::now();
         match how {
             "TERM" => assert_eq!(driver.stop(), Some(0)),
@@ -600,8 +607,8 @@ fn when_the_nodes_daemon_ends_a_job_fails_at_once_and_is_tried_again() {
     assert_eq!(dispatcher.stop(), Some(0));
 }
 
-/// A figure and no promise: what the tree and all that Ion does for a job add to a bare Job with an
-/// emptyDir.
+/// Prints the time of a job of Ion and of a bare Job with an emptyDir. The difference is what the
+/// tree and Ion's other work for a job take; it is a figure, not a promise.
 #[test]
 fn what_a_pod_costs_beside_a_bare_job() {
     let Some(world) = world() else { return };

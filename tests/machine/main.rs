@@ -1,5 +1,5 @@
-//! The suites that need more of the machine: root, images, cgroups, systemd, a cluster, or programs
-//! that test file systems.
+//! The test suites that need more of the machine than an ordinary user has: root, container images,
+//! cgroups, systemd, a cluster, or programs that test filesystems.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]

@@ -1,5 +1,6 @@
-//! POSIX, as others test it: `out/data` under pjdfstest (every system call, every errno) and fio
-//! (written, read back, compared). scripts/setup-tests.sh installs both.
+//! Tests that `out/data` behaves as POSIX says, with programs of other projects: pjdfstest (every
+//! system call and every errno) and fio (writes, reads back and compares). scripts/setup-tests.sh
+//! installs both.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -29,8 +30,8 @@ enum Ended {
     Skipped,
 }
 
-/// The first two users of this machine that are not root and have a group of their own: the suite
-/// acts as them.
+/// Returns the first two users of this machine that are not root and whose group has a name, as the
+/// suite's settings list them. The suite acts as these users.
 fn two_users() -> String {
     let fields = |path: &str| -> Vec<Vec<String>> {
         let text = fs::read_to_string(path).unwrap();
@@ -48,12 +49,13 @@ fn two_users() -> String {
     entries.join(", ")
 }
 
-/// Runs the suite in `out/data`. What remounts it read-only runs by itself: the suite leaves files
-/// open for writing, and then the kernel refuses.
+/// Runs the suite in `out/data`. The cases that remount it read-only run separately: other cases
+/// leave files open for writing, and then the kernel refuses to remount.
 fn pjdfstest(mount: &Mount) -> BTreeMap<String, Ended> {
     let home = &mount.home;
-    // Without the helper program of FUSE, which knows only new mounts; and again while the kernel
-    // is busy: it counts a removed file until the daemon has answered its release.
+    // This `mount` does not use FUSE's helper program, which can only make new mounts. It tries
+    // again while the kernel says that the mount is busy, because the kernel counts a removed file
+    // until the daemon has answered its release.
     home.program(
         "bin/mount",
         "#!/bin/sh\nPATH=${PATH#*:}\nfor try in $(seq 100); do mount -i \"$@\" && exit; sleep 0.05; done; exit 1\n",
@@ -65,8 +67,8 @@ fn pjdfstest(mount: &Mount) -> BTreeMap<String, Ended> {
     cases
 }
 
-/// Runs the cases of one name at a place where every user may walk, in a mount namespace of its
-/// own.
+/// Runs the cases that have this word in their name, in a mount namespace of their own, at a path
+/// that every user may enter.
 fn pjdfstest_of(mount: &Mount, remount: bool, cases: &str) -> BTreeMap<String, Ended> {
     let home = &mount.home;
     let config = format!(
@@ -97,12 +99,12 @@ fn pjdfstest_of(mount: &Mount, remount: bool, cases: &str) -> BTreeMap<String, E
     let cases: BTreeMap<String, Ended> = plain(&ran.stdout).lines().filter_map(ended).collect();
     assert!(
         plain(&ran.stdout).contains(&format!("{} total", cases.len())),
-        "every case is understood: {ran:#?}"
+        "every case is read: {ran:#?}"
     );
     cases
 }
 
-/// The text without its colours.
+/// Returns a text without its colours.
 fn plain(text: &str) -> String {
     let mut parts = text.split('\x1b');
     let mut plain = parts.next().unwrap().to_owned();
@@ -112,7 +114,7 @@ fn plain(text: &str) -> String {
     plain
 }
 
-/// The table of docs/posix.md.
+/// Returns the table that docs/posix.md must have.
 fn table(cases: &BTreeMap<String, Ended>) -> String {
     let mut groups: BTreeMap<&str, [u32; 3]> = BTreeMap::new();
     for (name, ended) in cases {
@@ -133,7 +135,7 @@ fn table(cases: &BTreeMap<String, Ended>) -> String {
 #[test]
 fn out_data_passes_pjdfstest_but_for_the_deviations_on_record() {
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: pjdfstest acts as several users and mounts, which takes root");
+        println!("skipped: pjdfstest acts as several users and mounts, which needs root");
         return;
     }
     let listed = include_str!("posix/deviations.txt");
@@ -150,30 +152,31 @@ fn out_data_passes_pjdfstest_but_for_the_deviations_on_record() {
         let passed_after_all: Vec<_> = expected.difference(&failed).collect();
         assert!(
             unexpected.is_empty() && passed_after_all.is_empty(),
-            "{passthrough:?}: fails and is not in tests/machine/posix/deviations.txt: {unexpected:#?}\n\
-             is there and does not fail: {passed_after_all:#?}"
+            "{passthrough:?}: fail, but are not in tests/machine/posix/deviations.txt: {unexpected:#?}\n\
+             are in it, but do not fail: {passed_after_all:#?}"
         );
         let table = table(&cases);
         println!("{table}");
         assert!(
             include_str!("../../docs/posix.md").contains(&table),
-            "docs/posix.md has this table:\n{table}"
+            "docs/posix.md must have this table:\n{table}"
         );
     }
 }
 
 // ---- fio ----
 
-/// Random writes, each block with a checksum of its own in it, read back and compared: by system
-/// calls and by mapped memory, blocks of mixed sizes, alone and among reads. Then read once more by
-/// another process, and as a blob.
+/// fio writes blocks of mixed sizes at random places, each with a checksum in it, and reads them
+/// back and compares them. It uses system calls and mapped memory, and writes alone and among
+/// reads. Then another process reads the files that were written alone, and the test compares all
+/// files with their blobs.
 #[test]
 fn fio_reads_back_what_it_wrote() {
     const CALLS: &str = "--ioengine=psync";
     const MAPPED: &str = "--ioengine=mmap";
     const BLOCKS: &str = "--bssplit=512/10:4k/40:12k/20:64k/20:256k/10";
     const PAGES: &str = "--bssplit=4k/50:12k/20:64k/20:256k/10";
-    // A file's size. `make torture` makes it longer.
+    // The size of each file. `make torture-files` makes it larger.
     let mib = std::env::var("ION_TEST_FIO_MIB").map_or(16, |mib| mib.parse::<u32>().unwrap());
     for passthrough in [Passthrough::Allowed, Passthrough::Off] {
         let mount = Mount::new(passthrough, Blobs::Files, &[]);
@@ -219,10 +222,10 @@ fn fio_reads_back_what_it_wrote() {
     }
 }
 
-// ---- what they found, and what neither asks ----
+// ---- what these programs found, and what neither of them tests ----
 
-/// A file that is read while it is written, what has no name any more, a directory that changes
-/// while it is listed: the same below `out/data` as on a local disk.
+/// Files that are read while they are written, open files without a name, and directories that
+/// change while they are listed behave the same below `out/data` as on a local disk.
 #[test]
 fn corners_are_as_on_a_local_disk() {
     let said = |folder: &Path| {
@@ -240,7 +243,7 @@ fn corners_are_as_on_a_local_disk() {
     }
 }
 
-/// What the kernel has forgotten, the daemon forgets: no descriptor stays for a file that is gone.
+/// When the kernel has forgotten a removed file, the daemon closes its own descriptor of the file.
 #[test]
 fn removed_files_leave_nothing_open() {
     let mount = Mount::new(Passthrough::Allowed, Blobs::Files, &[]);
@@ -259,8 +262,8 @@ fn removed_files_leave_nothing_open() {
     crate::support::wait_for("every descriptor of a staged file to be closed", || ours() == 0);
 }
 
-/// A blob that is read by passthrough while it is moved to the output: reading goes on; writing
-/// waits for the reader, with an error that says so.
+/// A reader has an input open by passthrough while the input is moved to the output. The reader can
+/// go on, and opening the file for writing fails with ETXTBSY until the reader closes it.
 #[test]
 fn an_input_that_is_being_read_can_be_moved_and_is_busy_until_it_is_closed() {
     let content = vec![7; 100_000];
@@ -295,7 +298,7 @@ fn pipes_and_sockets_work_and_are_no_files_of_an_event() {
     assert!(fs::read(&pipe).unwrap() == expected);
     writer.join().unwrap();
 
-    // An address is 108 bytes at most.
+    // The address of a socket has 108 bytes at most, so it goes through a link with a short path.
     let short = tempfile::tempdir().unwrap();
     let address = short.path().join("data/socket");
     std::os::unix::fs::symlink(mount.data(), short.path().join("data")).unwrap();
@@ -330,11 +333,11 @@ fn pipes_and_sockets_work_and_are_no_files_of_an_event() {
 
 // ---- users ----
 
-/// In a container or a pod the module has a user that the daemon does not know.
+/// In a container or a pod, the module runs as a user that the daemon does not know.
 #[test]
 fn a_tree_for_any_user_is_written_by_one_and_its_staging_folder_is_shut() {
     if !rustix::process::geteuid().is_root() {
-        println!("only root can be another user: not tried");
+        println!("not tried: only root can become another user");
         return;
     }
     let owners = Mount::new(Passthrough::Off, Blobs::Files, &[("f", b"content")]);
@@ -342,7 +345,8 @@ fn a_tree_for_any_user_is_written_by_one_and_its_staging_folder_is_shut() {
     let script = "set -e; cat in/data/f > out/data/copy; ln in/data/f out/data/linked; mv in/data/f out/data/moved; mkdir out/data/d; echo x > out/data/d/x; chmod 600 out/data/copy; \
         echo '{\"n\": \"1\"}' > out/insights.json; echo '{\"eventType\":\"made\",\"files\":[\"copy\",\"d/x\"]}' > out/events/made.json; \
         ! touch in/data/more; ! touch out/more";
-    // Where that user may walk: the test's own folders are root's.
+    // The tree is bound to a path that the user may enter, because only root may enter the test's
+    // own folders.
     let run = |mount: &Mount| {
         let at = mount.at("");
         let script = format!(

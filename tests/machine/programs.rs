@@ -1,6 +1,6 @@
-//! Programs that write, list and rewrite in one folder at the same time, each run below `out/data`
-//! and in a plain folder: both trees are the same to the byte, and so are the blobs of an event
-//! that names all files.
+//! Runs programs that write, list and rewrite files of one folder at the same time, below
+//! `out/data` and in a plain folder. Both folders must end up the same to the byte, and so must the
+//! blobs of an event that names all files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,12 +11,13 @@ use crate::support::CommandOutput;
 use crate::support::mount::{Blobs, Mount, Passthrough};
 use crate::support::trees::picture;
 
-/// Runs a program of tests/machine/programs in a folder and gives what stands there afterwards.
+/// Runs a program of tests/machine/programs in a new folder. Returns a description of everything
+/// that is in the folder afterwards.
 fn runs(program: &str, folder: &Path) -> BTreeMap<PathBuf, String> {
     fs::create_dir(folder).unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/machine/programs").join(program);
     let shell = if program.ends_with(".py") { "python3" } else { "bash" };
-    // By the kernel's own end of it: what hangs in the filesystem must not hang the tests.
+    // `timeout` kills a program that hangs in the filesystem, so that it does not hang the tests.
     let mut command = Command::new("timeout");
     command.args(["-k", "5", "240", shell]).arg(script).current_dir(folder).stdin(Stdio::null());
     let ran = CommandOutput::of(command.output().unwrap());
@@ -35,7 +36,7 @@ fn leaves_the_same(program: &str) {
             theirs.iter().filter(|entry| ours.get(entry.0) != Some(entry.1)).collect();
         assert!(
             odd.is_empty() && missing.is_empty(),
-            "{passthrough:?}: {odd:#?}, in a plain folder {missing:#?}"
+            "{passthrough:?}: below out/data {odd:#?}, in a plain folder {missing:#?}"
         );
         assert!(!theirs.is_empty());
         let files = theirs.iter().filter(|(_, what)| what.starts_with('f'));

@@ -1,9 +1,10 @@
-//! Who lists a folder while others change it: `out/data` and `in/data` against a plain directory.
-//! Drivers do random operations on both sides and compare what the kernel says of each after every
-//! step; beside them others list and stat the same folders all the time, and a second mount of the
-//! same node does the same.
+//! Tests listings of folders that other processes change: compares `out/data` and `in/data` with a
+//! plain directory. Drivers do random operations on both sides, and compare attributes and contents
+//! after every step. Beside them, readers list and stat the same folders all the time. A second
+//! mount of the same node has drivers and readers too.
 //!
-//! A run is told by its seed. Whatever fails names the seed, the driver and its last operations.
+//! The seed of a run determines its operations. A failure names the seed, the driver and its last
+//! operations.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -28,38 +29,37 @@ use crate::support::mount::{Blobs, Mount, Passthrough};
 use rustix::fs::{OFlags, RawDir};
 use steps::{Chance, FEW, INPUTS, MANY, Name, Op, Room, Side, content, names_in};
 
-/// Drivers of one mount, in the same folder at the same time.
+/// The number of drivers of one mount. They work in the same folder at the same time.
 const DRIVERS: u32 = 2;
 
-/// Operations that a driver does before all begins anew in a fresh mount, with files of the event
-/// to move away.
+/// The number of a driver's operations in one round. The next round has fresh mounts, whose event
+/// has all its files again.
 const ROUND: u64 = 5_000;
 
-/// Operations that a driver tells of when it fails.
+/// The number of operations that a driver prints when it fails.
 const LAST: usize = 40;
 
-/// What `mtime` of a write may differ from the clock: a tick of the kernel's coarse clock, and a
-/// busy machine.
+/// How far the `mtime` of a write may be from the clock: a tick of the kernel's coarse clock, and
+/// the delays of a busy machine.
 const TICK: Duration = Duration::from_millis(50);
 
-/// A listing that has begun, on the mount alone: what it must say follows from the plain side's
-/// names.
+/// An open listing, on the mount alone. The names of the plain side determine what it must return.
 struct Listing {
     room: Room,
     folder: OwnedFd,
-    /// The step of its first reading.
+    /// The step at which it was first read.
     begun: Option<u64>,
-    /// What it has said since then, in order, with the offset after it.
+    /// The names that it has returned since then, in order, each with the offset after it.
     said: Vec<(String, u64)>,
 }
 
-/// A file that was opened once and stays open, whatever becomes of its name.
+/// A file that stays open, whatever happens to its name.
 struct Held {
     ours: File,
     plain: File,
 }
 
-/// One who changes files and compares both sides after each step.
+/// Changes files on both sides, and compares the sides after each step.
 struct Driver {
     seed: u64,
     number: u32,
@@ -68,19 +68,19 @@ struct Driver {
     plain: Side,
     own: String,
     step: u64,
-    /// When a name last came or went.
+    /// The step at which a name was last made or removed.
     changed: HashMap<Name, u64>,
-    /// When a name last became another file's, by a rename: it stayed, and a listing may give it
-    /// where it was and where it is.
+    /// The step at which a rename last gave a name to another file. The name was there all the
+    /// time, but a listing may return it at its old place and at its new one.
     replaced: HashMap<Name, u64>,
-    /// Inodes of the plain side whose time was set and has not been overwritten.
+    /// The inodes of the plain side whose time was set, and that nobody has written to since.
     set: HashSet<u64>,
-    /// The time that the mount showed of an inode of the plain side: it stays until somebody
-    /// writes.
+    /// The time that the mount showed for an inode of the plain side. It stays until somebody
+    /// writes to the file.
     shown: HashMap<u64, SystemTime>,
     held: Vec<Held>,
     listings: Vec<Listing>,
-    /// Its operations in this round.
+    /// The driver's operations in this round.
     done: Vec<Op>,
 }
 
@@ -139,7 +139,7 @@ impl Driver {
     fn any_name(&mut self) -> Name {
         match self.chance.below(3) {
             0 => (Room::Own, self.chance.below(FEW)),
-            // Some names far more often than others.
+            // Some names are chosen far more often than others.
             1 => (Room::Shared, self.chance.below(MANY / 20)),
             _ => (Room::Shared, self.chance.below(MANY)),
         }
@@ -186,7 +186,7 @@ impl Driver {
     }
 
     fn go(&mut self, steps: u64) {
-        // The event's files have its times.
+        // The files of the event have the times that were recorded for them.
         self.set = (0..INPUTS).filter_map(|n| self.plain_inode((Room::Input, n))).collect();
         for _ in 0..steps {
             self.step += 1;
@@ -203,8 +203,9 @@ impl Driver {
         self.compare_all(true);
     }
 
-    /// Does the same on both sides: the same must come of it. What was moved from `in/data` while
-    /// it was read by passthrough is busy until the kernel has told of the last close.
+    /// Does the same on both sides, and asserts that the outcome is the same. If a file is moved
+    /// out of `in/data` while a reader has it open by passthrough, it is busy until the kernel has
+    /// reported the last close, so the operation is repeated until then.
     #[track_caller]
     fn both<T: PartialEq + Debug>(&self, act: impl Fn(&Side) -> io::Result<T>) -> Option<T> {
         let outcome = |side: &Side| act(side).map_err(|error| error.raw_os_error());
@@ -217,11 +218,13 @@ impl Driver {
             });
         }
         if ours != plain {
-            self.fail(&format!("the mount said {ours:?}, the plain directory {plain:?}"));
+            self.fail(&format!("the mount gave {ours:?}, the plain directory {plain:?}"));
         }
         ours.ok()
     }
 
+    /// Records whether a name was made, removed or given to another file. `was` is its inode from
+    /// before the operation.
     fn came_or_went(&mut self, name: Name, was: Option<u64>) {
         let is = self.plain_inode(name);
         if is.is_some() != was.is_some() {
@@ -231,7 +234,7 @@ impl Driver {
         }
     }
 
-    /// The content of a name's inode is changed by `act`.
+    /// Runs `act`, which changes the content of a name's file, and compares the name.
     fn change(&mut self, name: Name, act: impl Fn(&Self, &Side) -> io::Result<()>) {
         let before = self.plain_inode(name);
         let begun = SystemTime::now();
@@ -244,7 +247,7 @@ impl Driver {
         if let Some(time) = after.filter(|_| done)
             && (time + TICK < begun || time > SystemTime::now() + TICK)
         {
-            self.fail(&format!("{name:?} was written now and its time is {time:?}"));
+            self.fail(&format!("{name:?} was written now, but its time is {time:?}"));
         }
     }
 
@@ -253,7 +256,7 @@ impl Driver {
         self.shown.remove(&inode);
     }
 
-    /// The name of an inode is changed by `act`, and nothing else.
+    /// Runs `act`, which changes only names and no content, and compares the names.
     fn move_name(&mut self, names: [Name; 2], act: impl Fn(&Self, &Side) -> io::Result<()>) {
         let were = names.map(|name| self.plain_inode(name));
         self.both(|side| act(self, side));
@@ -284,7 +287,8 @@ impl Driver {
                 opened(&this.at(side, name))?
                     .write_all_at(&content(step, length.max(1)), offset.into())
             }),
-            // Cut to the length it has, a file's time changes on no disk for sure.
+            // Some disks do not change the time of a file that is cut to the length that it already
+            // has, so the file is made longer first.
             Op::Truncate(name, length) => self.change(name, |this, side| {
                 let file = opened(&this.at(side, name))?;
                 file.set_len(u64::from(length) + 1_000_000)?;
@@ -329,7 +333,7 @@ impl Driver {
                 self.move_name([from, to], |this, side| {
                     fs::rename(this.at(side, from), this.at(side, to))
                 });
-                // Only the owner changes what was moved here.
+                // Makes the moved file writable for its owner.
                 self.both(|side| {
                     fs::set_permissions(self.at(side, to), fs::Permissions::from_mode(0o644))
                 });
@@ -399,7 +403,7 @@ impl Driver {
         let [ours, plain] =
             [&held.ours, &held.plain].map(|file| act(file).map_err(|error| error.raw_os_error()));
         if ours != plain {
-            self.fail(&format!("a held file: {ours:?} and {plain:?}"));
+            self.fail(&format!("a change of a held file gave {ours:?} and {plain:?}"));
         }
         let inode = held.plain.metadata().unwrap().ino();
         self.forget_time(inode);
@@ -411,7 +415,7 @@ impl Driver {
         let end = |mut file: &File| file.seek(SeekFrom::End(0)).unwrap();
         let ends = (end(&held.ours), end(&held.plain));
         if ends.0 != ends.1 {
-            self.fail(&format!("the end of held file {index}: {ends:?}"));
+            self.fail(&format!("the ends of held file {index} differ: {ends:?}"));
         }
         self.compare_metadata(&format!("held file {index}"), &ours, &plain);
     }
@@ -432,7 +436,7 @@ impl Driver {
         self.listings.push(Listing { room, folder, begun: None, said: vec![] });
     }
 
-    /// Reads as many bytes of a listing as one call gives.
+    /// Reads the entries that one call with a buffer of this many bytes returns, and checks them.
     fn go_on(&mut self, index: u32, bytes: u32) {
         if self.listings.is_empty() {
             return;
@@ -478,9 +482,9 @@ impl Driver {
         name.strip_prefix(&format!("d{}-", self.number))?.parse().ok()
     }
 
-    /// What a listing says stood there at some moment since it began, is said once, and has the
-    /// inode that it shows. Of what came, went or was replaced since then, a listing may say
-    /// either, as on every disk.
+    /// Asserts that a listed name was there at some moment since the listing began, is returned
+    /// once, and has the listed inode. A name that was made, removed or replaced since then is not
+    /// checked, because a listing may show either state of it, as on every disk.
     fn check_entry(&self, index: usize, begun: u64, name: &str, inode: u64) {
         let listing = &self.listings[index];
         let Some(n) = self.number_of(name) else { return };
@@ -492,7 +496,7 @@ impl Driver {
         }
         if !self.exists(place) {
             self.fail(&format!(
-                "a listing begun at step {begun} names {place:?}, which had gone before"
+                "a listing begun at step {begun} names {place:?}, which was removed before"
             ));
         }
         if listing.said.iter().any(|(said, _)| said == name) {
@@ -500,11 +504,11 @@ impl Driver {
         }
         let found = fs::symlink_metadata(self.at(&self.ours, place)).map(|metadata| metadata.ino());
         if found.as_ref().ok() != Some(&inode) {
-            self.fail(&format!("a listing names {place:?} as inode {inode}, and it is {found:?}"));
+            self.fail(&format!("a listing names {place:?} as inode {inode}, but it is {found:?}"));
         }
     }
 
-    /// What stood there all the time was said.
+    /// Asserts that a listing, at its end, has returned every name that was there all the time.
     fn check_end(&self, index: usize, begun: u64) {
         let listing = &self.listings[index];
         let said: HashSet<&str> = listing.said.iter().map(|(name, _)| name.as_str()).collect();
@@ -517,7 +521,8 @@ impl Driver {
         }
     }
 
-    /// As scandir() with stat() in the middle of the listing.
+    /// Compares the last listed names, as a program does that calls stat() in the middle of a
+    /// listing.
     fn stat_listed(&mut self, index: u32) {
         if self.listings.is_empty() {
             return;
@@ -530,7 +535,7 @@ impl Driver {
         }
     }
 
-    /// Goes back to the beginning, or to where the listing was earlier.
+    /// Moves a listing back to its beginning, or to a place where it was earlier.
     fn back_to(&mut self, index: u32, part: u32) {
         if self.listings.is_empty() {
             return;
@@ -548,14 +553,15 @@ impl Driver {
 
     // ---- comparing ----
 
-    /// Compares what both sides say of a name, and its content if asked; the mount's time of it.
+    /// Compares the attributes of a name on both sides, and with `read` also its content. Returns
+    /// the time that the mount shows.
     fn compare(&mut self, name: Name, read: bool) -> Option<SystemTime> {
         let paths = [&self.ours, &self.plain].map(|side| self.at(side, name));
         let found = paths.each_ref().map(fs::symlink_metadata);
         let (ours, plain) = match found {
             [Ok(ours), Ok(plain)] => (ours, plain),
             [Err(ours), Err(plain)] if ours.raw_os_error() == plain.raw_os_error() => return None,
-            [ours, plain] => self.fail(&format!("stat of {name:?}: {ours:?} and {plain:?}")),
+            [ours, plain] => self.fail(&format!("stat of {name:?} gave {ours:?} and {plain:?}")),
         };
         self.compare_metadata(&format!("{name:?}"), &ours, &plain);
         if read {
@@ -571,7 +577,7 @@ impl Driver {
                 }
                 (ours, plain) => {
                     let [ours, plain] = [ours, plain].map(|read| read.map(|content| content.len()));
-                    self.fail(&format!("{name:?} read: {ours:?} and {plain:?}"));
+                    self.fail(&format!("reading {name:?} gave {ours:?} and {plain:?}"));
                 }
             }
         }
@@ -584,19 +590,19 @@ impl Driver {
             format!("size {size}, links {links}, mode {mode:o}, user {}", metadata.uid())
         };
         if seen(ours) != seen(plain) {
-            self.fail(&format!("{what}: {} and on the plain side {}", seen(ours), seen(plain)));
+            self.fail(&format!("{what} has {}, on the plain side {}", seen(ours), seen(plain)));
         }
         let (time, inode) = (ours.modified().unwrap(), plain.ino());
         if self.set.contains(&inode) && time != plain.modified().unwrap() {
             self.fail(&format!(
-                "the time of {what} was set to {:?} and is {time:?}",
+                "the time of {what} was set to {:?}, but is {time:?}",
                 plain.modified()
             ));
         }
         let before = *self.shown.entry(inode).or_insert(time);
         if before != time {
             self.fail(&format!(
-                "the time of {what} was {before:?} and is {time:?}, and nobody wrote"
+                "the time of {what} was {before:?} and is {time:?}, but nobody wrote"
             ));
         }
     }
@@ -624,7 +630,7 @@ impl Driver {
     }
 }
 
-/// As many bytes as the open file says that it has, and what comes after them.
+/// Reads as many bytes as the attributes of the open file say, and then what comes after them.
 fn read_by_size(path: &Path) -> io::Result<Vec<u8>> {
     let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
     let mut content = vec![0; usize::try_from(file.metadata()?.len()).unwrap()];
@@ -633,9 +639,9 @@ fn read_by_size(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-// ---- who lists beside them ----
+// ---- readers beside the drivers ----
 
-/// Ends the readers, also when a driver fails.
+/// The readers of a round. They end on drop, also when a driver fails.
 struct Readers<'a> {
     end: &'a AtomicBool,
     /// A file whose presence ends the programs.
@@ -653,19 +659,19 @@ impl Drop for Readers<'_> {
     }
 }
 
-/// Programs that list a tree again and again, as a user does who looks at it.
+/// Starts a shell that lists a tree with `ls` and `find` again and again, as a user may do.
 fn lister(tree: &Path, stop: &Path) -> Child {
     let script = "while [ ! -e \"$0\" ]; do ls -lU out/data/shared in/data; find . -size +1k; done >/dev/null 2>&1";
     let mut command = Command::new("sh");
     command.args(["-c", script]).arg(stop).current_dir(tree).stdin(Stdio::null()).spawn().unwrap()
 }
 
-/// Lists and asks for each name's attributes, in the middle of the listing.
+/// Lists the folders again and again, and stats each name in the middle of the listing.
 fn scan(tree: &Path, end: &AtomicBool) {
     while !end.load(Ordering::Relaxed) {
         for folder in ["out/data/shared", "in/data", "out/data"] {
             for entry in fs::read_dir(tree.join(folder)).unwrap() {
-                // It may have gone.
+                // The name may have been removed by now.
                 let _ = entry.unwrap().metadata();
             }
         }
@@ -679,7 +685,7 @@ fn sides(mount: &Mount, plain: &Path) -> (Side, Side) {
     (ours, Side { output: plain.join("out"), input: plain.join("in") })
 }
 
-/// The same trees to begin with.
+/// Fills both sides with the same files.
 fn fill(mount: &Mount, plain: &Path) {
     let (ours, plain) = sides(mount, plain);
     fs::create_dir_all(&plain.output).unwrap();
@@ -707,7 +713,7 @@ fn fill(mount: &Mount, plain: &Path) {
     }
 }
 
-/// One round: two mounts of one node, in each some drivers and readers.
+/// Runs one round: two mounts of one node, each with drivers and readers.
 fn round(passthrough: Passthrough, seed: u64, steps: u64) {
     let inputs: Vec<(String, Vec<u8>)> = (0..DRIVERS)
         .flat_map(|driver| {
@@ -745,7 +751,8 @@ fn round(passthrough: Passthrough, seed: u64, steps: u64) {
     });
 }
 
-/// As many operations as `ION_TEST_READERS_OPS` says, from the seed `ION_TEST_READERS_SEED` on.
+/// Runs as many operations as `ION_TEST_READERS_OPS` says, with seeds from `ION_TEST_READERS_SEED`
+/// on.
 fn agree(passthrough: Passthrough) {
     let number = |name: &str, default: u64| {
         std::env::var(name).map_or(default, |text| text.parse().unwrap())

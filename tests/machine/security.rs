@@ -1,5 +1,5 @@
-//! What a module can reach beside its tree, for each way in which modules run: docs/security.md has
-//! a line for each test.
+//! Tests what a module can reach besides its tree, for each way in which modules run.
+//! docs/security.md and docs/limits.md say which statement each test shows.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,32 +10,34 @@ use crate::support::images::{Entry, Image};
 use crate::support::{CommandOutput, Home, wait_for};
 use serde_json::Value;
 
-/// Shell functions: what must not work, and the processes that can be seen.
+/// Shell functions: `refused` fails if its command succeeds, `writes` writes to a file, and
+/// `processes` counts the processes that are visible.
 const PRELUDE: &str = "refused() { if \"$@\" 2>/dev/null; then echo \"not refused: $*\"; exit 9; fi; }; \
     writes() { echo 1 > \"$1\"; }; \
     processes() { ls /proc | grep -c '^[0-9][0-9]*$'; }; ";
 
-/// Capabilities of a module of root, as `/proc` shows them: those that docs/security.md lists.
+/// The capabilities of a module of root, as `/proc` shows them. docs/security.md lists them.
 const FEW: &str = "00000000000405fb";
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A job of a module of the user that runs this test.
+/// Runs a script as a job, as the user that runs this test.
 fn job(home: &Home, flags: &[&str], script: &str) -> CommandOutput {
     let script = format!("{PRELUDE}{script}");
     home.run([&["run"], flags, &["--", "sh", "-ec", &script]].concat())
 }
 
-/// Runs a shell script as an ordinary user in the home's folder, which is bound to a place where
-/// they may walk. Root becomes `nobody`; `/dev/fuse` is open to users, as distributions have it.
-/// `$ION` is the program, `$ION_HOME` its home.
+/// Runs a shell script as an ordinary user in the home's folder. If root runs this test, the script
+/// runs as `nobody`: the folder is bound to a path that `nobody` may enter, and every user may open
+/// `/dev/fuse`, as on ordinary distributions. `$ION` is the program, and `$ION_HOME` its home.
 fn as_user(home: &Home, script: &str) -> CommandOutput {
     as_user_after(home, "chown -R 65534 .", script)
 }
 
-/// The same, with something that root does before.
+/// Runs a shell script like [`as_user`]. If root runs this test, root runs the command `before`
+/// first.
 fn as_user_after(home: &Home, before: &str, script: &str) -> CommandOutput {
     let ion = home.path().join("ion");
     if !ion.exists() {
@@ -88,7 +90,7 @@ fn privileged_keeps_the_capabilities_and_not_the_machines_processes() {
     let home = Home::new();
     let own = fs::read_to_string("/proc/self/status").unwrap();
     let all = own.lines().find(|line| line.starts_with("CapEff:")).unwrap();
-    // Below its own /proc there is none of the machine's.
+    // When the job unmounts its own /proc, the machine's /proc does not appear.
     let script = format!(
         "grep -q '{all}' /proc/self/status; mount -t tmpfs x /mnt; test $(processes) -lt 8; \
          umount -l /proc; test -z \"$(ls /proc)\"; test -e /dev/kmsg"
@@ -100,13 +102,14 @@ fn privileged_keeps_the_capabilities_and_not_the_machines_processes() {
 
 // ---- Ion's own state ----
 
-/// What a job finds where its daemon's state is.
+/// A script that checks the paths of its daemon's state, as a job sees them: they are empty, and
+/// the job can neither change nor unmount them.
 const NO_STATE: &str = "for place in $PLACES; do test -z \"$(cat $place/* $place 2>/dev/null)\"; test -z \"$(ls -A $place/)\"; \
     refused writes $place/x; refused mv $place $place.old; refused rmdir $place; refused umount $place; done; \
     python3 uncover.py $PLACES; test -x beside; ";
 
-/// Tries to uncover a place with all capabilities of a user namespace. The kernel holds such mounts
-/// together: EINVAL.
+/// A program that tries to uncover paths with all capabilities of a new user namespace. The kernel
+/// keeps such mounts together, and returns EINVAL.
 const UNCOVER: &str = "
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -118,7 +121,7 @@ for place in sys.argv[1:]:
     assert libc.mount(above, b'/srv', None, MS_BIND, None) == -1 and ctypes.get_errno() == EINVAL, ctypes.get_errno()
 ";
 
-/// A home with something in it that no job may see, and programs beside it.
+/// Creates a folder with a secret for an event, and with programs beside the state.
 fn home_with_state() -> Home {
     let home = Home::new();
     home.program("beside", "#!/bin/sh\n");
@@ -130,12 +133,12 @@ fn home_with_state() -> Home {
 #[test]
 fn no_program_sees_the_home_it_runs_from() {
     let home = home_with_state();
-    // Something is there.
+    // The event puts something into the state.
     home.run(["event", "create", "x", "--file", "secret"]).well();
     let script = format!("PLACES={}; {NO_STATE}", home.state().display());
     job(&home, &[], &script).well();
     assert!(home.state().join("ion.db").metadata().unwrap().len() > 0);
-    // An ordinary user's, which would be allowed to read it all.
+    // This home belongs to an ordinary user, and its modes would let the job's user read it all.
     let script = format!("{PRELUDE} PLACES=$PWD/state; {NO_STATE}");
     let home = home_with_state();
     let words = "set -e; $ION event create x --file secret; test -s state/ion.db; test -n \"$(ls state/blobs)\"; \
@@ -190,7 +193,8 @@ fn a_home_that_was_put_elsewhere_under_a_daemon_is_not_shown() {
     let file =
         home.write("pipeline.yaml", "modules:\n  look: {on: [go], run: [ls, state], retries: 0}\n");
     let up = home.up(&file);
-    // As a job could that may write the folder above. The daemon goes on with what it has open.
+    // A job that may write to the folder above could do this. The daemon goes on with the files
+    // that it has open.
     let away = home.path().join("away");
     fs::rename(home.state(), &away).unwrap();
     fs::create_dir(home.state()).unwrap();
@@ -242,12 +246,12 @@ fn a_link_sees_its_own_processes_and_no_state() {
 #[test]
 fn another_user_of_the_machine_reads_nothing() {
     if !is_root() {
-        // Who could become another user?
+        // Only root can become another user.
         return;
     }
     let home = Home::new();
     home.write("secret", "hunter2");
-    // A home that is open to all, as older ones are.
+    // The home is open to all users, as the homes of older versions are.
     fs::create_dir(home.state()).unwrap();
     fs::set_permissions(home.state(), fs::Permissions::from_mode(0o755)).unwrap();
     let said = home.run(["event", "create", "x", "--file", "secret"]).well();
@@ -293,7 +297,7 @@ fn another_user_of_the_machine_reads_nothing() {
     assert_eq!(up.stop(), Some(0));
 }
 
-/// `ion mount`, until it is dropped.
+/// A running `ion mount`, which is stopped on drop.
 struct Mounted(std::process::Child);
 
 impl Mounted {
@@ -313,10 +317,12 @@ impl Drop for Mounted {
 
 // ---- the daemon itself ----
 
-/// Without namespaces a module of the daemon's user sees the daemon. It cannot look inside.
+/// Without namespaces, a module of the daemon's user sees the daemon's process, but not its
+/// environment, memory or descriptors.
 #[test]
 fn without_namespaces_the_daemon_is_seen_and_closed() {
-    // Its parent is its first process, whose parent forked it for the daemon.
+    // The parent of this shell is the job's first process. Its parent is the process that forked it
+    // for the daemon, and the daemon is the parent of that process.
     let look = "ppid() { cut -d' ' -f4 /proc/$1/stat; }; d=/proc/$(ppid $(ppid $PPID)); grep -q no-namespaces $d/cmdline; \
         refused head -c 1 $d/environ; refused readlink $d/fd/1; refused head -c 1 $d/mem; refused ls $d/root/; refused cat $d/maps; \
         echo seen $d";
@@ -326,8 +332,8 @@ fn without_namespaces_the_daemon_is_seen_and_closed() {
         &home,
         &format!("export ION_TEST_PASSWORD=hunter2; $ION --no-namespaces run -- sh -ec '{script}'"),
     );
-    // Root needs no fusermount3; where it is missing, an ordinary user cannot have a tree without
-    // namespaces.
+    // Without namespaces, an ordinary user cannot have a tree where fusermount3 is missing. Root
+    // does not need it.
     if !ran.stderr.contains("fusermount") {
         let ran = ran.well();
         assert!(ran.stderr.contains("seen /proc/"), "{ran:#?}");
@@ -343,7 +349,7 @@ fn without_namespaces_the_daemon_is_seen_and_closed() {
 #[test]
 fn credentials_do_not_stay_in_the_environment() {
     if !is_root() {
-        // Nobody else may look.
+        // Only root may read the environment of a daemon.
         return;
     }
     let mut home = Home::new();
@@ -356,14 +362,14 @@ fn credentials_do_not_stay_in_the_environment() {
     let up = home.up_with(&["--gateway", "127.0.0.1:0"], &file);
     let environment = |pid: u32| fs::read(format!("/proc/{pid}/environ"));
     let below = crate::support::below(up.pid()).into_iter();
-    // One that tried what this machine can do may have ended.
+    // A process that only tries what this machine can do may have ended by now.
     let all =
         below.filter_map(|(pid, _)| environment(pid).ok()).chain([environment(up.pid()).unwrap()]);
     for environment in all {
         let text = String::from_utf8_lossy(&environment);
         assert!(!text.contains("hunter2"), "{text}");
     }
-    // It has them all the same.
+    // The gateway still has its tokens.
     let address = crate::support::chains::address(&up);
     let answer = crate::support::http::request(&address, "POST", "/events/x", &[], b"");
     assert_eq!(answer.status, 401);
@@ -389,7 +395,7 @@ fn a_module_has_no_descriptor_of_whoever_started_its_daemon() {
             .output();
         let ran = CommandOutput::of(output.unwrap()).failed();
         assert!(!ran.stderr.contains("hunter2"), "{ran:#?}");
-        // Its three streams, and the listing's own.
+        // The module has its three streams, and `ls` has one more for the folder that it lists.
         let descriptors: Vec<_> =
             ran.stderr.lines().filter_map(|line| Some(line.split_once("run | ")?.1)).collect();
         assert_eq!(&descriptors[..4], ["0", "1", "2", "3"], "{ran:#?}");
@@ -402,7 +408,8 @@ fn a_module_has_no_descriptor_of_whoever_started_its_daemon() {
 #[test]
 fn as_many_processes_as_were_said_and_not_one_more() {
     let home = Home::new();
-    // Twice, and through all numbers in between: the kernel reserves some once it has been through.
+    // The program reaches the limit twice, and uses up all process numbers in between: when the
+    // kernel begins again, it leaves out the lowest numbers.
     let program = "
 import os, signal, time
 def fill():
@@ -428,7 +435,7 @@ print('forks', first, fill(), flush=True)
     home.write("forks.py", program);
     let words = "--job-limit processes=200 run -- python3 forks.py";
     let ran = as_user(&home, &format!("$ION {words}")).well();
-    // The module itself is one of them.
+    // The module's own process counts too, so it can have 199 children.
     assert!(ran.stderr.contains("forks 199 199"), "{ran:#?}");
     if is_root() {
         let ran = home.run(words.split(' ')).well();
@@ -438,14 +445,14 @@ print('forks', first, fill(), flush=True)
 
 // ---- containers ----
 
-/// A program that asks for a socket of a family and exits with the errno: by the call of its own,
-/// or as programs of 32 bits.
+/// Returns a program that asks for a socket of a family, and exits with the errno. It uses the call
+/// `socket`, or the call `socketcall` of programs of 32 bits.
 #[cfg(target_arch = "x86_64")]
 fn asks_for_a_socket(family: u8, of_32_bits: bool) -> Vec<u8> {
     const AT: u32 = 0x0040_0000;
     const HEADERS: u32 = 120;
     let call: &[u8] = if of_32_bits {
-        // socketcall(SYS_SOCKET, arguments); the arguments stand behind the code.
+        // socketcall(SYS_SOCKET, arguments); the arguments follow the code.
         &[0xb8, 102, 0, 0, 0, 0xbb, 1, 0, 0, 0, 0xb9, 0, 0, 0, 0, 0xcd, 0x80]
     } else {
         // socket(family, SOCK_STREAM, 0)
@@ -487,7 +494,8 @@ fn a_container_has_no_sockets_that_no_namespace_holds() {
         ("machine32", asks_for_a_socket(machine, true)),
     ];
     let files: Vec<_> = programs.iter().map(|(name, program)| Entry::File(name, program)).collect();
-    // A descriptor is a small number, and what is asked for exits with its negative.
+    // A program that gets a socket exits with its negative descriptor, which the shell shows as 256
+    // less a small number, for instance 253.
     let script = "code() { \"$1\"; echo $1 $?; test $? = 0; }; code /unix; code /kernel; code /machine; code /machine32";
     Image::of(script).with(&files).write(&home, "image");
     for network in ["none", "host"] {
@@ -503,7 +511,7 @@ fn a_container_has_no_sockets_that_no_namespace_holds() {
     }
 }
 
-/// A container that shares the machine's network reaches the machine's loopback.
+/// A container that shares the machine's network also reaches the machine's loopback.
 #[test]
 fn a_gateway_that_containers_reach_needs_tokens() {
     let home = Home::new();

@@ -1,8 +1,9 @@
-//! Storms: a job that takes as much as it can of one kind, against a daemon in a memory cgroup of 1
-//! GiB. A neighbour works all the time and must not notice; the daemon lives, and the storm's own
-//! end is told as it was. Once through the local executor, once through CSI.
+//! Tests storms: a storm is a job that uses as much as it can of one resource. Its daemon runs in a
+//! memory cgroup of 1 GiB and must survive. A neighbour's jobs run all the time and must end in
+//! time, and the storm's job must end with the right state and reason. Storms run through the local
+//! executor and through CSI.
 //!
-//! `ION_TEST_STORMS=full` makes them as large as they were found (`make torture-files`).
+//! `ION_TEST_STORMS=full` gives the storms their full size (`make torture-files`).
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -28,33 +29,35 @@ use serde_json::Value;
 use tar::{EntryType, Header};
 use tonic::Code;
 
-/// What a daemon and its jobs may take.
+/// The memory that a daemon and its jobs may use, in bytes.
 const MEMORY: u64 = 1 << 30;
 
-/// How long a neighbour's job may take, from its event to its end: a moment, times what a busy
-/// machine of two cores makes of it.
+/// How long a neighbour's job may take, from its event to its end. It needs a moment, and much
+/// longer on a busy machine of two cores.
 const NEIGHBOUR: Duration = Duration::from_secs(30);
 
-/// How long a storm of the full size may last.
+/// How long a storm of the full size may take.
 const STORM: Duration = Duration::from_secs(1_800);
 
-/// Bytes of a reason: what others wrote is quoted in part.
+/// The limit of a reason's length, in bytes: a reason quotes only a part of what a module wrote.
 const REASON_MAX: usize = 4_096;
 
-/// Rejections that a pod's ticket tells of.
+/// The maximum number of rejections that a pod's ticket records.
 const TICKET_REJECTIONS: usize = 50;
 
-/// One storm at a time: the neighbours' deadlines are for a machine that does nothing else.
+/// Lets one storm run at a time, because the neighbours' deadlines are for a machine that does
+/// nothing else.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Returns the size of a storm: the moderate one, or the full one if `ION_TEST_STORMS` says so.
 fn size(moderate: u32, full: u32) -> u32 {
     if std::env::var("ION_TEST_STORMS").is_ok_and(|size| size == "full") { full } else { moderate }
 }
 
-/// The group, or none where it cannot be made.
+/// Returns a memory cgroup. Where none can be made, prints why and returns none.
 fn group() -> Option<MemoryGroup> {
     MemoryGroup::new(MEMORY).inspect_err(|why| println!("not tried: {why}")).ok()
 }
@@ -63,14 +66,14 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/machine/storms/
 
 // ---- the neighbour ----
 
-/// How often a neighbour worked, and how long it took at most.
+/// How many jobs a neighbour ran, and how long the longest one took.
 #[derive(Default)]
 struct Noticed {
     times: u32,
     longest: Duration,
 }
 
-/// Works again and again until `end`, and once after it.
+/// Runs `works` again and again until `end` is set, and once more after that.
 fn neighbour(end: &AtomicBool, works: impl Fn(u32)) -> Noticed {
     let mut noticed = Noticed::default();
     loop {
@@ -86,7 +89,7 @@ fn neighbour(end: &AtomicBool, works: impl Fn(u32)) -> Noticed {
     }
 }
 
-/// Sets its flag when it goes, also by a panic: a neighbour must not work for ever.
+/// Sets its flag on drop, also after a panic, so that no neighbour works for ever.
 struct AtEnd<'a>(&'a AtomicBool);
 
 impl Drop for AtEnd<'_> {
@@ -95,7 +98,7 @@ impl Drop for AtEnd<'_> {
     }
 }
 
-/// Does `storm` with a neighbour beside it.
+/// Runs `storm` while a neighbour works.
 fn beside<T>(works: impl Fn(u32) + Sync, storm: impl FnOnce() -> T) -> (T, Noticed) {
     let end = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -119,9 +122,9 @@ fn tell(name: &str, peak: u64, began: Instant, noticed: &Noticed) {
 
 // ---- through the local executor ----
 
-/// A daemon in a group, with the neighbour's module and the storm's.
+/// A daemon in a memory cgroup, with the modules of the neighbour and of the storm.
 struct Town {
-    // In the order of their ends: the daemon, its group, its folder.
+    // The fields are dropped in this order: the daemon, its group, its folder.
     up: RunningCommand,
     group: MemoryGroup,
     home: Home,
@@ -153,12 +156,13 @@ impl Town {
         self.home.run(["event", "create", "work", "--file", "content", "--wait"]).well();
     }
 
-    /// The storm's job, once it is final.
+    /// Starts the storm, waits for its end, and returns its job.
     fn storms(&self) -> Value {
         self.home.run(["event", "create", "start-storm", "--file", "content"]).well();
         self.ended()
     }
 
+    /// Waits until the storm's job is final, and returns it.
     fn ended(&self) -> Value {
         let mut found = Value::Null;
         wait_up_to(STORM, "the storm's job to end", || {
@@ -173,10 +177,11 @@ impl Town {
         found
     }
 
-    /// The daemon has lived through it and ends well.
+    /// Asserts that the daemon survived the storm, that it ends well, and that it leaves no job's
+    /// folder.
     fn ends_well(self, name: &str, began: Instant, noticed: &Noticed) {
         let Self { home, up, group } = self;
-        assert_eq!(group.killed(), 0, "the group was full: {}", up.log());
+        assert_eq!(group.killed(), 0, "the group's memory was full: {}", up.log());
         tell(name, peak_mib(up.pid()), began, noticed);
         home.run(["check"]).well();
         assert_eq!(up.stop(), Some(0));
@@ -188,15 +193,15 @@ impl Town {
     }
 }
 
-/// The job's state, the reason of its last attempt, and the program's own end.
+/// Returns a job's state, the reason of its last attempt, and the exit code of its program.
 fn end_of(job: &Value) -> (&str, &str, i64) {
     let attempt = job["attempts"].as_array().unwrap().last().unwrap();
     let code = attempt["exitCode"].as_i64().unwrap_or(-1);
     (job["state"].as_str().unwrap(), attempt["reason"].as_str().unwrap_or_default(), code)
 }
 
-/// A storm of storm.py as a local job: the program ends well in any case, and the job as `right`
-/// says.
+/// Runs a storm of storm.py as a local job. Its program must exit with 0, and `right` judges the
+/// job's state and reason.
 fn storms_locally(kind: &str, size: u32, right: impl Fn(&str, &str) -> bool) {
     let _turn = turn();
     let module = format!("run: [python3, {SCRIPT}, {kind}, \"{size}\", /ion]");
@@ -210,7 +215,7 @@ fn storms_locally(kind: &str, size: u32, right: impl Fn(&str, &str) -> bool) {
     town.ends_well(&format!("{size} {kind}"), began, &noticed);
 }
 
-/// Everything was allowed, or a limit was told.
+/// Returns whether the job succeeded, or ended because it was over a limit.
 fn allowed_or_limited(state: &str, reason: &str) -> bool {
     (state == "succeeded" && reason.is_empty())
         || (state == "dead" && reason.contains("over its limit"))
@@ -262,7 +267,7 @@ fn a_storm_of_output_without_a_line_is_not_noticed() {
     });
 }
 
-/// An image whose small layer unpacks to gigabytes, as the name of one file.
+/// The image has a small layer that unpacks to gigabytes, which are the name of one file.
 #[test]
 fn an_image_with_a_bomb_is_refused_and_not_noticed() {
     let _turn = turn();
@@ -273,7 +278,7 @@ fn an_image_with_a_bomb_is_refused_and_not_noticed() {
     header.set_entry_type(EntryType::GNULongName);
     header.set_size(u64::from(mebibytes) << 20);
     header.set_cksum();
-    // Pieces that are compressed one by one are one file together.
+    // Pieces that are compressed one by one form one gzip file together.
     let mut layer = gzip(header.as_bytes());
     layer.extend(gzip(&vec![b'n'; 1 << 20]).repeat(mebibytes as usize));
     Image::of("true").with_compressed(layer).write(&home, "image");
@@ -288,7 +293,7 @@ fn an_image_with_a_bomb_is_refused_and_not_noticed() {
     town.ends_well(&format!("an image with a name of {mebibytes} MiB"), began, &noticed);
 }
 
-/// Many who wait over HTTP for what comes of one event, with many events below it.
+/// Many HTTP clients wait for the end of one correlation, which has many events.
 #[test]
 fn a_storm_of_waiters_is_not_noticed() {
     let _turn = turn();
@@ -338,7 +343,8 @@ fn a_storm_of_waiters_is_not_noticed() {
             });
             fs::write(&go, "").unwrap();
             for mut stream in waiting {
-                // Its end alone is kept: answers to all are too much for this process too.
+                // The body is read and not kept, because the bodies of all answers are too much for
+                // this process.
                 let (mut head, mut buffer) = ([0; 12], vec![0; 1 << 16]);
                 stream.read_exact(&mut head).unwrap();
                 assert!(
@@ -355,8 +361,8 @@ fn a_storm_of_waiters_is_not_noticed() {
 
 // ---- through CSI ----
 
-/// A storm of storm.py in a pod's volume: the driver lives, and other pods have their volumes as
-/// ever.
+/// Runs a storm of storm.py in a pod's volume. The driver must survive, and other pods must get
+/// their volumes as usual.
 fn storms_in_a_pod(kind: &str, size: u32, rejections: usize) {
     let _turn = turn();
     let Some(group) = group() else { return };
@@ -384,7 +390,8 @@ fn storms_in_a_pod(kind: &str, size: u32, rejections: usize) {
         command.args([SCRIPT, kind, &size.to_string()]).arg(&target).stdin(Stdio::null());
         let ran = CommandOutput::of(command.output().unwrap());
         assert_eq!(ran.code, Some(0), "{ran:#?}");
-        // It takes long to remove so much. The kubelet asks again, too.
+        // Removing so many files takes long, so the driver may miss the deadline of the call. Then
+        // the test repeats the call, as the kubelet does.
         wait_up_to(STORM, "the volume to be gone", || match rig.unpublish("storm", &target) {
             Err(status) if status.code() == Code::DeadlineExceeded => false,
             gone => gone.is_ok(),
@@ -394,10 +401,10 @@ fn storms_in_a_pod(kind: &str, size: u32, rejections: usize) {
     assert_eq!(outcome.rejections.len(), rejections.min(TICKET_REJECTIONS), "{outcome:?}");
     assert!(outcome.rejections.iter().all(|rejection| rejection.reason.len() < REASON_MAX));
     let driver = rig.driver.as_ref().unwrap();
-    assert_eq!(group.killed(), 0, "the group was full: {}", driver.log());
+    assert_eq!(group.killed(), 0, "the group's memory was full: {}", driver.log());
     tell(&format!("{size} {kind} in a pod"), peak_mib(driver.pid()), began, &noticed);
     assert!(rig.kept().is_empty(), "{:?}", rig.kept());
-    // The driver ends before its group does.
+    // The driver must end before its group is removed.
     drop(rig);
     drop(group);
 }

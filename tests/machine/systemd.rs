@@ -1,4 +1,5 @@
-//! What systemd hears of the daemons, and what it says of the units in `deploy/systemd`.
+//! Tests what daemons report to a service manager, and the units in `deploy/systemd`: systemd's own
+//! programs check the units, and a real systemd runs them.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -17,7 +18,8 @@ use crate::support::{CommandOutput, DEADLINE, Home};
 
 const PIPELINE: &str = "modules:\n  m:\n    on: [t]\n    run: [sh, -c, 'test -z \"${NOTIFY_SOCKET-}${WATCHDOG_USEC-}\"']\n";
 
-/// All that is said at a socket, taken from it at once: it holds a few datagrams only.
+/// Receives the messages of a socket in a thread of its own, because the socket holds only a few
+/// datagrams that nobody has received.
 fn listen(socket: UnixDatagram) -> mpsc::Receiver<String> {
     let (said, heard) = mpsc::channel();
     std::thread::spawn(move || {
@@ -31,7 +33,7 @@ fn listen(socket: UnixDatagram) -> mpsc::Receiver<String> {
     heard
 }
 
-/// All of them, and each says so no sooner than it does to people.
+/// Each daemon reports READY=1 first, then WATCHDOG=1 again and again, and STOPPING=1 at its end.
 #[test]
 fn a_service_manager_hears_ready_alive_and_stopping() {
     let mut home = Home::new();
@@ -43,8 +45,8 @@ fn a_service_manager_hears_ready_alive_and_stopping() {
         ("gateway", &["--listen", "127.0.0.1:0"]),
         ("relay", &[]),
     ] {
-        // Each has a socket of its own: it says that it is alive until its end, also after it began
-        // to stop.
+        // Each daemon has a socket of its own, because it sends WATCHDOG=1 until its end, also
+        // after it has begun to stop.
         let path = home.path().join(format!("notify-{command}"));
         let heard = listen(UnixDatagram::bind(&path).unwrap());
         let hears = || heard.recv_timeout(DEADLINE).unwrap();
@@ -69,7 +71,8 @@ fn a_service_manager_hears_ready_alive_and_stopping() {
     }
 }
 
-/// As systemd makes them readable where it can give no file to the daemon's user.
+/// Where systemd cannot make a credential the file of the daemon's user, it gives the file mode
+/// 0440. The gateway accepts a file of such a mode only in `CREDENTIALS_DIRECTORY`.
 #[test]
 fn tokens_that_systemd_hands_over_may_have_any_mode_and_no_others() {
     let mut home = Home::new();
@@ -85,13 +88,14 @@ fn tokens_that_systemd_hands_over_may_have_any_mode_and_no_others() {
     assert_eq!(gateway.stop(), Some(0));
 }
 
-/// Units that are wrong are refused, and so are those that confine less than they did.
+/// systemd-analyze finds no mistake in a unit, and rates its exposure no higher than the limit
+/// here, so a change that confines a daemon less fails this test.
 #[test]
 fn the_units_are_what_systemd_understands_and_confine_the_daemons() {
     let home = Home::new();
     for (unit, exposure_max) in [("ion-dispatch@.service", 38), ("ion-gateway.service", 14)] {
         let text = std::fs::read_to_string(Path::new("deploy/systemd").join(unit)).unwrap();
-        // The program lies elsewhere here.
+        // The tests' program is not where the unit expects it.
         let text = text.replace("/usr/local/bin/ion ", &format!("{} ", crate::support::ION));
         let unit = home.write(unit, text);
         let analyze = |words: &[&str]| {
@@ -107,18 +111,22 @@ fn the_units_are_what_systemd_understands_and_confine_the_daemons() {
     }
 }
 
-/// A job that needs what the units leave it: its namespaces, a mount, any mode.
+/// A pipeline whose job needs everything that the units leave to jobs: namespaces, a mount, and
+/// files of any mode.
 const CONFINED: &str = "modules:\n  m:\n    on: [t]\n    emits: [x]\n    retries: 0\n    run: [sh, -ec, 'test $ION_DIR = /ion; \
     test $(id -un) = ion; echo > $ION_DIR/out/data/f; chmod 2755 $ION_DIR/out/data/f; \
     echo \"{\\\"eventType\\\": \\\"x\\\", \\\"files\\\": [\\\"f\\\"]}\" > $ION_DIR/out/events/x']\n";
 
+/// A script that starts both units, runs one job as the user `ion`, stops the units and prints
+/// their log. It exits with 3 if a unit does not start, and also fails if the job fails or the
+/// dispatcher does not end well.
 const STARTS_AND_WORKS: &str = "systemctl start ion-dispatch@words ion-gateway || { cat /run/log; exit 3; }; cd /var/lib/ion; \
     setpriv --reuid=ion --regid=ion --clear-groups env ION_HOME=/var/lib/ion ion event create t --wait || code=$?; \
     systemctl stop 'ion-*'; test $(systemctl show --property Result --value ion-dispatch@words) = success; cat /run/log; exit ${code-0}";
 
-/// Jobs run, the gateway reads its credential, both say that they are ready, and stop when they are
-/// told; with a directive more, of which the unit says that jobs cannot do without what it takes
-/// away, they do not run.
+/// With the units as they are, jobs run, the gateway reads its credential, and both daemons become
+/// ready and stop when systemd asks them to. With any one of four directives that the dispatcher's
+/// unit leaves out on purpose, no job runs.
 #[test]
 fn under_a_real_systemd_jobs_run_as_tightly_as_they_can() {
     if !rustix::process::geteuid().is_root() {
@@ -144,7 +152,7 @@ fn under_a_real_systemd_jobs_run_as_tightly_as_they_can() {
         assert!(ran.stdout.contains(said), "{ran:#?}");
     }
     for (directive, code, said) in [
-        // The dispatcher does not even start.
+        // With this directive, the dispatcher does not even start.
         ("PrivateDevices=yes", 3, "jobs cannot have their files here: /dev/fuse"),
         ("RestrictNamespaces=yes", 1, "dead m"),
         ("RestrictSUIDSGID=yes", 1, "dead m"),

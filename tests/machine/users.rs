@@ -1,5 +1,5 @@
-//! Who may run jobs: root, an ordinary user in a user namespace, and anybody where no namespace is
-//! allowed.
+//! Tests which users can run jobs: root, an ordinary user in a user namespace, and any user where
+//! namespaces are not allowed. Also tests that no mount is left, and which commands make a home.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,8 +10,8 @@ const MODULE: &str = "set -e; test $(id -u) = $(stat -c %u $ION_DIR/out/data); c
     cp $ION_DIR/in/data/f $ION_DIR/out/data/c; echo more > $ION_DIR/out/data/d; \
     echo '{\"eventType\":\"x\",\"files\":[\"c\",\"d\"]}' > $ION_DIR/out/events/a; test -e $ION_DIR/events/published/a.json";
 
-/// Root tries it as `nobody`, with a `/dev/fuse` that users may open, as distributions have it:
-/// bound over the machine's own in a mount namespace of this test.
+/// If root runs this test, the job runs as `nobody`, in a mount namespace in which every user may
+/// open `/dev/fuse`, as on ordinary distributions.
 #[test]
 fn an_ordinary_user_gets_a_user_namespace_with_the_tree_at_ion() {
     let home = Home::new();
@@ -20,8 +20,8 @@ fn an_ordinary_user_gets_a_user_namespace_with_the_tree_at_ion() {
     std::fs::copy(crate::support::ION, &ion).unwrap();
     let job = r#"env HOME=$PWD ION_HOME=$PWD/state ./ion --json run --file f -- sh -c 'test $ION_DIR = /ion; '"$MODULE""#;
     let script = if rustix::process::geteuid().is_root() {
-        // Below the target folder of root an ordinary user may not walk: the folder is bound where
-        // they may.
+        // An ordinary user may not enter root's target folder, so the test's folder is bound to a
+        // path that the user may enter.
         format!(
             "set -e; mount --bind . /mnt; cd /mnt; mknod fuse c 10 229; chmod 666 fuse; mount --bind fuse /dev/fuse; \
              chown -R 65534 .; exec setpriv --reuid=65534 --regid=65534 --clear-groups {job}"
@@ -54,7 +54,7 @@ fn without_namespaces_ion_dir_says_where_the_tree_is_and_nothing_stays() {
         .run(["--json", "--no-namespaces", "run", "--file", "f", "--", "sh", "-c", &outlives])
         .well();
     assert_eq!(ran.types(), ["x"], "{ran:#?}");
-    assert!(!mounts().contains(home.state().to_str().unwrap()), "its mount is gone");
+    assert!(!mounts().contains(home.state().to_str().unwrap()), "the job's mount is gone");
     let failed =
         home.run(["--json", "--no-namespaces", "run", "--", "sh", "-c", "kill -9 $$"]).failed();
     assert!(failed.stderr.contains("killed by signal 9"), "{failed:#?}");
@@ -95,7 +95,7 @@ fn mounts() -> String {
 #[test]
 fn a_module_sees_nothing_of_the_daemons_environment() {
     let home = Home::new();
-    // An ordinary user may not even look at the first process.
+    // An ordinary user may not even list the descriptors of the first process.
     let script =
         "cat /proc/1/environ /proc/self/environ | tr '\\0' '\\n'; ls -l /proc/1/fd || true";
     for flags in [&[][..], &["--no-namespaces"][..]] {
@@ -131,9 +131,9 @@ fn a_mount_that_somebody_stands_in_is_taken_away_and_made_again() {
         let mut mount = home.ion().args(["mount", at]).stderr(file).spawn().unwrap();
         times += 1;
         let said = || std::fs::read_to_string(&log).unwrap();
-        wait_for("it to be mounted", || said().matches("mounted at ").count() == times);
+        wait_for("the plane to be mounted", || said().matches("mounted at ").count() == times);
         assert!(std::fs::read_dir(format!("{at}/correlations")).unwrap().count() > 0);
-        // A shell that nobody sends home.
+        // A program that keeps the mount as its working folder.
         let mut shell = std::process::Command::new("sleep");
         let old: Option<std::process::Child> =
             stands.replace(shell.arg("600").current_dir(at).spawn().unwrap());
@@ -157,7 +157,7 @@ fn end(mut child: std::process::Child) {
     child.wait().unwrap();
 }
 
-/// Commands that only look, or steer what is there.
+/// Commands that only read, or that act on what exists.
 const LOOKS: [&[&str]; 17] = [
     &["trace"],
     &["job", "list"],
@@ -181,7 +181,8 @@ const LOOKS: [&[&str]; 17] = [
 #[test]
 fn a_command_that_only_looks_makes_nothing_and_finds_the_home_above() {
     let home = Home::new();
-    // Below no folder that people run Ion from, as this repository's may be.
+    // The folder is not below this repository, because people may run Ion from there, and then a
+    // command would find their home.
     let apart = tempfile::tempdir().unwrap();
     let folder = apart.path().join("project");
     let deep = folder.join("a/b");
@@ -202,7 +203,7 @@ fn a_command_that_only_looks_makes_nothing_and_finds_the_home_above() {
     let doctor = ion(&deep, &["doctor"]).well();
     assert!(doctor.stdout.contains(".ion, which is not there yet"), "{doctor:#?}");
     assert!(empty());
-    // What is made above is found below.
+    // A command finds the home of a folder above its own.
     ion(&folder, &["event", "create", "start", "--id", "one"]).well();
     assert!(folder.join(".ion/ion.db").exists());
     for words in [
@@ -216,7 +217,7 @@ fn a_command_that_only_looks_makes_nothing_and_finds_the_home_above() {
         assert!(empty(), "{words:?}");
     }
     assert!(ion(&deep, &["trace", "one"]).well().stdout.contains("start"));
-    // One that is another user's is not obeyed.
+    // A home that belongs to another user is refused.
     if rustix::process::getuid().is_root() {
         std::os::unix::fs::chown(folder.join(".ion"), Some(65534), Some(65534)).unwrap();
         for words in [&["trace"][..], &["up"], &["event", "create", "x"]] {

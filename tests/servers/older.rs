@@ -618,6 +618,8 @@ fn development_mode_needs_no_store_and_what_it_shows_starts_the_next_module_by_h
     // What lies in the first module's folder is its event.
     home.write("base-one/in/data/deep/f", "content\n");
     home.write("base-one/in/eventmeta.json", "[{\"key\": \"note\", \"value\": \"kept\"}]");
+    let small = act("one", "prepare", &["--job-limit=event-bytes=20"]).failed();
+    assert!(small.stderr.contains("larger than an event may be"), "{small:#?}");
     act("one", "prepare", &["--context.eventid=111", "--context.correlationid=cc"]).well();
     assert_eq!(shown("one/prepared"), json!({}));
     assert_eq!(shown("one/context.json")["eventId"], "111");
@@ -659,6 +661,9 @@ fn development_mode_needs_no_store_and_what_it_shows_starts_the_next_module_by_h
     act("two", "prepare", &[&id]).well();
     assert_eq!(script("two", "cat in/data/g").stdout, "content\n");
     script("two", "echo '{\"eventType\":\"end\"}' > out/events/e.json");
+    let shallow = ["--valideventtypes=end", "--job-limit=lineage-depth=1"];
+    let deep = act("two", "commit", &[&[id.as_str()], &shallow[..]].concat()).failed();
+    assert!(deep.stderr.contains("ELOOP"), "{deep:#?}");
     act("two", "commit", &[&id, "--valideventtypes=end"]).well();
     let last = shown("two/contexts/e.json");
     assert_eq!(

@@ -57,7 +57,7 @@ impl MemoryGroup {
             if self.version == Version::One { "memory.oom_control" } else { "memory.events" };
         let text = fs::read_to_string(self.at.join(file)).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-        line.expect("the kernel counts kills").parse().unwrap()
+        line.expect("the kernel counts the processes that it kills").parse().unwrap()
     }
 }
 

@@ -50,7 +50,7 @@ impl Cluster {
             .unwrap();
         let mut said = String::new();
         BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut said).unwrap();
-        assert_eq!(said.trim(), "ready", "the cluster started; its logs are in {}", dir.display());
+        assert_eq!(said.trim(), "ready", "the cluster's logs are in {}", dir.display());
         Some(Self { dir, keeper })
     }
 
@@ -114,7 +114,8 @@ pub struct ClusterPlane {
     _servers: (Mongo, Rabbit, S3),
 }
 
-/// Returns the world, for one test at a time; none where there is no Kubernetes, which is printed.
+/// Returns the cluster with its servers and driver, for one test at a time. Where no Kubernetes is
+/// built, prints that and returns none.
 pub fn world() -> Option<MutexGuard<'static, ClusterPlane>> {
     static WORLD: OnceLock<Option<Mutex<ClusterPlane>>> = OnceLock::new();
     let world = WORLD
@@ -175,7 +176,7 @@ impl ClusterPlane {
         self.driver = Some(driver);
     }
 
-    /// Takes the node's driver out of the world.
+    /// Hands the node's driver to the caller, who may stop or kill it.
     pub fn driver(&mut self) -> RunningCommand {
         self.driver.take().unwrap()
     }
@@ -259,7 +260,7 @@ impl Drop for Taint<'_> {
     fn drop(&mut self) {
         let ran = self.0.cluster.kubectl(&["taint", "node", "n1", &format!("{}-", self.1)]);
         if ran.code != Some(0) {
-            eprintln!("the taint {} stays: {ran:#?}", self.1);
+            eprintln!("the taint {} could not be removed: {ran:#?}", self.1);
         }
     }
 }

@@ -243,10 +243,11 @@ impl CsiRig {
     pub fn outcome(&self, attempt: &PodAttempt) -> TreeOutcome {
         match self.ticket(attempt).ended {
             Some(TreeEnd::Outcome(outcome)) => outcome,
-            other => panic!("no outcome: {other:?}"),
+            other => panic!("the ticket has no outcome: {other:?}"),
         }
     }
 
+    /// Asserts that the attempt's ticket says that the tree was lost with this node.
     #[track_caller]
     pub fn is_lost(&self, attempt: &PodAttempt) {
         let ended = self.ticket(attempt).ended;

@@ -305,7 +305,7 @@ impl RunningCommand {
 impl Drop for RunningCommand {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- ion up\n{}", self.log());
+            eprintln!("--- the output of the ion command\n{}", self.log());
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -385,7 +385,7 @@ pub fn passes_again(through: &[&str], name: &str, env: &[(String, String)]) {
         text(&output.stdout),
         text(&output.stderr)
     );
-    assert!(text(&output.stdout).contains("ok. 1 passed"), "there is a test of the name {name:?}");
+    assert!(text(&output.stdout).contains("ok. 1 passed"), "one test has the name {name:?}");
 }
 
 /// Returns whether this process may mount. If not, runs the test `name` of this binary as the root
@@ -403,6 +403,10 @@ pub fn may_mount_or_runs_where_it_may(name: &str) -> bool {
 pub fn faketime() -> String {
     let library = Path::new("/usr/lib")
         .join(format!("{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH));
-    assert!(library.exists(), "{} is there: scripts/setup-tests.sh installs it", library.display());
+    assert!(
+        library.exists(),
+        "{} is missing; scripts/setup-tests.sh installs it",
+        library.display()
+    );
     library.display().to_string()
 }

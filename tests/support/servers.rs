@@ -508,7 +508,7 @@ impl Azure {
         let made = Command::new("node")
             .args(["-e", MAKE_CONTAINER, AZURE_KEY, &self.port.to_string(), name])
             .status();
-        assert!(made.unwrap().success(), "the container could not be made");
+        assert!(made.unwrap().success(), "the container {name} could not be made");
     }
 }
 

@@ -1,4 +1,5 @@
-//! Images that were made to take memory, to hang, or to read what is none of theirs.
+//! Tests hostile images: they try to use up memory, to hang the daemon, or to read files outside
+//! the image.
 
 use std::fs;
 use std::io::Write as _;
@@ -13,14 +14,14 @@ use super::{pipeline, run};
 use crate::support::images::{Image, digest, gzip};
 use crate::support::{CommandOutput, Home, ION};
 
-/// Bytes that an archive claims for one name: more than the daemon may take, far more than it
-/// needs.
+/// The bytes that an archive claims for one name: more than the daemon may use, and far more than a
+/// name needs.
 const HUGE: u64 = 6 << 30;
 
-/// Bytes of a piece that is compressed once and repeated.
+/// The size in bytes of a piece that is compressed once and repeated.
 const PIECE: usize = 64 << 20;
 
-/// Adds a blob to a layout; gives its descriptor.
+/// Adds a blob to a layout. Returns its descriptor.
 fn add_blob(layout: &Path, media_type: &str, content: &[u8]) -> Value {
     let digest = digest(content);
     fs::write(layout.join("blobs/sha256").join(digest.strip_prefix("sha256:").unwrap()), content)
@@ -32,13 +33,14 @@ fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
+/// Returns the path of the blob that a descriptor names.
 fn blob_of(layout: &Path, descriptor: &Value) -> std::path::PathBuf {
     layout
         .join("blobs/sha256")
         .join(descriptor["digest"].as_str().unwrap().strip_prefix("sha256:").unwrap())
 }
 
-/// Changes the manifest of the one image of a layout.
+/// Changes the manifest of the only image of a layout.
 fn change_manifest(layout: &Path, change: impl FnOnce(&mut Value)) {
     let mut index = read_json(&layout.join("index.json"));
     let mut manifest = read_json(&blob_of(layout, &index["manifests"][0]));
@@ -54,14 +56,14 @@ fn change_manifest(layout: &Path, change: impl FnOnce(&mut Value)) {
     fs::write(layout.join("index.json"), index.to_string()).unwrap();
 }
 
-/// Lays a layer of these bytes over an image.
+/// Adds a layer of these bytes on top of an image.
 pub(super) fn with_layer(layout: &Path, compression: &str, content: &[u8]) {
     let layer =
         add_blob(layout, &format!("application/vnd.oci.image.layer.v1.tar{compression}"), content);
     change_manifest(layout, |manifest| manifest["layers"].as_array_mut().unwrap().push(layer));
 }
 
-/// Gzip of a head and so many bytes of repeated content.
+/// Returns a gzip file of a header, followed by this many bytes of repeated content.
 fn bomb(head: &[u8], block: &[u8], bytes: u64) -> Vec<u8> {
     let piece = gzip(&block.repeat(PIECE / block.len()));
     let mut bomb = gzip(head);
@@ -71,16 +73,17 @@ fn bomb(head: &[u8], block: &[u8], bytes: u64) -> Vec<u8> {
     bomb
 }
 
-/// The head of an entry that says that it has so many bytes.
+/// Returns the header of an entry that claims to have this many bytes.
 pub(super) fn head(kind: EntryType, name: &str, bytes: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     filled(header, name, 0o644, bytes)
 }
 
-/// A head with all that every form of it has, of root and of 1970.
+/// Fills the fields that every form of a header has. The entry belongs to root, and its time is the
+/// start of 1970.
 pub(super) fn filled(mut header: Header, name: &str, mode: u32, bytes: u64) -> Header {
-    // The name stands in the same place in each form.
+    // The name is in the same place in each form.
     header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
     header.set_mode(mode);
     header.set_uid(0);
@@ -91,7 +94,8 @@ pub(super) fn filled(mut header: Header, name: &str, mode: u32, bytes: u64) -> H
     header
 }
 
-/// Runs the module in a process that may not take much; says how much it took at most.
+/// Runs the module in a process with a limited address space. Returns its output and its peak
+/// memory in KiB.
 fn run_small(home: &Home) -> (CommandOutput, u64) {
     home.write("f", "content\n");
     let program = "import resource, subprocess, sys\n\
@@ -121,7 +125,7 @@ fn run_small(home: &Home) -> (CommandOutput, u64) {
 #[test]
 fn an_archive_that_is_all_names_is_refused_in_little_memory() {
     let home = Home::new();
-    // A map of holes that goes on for ever: each block says that another one follows.
+    // The map of holes has no end: each of its blocks says that another one follows.
     let mut sparse = head(EntryType::GNUSparse, "sparse", 0);
     sparse.as_gnu_mut().unwrap().isextended[0] = 1;
     sparse.set_cksum();
@@ -163,11 +167,11 @@ fn an_archive_whose_window_or_holes_cannot_be_had_is_refused_by_name() {
         assert!(words.iter().all(|word| ran.stderr.contains(word)), "{words:?} {ran:#?}");
         assert!(kib < 512 << 10, "{image}: {kib} KiB");
     };
-    // A frame that wants 2 GiB to be kept, and has one block of nothing.
+    // The frame asks for a window of 2 GiB, and has one empty block.
     let layout = Image::of("exit 0").write(&home, "window");
     with_layer(&layout, "+zstd", &[0x28, 0xb5, 0x2f, 0xfd, 0x00, 21 << 3, 0x01, 0x00, 0x00]);
     refused("window", &["memory"]);
-    // Records that are long and well are read.
+    // Records and names that are long but valid are read.
     let mut tar = Builder::new(vec![]);
     tar.append_pax_extensions([("SCHILY.xattr.user.large", vec![b'x'; 200_000].as_slice())])
         .unwrap();
@@ -204,7 +208,7 @@ fn an_image_whose_files_are_links_or_pipes_is_refused_and_nothing_hangs() {
     let layout = Image::of("exit 0").write(&home, "marker");
     pipe(&layout.join("oci-layout"));
     refused("oci:marker", &["no file oci-layout"]);
-    // A blob that never ends, and one that is a file of this machine.
+    // The blob is a link to a file that never ends, and then to a file of this machine.
     let layout = Image::of("exit 0").write(&home, "endless");
     change_manifest(&layout, |manifest| manifest["layers"][0]["size"] = json!(u64::MAX / 4));
     let manifest =
@@ -215,7 +219,7 @@ fn an_image_whose_files_are_links_or_pipes_is_refused_and_nothing_hangs() {
         symlink(to, &layer).unwrap();
         refused("oci:endless", &["cannot be used", "blobs/sha256"]);
     }
-    // The same from an archive, whose links are unpacked with it.
+    // An archive's links are unpacked with it, and they are refused as well.
     let mut tar = Builder::new(fs::File::create(home.path().join("links.tar")).unwrap());
     let good = Image::of("exit 0").write(&home, "good");
     tar.append_path_with_name(good.join("oci-layout"), "oci-layout").unwrap();

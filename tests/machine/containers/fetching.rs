@@ -1,5 +1,5 @@
-//! Images from registries: who logs in, how often it is asked, and what becomes of a client when
-//! nobody waits for it any more.
+//! Tests images from registries: the login that is used, how often the registry is asked, and that
+//! the client ends with the daemon that started it.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -13,7 +13,7 @@ use crate::support::images::{Entry, Image};
 use crate::support::servers::Registry;
 use crate::support::{Home, wait_for};
 
-/// Copies the layout `image` of a home into a registry.
+/// Copies the layout `image` of a home into a registry. Returns the image's full name.
 fn push(home: &Home, registry: &Registry, name: &str) -> String {
     let (user, password) = Registry::USER;
     let image = format!("{}/{name}", registry.name);
@@ -33,7 +33,7 @@ fn push(home: &Home, registry: &Registry, name: &str) -> String {
     image
 }
 
-/// A file of logins, and one that says that the registry has no TLS.
+/// Writes a file of logins, and one that says that the registry has no TLS. Returns their paths.
 fn settings(home: &Home, registry: &Registry) -> (String, String) {
     let (user, password) = Registry::USER;
     let auths = json!({"auths": {&registry.name: {"auth": base64(&format!("{user}:{password}"))}}});
@@ -45,7 +45,8 @@ fn settings(home: &Home, registry: &Registry) -> (String, String) {
     )
 }
 
-/// C4.
+/// skopeo receives the environment variables that name logins, proxies and registries. Modules do
+/// not.
 #[test]
 fn the_client_of_registries_finds_logins_proxies_and_registries_as_podman_does() {
     let mut home = Home::new();
@@ -70,7 +71,7 @@ fn the_client_of_registries_finds_logins_proxies_and_registries_as_podman_does()
         for (key, _) in env {
             assert!(
                 ran.stderr.contains("ION_MODULE") && !ran.stderr.contains(key),
-                "no module sees it: {ran:#?}"
+                "the module sees its own variables and not {key}: {ran:#?}"
             );
         }
         home.run(["gc", "--older-than", "0s"]).well();
@@ -82,7 +83,7 @@ fn the_client_of_registries_finds_logins_proxies_and_registries_as_podman_does()
         pipeline(&home, "  m: {on: [x], image: 'registry.invalid/tools/module:1'}\n");
         let asked = std::thread::spawn(move || {
             let mut asked = String::new();
-            // Each of its tries.
+            // skopeo may connect more than once before it asks for a tunnel.
             for _ in 0..3 {
                 let (mut client, _) = proxy.accept().unwrap();
                 let mut bytes = [0; 1000];
@@ -101,14 +102,14 @@ fn the_client_of_registries_finds_logins_proxies_and_registries_as_podman_does()
             "{ran:#?}"
         );
         assert!(asked.join().unwrap().contains("CONNECT registry.invalid:443"), "{key}");
-        // And not where it is not to be asked.
+        // skopeo does not use the proxy for a registry in `no_proxy`.
         home.env.push(("no_proxy".into(), "registry.invalid".into()));
         let ran = run(&home, "m").failed();
         assert!(!ran.stderr.contains("Forbidden"), "{ran:#?}");
     }
 }
 
-/// C6.
+/// `ion up` with eight jobs and three processes of `ion run` share one fetch.
 #[test]
 fn jobs_of_several_processes_that_need_a_new_image_at_once_fetch_it_once() {
     let mut home = Home::new();
@@ -139,10 +140,10 @@ fn jobs_of_several_processes_that_need_a_new_image_at_once_fetch_it_once() {
     let mut once = blobs.clone();
     once.sort();
     once.dedup();
-    assert_eq!((blobs.len(), once.len()), (3, 3), "two layers and what the image says: {blobs:#?}");
+    assert_eq!((blobs.len(), once.len()), (3, 3), "two layers and the configuration: {blobs:#?}");
 }
 
-/// C6 and C11.
+/// The registry never answers.
 #[test]
 fn a_killed_dispatcher_takes_the_client_of_registries_with_it_and_jobs_say_what_they_wait_for() {
     let mut home = Home::new();

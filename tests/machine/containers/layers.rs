@@ -1,5 +1,5 @@
-//! What layers may say, as other tools write them: every file is the one that was packed, or is
-//! refused by name.
+//! Tests layers as other tools write them: each unpacked file equals the packed one, or the layer
+//! is refused with an error that names the file.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -14,24 +14,24 @@ use super::{pipeline, run};
 use crate::support::images::{Image, gzip};
 use crate::support::{CommandOutput, Home};
 
-/// Bytes of a file that is mostly holes.
+/// The size in bytes of a file that consists mostly of holes.
 const SPARSE_BYTES: u64 = 8 << 20;
 
-/// Runs a program of this machine in a folder; gives what it writes.
+/// Runs a program of this machine in a folder, and returns its output.
 fn here(folder: &Path, argv: &[&str]) -> String {
     let output = Command::new(argv[0]).args(&argv[1..]).current_dir(folder).output().unwrap();
     assert!(output.status.success(), "{argv:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Runs a script in an image of this name.
+/// Runs a script in the image of this name.
 fn in_image(home: &Home, name: &str, script: &str) -> CommandOutput {
     let script = json!(script);
     pipeline(home, &format!("  m: {{on: [x], image: 'oci:{name}', run: [sh, -c, {script}]}}\n"));
     run(home, "m")
 }
 
-/// The layer is refused in these words.
+/// Asserts that a layer is refused with an error that has these words.
 fn refused(home: &Home, name: &str, layer: &[u8], words: &[&str]) {
     let layout = Image::of("exit 0").write(home, name);
     with_layer(&layout, "", layer);
@@ -41,7 +41,7 @@ fn refused(home: &Home, name: &str, layer: &[u8], words: &[&str]) {
     assert!(all.iter().all(|word| ran.stderr.contains(word)), "{name}: {all:?} {ran:#?}");
 }
 
-/// The folder of the one unpacked image whose layer has this file.
+/// Returns the path of a file in the unpacked image that has it.
 fn unpacked(home: &Home, file: &str) -> PathBuf {
     let images = fs::read_dir(home.state().join("images")).unwrap().flatten();
     let mut found =
@@ -49,6 +49,7 @@ fn unpacked(home: &Home, file: &str) -> PathBuf {
     found.next().unwrap()
 }
 
+/// Returns an archive of one entry with these PAX records.
 fn records<'r>(
     records: impl IntoIterator<Item = (&'r str, &'r [u8])>,
     header: &Header,
@@ -60,7 +61,7 @@ fn records<'r>(
     tar.into_inner().unwrap()
 }
 
-/// C1.
+/// GNU tar writes files with holes in four forms.
 #[test]
 fn files_with_holes_are_whole_in_every_form_that_tar_writes() {
     let home = Home::new();
@@ -96,7 +97,7 @@ fn files_with_holes_are_whole_in_every_form_that_tar_writes() {
             .concat();
         here(home.path(), &tar);
         let layer = fs::read(home.path().join("layer.tar")).unwrap();
-        assert!(layer.len() < 4 << 20, "{form} has holes: {} bytes", layer.len());
+        assert!(layer.len() < 4 << 20, "{form} leaves out the holes: {} bytes", layer.len());
         let layout = Image::of("exit 0").write(&home, form);
         with_layer(&layout, "+gzip", &gzip(&layer));
         let found = in_image(&home, form, &format!("cd /files && {find}")).well();
@@ -111,15 +112,16 @@ fn files_with_holes_are_whole_in_every_form_that_tar_writes() {
     let blocks = std::os::unix::fs::MetadataExt::blocks(
         &fs::metadata(unpacked(&home, "files/few")).unwrap(),
     );
-    assert!(blocks * 512 < SPARSE_BYTES, "its holes stay holes: {blocks} blocks");
+    assert!(blocks * 512 < SPARSE_BYTES, "the unpacked file keeps its holes: {blocks} blocks");
 }
 
-/// A head of Unix V7: no magic, and a folder is a name that ends in a slash.
+/// Returns a header in the form of Unix V7, which has no magic, and in which a name that ends in a
+/// slash is a folder.
 fn head_of_v7(name: &str, bytes: u64) -> Header {
     filled(Header::new_old(), name, 0o755, bytes)
 }
 
-/// C1 and C7: what was lost or misread without a word.
+/// A reader easily loses or misreads these parts of a layer without an error.
 #[test]
 fn records_attributes_times_and_old_folders_of_a_layer_are_kept() {
     let home = Home::new();
@@ -132,13 +134,14 @@ fn records_attributes_times_and_old_folders_of_a_layer_are_kept() {
         &head(EntryType::Regular, "another-name", 3),
         b"yes",
     );
-    // Without the two blocks that end an archive, so that another one goes on.
+    // Removes the two blocks that end the archive, so that it goes on with the added entries.
     let mut add = |more: &[u8]| {
         layer.truncate(layer.len() - 1024);
         layer.extend_from_slice(more);
     };
     add(&records([("mtime", &b"-1.25"[..])], &head(EntryType::Regular, "before-1970", 0), b""));
-    // What says that it has bytes has them, whatever its head says; and a link never has any.
+    // The size in a record counts and not the one in the header, and a hard link never has content,
+    // whatever size its header has.
     add(&records([("size", &b"5"[..])], &head(EntryType::Regular, "sized-by-record", 0), b"bytes"));
     let mut link = head(EntryType::Link, "link", 5000);
     link.set_link_name("sized-by-record").unwrap();
@@ -180,7 +183,7 @@ fn records_attributes_times_and_old_folders_of_a_layer_are_kept() {
     assert_eq!(attributes, "one\n\ntwo\n");
 }
 
-/// C1.
+/// The error names the entry and the part of it that cannot be read.
 #[test]
 fn a_layer_that_would_be_misread_is_refused_by_name() {
     let home = Home::new();
@@ -235,7 +238,7 @@ fn a_layer_that_would_be_misread_is_refused_by_name() {
         &entry(&head(EntryType::new(b'X'), "the-file", 4), b"data"),
         &["\"the-file\"", "'X'"],
     );
-    // 2 to the power of 64, and 4 more.
+    // The size is 2 to the power of 64, plus 4.
     let mut huge = file();
     huge.as_gnu_mut().unwrap().size = [0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 4];
     huge.set_cksum();
@@ -245,6 +248,7 @@ fn a_layer_that_would_be_misread_is_refused_by_name() {
     refused(&home, "text", &[b'x'; 2000], &["no tar archive"]);
 }
 
+/// Returns the content, filled up to one block of an archive.
 fn block(content: &[u8]) -> Vec<u8> {
     let mut block = content.to_vec();
     block.resize(512, 0);
@@ -255,7 +259,7 @@ fn entry(header: &Header, content: &[u8]) -> Vec<u8> {
     [header.as_bytes().as_slice(), &block(content)].concat()
 }
 
-/// C7: what is said of a layer's form is often wrong; its first bytes tell.
+/// The media type of a layer is often wrong, so Ion reads a layer by its first bytes.
 #[test]
 fn layers_are_read_by_what_they_are_and_not_by_what_is_said_of_them() {
     let home = Home::new();
@@ -267,7 +271,7 @@ fn layers_are_read_by_what_they_are_and_not_by_what_is_said_of_them() {
     with_layer(&layout, "+gzip", &zstd::encode_all(&plain("zstd-called-gzip")[..], 1).unwrap());
     with_layer(&layout, "+zstd", &gzip(&plain("gzip-called-zstd")));
     with_layer(&layout, "+unheard-of", &plain("tar-called-anything"));
-    // A frame to be passed over, as tools put them before others.
+    // Some tools write a skippable frame before the others.
     let frame = [&[0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0][..], b"skip"].concat();
     let framed = [frame, zstd::encode_all(&plain("zstd-framed")[..], 1).unwrap()].concat();
     with_layer(&layout, "+zstd", &framed);

@@ -1,9 +1,9 @@
-//! The same images run by podman and by Ion: what their programs see has to be the same.
+//! Runs the same images with podman and with Ion: their programs must see the same.
 //!
-//! Compared: user, groups, home, folder, environment, where `localhost` and the own name lead, and
-//! below `/data` every file with its content, owner, rights and time, every folder and every link.
-//! Not compared, as they differ on purpose: what may be written to, the rights of a file's owner
-//! (setuid), devices, and times of folders.
+//! The test compares the user, its groups and home, the working folder, the environment, the
+//! addresses of `localhost` and of the container's own name, and below `/data` every file with its
+//! content, owner, mode and time, every folder and every link. It does not compare what differs on
+//! purpose: what may be written to, setuid bits, devices, and the times of folders.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,7 +17,7 @@ use super::{pipeline, run};
 use crate::support::Home;
 use crate::support::images::{Entry, Image, gzip};
 
-/// Says what it sees.
+/// A script that prints what it sees.
 const OBSERVE: &str = r#"echo "groups $(id -G)"; echo "user $(id -u):$(id -g)"; echo "folder $(pwd)"
 env | grep -v -e '^ION_' -e '^HANDLER_' -e '^HOSTNAME=' -e '^TERM=' -e '^container=' -e '^SHLVL=' -e '^PWD=' -e '^OLDPWD=' | sort
 for name in localhost ion; do telnet $name 1 2>&1; done
@@ -28,7 +28,7 @@ find . -type l | sort | while read -r f; do echo "$f -> $(readlink "$f")"; done
 find . -type f | sort | while read -r f; do stat -c '%n %s %a %u:%g %y' "$f"; sha256sum < "$f"; done
 "#;
 
-/// A layer as GNU tar makes it from a folder that a script fills.
+/// Returns a layer that GNU tar makes from a folder, after a script has filled the folder.
 fn made_by_tar(home: &Home, script: &str, flags: &[&str]) -> Vec<u8> {
     let folder = tempfile::tempdir_in(home.path()).unwrap();
     let made =
@@ -44,6 +44,7 @@ fn made_by_tar(home: &Home, script: &str, flags: &[&str]) -> Vec<u8> {
     tar.stdout
 }
 
+/// Returns a layer with one file of this mode and owner.
 fn file(name: &str, mode: u32, uid: u64, content: &[u8]) -> Vec<u8> {
     let mut header: Header = head(EntryType::Regular, name, content.len() as u64);
     header.set_mode(mode);
@@ -56,7 +57,7 @@ fn file(name: &str, mode: u32, uid: u64, content: &[u8]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// The images, by name.
+/// Returns the images to compare, by name.
 fn images(home: &Home) -> BTreeMap<&'static str, Image> {
     let image = || Image::of(OBSERVE);
     let users = || {
@@ -124,7 +125,7 @@ fn images(home: &Home) -> BTreeMap<&'static str, Image> {
         ),
         ("tmp", image().with(&[Entry::File("tmp/of-image", b"of the image\n")])),
         (
-            // A runtime gives files of a volume the time of the start.
+            // Files of a volume get the time of the container's start, so times are not compared.
             "volume",
             Image::of(&OBSERVE.replace(" %y", ""))
                 .with(&[
@@ -139,7 +140,7 @@ fn images(home: &Home) -> BTreeMap<&'static str, Image> {
                 )
                 .saying("Volumes", json!({"/data": {}})),
         ),
-        // There podman's containers do not know their own name.
+        // In the machine's network, podman's containers do not know their own name.
         ("hosts of the machine", Image::of(&OBSERVE.replace("localhost ion", "localhost"))),
         ("links", image()),
     ]);
@@ -152,8 +153,8 @@ fn images(home: &Home) -> BTreeMap<&'static str, Image> {
         ("numbers", "77:88"),
         ("large number", "100000"),
     ] {
-        // Who is in no list has the folder as home under podman, and `/` here: the same where the
-        // folder is that.
+        // The home of a user that the image does not list is the working folder under podman, and
+        // `/` under Ion. So the working folder is `/` here.
         all.insert(name, users().saying("User", json!(user)).saying("WorkingDir", json!("/")));
     }
     let mut store = |name: &'static str, layers: &[(&str, Vec<u8>, Vec<u8>)]| {
@@ -186,8 +187,8 @@ fn images(home: &Home) -> BTreeMap<&'static str, Image> {
     all
 }
 
-/// What podman makes of an image. It is kept from both versions of control groups, which its
-/// runtime refuses.
+/// Runs an image with podman. Returns the lines that its program printed. The script hides version
+/// 2 of control groups, because podman's runtime refuses a machine that has both versions.
 fn by_podman(home: &Home, short: &Path, folder: &str, network: &str) -> Vec<String> {
     let short = short.display();
     let script = format!(
@@ -206,6 +207,7 @@ fn by_podman(home: &Home, short: &Path, folder: &str, network: &str) -> Vec<Stri
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
 }
 
+/// Runs an image with Ion. Returns the lines that its program printed.
 fn by_ion(home: &Home, folder: &str, network: &str) -> Vec<String> {
     pipeline(home, &format!("  m: {{on: [x], image: 'oci:{folder}', network: {network}}}\n"));
     let ran = run(home, "m").well();
@@ -216,20 +218,19 @@ fn by_ion(home: &Home, folder: &str, network: &str) -> Vec<String> {
         .collect()
 }
 
-/// C1, C3, C5, C7, C11 and C12.
+/// The images differ in entrypoints, working folders, environments, hosts, volumes, users, and
+/// forms of layers.
 #[test]
 fn programs_of_an_image_see_what_they_see_under_podman() {
     if !rustix::process::geteuid().is_root() {
-        // An ordinary user's podman needs numbers of users that only root gives.
-        println!(
-            "run as root to compare what images see with what podman shows them: no image was compared"
-        );
+        // The podman of an ordinary user needs a range of user ids that only root can assign.
+        println!("not tried: only root can compare what programs see under podman and under Ion");
         return;
     }
     let installed = Path::new("/usr/bin/podman").exists();
     assert!(installed, "podman is missing; scripts/setup-tests.sh installs it");
     let home = Home::new();
-    // It refuses long paths for what it keeps there.
+    // podman refuses a long path for its runtime folder.
     let short = tempfile::tempdir_in("/tmp").unwrap();
     let mut different = vec![];
     for (name, image) in images(&home) {

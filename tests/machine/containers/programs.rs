@@ -1,5 +1,5 @@
-//! What an image says of its programs: who they are, what they find, what asks them to end, and why
-//! they cannot start.
+//! Tests what an image says of its program: the user that runs it, the files that it finds, the
+//! signal that ends it, and the reasons why it cannot start.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,19 +10,19 @@ use super::{pipeline, processes, run};
 use crate::support::images::{Entry, Image};
 use crate::support::{CommandOutput, Home, wait_for};
 
-/// Runs what an image says.
+/// Runs the program that the image names. `more` are further settings of the module.
 fn says(home: &Home, image: &Image, more: &str) -> CommandOutput {
     image.write(home, "image");
     pipeline(home, &format!("  m: {{on: [x], image: 'oci:image'{more}}}\n"));
     run(home, "m")
 }
 
-/// The lines that the module wrote.
+/// Returns the lines that the module wrote.
 fn lines(ran: &CommandOutput) -> Vec<&str> {
     ran.stderr.lines().filter_map(|line| line.strip_prefix("ion: m | ")).collect()
 }
 
-/// All that is in the one unpacked image of a home, and when each was changed.
+/// Returns every path in the only unpacked image of a home, with the time of its last change.
 fn unpacked(home: &Home) -> Vec<(PathBuf, std::time::SystemTime)> {
     let images =
         fs::read_dir(home.state().join("images")).unwrap().flatten().map(|entry| entry.path());
@@ -42,11 +42,11 @@ fn unpacked(home: &Home) -> Vec<(PathBuf, std::time::SystemTime)> {
     all
 }
 
-/// C3.
+/// Ion covers the image's own `/etc/hosts`, whether it is a file, a link, or missing.
 #[test]
 fn localhost_and_its_own_name_lead_to_a_container_itself_in_either_network() {
     let home = Home::new();
-    // Nothing listens there: that it is refused says where the name leads.
+    // No program listens on port 1. The refusal shows the address to which the name leads.
     let image = Image::of(
         "hostname; cat /etc/hostname; telnet localhost 1 2>&1; telnet ion 1 2>&1; exit 0",
     );
@@ -54,7 +54,7 @@ fn localhost_and_its_own_name_lead_to_a_container_itself_in_either_network() {
     for (network, image) in [
         ("none", &image),
         ("host", &image),
-        // Its own list of hosts is not the container's, wherever a link says that it is.
+        // The image's own list of hosts is not used, even where it is a link.
         (
             "none",
             &Image::of(
@@ -78,7 +78,7 @@ fn localhost_and_its_own_name_lead_to_a_container_itself_in_either_network() {
     }
 }
 
-/// C5.
+/// The image's lists of users and groups have bytes that are not UTF-8.
 #[test]
 fn a_user_of_an_image_has_its_groups_and_a_home() {
     let home = Home::new();
@@ -102,7 +102,7 @@ fn a_user_of_an_image_has_its_groups_and_a_home() {
         let ran = says(&home, &image(user), "").well();
         let mut said = lines(&ran);
         if !root {
-            // An ordinary user cannot choose groups, and has that user's.
+            // A container of an ordinary user's daemon keeps that user's groups.
             said[2] = is[2];
         }
         assert_eq!(said, is, "{user}: {ran:#?}");
@@ -114,7 +114,8 @@ fn a_user_of_an_image_has_its_groups_and_a_home() {
     );
 }
 
-/// C7.
+/// A tag may have colons and slashes, and an index may have images for several variants of a
+/// processor.
 #[test]
 fn an_image_is_found_by_its_whole_name_and_by_what_this_processor_can_run() {
     let home = Home::new();
@@ -162,7 +163,7 @@ fn an_image_is_found_by_its_whole_name_and_by_what_this_processor_can_run() {
     );
 }
 
-/// C8.
+/// The error says why in words, and does not show the JSON of the container runtime.
 #[test]
 fn a_program_that_cannot_start_is_refused_in_plain_words() {
     let home = Home::new();
@@ -213,7 +214,7 @@ fn a_program_that_cannot_start_is_refused_in_plain_words() {
     assert!(ran.stderr.contains("user 0:0 may not execute it (its mode is 644)"), "{ran:#?}");
 }
 
-/// An archive of `/etc/passwd` with these rights.
+/// Returns an archive of `/etc/passwd` with this mode.
 fn of_mode(mode: u32) -> Vec<u8> {
     let mut header = super::archives::head(tar::EntryType::Regular, "etc/passwd", 4);
     header.set_mode(mode);
@@ -223,7 +224,7 @@ fn of_mode(mode: u32) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-/// C11: jobs share an image, and what one of them needs is not made there.
+/// Jobs share an unpacked image, so what one job needs is not made in it.
 #[test]
 fn what_a_job_needs_is_there_and_its_image_never_changes() {
     let home = Home::new();
@@ -236,7 +237,7 @@ fn what_a_job_needs_is_there_and_its_image_never_changes() {
     assert_eq!(lines(&says(&home, &image(), "").well()), ["/srv/not/there", "closed"]);
     let before = unpacked(&home);
     assert!(before.iter().any(|(path, _)| path.ends_with("rootfs/srv/not/there")));
-    // Where an older module wants its tree.
+    // An older module may want its tree at another path.
     let older = says(&home, &image(), ", env: {HANDLER_BASE_DIR: /iron}").well();
     assert!(lines(&older).contains(&"data") && lines(&older).contains(&"closed"), "{older:#?}");
     let through = Image::of("true").with(&[Entry::Link("tmp", "/mnt/tmp")]);
@@ -253,7 +254,7 @@ fn what_a_job_needs_is_there_and_its_image_never_changes() {
     .well();
 }
 
-/// C12.
+/// Ion honours the image's `VOLUME`, its files in `/tmp`, and its `STOPSIGNAL`.
 #[test]
 fn volumes_and_tmp_begin_with_what_the_image_has_and_its_signal_asks_to_end() {
     let home = Home::new();
@@ -272,18 +273,18 @@ fn volumes_and_tmp_begin_with_what_the_image_has_and_its_signal_asks_to_end() {
     .saying("StopSignal", json!("SIGINT"));
     let ran = says(&home, &image, "").well();
     assert_eq!(lines(&ran), ["in tmp", "in data", "750", "well"], "{ran:#?}");
-    // Each job has its own.
+    // Each job has volumes and a `/tmp` of its own.
     assert_eq!(lines(&says(&home, &image, "").well()), lines(&ran));
     let file = pipeline(&home, "  m: {on: [a], image: 'oci:image', retries: 0}\n");
     let up = home.up(&file);
     home.run(["event", "create", "a"]).well();
-    wait_for("it to run", || processes("987656").len() == 1);
+    wait_for("the job's program to run", || processes("987656").len() == 1);
     let job = home.jobs().iter().find(|job| job["state"] == "running").unwrap()["id"]
         .as_str()
         .unwrap()
         .to_owned();
     home.run(["job", "cancel", &job]).well();
-    wait_for("it to end", || home.jobs().iter().any(|job| job["state"] == "cancelled"));
+    wait_for("the job to end", || home.jobs().iter().any(|job| job["state"] == "cancelled"));
     let log = home.run(["job", "logs", &job]).well().stdout;
     assert!(log.contains("asked by INT"), "{log}");
     assert_eq!(up.stop(), Some(0));

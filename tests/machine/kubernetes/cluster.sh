@@ -1,28 +1,37 @@
 #!/usr/bin/env bash
-# A real Kubernetes of one node, n1, for tests: API server, controller manager, scheduler, kubelet, etcd and containerd with runc.
-# scripts/setup-kubernetes.sh installs them. As root, on Linux with version 1 of control groups.
+# Runs a real Kubernetes with one node, n1, for the tests: API server, controller manager,
+# scheduler, kubelet, etcd, and containerd with runc. scripts/setup-kubernetes.sh installs them.
+# Needs root, and Linux with version 1 of control groups.
 #
-#   cluster.sh start DIR [PORT]             returns when the node is ready; the API is on 127.0.0.1:PORT (36443)
-#   cluster.sh keep DIR [PORT]              the same, then says "ready", and stops the cluster when its own input ends
-#   cluster.sh stop DIR                     ends it, whatever is left of it; only DIR/log stays
-#   cluster.sh down DIR PART                kills etcd, containerd, apiserver, controller-manager, scheduler or kubelet
-#   cluster.sh up DIR PART                  starts it again and waits until it answers
-#   cluster.sh image DIR NAME:TAG [FOLDER [AT]]  an image for the pods: a shell, and the folder's files over it, where programs
-#       start at this place; or an archive of that image
-#   cluster.sh forward DIR PORT             the pods reach this port of the machine's loopback, at the node's address
-#   cluster.sh enter DIR COMMAND...         becomes the command, among the cluster's mounts: what mounts for pods runs there
-#   cluster.sh env DIR                      what a client needs, as lines NAME=value
+#   cluster.sh start DIR [PORT]      Starts the cluster, and returns when the node is ready. The API
+#                                    is at 127.0.0.1:PORT (36443).
+#   cluster.sh keep DIR [PORT]       Starts the cluster, prints "ready", and stops the cluster when
+#                                    its own input ends.
+#   cluster.sh stop DIR              Ends all that is left of the cluster. Only DIR/log stays.
+#   cluster.sh down DIR PART         Kills a part: etcd, containerd, apiserver, controller-manager,
+#                                    scheduler or kubelet.
+#   cluster.sh up DIR PART           Starts a part again, and waits until it answers.
+#   cluster.sh image DIR NAME:TAG [FOLDER [AT]]
+#                                    Makes an image for the pods: a shell, and the files of FOLDER
+#                                    over it. Programs start in the folder AT. FOLDER may also be an
+#                                    archive of the whole image.
+#   cluster.sh forward DIR PORT      Lets the pods reach this port of the machine's loopback at the
+#                                    node's address, which it prints.
+#   cluster.sh enter DIR COMMAND...  Becomes the command, in the cluster's mount namespace. Programs
+#                                    that mount for pods run there.
+#   cluster.sh env DIR               Prints what a client needs, as lines NAME=value.
 #
-# How: the parts run in a network namespace and a mount namespace of their own, so that neither addresses nor mounts can be left
-# behind, and in a control group of their own, so that none is forgotten, whatever became of its parents. The API's port is
-# forwarded from the machine's loopback; the same kubeconfig serves inside and outside.
+# The parts run in a network namespace and a mount namespace of their own, so that no address and no
+# mount is left behind. They also run in a control group of their own, so that the script finds
+# every process at the end, whatever happened to its parents. A port of the machine's loopback is
+# forwarded to the API, so the same kubeconfig serves inside and outside.
 set -euo pipefail
 
 deadline=${ION_TEST_CLUSTER_SECONDS:-120}
 kubernetes=${ION_TEST_CACHE:-$HOME/.cache/ion-test}/kubernetes
 node_address=10.244.0.1 # the bridge of the pods
 api_address=10.0.0.1    # of the Service "kubernetes"
-# Debian has some of these where a user's PATH does not look.
+# Debian has some of the programs in folders that are not in a user's PATH.
 PATH=$PATH:/usr/sbin:/sbin
 
 fail() {
@@ -30,7 +39,8 @@ fail() {
     exit 1
 }
 
-# wait_for WHAT COMMAND...: until it succeeds, and no longer than $part lives, where the caller has named one.
+# wait_for WHAT COMMAND...: waits until the command succeeds. If the caller has set $part, it fails
+# when that part ends.
 wait_for() {
     local what=$1 end=$((SECONDS + deadline))
     shift
@@ -46,14 +56,14 @@ ctr() { timeout 60 ctr --address "$dir/containerd.sock" --namespace k8s.io "$@";
 alive() { [ -s "$dir/pid/$1" ] && ! gone "$(<"$dir/pid/$1")"; }
 gone() {
     local state
-    # Where nobody collects the orphans, what has ended stays a zombie.
+    # Where no process collects orphans, a process that has ended stays a zombie.
     state=$(ps -o stat= -p "$1") || return 0
     [ "${state#Z}" != "$state" ]
 }
 
-# --- processes ---------------------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
-# spawn PART COMMAND...: in the background, in the cluster's control group.
+# spawn PART COMMAND...: runs the command in the background, in the cluster's control group.
 spawn() {
     local part=$1
     shift
@@ -62,7 +72,7 @@ spawn() {
         exec setsid "$@" >>"$dir/log/$part" 2>&1 </dev/null
     ) &
     echo $! >"$dir/pid/$part"
-    disown # what it ends of is in its log, no concern of this shell's
+    disown # the part's log says how it ends; this shell need not report it
 }
 
 inside() { nsenter --target "$(<"$dir/pid/namespaces")" --mount --net -- "$@"; }
@@ -72,15 +82,17 @@ spawn_inside() {
     spawn "$part" nsenter --target "$(<"$dir/pid/namespaces")" --mount --net -- "$@"
 }
 
-# In its namespaces: what the parts expect to find there.
+# Runs in the cluster's namespaces: makes everything that the parts expect to find there.
 furnish() {
-    # A mount made for a pod has to show in its container; nothing shows outside, for unshare has cut the tie.
+    # A mount that is made for a pod must appear in its container. Nothing appears outside, because
+    # `unshare --propagation private` has separated this namespace.
     mount --make-rshared /
-    # Where kubelet, containerd and the network plugins write whatever they are told.
+    # The kubelet, containerd and the network plugins write to these folders, whatever their
+    # settings say.
     mount -t tmpfs -o mode=755 tmpfs /run
     mount --bind "$dir/var/lib" /var/lib
     mount --bind "$dir/var/log" /var/log
-    # The kubelet sets these for the whole machine, unless it finds files in their place.
+    # The kubelet sets these for the whole machine, unless ordinary files cover them.
     local name
     for name in vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops kernel/keys/root_maxkeys kernel/keys/root_maxbytes; do
         cat "/proc/sys/$name" >"$dir/sysctl/${name//\//.}"
@@ -90,7 +102,8 @@ furnish() {
     ip address add "$api_address/32" dev lo
     ip link add cni0 type bridge
     ip address add "$node_address/24" dev cni0
-    # No route leads further: what asks a cloud for credentials, or a registry for an image, hears at once that there is none.
+    # There is no route beyond the bridge, so a program that asks a cloud for credentials, or a
+    # registry for an image, fails at once.
     ip link set cni0 up
     echo >"$dir/furnished"
     exec sleep infinity
@@ -129,7 +142,8 @@ launch() {
             --port=0 --bind-address=127.0.0.1 --kube-api-qps=200 --kube-api-burst=400
         ;;
     kubelet)
-        # Full disks and missing swap limits of a test machine are no reason to evict pods or to remove images.
+        # The kubelet must not evict pods or remove images because a test machine's disk is full,
+        # and must start although the machine has swap.
         spawn_inside kubelet "$kubernetes/kubelet" --kubeconfig="$dir/kubeconfig" --hostname-override=n1 --node-ip="$node_address" \
             --root-dir="$dir/kubelet" --cert-dir="$dir/pki" --volume-plugin-dir="$dir/kubelet/volume-plugins" \
             --container-runtime=remote --container-runtime-endpoint="unix://$dir/containerd.sock" \
@@ -164,7 +178,7 @@ down() {
     rm -f "$dir/pid/$1"
 }
 
-# --- files -------------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 certificates() {
     local admin ion
@@ -176,7 +190,8 @@ certificates() {
         -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=IP:127.0.0.1,IP:10.0.0.1,DNS:kubernetes.default.svc \
         -CA ca.pem -CAkey ca.key -keyout server.key -out server.pem 2>/dev/null
     admin=$(openssl rand -hex 16) ion=$(openssl rand -hex 16)
-    # The second may do what a test grants to the user ion.
+    # The token `admin` may do everything. The token `ion` may do what a test grants to the user
+    # ion.
     printf '%s,admin,admin,system:masters\n%s,ion,ion\n' "$admin" "$ion" >tokens.csv
     echo "$admin" >admin.token
     echo "$ion" >ion.token
@@ -194,7 +209,7 @@ configuration() {
 version = 2
 root = "$dir/containerd"
 state = "$dir/containerd-state"
-# It writes into /opt.
+# This plugin would write to /opt.
 disabled_plugins = ["io.containerd.internal.v1.opt"]
 [grpc]
 address = "$dir/containerd.sock"
@@ -212,7 +227,8 @@ END
 END
 }
 
-# image NAME:TAG FOLDER AT COMMAND: an archive as `docker save` writes it, made without a registry or an engine.
+# image NAME:TAG FOLDER AT COMMAND: makes an archive like those of `docker save`, without a registry
+# or an engine, and imports it. If FOLDER is an archive, imports that.
 image() {
     local name=$1 folder=$2 at=$3 command=$4 work applet layer
     if [ -f "$folder" ]; then
@@ -222,7 +238,7 @@ image() {
     fi
     work=$(mktemp -d "$dir/image.XXXXXX")
     mkdir "$work/files"
-    # A folder with a shell of its own is the whole root file system.
+    # A folder that has a shell is used as the whole root filesystem.
     if [ -z "$folder" ] || [ ! -e "$folder/bin/sh" ]; then
         mkdir -p "$work"/files/{bin,etc,root} && mkdir -m 1777 "$work/files/tmp"
         cp "$(command -v busybox)" "$work/files/bin/busybox"
@@ -244,22 +260,23 @@ END
     rm -rf "$work"
     wait_for "the kubelet's runtime to know $name" known "$name"
 }
-# containerd's side that serves the kubelet learns of an import a moment later, and marks the image then.
+# The part of containerd that serves the kubelet notices an import a moment later, and then marks
+# the image.
 known() { ctr images list "name~=(^|/)$1\$" | grep -qF io.cri-containerd.image=managed; }
 
-# --- the cluster -------------------------------------------------------------------------------------------------------------
+# --- the cluster ----------------------------------------------------------------------------------
 
 start() {
     [ "$(id -u)" = 0 ] || fail "only root can start a cluster"
     [ -d /sys/fs/cgroup/pids ] || fail "version 1 of control groups is needed: there is no /sys/fs/cgroup/pids"
     [ -x "$kubernetes/kubelet" ] || fail "$kubernetes/kubelet is missing; scripts/setup-kubernetes.sh builds it"
-    # Sockets are made there, and the kernel takes no more than 107 bytes of their paths.
+    # The folder has sockets, and the kernel accepts at most 107 bytes of a socket's path.
     [ ${#dir} -le 70 ] || fail "the path $dir is longer than 70 characters"
     [ -z "$(processes)" ] || fail "the cluster of $dir is running; stop it first"
     mkdir -p "$dir"
-    [ -e "$dir/.cluster" ] || [ -z "$(ls -A "$dir")" ] || fail "$dir is neither empty nor a cluster's"
-    : >"$dir/.cluster" # what stands beside it may be removed
-    stop # what one that did not end in order left behind
+    [ -e "$dir/.cluster" ] || [ -z "$(ls -A "$dir")" ] || fail "$dir is neither empty nor the folder of a cluster"
+    : >"$dir/.cluster" # the script may remove the files beside this one
+    stop # removes what a cluster that was not stopped has left behind
     rm -rf "${dir:?}/log"
     trap 'failed' EXIT
     trap 'exit 130' INT TERM HUP
@@ -271,7 +288,8 @@ start() {
     for hierarchy in $hierarchies; do mkdir -p "$hierarchy/$id"; done
     mkdir "$group/parts"
 
-    # One connection after the other is taken by this side and made by that side.
+    # This socat accepts connections outside the namespaces, and forward-inside passes each of them
+    # on to the API server inside.
     spawn forward-outside socat "TCP-LISTEN:$port,bind=127.0.0.1,reuseaddr,fork" "UNIX-CONNECT:$dir/api.sock"
     spawn namespaces unshare --mount --net --propagation private "$0" furnish "$dir"
     certificates
@@ -279,7 +297,8 @@ start() {
     wait_for "the namespaces; see $dir/log/namespaces" test -e "$dir/furnished"
     spawn_inside forward-inside socat "UNIX-LISTEN:$dir/api.sock,fork,mode=600" "TCP:127.0.0.1:$port"
     alive forward-outside || fail "port $port is taken; see $dir/log/forward-outside"
-    # There is no kube-proxy, and no other Service that anybody asks for.
+    # There is no kube-proxy, so this socat serves the address of the Service "kubernetes", the only
+    # one that is used.
     spawn_inside service socat "TCP-LISTEN:443,bind=$api_address,reuseaddr,fork" "TCP:127.0.0.1:$port"
     launch etcd
     launch apiserver
@@ -290,7 +309,7 @@ start() {
     for name in controller-manager scheduler kubelet; do launch "$name"; done
     for name in controller-manager scheduler kubelet; do answers "$name"; done
     wait_for "the node to be ready" ready
-    # Pods are refused until it is there.
+    # Pods are refused until the account exists.
     wait_for "the default service account" kubectl get serviceaccount default
     trap - EXIT INT TERM HUP
 }
@@ -311,7 +330,8 @@ failed() {
     stop
 }
 
-# Everything in the control group is the cluster's: its parts, the containers and their shims, and what `enter` brought in.
+# Every process in the control group belongs to the cluster: its parts, the containers and their
+# shims, and the commands of `enter`.
 processes() { find "$group" -name cgroup.procs -exec cat {} + 2>/dev/null || true; }
 none_runs() {
     local pids
@@ -329,12 +349,12 @@ no_groups() {
 }
 
 stop() {
-    trap - EXIT     # a second failure has nothing to add
-    local name part # of the caller's no part is waited for any more
+    trap - EXIT     # a failure in here must not call `failed` again
+    local name part # hides the caller's $part, so that wait_for watches no part any more
     deadline=30
     [ ! -e "$group" ] || wait_for "the cluster's processes to end: $(processes | tr '\n' ' ')" none_runs
     wait_for "the control groups $id to empty" no_groups
-    # Its mounts went with its namespace: below are plain files.
+    # The cluster's mounts ended with its namespace, so only plain files are left below.
     [ -e "$dir/.cluster" ] || return 0
     for name in pid pki kubectl sysctl cni kubelet var etcd containerd containerd-state containerd.sock containerd.sock.ttrpc containerd.toml \
         api.sock kubeconfig port furnished; do
@@ -343,7 +363,7 @@ stop() {
     rm -rf "${dir:?}"/image.* "${dir:?}"/port-*.sock
 }
 
-[ $# -ge 2 ] || fail "usage: cluster.sh start|keep|stop|down|up|image|enter|env DIR ..."
+[ $# -ge 2 ] || fail "usage: cluster.sh start|keep|stop|down|up|image|forward|enter|env DIR ..."
 verb=$1
 dir=$(realpath -m "$2")
 shift 2
@@ -377,7 +397,8 @@ forward)
     ;;
 enter)
     echo $$ >"$group/parts/cgroup.procs"
-    # On the machine's network it reaches the API, by the forwarded port, and the stores of the test too.
+    # The command stays in the machine's network, where it reaches the API at the forwarded port,
+    # and the stores of the test.
     exec nsenter --target "$(<"$dir/pid/namespaces")" --mount --wd="$PWD" -- "$@"
     ;;
 env)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Lays out what examples/video/Dockerfile makes, without an engine or a registry: the example below /video, and the interpreter with
-# OpenCV that scripts/setup-examples.sh installed, with all libraries that they load.
+# Lays out the root filesystem of an image like that of examples/video/Dockerfile, without an engine
+# or a registry: the example below /video, the Python interpreter with OpenCV that
+# scripts/setup-examples.sh installed, and all libraries that these load.
 #
 #   video-image.sh FOLDER
 set -euo pipefail
@@ -18,7 +19,7 @@ cp "$program" "$folder$program"
 [ "$program" = /usr/bin/python3 ] || ln -s "$program" "$folder/usr/bin/python3"
 tar --create --directory "$library" --exclude=test --exclude=tests --exclude=site-packages --exclude=dist-packages --exclude=__pycache__ . |
     tar --extract --directory "$folder$library"
-# Where this interpreter looks by itself.
+# The folder in which this interpreter looks for packages by default.
 own=$library/$("$program" -c 'import os, site; print(os.path.basename(site.getsitepackages()[0]))')
 mkdir -p "$folder$own"
 cp -a "$packages"/{cv2,numpy,numpy.libs,opencv_python_headless.libs} "$folder$own/"

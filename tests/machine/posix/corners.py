@@ -1,6 +1,6 @@
-"""What programs do at the corners of POSIX, done below the folder given; prints what came of each.
+"""Does things below a given folder in which filesystems differ, and prints the outcome of each.
 
-tests/machine/posix.rs runs it in out/data and on a local disk: both print the same.
+tests/machine/posix.rs runs this in out/data and on a local disk, which must print the same.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ def mapped(fd, prot):
 os.chdir(sys.argv[1])
 os.umask(0o022)
 
-# ---- what has no name any more ----
+# ---- open files and directories whose name is removed or replaced ----
 
 os.mkdir("d")
 fd = os.open("d", os.O_RDONLY)

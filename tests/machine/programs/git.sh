@@ -1,4 +1,5 @@
-# Commits go on while the repository is packed, as an editor and a timer do.
+# Commits to a Git repository while `git gc` packs it and `find` lists it, as a user and a timer do
+# at the same time. tests/machine/programs.rs runs this and compares the files that remain.
 set -eu
 umask 022
 export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null HOME="$PWD"
@@ -7,7 +8,8 @@ git init -q -b main repository
 cd repository
 git config gc.auto 0
 trap 'touch ../stop; wait' EXIT
-# Git itself may miss a folder that the packing removed at that moment, on every filesystem.
+# Tries a command up to 20 times: on every filesystem, Git fails now and then when `git gc` removes
+# a folder that Git is about to use.
 again() {
     tries=0
     until "$@" 2> ../missed; do
@@ -15,7 +17,7 @@ again() {
         if [ $tries = 20 ]; then cat ../missed >&2; return 1; fi
     done
 }
-# It gives up where a commit moves a branch at the same moment, and begins again.
+# `git gc` gives up when a commit moves a branch at the same moment. The loop then starts it again.
 (while [ ! -e ../stop ]; do git gc --quiet 2> /dev/null || true; done) &
 (while [ ! -e ../stop ]; do find . -size +1k > /dev/null 2>&1 || true; done) &
 for i in $(seq 30); do

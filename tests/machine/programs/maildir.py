@@ -1,4 +1,7 @@
-"""Mail is delivered to a maildir by several, and read, marked and removed by others at the same time."""
+"""Several processes deliver mail to a maildir, while others read, mark and remove it.
+
+tests/machine/programs.rs runs this and compares the files that remain.
+"""
 
 import os
 import sys
@@ -36,7 +39,7 @@ def check(path, name):
 
 
 def attempt(act, *args):
-    """Another reader may have been faster."""
+    """Runs `act`. Returns False if another reader has moved or removed the file before."""
     try:
         act(*args)
         return True
@@ -57,7 +60,7 @@ def read():
             if int(name.split(".")[0]) % 5 == 0:
                 os.unlink("cur/" + name + ":2,RS")
         for entry in os.scandir("cur"):
-            # Its size by its name's entry, its content by its size.
+            # First the attributes by the directory's entry, then as many bytes as the size says.
             attempt(lambda entry=entry: entry.stat() and check(entry.path, entry.name))
 
 

@@ -1,4 +1,5 @@
-# A project is built by four compilers at once, changed and built again, while somebody looks at it.
+# Builds a project with four compilers at once, changes it and builds it again, while `ls` and
+# `find` list its folder. tests/machine/programs.rs runs this and compares the files that remain.
 set -eu
 umask 022
 mkdir project

@@ -1,4 +1,8 @@
-"""Three programs write one log, which is renamed, opened anew and compressed under them; no line is lost or cut."""
+"""Three processes append to one log while a fourth one rotates it. No line is lost or cut.
+
+In each turn the fourth process renames the log, waits until all writers have opened a new one, and
+compresses the old one. tests/machine/programs.rs runs this and compares the files that remain.
+"""
 
 import gzip
 import os
@@ -25,7 +29,7 @@ class Writer:
         self.log = os.open("app.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def follow(self):
-        """Opens the log anew once for each turn; whether all turns are over."""
+        """Opens the log again, once for each turn that has begun. Returns whether all turns are over."""
         while self.turn < TURNS and os.path.exists(f"turn.{self.turn}"):
             os.close(self.log)
             self.open()
@@ -35,9 +39,9 @@ class Writer:
 
     def write(self):
         for number in range(LINES):
-            # The last lines are written after the last turn.
+            # The last 50 lines are written after the last turn.
             if number == LINES - 50:
-                until("all turns", self.follow)
+                until("waited in vain for the last turn", self.follow)
             line = f"{self.writer} {number} " + "x" * (number % 90) + "\n"
             assert os.write(self.log, line.encode()) == len(line)
             self.follow()
@@ -55,11 +59,11 @@ for writer in range(WRITERS):
             os._exit(1)
     writers.append(pid)
 for turn in range(TURNS):
-    until("a log", lambda: os.path.exists("app.log") and os.path.getsize("app.log") > 3_000 or turn > 1)
+    until("waited in vain for a log to rotate", lambda: os.path.exists("app.log") and os.path.getsize("app.log") > 3_000 or turn > 1)
     if os.path.exists("app.log"):
         os.rename("app.log", f"app.log.{turn}")
     open(f"turn.{turn}", "w").close()
-    until("all have turned", lambda: all(os.path.exists(f"turned.{turn}.{writer}") for writer in range(WRITERS)))
+    until("waited in vain for all writers to open the new log", lambda: all(os.path.exists(f"turned.{turn}.{writer}") for writer in range(WRITERS)))
     if os.path.exists(f"app.log.{turn}"):
         size = os.path.getsize(f"app.log.{turn}")
         subprocess.run(["gzip", f"app.log.{turn}"], check=True)
@@ -79,7 +83,7 @@ for writer in range(WRITERS):
     assert numbers == list(range(LINES)), (writer, len(numbers))
 with open("lines", "w") as file:
     file.writelines(sorted(lines))
-# How the lines fell upon the files is chance.
+# Which file a line is in is a matter of chance, so only the sorted lines remain to be compared.
 for name in os.listdir("."):
     if name != "lines":
         os.unlink(name)

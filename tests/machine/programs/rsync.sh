@@ -1,4 +1,6 @@
-# A tree is brought up to date in place, twice at the same time, while somebody looks at it.
+# Copies a tree, changes the source, and updates two parts of the copy in place with two rsyncs at
+# the same time, while `find` and `ls` list the copy. tests/machine/programs.rs runs this and
+# compares the files that remain.
 set -eu
 umask 022
 python3 - <<'PYTHON'

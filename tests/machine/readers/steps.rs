@@ -1,19 +1,19 @@
-//! What a driver does next, and where: chance, places and operations.
+//! The parts of which a driver's random steps consist: a random generator, places and operations.
 #![allow(unreachable_pub, reason = "a part of one test")]
 
 use std::path::PathBuf;
 
-/// Names that a driver has in the folder that all drivers share: more than one reply to a listing
-/// holds.
+/// The number of names that a driver has in the folder that all drivers share: more than one reply
+/// to a listing holds.
 pub const MANY: u32 = 600;
 
-/// Names that a driver has in a folder of its own.
+/// The number of names that a driver has in a folder of its own.
 pub const FEW: u32 = 24;
 
-/// Files of the event that a driver may move away.
+/// The number of the event's files that a driver may move away.
 pub const INPUTS: u32 = 40;
 
-/// The same numbers for the same seed: splitmix64.
+/// A random generator, splitmix64: the same seed gives the same numbers.
 pub struct Chance(pub u64);
 
 impl Chance {
@@ -29,20 +29,20 @@ impl Chance {
     }
 }
 
-/// Where a name stands.
+/// The folder that a name is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Room {
-    /// The folder of all drivers.
+    /// The folder that all drivers share.
     Shared,
-    /// The folder of one driver, which is renamed now and then.
+    /// The folder of one driver, which the driver renames now and then.
     Own,
-    /// `in/data`: a name can only be moved away.
+    /// `in/data`: files can be moved away from it, and none can be made in it.
     Input,
 }
 
 pub type Name = (Room, u32);
 
-/// A tree: the mount's, or the plain one beside it.
+/// One of the two trees that are compared: the mount, or the plain directory beside it.
 pub struct Side {
     pub output: PathBuf,
     pub input: PathBuf,

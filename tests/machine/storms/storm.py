@@ -1,4 +1,7 @@
-"""A module that takes as much as it can of one kind: storm.py KIND SIZE TREE. What is refused ends it well."""
+"""A module that uses as much as it can of one resource: storm.py KIND SIZE TREE.
+
+When a limit refuses a call, it prints the error and exits with 0. tests/machine/storms.rs runs it.
+"""
 
 import errno
 import json
@@ -29,7 +32,7 @@ def handles():
 
 
 def events():
-    """Each is too large by its values; all are closed at the same moment."""
+    """Writes event files with too many bytes of values, and closes all at the same moment."""
     document = ('{"eventType": "x", "v": "' + "v" * (15 << 20) + '"}').encode()
     ready, seen = threading.Barrier(size), []
 
@@ -75,7 +78,10 @@ def inodes():
 
 
 def names():
-    """Long names in deep folders, and an event whose type is as long as an event file may be."""
+    """Makes files with long names in a deep folder, and three events with one long field each.
+
+    The field is a type, a file name or a key. It is nearly as long as an event file may be.
+    """
     deep = "/".join(["d" * 200] * 15)
     os.makedirs(deep)
     for n in range(size):
@@ -96,7 +102,7 @@ def names():
 
 
 def logs():
-    """Megabytes without the end of a line."""
+    """Writes mebibytes without the end of a line to the standard output."""
     piece = b"x" * (1 << 20)
     for _ in range(size):
         left = memoryview(piece)

@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
-# A real systemd for tests, in namespaces and control groups of its own, with the units of deploy/systemd and nothing else. As root.
+# Runs a real systemd for the tests, in namespaces and control groups of its own, with the units of
+# deploy/systemd and no other services. Needs root.
 #
-#   manager.sh PROGRAM ETC SCRIPT     PROGRAM becomes /usr/local/bin/ion, the files of ETC come into /etc/ion; runs SCRIPT beside it by sh
+#   manager.sh PROGRAM ETC SCRIPT
 #
-# Of the machine it sees everything and changes nothing: what it or its services write to is covered first.
+# The systemd finds PROGRAM as /usr/local/bin/ion, and the files of the folder ETC in /etc/ion. When
+# it is running, `sh` runs SCRIPT in its namespaces.
+#
+# The systemd sees the whole machine and changes nothing of it, because mounts cover everything that
+# it or its services write to.
 set -euo pipefail
 here=$(realpath "$(dirname "$0")")
 
@@ -21,11 +26,11 @@ begin() {
     systemd-sysusers ion.conf
     cp "$here"/../../../deploy/systemd/*.service /run/units/
     for name in test basic sysinit shutdown network-online; do printf '[Unit]\nDefaultDependencies=no\n' >"/run/units/$name.target"; done
-    for name in /run/units/*.service; do # there is no journal
+    for name in /run/units/*.service; do # there is no journal, so the services log to a file
         mkdir "$name.d"
         printf '[Service]\nStandardOutput=append:/run/log\nStandardError=append:/run/log\n' >"$name.d/log.conf"
     done
-    # A /dev/fuse that users may open, as distributions have it.
+    # Every user may open this /dev/fuse, as on ordinary distributions.
     mknod -m 666 /media/fuse c 10 229
     mount --bind /media/fuse /dev/fuse
     if [ -z "$hierarchies" ]; then
@@ -38,7 +43,7 @@ begin() {
         done
     fi
     ip link set lo up
-    # Credentials are mounted elsewhere first.
+    # systemd mounts credentials in another mount namespace first, so mounts must propagate.
     mount --make-rshared /
     exec env -i container=ion-test PATH="$PATH" SYSTEMD_UNIT_PATH=/run/units \
         /lib/systemd/systemd --system --unit=test.target --log-target=null --show-status=no --crash-reboot=no
@@ -59,7 +64,8 @@ fi
 mkdir "${groups[@]}"
 pid='' manager=''
 finish() {
-    [ -z "$manager" ] || kill -KILL "$manager" # the first process of its namespace: all others go with it
+    # The manager is the first process of its namespace, so all other processes end with it.
+    [ -z "$manager" ] || kill -KILL "$manager"
     [ -z "$pid" ] || wait "$pid" 2>/dev/null || true
     for group in "${groups[@]}"; do
         until find "$group" -depth -type d -exec rmdir {} + 2>/dev/null; do sleep 0.05; done
@@ -75,7 +81,7 @@ inside() { nsenter --target "$manager" --mount --pid --net --uts --ipc --cgroup 
 deadline=$((SECONDS + 60))
 until manager=$(pgrep -P "$pid") && [ "$(inside systemctl is-system-running 2>/dev/null)" = running ]; do
     kill -0 "$pid"
-    [ "$SECONDS" -lt "$deadline" ] || { echo "manager.sh: systemd did not get ready in 60 s" >&2; exit 1; }
+    [ "$SECONDS" -lt "$deadline" ] || { echo "manager.sh: systemd did not become ready within 60 s" >&2; exit 1; }
     sleep 0.05
 done
 inside sh -euc "$script"
