@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# Makes the image that the chart runs, ion:VERSION with ion, ionfs and ion-handler, without Docker: an archive that `docker load`,
-# `podman load`, `ctr images import`, `kind load image-archive` and `skopeo copy oci-archive:FILE docker://...` take.
+# Makes the image that the chart runs, ion:VERSION with ion, ionfs and ion-handler, without Docker.
+# The image is an archive for `docker load`, `podman load`, `ctr images import`,
+# `kind load image-archive` and `skopeo copy oci-archive:FILE docker://...`.
 #
 #   deploy/images.sh [--programs FOLDER] [--output FILE]
 #
-# FOLDER holds programs that are built already; without it a release is built: linked statically where rustup has musl's target and
-# there is a musl-gcc, else for this machine's glibc, which comes along. Besides them the image holds certificates and a busybox: a shell
-# for `kubectl exec`, and `sleep`. Nothing in it differs from one run to the next.
+# FOLDER has programs that are already built. Without it, the script builds a release: it links the
+# programs statically if rustup has the target of musl and there is a musl-gcc, and otherwise against
+# this machine's glibc, which the image then contains. The image also contains certificates, and a
+# busybox for `kubectl exec` and `sleep`. Two runs with the same programs make the same image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -58,7 +60,8 @@ trap 'rm -rf "$work"' EXIT
 base=$work/base top=$work/top image=$work/image
 mkdir -p "$base"/{bin,etc/ssl/certs,tmp,var/lib/ion} "$top/usr/bin" "$image/blobs/sha256"
 
-# What differs rarely: a layer of its own, that a node has already.
+# Files that rarely change have a layer of their own, so that a node does not have to fetch them
+# again.
 cp "$(command -v busybox)" "$base/bin/busybox"
 for applet in sh cat chmod cp date df du env find grep head hostname id ls mkdir mount mv nslookup ps pwd rm sed sleep sort stat tail test \
     tr umount wc wget xargs; do
@@ -68,7 +71,8 @@ cp -L "$certificates" "$base/etc/ssl/certs/"
 printf '%s\n' root:x:0:0:root:/root:/bin/sh ion:x:65532:65532:ion:/var/lib/ion:/bin/sh >"$base/etc/passwd"
 printf '%s\n' root:x:0: ion:x:65532: >"$base/etc/group"
 echo 'hosts: files dns' >"$base/etc/nsswitch.conf"
-# The libraries of this machine that the programs name, under the names by which they look for them.
+# Copies the libraries of this machine that the programs need, to the paths at which the programs
+# look for them.
 mapfile -t libraries < <(for program in "${programs[@]}"; do ldd "$program" 2>/dev/null || true; done |
     sed -nE 's/.* => (\/[^ ]+) .*/\1/p; s/^\s*(\/[^ ]+) \(.*/\1/p' | sort -u)
 for library in "${libraries[@]}"; do
@@ -77,7 +81,7 @@ for library in "${libraries[@]}"; do
 done
 chmod 1777 "$base/tmp"
 chmod 755 "$base"
-# On a plain volume the daemons' user has to be able to write.
+# The daemons' user must be able to write to this folder.
 owned=var/lib/ion
 
 for program in "${programs[@]}"; do
@@ -86,7 +90,8 @@ done
 
 [ -e "$top/usr/bin/ionfs" ] || ln -s ion "$top/usr/bin/ionfs" # both know `csi`
 
-# layer FOLDER: packs it, and says the digests of the archive and of what is stored.
+# layer FOLDER: packs the folder as a layer. Adds the archive's digest to diff_ids, and the digest of
+# the stored file to layers.
 moment=$(git log -1 --format=%ct 2>/dev/null || echo 0)
 pack() { tar --sort=name --mtime="@$moment" --numeric-owner --format=gnu "$@"; }
 layer() {
@@ -97,7 +102,7 @@ layer() {
     gzip -n "$plain"
     layers+=("$(keep "$plain.gz")")
 }
-# keep FILE: among the blobs, under its digest.
+# keep FILE: moves the file to the blobs, under its digest, which it prints.
 keep() {
     local digest
     digest=$(sha256sum "$1" | cut -d ' ' -f 1)
@@ -142,7 +147,7 @@ cat >"$image/index.json" <<JSON
  "annotations": {"io.containerd.image.name": "docker.io/library/ion:$version", "org.opencontainers.image.ref.name": "$version"}}]}
 JSON
 echo '{"imageLayoutVersion": "1.0.0"}' >"$image/oci-layout"
-# What engines read that know no OCI layout.
+# Engines that do not know the OCI layout read this file.
 echo "[{\"Config\": \"blobs/sha256/$config\", \"RepoTags\": [\"ion:$version\"], \"Layers\": [$(joined "${files[@]}")]}]" >"$image/manifest.json"
 
 mkdir -p "$(dirname "$output")"

@@ -35,7 +35,7 @@ echo "ion event create new_video --file $clip --wait"
 echo
 echo "ion trace | head -n $shown"
 "$ion" trace | head -n "$shown"
-echo "... To see the whole tree: ION_HOME=$ION_HOME $ion trace"
+echo "... (for the whole tree: ION_HOME=$ION_HOME $ion trace)"
 
 # The blob of the contact sheet has a readable name in the store.
 sheet=$(find "$ION_HOME/blobs" -name sheet.png)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws the rooms of the code: each crate of the workspace, its modules, and who imports whom.
+"""Draws the rooms of the code: the crates of the workspace, their modules, and their imports.
 
     scripts/rooms.py            prints a Graphviz picture of the crates (dot -Tsvg draws it)
     scripts/rooms.py --modules  prints a picture of the crates and of the modules of each crate

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what tests/machine/deploy.rs and tests/machine/systemd.rs need: helm, and systemd with
-# its checker of units. Prints nothing if everything is installed.
+# Installs what tests/machine/deploy.rs and tests/machine/systemd.rs need: helm, systemd with its
+# checker of units, and some small tools. Prints nothing if everything is installed.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR source=common.sh

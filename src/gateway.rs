@@ -135,12 +135,10 @@ impl GatewayFlags {
         let gateway =
             Gateway::open(node, vitals, portal, settings).await.map_err(|error| match error {
                 GatewayError::Unguarded(_) => CommandFailure(format!(
-                    "the gateway at {error}: name a file of tokens with --gateway-tokens \
+                    "{error}: name a file of tokens with --gateway-tokens \
                      (docs/http.md), or listen at 127.0.0.1"
                 )),
-                error => {
-                    CommandFailure(format!("the gateway at {}", CommandFailure::from(error).0))
-                }
+                error => CommandFailure::from(error),
             })?;
         output::say(&format!("the gateway is at http://{}", gateway.address()));
         Ok(gateway)

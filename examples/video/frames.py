@@ -1,4 +1,7 @@
-"""Writes every Nth frame of a clip as <number>-now.png, and the frame two before it as <number>-before.png."""
+"""Writes every Nth frame of a clip, and the frame two before it: frames.py CLIP FOLDER N
+
+The files in FOLDER are <number>-now.png and <number>-before.png.
+"""
 
 import sys
 from pathlib import Path
@@ -8,7 +11,7 @@ import cv2
 clip, folder, every = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 video = cv2.VideoCapture(clip)
 if not video.isOpened():
-    sys.exit(f"{clip} is no video that OpenCV can read")
+    sys.exit(f"OpenCV cannot read {clip} as a video")
 
 recent = []
 number = 0

@@ -1,4 +1,4 @@
-"""The few lines that the modules of this example share. No SDK: Ion's whole interface is files."""
+"""The few lines that the modules of this example share. Ion has no SDK: its interface is files."""
 
 import json
 import os
@@ -10,16 +10,16 @@ OUT = ION / "out" / "data"
 
 
 def values():
-    """The event's values."""
+    """Returns the event's values."""
     return {pair["key"]: pair["value"] for pair in json.loads((ION / "in" / "eventmeta.json").read_text())}
 
 
 def publish(name, event_type, files, **data):
-    """Closing the file commits the event."""
+    """Writes an event file. Closing it commits the event."""
     document = {"eventType": event_type, "files": files, **data}
     (ION / "out" / "events" / f"{name}.json").write_text(json.dumps(document))
 
 
 def keep_insights(**data):
-    """Values to keep for analysis."""
+    """Keeps values for analysis."""
     (ION / "out" / "insights.json").write_text(json.dumps(data))

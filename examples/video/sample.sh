@@ -1,5 +1,6 @@
 #!/bin/sh
-# Publishes one event for every EVERYth frame: the frame, and the one just before it to see movement by.
+# Publishes one event for every Nth frame, where N is EVERY. The event has the frame and the one two
+# before it, which show what has moved.
 set -eu
 ./python frames.py "$ION_DIR"/in/data/* "$ION_DIR/out/data" "$EVERY"
 

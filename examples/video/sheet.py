@@ -9,9 +9,9 @@ from ion import DATA, ION, OUT, publish
 COLUMNS, CELL, LABEL, GAP = 6, 150, 34, 10
 
 objects = json.loads((ION / "in" / "events.json").read_text())
-# The nth gathered event's files lie at in/data/n.
+# The files of the nth gathered event are in in/data/n.
 cells = [(event["data"], cv2.imread(str(DATA / str(n) / "crop.png"))) for n, event in enumerate(objects)]
-# Frame by frame, the largest first: the same picture in whatever order they came.
+# Sorted by frame and size, so that the picture is the same in whatever order the events came.
 cells.sort(key=lambda cell: (cell[0]["frame"], -cell[1].size, cell[1].tobytes()))
 
 columns = max(1, min(COLUMNS, len(cells)))

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The words of one text of at least four letters, sorted, one a line.
+# Lists the words of one text that have at least four letters, sorted, one in each line.
 set -eu
 cd "$ION_DIR"
 tr -cs 'A-Za-z' '\n' <"$(echo in/data/*)" | tr 'A-Z' 'a-z' | grep -E '.{4}' | sort >out/data/words.txt

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The most frequent words of all texts. Their sorted lists lie at in/data/0, in/data/1 and so on; in/events.json says
-# which is whose.
+# Ranks the most frequent words of all texts. The sorted list of each text is in in/data/0,
+# in/data/1 and so on, and in/events.json says which event each list comes from.
 set -eu
 cd "$ION_DIR"
 sort -m in/data/*/words.txt | uniq -c | sort -rn | head -n "$TOP" | tee out/data/ranking.txt

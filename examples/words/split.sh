@@ -1,5 +1,5 @@
 #!/bin/sh
-# One event for each text. `ln` from in/data to out/data moves a reference and not a byte.
+# Publishes one event for each text. `ln` from in/data to out/data moves a reference and not a byte.
 set -eu
 cd "$ION_DIR"
 for text in in/data/*; do

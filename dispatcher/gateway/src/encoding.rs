@@ -146,6 +146,11 @@ fn encodings(headers: &HeaderMap) -> Result<Vec<Encoding>, Problem> {
     Ok(encodings)
 }
 
+/// Returns whether the headers name an encoding of the body, known or not.
+pub(super) fn is_encoded(headers: &HeaderMap) -> bool {
+    encodings(headers).map_or(true, |encodings| !encodings.is_empty())
+}
+
 fn unknown(detail: String) -> Problem {
     let known = HeaderValue::from_static(KNOWN);
     Problem::new(ProblemKind::UnknownEncoding, detail).header(header::ACCEPT_ENCODING, known)
@@ -213,6 +218,13 @@ mod tests {
         {
             assert_eq!(of(wrong), Err(ProblemKind::UnknownEncoding), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_body_that_is_said_to_be_plain_is_not_encoded() {
+        let of = |lines: &[&'static str]| is_encoded(&headers(header::CONTENT_ENCODING, lines));
+        assert!(!of(&[]) && !of(&["identity"]) && !of(&["Identity, "]));
+        assert!(of(&["gzip"]) && of(&["br"]) && of(&["identity", "zstd"]));
     }
 
     #[test]

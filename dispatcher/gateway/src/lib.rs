@@ -93,10 +93,10 @@ const VALUES_EXTRA: u64 = 64 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// The address is reachable from other machines, and no token is configured.
-    #[error("{0} can be reached from other machines and has no token")]
+    #[error("the gateway at {0} can be reached from other machines and has no token")]
     Unguarded(SocketAddr),
     /// The address cannot be listened on.
-    #[error("{address} cannot be served")]
+    #[error("the gateway at {address} cannot be served")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -105,7 +105,7 @@ pub enum GatewayError {
         source: std::io::Error,
     },
     /// The folder for uploads cannot be created.
-    #[error("the folder for uploads, {path}, cannot be created")]
+    #[error("the gateway's folder for uploads, {path}, cannot be created")]
     Staging {
         /// The folder.
         path: String,

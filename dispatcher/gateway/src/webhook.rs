@@ -25,6 +25,7 @@ use serde_json::json;
 use super::auth::Principal;
 use super::body::IncomingBody;
 use super::draft::{self, EventDraft, EventIdentity};
+use super::encoding::is_encoded;
 use super::problem::{Problem, ProblemKind};
 use super::route::{Access, PathParams, Route};
 use super::signed::{SignatureScheme, WebhookSecrets};
@@ -166,7 +167,7 @@ async fn take(
         );
         return Err(Problem::new(ProblemKind::NotFound, detail));
     };
-    if headers.contains_key(header::CONTENT_ENCODING) {
+    if is_encoded(&headers) {
         let detail = "a webhook's signature covers the body as it is sent; send the body without a \
                       Content-Encoding";
         return Err(Problem::new(ProblemKind::UnknownEncoding, detail));

@@ -61,8 +61,14 @@ impl OutputCollector {
                 (found, walked)
             });
             let walked = walked.await.map_err(io::Error::other);
-            mounted.unmount().await?;
-            tokio::fs::remove_dir(at).await?;
+            // What was found is not lost if the mount stays.
+            let removed = async {
+                mounted.unmount().await?;
+                tokio::fs::remove_dir(at).await
+            };
+            if let Err(error) = removed.await {
+                tracing::warn!(at = %at.display(), %error, "a job's tree is still mounted");
+            }
             let (walked, outcome) = walked?;
             found = walked;
             outcome
