@@ -1,5 +1,5 @@
 # The two commands a newcomer needs: `make demo` and `make test`.
-.PHONY: demo test quick test-kubernetes images bench lint torture torture-files fuzz
+.PHONY: demo test quick test-kubernetes images bench lint audit torture torture-files fuzz
 
 demo: ## set up what is missing, build, run the video pipeline on a real clip, show the result
 	@scripts/demo.sh
@@ -20,12 +20,17 @@ test-kubernetes: ## the kubernetes executor and the chart on a real cluster of o
 	@scripts/setup-kubernetes.sh
 	@cargo test --workspace --locked --test machine -- kubernetes:: deploy::
 
-lint:
+lint: ## formatting, the rooms' walls, clippy with and without features, the dependencies' licenses
 	@scripts/setup-tests.sh
 	@cargo fmt --all --check
 	@scripts/rooms.py --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
 	@cargo clippy --package ion --no-default-features --locked -- -D warnings
+	@scripts/check-dependencies.sh
+
+audit: ## known vulnerabilities of the dependencies; needs the network
+	@scripts/setup-tests.sh
+	@scripts/check-dependencies.sh advisories
 
 images: ## the image that the Helm chart runs, without Docker: target/images/ion-VERSION.tar
 	@scripts/setup-build.sh
