@@ -135,10 +135,13 @@ impl GatewayFlags {
         let gateway =
             Gateway::open(node, vitals, portal, settings).await.map_err(|error| match error {
                 GatewayError::Unguarded(_) => CommandFailure(format!(
-                    "{error}: name a file of tokens with --gateway-tokens \
+                    "the gateway at {error}: name a file of tokens with --gateway-tokens \
                      (docs/http.md), or listen at 127.0.0.1"
                 )),
-                error => CommandFailure::from(error),
+                GatewayError::Listen { .. } => {
+                    CommandFailure(format!("the gateway at {}", CommandFailure::from(error).0))
+                }
+                GatewayError::Staging { .. } => CommandFailure::from(error),
             })?;
         output::say(&format!("the gateway is at http://{}", gateway.address()));
         Ok(gateway)

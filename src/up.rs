@@ -9,7 +9,7 @@ use dispatcher::executor::choice::{ClusterSettings, Executors};
 use dispatcher::executor::left::OutputCollector;
 use dispatcher::executor::local::{LocalExecutor, LocalSettings};
 use dispatcher::executor::{LiveOutput, OutputWatcher};
-use dispatcher::gateway::Portal;
+use dispatcher::gateway::{Portal, Vitals};
 use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::{ExecutorKind, Module, Pipeline, at_a_time, cycles, slips};
 use futures_util::FutureExt as _;
@@ -93,11 +93,11 @@ pub(crate) struct DispatchArgs {
 }
 
 pub(crate) async fn dispatch(settings: CommandSettings, args: DispatchArgs) -> CommandResult {
-    serve(settings, args.up, &args.modules, true).await
+    serve(settings, args.up, &args.modules, WithoutModules::Waits).await
 }
 
 pub(crate) async fn run(settings: CommandSettings, args: UpArgs) -> CommandResult {
-    serve(settings, args, &[], false).await
+    serve(settings, args, &[], WithoutModules::Fails).await
 }
 
 /// Publish events that were committed while the broker was unavailable, until Ctrl-C
@@ -158,14 +158,22 @@ pub(crate) async fn say_slips(ledger: &Ledger, modules: &[Module]) -> Result<(),
     Ok(())
 }
 
+/// What a command does when no module is there to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WithoutModules {
+    /// It ends, with the way out.
+    Fails,
+    /// It waits until one is registered, unless a pipeline file was to give them.
+    Waits,
+}
+
 /// Serves the modules of a pipeline file, or the registered ones, until it is asked to stop. If
-/// `only` names modules, it serves no others. Without a pipeline file `may_be_empty` allows that no
-/// module is registered yet.
+/// `only` names modules, it serves no others.
 async fn serve(
     mut settings: CommandSettings,
     args: UpArgs,
     only: &[String],
-    may_be_empty: bool,
+    without: WithoutModules,
 ) -> CommandResult {
     // The file is read first, so that a mistake in it is found before anything starts.
     let file =
@@ -176,48 +184,21 @@ async fn serve(
     }
     let settings = &settings;
     let endpoint = args.metrics.open().await?;
+    let vitals = &endpoint.vitals;
     let plane = settings.plane().await?;
     let node = Node::new(plane.clone(), settings.node())?;
-    endpoint.vitals.describe(|registry| node.describe(registry));
+    vitals.describe(|registry| node.describe(registry));
+    let ledger = Ledger::new(plane.clone());
     let follows = pipeline.is_none();
-    let mut modules = match pipeline {
-        Some(pipeline) => pipeline.modules,
-        None => Ledger::new(plane.clone()).modules().await?,
+    let modules = match pipeline {
+        Some(pipeline) => modules_of_file(&ledger, pipeline, only, args.drop_missing).await?,
+        None => registered_modules(&ledger, only, without).await?,
     };
-    if let Some(unknown) =
-        only.iter().find(|name| !modules.iter().any(|module| module.name == **name))
-    {
-        return Err(CommandFailure(format!(
-            "there is no module {unknown:?}; `ion module list` shows those there are"
-        )));
-    }
-    if !follows {
-        say_slips(&Ledger::new(plane.clone()), &modules).await?;
-        missing(&Ledger::new(plane.clone()), &modules, args.drop_missing).await?;
-    }
-    modules.retain(|module| only.is_empty() || only.contains(&module.name));
-    if modules.is_empty() && !(follows && may_be_empty) {
-        return Err(CommandFailure(
-            "there are no modules to run; name a pipeline file, or register one with `ion module \
-             create`"
-                .into(),
-        ));
-    }
-    if modules
-        .iter()
-        .any(|module| module.executor != ExecutorKind::Kubernetes && module.links.is_empty())
-    {
-        doctor::check_device()?;
-    }
-    let blobs = ionfs::probe::blobs(settings.urls()).await;
-    blobs.outcome.map_err(|reason| {
-        CommandFailure(format!("the blob store {} cannot be used: {reason}", blobs.url))
-    })?;
+    check_machine(settings, &modules).await?;
     sweep(&settings.home);
     let live =
         LiveView::start(LiveStyle { prefix, stream: output::OutputStream::Stdout, whole: false })?;
     let lines = (!args.quiet).then(|| live.clone() as Arc<dyn OutputWatcher>);
-    let (notices, shown_notices) = mpsc::channel(NOTICES);
     let cluster = ClusterSettings { key: ticket_key(), namespace: args.kubernetes_namespace };
     let local = Arc::new(local_executor(settings, node.clone(), lines.clone(), None).await?);
     let chains = local.chains().clone();
@@ -225,7 +206,7 @@ async fn serve(
     if modules.iter().any(|module| module.executor == ExecutorKind::Kubernetes) {
         executor.cluster().await?;
     }
-    endpoint.vitals.describe(|registry| chains.metrics().describe(registry));
+    vitals.describe(|registry| chains.metrics().describe(registry));
     for module in &modules {
         chains.warm(module);
     }
@@ -233,11 +214,7 @@ async fn serve(
         Some(address) => {
             args.gateway_flags.check_beside(&modules)?;
             let portal = Portal::new(chains.clone(), &modules);
-            Some(
-                args.gateway_flags
-                    .open(address, node, endpoint.vitals.clone(), Some(portal))
-                    .await?,
-            )
+            Some(args.gateway_flags.open(address, node, vitals.clone(), Some(portal)).await?)
         }
         None => None,
     };
@@ -245,46 +222,24 @@ async fn serve(
     dispatch.slots = args.jobs.unwrap_or(dispatch.slots);
     dispatch.lease = args.lease;
     let names: Vec<String> = modules.iter().map(|module| module.name.clone()).collect();
-    let modules = match follows {
+    let selection = match follows {
         true => ModuleSelection::Registered { only: only.to_vec() },
         false => ModuleSelection::These(modules),
     };
-    let dispatcher = Dispatcher::new(plane, executor, modules, dispatch, Some(notices));
-    endpoint.vitals.describe(|registry| dispatcher.metrics().describe(registry));
-    let (begins, ends) = (endpoint.vitals.clone(), endpoint.vitals.clone());
+    let (notices, shown_notices) = mpsc::channel(NOTICES);
+    let dispatcher = Dispatcher::new(plane, executor, selection, dispatch, Some(notices));
+    vitals.describe(|registry| dispatcher.metrics().describe(registry));
     let shutdown = CancellationToken::new();
     let (ready, is_ready) = oneshot::channel();
     let showing = tokio::spawn(show(live.clone(), shown_notices));
-    tokio::spawn({
-        let shutdown = shutdown.clone();
-        async move {
-            until_asked_to_stop().await;
-            ends.ends();
-            crate::service::stopping();
-            output::say("stopping: running jobs are ended and queued again");
-            shutdown.cancel();
-            until_asked_to_stop().await;
-            std::process::exit(130);
-        }
-    });
-    tokio::spawn(async move {
-        if is_ready.await.is_ok() {
-            begins.begins();
-            crate::service::ready();
-            let to_come =
-                if names.is_empty() { "modules that `ion module create` registers" } else { "" };
-            output::say(&format!("ready: {}{to_come}", names.join(", ")));
-        }
-    });
+    tokio::spawn(end_when_asked(vitals.clone(), shutdown.clone()));
+    tokio::spawn(say_when_ready(vitals.clone(), is_ready, names));
     // The gateway and the dispatcher end together, so that a request which waits for a job receives
     // the answer that the job is queued again.
-    let ending = {
-        let shutdown = shutdown.clone();
-        async move {
-            shutdown.cancelled().await;
-            if let Some(gateway) = gateway {
-                gateway.close().await;
-            }
+    let ending = async {
+        shutdown.cancelled().await;
+        if let Some(gateway) = gateway {
+            gateway.close().await;
         }
     };
     let (ran, ()) = tokio::join!(
@@ -297,6 +252,97 @@ async fn serve(
     endpoint.close().await;
     tokio::task::spawn_blocking(move || live.finish(Some(output::READER_WAIT))).await?;
     Ok(CommandVerdict::Well)
+}
+
+/// Returns the modules of a pipeline file, or those that `only` names. Warns of mistakes in them,
+/// and of modules that the file no longer has.
+async fn modules_of_file(
+    ledger: &Ledger,
+    pipeline: Pipeline,
+    only: &[String],
+    drop_missing: bool,
+) -> Result<Vec<Module>, CommandFailure> {
+    let mut modules = pipeline.modules;
+    check_names(&modules, only)?;
+    say_slips(ledger, &modules).await?;
+    missing(ledger, &modules, drop_missing).await?;
+    modules.retain(|module| only.is_empty() || only.contains(&module.name));
+    match modules.is_empty() {
+        true => Err(no_modules()),
+        false => Ok(modules),
+    }
+}
+
+/// Returns the registered modules, or those that `only` names.
+async fn registered_modules(
+    ledger: &Ledger,
+    only: &[String],
+    without: WithoutModules,
+) -> Result<Vec<Module>, CommandFailure> {
+    let mut modules = ledger.modules().await?;
+    check_names(&modules, only)?;
+    modules.retain(|module| only.is_empty() || only.contains(&module.name));
+    match modules.is_empty() && without == WithoutModules::Fails {
+        true => Err(no_modules()),
+        false => Ok(modules),
+    }
+}
+
+fn check_names(modules: &[Module], only: &[String]) -> Result<(), CommandFailure> {
+    let is_unknown = |name: &&String| modules.iter().all(|module| module.name != **name);
+    match only.iter().find(is_unknown) {
+        Some(unknown) => Err(CommandFailure(format!(
+            "there is no module {unknown:?}; `ion module list` shows those there are"
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn no_modules() -> CommandFailure {
+    CommandFailure(
+        "there are no modules to run; name a pipeline file, or register one with `ion module \
+         create`"
+            .into(),
+    )
+}
+
+/// Checks what the jobs of these modules need of this machine and of the blob store.
+async fn check_machine(
+    settings: &CommandSettings,
+    modules: &[Module],
+) -> Result<(), CommandFailure> {
+    let mounts_here =
+        |module: &Module| module.executor != ExecutorKind::Kubernetes && module.links.is_empty();
+    if modules.iter().any(mounts_here) {
+        doctor::check_device()?;
+    }
+    let blobs = ionfs::probe::blobs(settings.urls()).await;
+    blobs.outcome.map(|_| ()).map_err(|reason| {
+        CommandFailure(format!("the blob store {} cannot be used: {reason}", blobs.url))
+    })
+}
+
+/// Cancels `shutdown` when a person or the system asks this process to stop. The second time it
+/// ends the process at once.
+async fn end_when_asked(vitals: Arc<Vitals>, shutdown: CancellationToken) {
+    until_asked_to_stop().await;
+    vitals.ends();
+    crate::service::stopping();
+    output::say("stopping: running jobs are ended and queued again");
+    shutdown.cancel();
+    until_asked_to_stop().await;
+    std::process::exit(130);
+}
+
+/// Says which modules are served, once every queue is.
+async fn say_when_ready(vitals: Arc<Vitals>, ready: oneshot::Receiver<()>, names: Vec<String>) {
+    if ready.await.is_err() {
+        return;
+    }
+    vitals.begins();
+    crate::service::ready();
+    let to_come = if names.is_empty() { "modules that `ion module create` registers" } else { "" };
+    output::say(&format!("ready: {}{to_come}", names.join(", ")));
 }
 
 /// Warns of modules that an earlier version of the pipeline file registered and this version no

@@ -93,10 +93,10 @@ const VALUES_EXTRA: u64 = 64 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// The address is reachable from other machines, and no token is configured.
-    #[error("the gateway at {0} can be reached from other machines and has no token")]
+    #[error("{0} can be reached from other machines and has no token")]
     Unguarded(SocketAddr),
     /// The address cannot be listened on.
-    #[error("the gateway at {address} cannot be served")]
+    #[error("{address} cannot be served")]
     Listen {
         /// The address.
         address: SocketAddr,
