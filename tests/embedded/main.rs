@@ -22,3 +22,4 @@ mod staging;
 #[path = "../support/mod.rs"]
 mod support;
 mod tidy;
+mod trial;

@@ -794,34 +794,3 @@ fn a_gathering_module_finds_the_values_and_a_folder_of_each_event() {
     assert_eq!(rows, ["one 1", "two 0"], "{said}");
     assert_eq!(up.stop(), Some(0));
 }
-
-#[test]
-fn what_a_trial_run_leaves_is_named_and_can_be_brought_out() {
-    let home = Home::new();
-    let script = "cd /ion/out/data; mkdir -p a/b; echo one > n; echo two > a/b/two; ln -s n link; mkfifo pipe; chmod 750 n";
-    let ran = home.run(["run", "--", "sh", "-c", script]).well();
-    assert!(
-        ran.stderr.contains("no event names a/b/two (4 B), n (4 B) in out/data, so nothing of it is kept; --out DIR brings it out"),
-        "{ran:#?}"
-    );
-    let out = home.path().join("results");
-    let ran = home
-        .run(["run", "--out", "results", "--", "sh", "-c", &format!("{script}; exit 1")])
-        .failed();
-    assert!(ran.stderr.contains("2 files of out/data (8 B) are in results"), "{ran:#?}");
-    assert_eq!(std::fs::read_to_string(out.join("a/b/two")).unwrap(), "two\n");
-    assert_eq!(std::fs::read_link(out.join("link")).unwrap().to_str(), Some("n"));
-    use std::os::unix::fs::PermissionsExt as _;
-    assert_eq!(out.join("n").metadata().unwrap().permissions().mode() & 0o777, 0o750);
-    let ran = home.run(["run", "--out", "results", "--", "true"]).failed();
-    assert!(ran.stderr.contains("results is not an empty folder"), "{ran:#?}");
-    // `ion run` does not mention a file that an event names, because that file is kept.
-    let script = "echo x > /ion/out/data/n; echo '{\"eventType\":\"y\",\"files\":[\"n\"]}' > /ion/out/events/y.json";
-    let ran = home.run(["run", "--", "sh", "-c", script]).well();
-    assert!(!ran.stderr.contains("no event names"), "{ran:#?}");
-    assert!(
-        !std::fs::read_to_string("/proc/self/mountinfo")
-            .unwrap()
-            .contains(home.state().to_str().unwrap())
-    );
-}
