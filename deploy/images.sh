@@ -5,10 +5,11 @@
 #
 #   deploy/images.sh [--programs FOLDER] [--output FILE]
 #
-# FOLDER has programs that are already built. Without it, the script builds a release: it links the
-# programs statically if rustup has the target of musl and there is a musl-gcc, and otherwise against
-# this machine's glibc, which the image then contains. The image also contains certificates, and a
-# busybox for `kubectl exec` and `sleep`. Two runs with the same programs make the same image.
+# FOLDER has programs that are already built. Without it, the script builds a release. It links the
+# programs statically if rustup has the target of musl and there is a musl-gcc. Otherwise it links
+# them against this machine's glibc, which the image then contains. The image also contains
+# certificates, and a busybox: a shell for `kubectl exec`, and `sleep`. Two runs on one machine,
+# from the same commit and with the same programs, make the same image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -90,8 +91,8 @@ done
 
 [ -e "$top/usr/bin/ionfs" ] || ln -s ion "$top/usr/bin/ionfs" # both know `csi`
 
-# layer FOLDER: packs the folder as a layer. Adds the archive's digest to diff_ids, and the digest of
-# the stored file to layers.
+# layer FOLDER: packs the folder as a layer. Adds the archive's digest to diff_ids, and the digest
+# of the stored file to layers.
 moment=$(git log -1 --format=%ct 2>/dev/null || echo 0)
 pack() { tar --sort=name --mtime="@$moment" --numeric-owner --format=gnu "$@"; }
 layer() {

@@ -6,8 +6,8 @@
     scripts/rooms.py --check    fails if modules of one crate import each other in a circle, or if a
                                 crate imports one that is not on an earlier floor
 
-The crates come from `cargo metadata`, and the modules from the `use` lines and paths in their files.
-Code in `#[cfg(test)]` modules does not count.
+The crates come from `cargo metadata`, and the modules from the `use` lines and the paths in their
+files. Code in `#[cfg(test)]` modules does not count.
 """
 
 import json
@@ -35,7 +35,7 @@ FLOORS = [
 
 
 def crates():
-    """Returns the folder of each crate of the workspace, and the other crates that it depends on."""
+    """Returns each crate of the workspace with its folder and the other crates that it uses."""
     command = ["cargo", "metadata", "--format-version", "1", "--no-deps", "--locked"]
     told = json.loads(subprocess.check_output(command, cwd=ROOT))
     names = {package["name"] for package in told["packages"]}

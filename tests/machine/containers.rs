@@ -48,7 +48,7 @@ fn run_with(home: &Home, module: &str) -> CommandOutput {
     home.run(["--json", "run", module, "--file", "f", "--pipeline", "pipeline.yaml"])
 }
 
-/// Runs a script in an image, as the only module `m` of a pipeline. `more` are further settings of
+/// Runs a script in an image, as the only module `m` of a pipeline. `more` has further settings of
 /// the module.
 fn script(home: &Home, script: &str, more: &str) -> CommandOutput {
     Image::of("exit 9").write(home, "image");
@@ -181,7 +181,7 @@ fn a_container_hears_of_its_end_and_nothing_of_it_stays() {
     )
     .write(&home, "image");
     Image::of("trap '' TERM; while :; do sleep 987655; done").write(&home, "deaf");
-    // Only root can limit a container's resources here.
+    // Only a daemon of root can limit the resources of a container here.
     let own = rustix::process::geteuid();
     let bound = if own.is_root() { ", resources: {cpu: 500m, memory: 64Mi}" } else { "" };
     let file = pipeline(
@@ -212,8 +212,8 @@ fn a_container_hears_of_its_end_and_nothing_of_it_stays() {
         );
         assert!(says("pids.max", "4096"), "{groups:?}");
     }
-    // Outside the container of a daemon of root, the process's user is none of this machine's
-    // users.
+    // Outside the container, the process's user has a number that no user of this machine has. With
+    // an ordinary user's daemon, it is that user.
     let status = fs::read_to_string(format!("/proc/{}/status", processes("987654")[0])).unwrap();
     let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
     let uids: Vec<u32> = uid.split_whitespace().map(|uid| uid.parse().unwrap()).collect();

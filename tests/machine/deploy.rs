@@ -566,7 +566,7 @@ fn words_run_as_pods(cluster: &Charted) {
     assert!(jobs.iter().all(|job| job["state"] == "succeeded" && job["attempt"] == 1), "{jobs:?}");
     assert_eq!(local.stop(), Some(0));
     cluster.helm(&["uninstall", "words", "--namespace", "ion", "--wait"]).well();
-    wait_for("all pods of the release to be gone", || {
+    wait_for("all pods and their owners to be gone", || {
         cluster
             .kubectl(&["--namespace", "ion", "get", "jobs,pods,daemonsets", "--output", "name"])
             .well()

@@ -178,8 +178,8 @@ fn attempts(home: &Home, module: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Waits with a long deadline, because each pod takes seconds. It checks the condition every 200 ms
-/// at most, because each check starts a process.
+/// Waits with a long deadline, because each pod takes seconds. Checks the condition at most every
+/// 200 ms, because each check starts a process.
 #[track_caller]
 fn wait_long(what: &str, mut condition: impl FnMut() -> bool) {
     let (begun, mut asked) = (Instant::now(), Instant::now());
@@ -258,7 +258,7 @@ fn how_a_pod_ended_is_told_apart() {
     home.run(["job", "cancel", stoppable["id"].as_str().unwrap()]).well();
     let all =
         ["deleted", "evicted", "greedy", "slow", "rejected", "failing", "stoppable", "unpulled"];
-    wait_long("all to end", || {
+    wait_long("all jobs to end", || {
         let ended = ["succeeded", "dead", "cancelled"];
         let jobs = jobs_of(&home, &all);
         jobs.len() == all.len()
@@ -324,7 +324,7 @@ fn pods_run_where_their_module_says() {
     let ended = |module: &str, state: &str| {
         jobs_of(&home, &[module]).iter().any(|job| job["state"] == state)
     };
-    wait_long("the one that tolerates the taint to end", || ended("tolerant", "succeeded"));
+    wait_long("the job that tolerates the taint to end", || ended("tolerant", "succeeded"));
     let pod_of = |module: &str| {
         let pods = world.kubectl_json(&[
             "-n",
@@ -340,7 +340,7 @@ fn pods_run_where_their_module_says() {
         let status = pod_of(module)["status"].take();
         status["phase"] == "Pending" && status["conditions"].to_string().contains(words)
     };
-    wait_long("the others to wait for a node", || {
+    wait_long("the other jobs to wait for a node", || {
         waits("intolerant", "had taint") && waits("gpu", "Insufficient nvidia.com/gpu")
     });
     let spec = pod_of("gpu")["spec"].take();
@@ -351,8 +351,8 @@ fn pods_run_where_their_module_says() {
     for there in ["capacity", "allocatable"] {
         node["status"][there]["nvidia.com/gpu"] = json!("1");
     }
-    // With the version, the API server would refuse this status if the kubelet has just written
-    // another one.
+    // With a resource version, the API server would refuse this status if the kubelet has just
+    // written another one.
     node["metadata"].as_object_mut().unwrap().remove("resourceVersion");
     world.kubectl_with(
         &["replace", "--raw", "/api/v1/nodes/n1/status", "-f", "-"],
@@ -360,8 +360,8 @@ fn pods_run_where_their_module_says() {
     );
     wait_long("the GPU's job to end", || ended("gpu", "succeeded"));
     drop(taint);
-    wait_long("the one that waited for the taint to end", || ended("intolerant", "succeeded"));
-    wait_long("the one that no node takes to be given up", || ended("nowhere", "dead"));
+    wait_long("the job that the taint kept waiting to end", || ended("intolerant", "succeeded"));
+    wait_long("the job that no node takes to be given up", || ended("nowhere", "dead"));
     let (end, reason) = attempts(&home, "nowhere").remove(0);
     let expected =
         "over its timeout of 8s; its pod never ran: no node takes it: 0/1 nodes are available";
@@ -412,7 +412,7 @@ fn pods_go_on_without_their_dispatcher_and_without_the_api_server() {
         let jobs = jobs_of(&home, &["lasting"]);
         jobs.len() == n && jobs.iter().all(|job| job["state"] == "succeeded")
     };
-    wait_long("ten to end", || ended(10));
+    wait_long("ten jobs to end", || ended(10));
     // A dispatcher that is asked to stop also leaves its pods to the next one. The API server may
     // be unavailable meanwhile.
     home.run(["event", "create", "last", "--data", "n=10"]).well();
@@ -431,7 +431,7 @@ fn pods_go_on_without_their_dispatcher_and_without_the_api_server() {
         jobs_of(&home, &["lasting"]).iter().filter(|job| job["state"] == "succeeded").count() > 10
     });
     assert!(back.elapsed() < Duration::from_secs(20), "{:?}", back.elapsed());
-    wait_long("twelve to end", || ended(12));
+    wait_long("twelve jobs to end", || ended(12));
     for job in jobs_of(&home, &["lasting"]) {
         assert_eq!((&job["attempt"], &job["losses"]), (&json!(1), &json!(0)), "{job}");
         let log = home.run(["job", "logs", job["id"].as_str().unwrap()]).well();
@@ -540,7 +540,7 @@ fn when_its_node_is_lost_a_job_is_tried_again() {
     });
     world.script(&["up", "kubelet"]);
     drop(taint);
-    wait_long("its retry to succeed", || jobs_of(&home, &["stays"])[0]["state"] == "succeeded");
+    wait_long("the retry to succeed", || jobs_of(&home, &["stays"])[0]["state"] == "succeeded");
     let job = jobs_of(&home, &["stays"]).remove(0);
     assert_eq!(
         (&job["attempt"], &job["losses"], &job["failures"]),
@@ -588,7 +588,7 @@ fn when_the_nodes_daemon_ends_a_job_fails_at_once_and_is_tried_again() {
         });
         eprintln!("SIG{how}: the pod had ended after {:.1?}", begun.elapsed());
         world.start_driver();
-        wait_long("its retry to succeed", || {
+        wait_long("the retry to succeed", || {
             jobs_of(&home, &["reads"]).last().unwrap()["state"] == "succeeded"
         });
         eprintln!("SIG{how}: the next attempt had succeeded after {:.1?}", begun.elapsed());

@@ -30,8 +30,8 @@ enum Ended {
     Skipped,
 }
 
-/// Returns the first two users of this machine that are not root and whose group has a name, as the
-/// suite's settings list them. The suite acts as these users.
+/// Returns the first two users of this machine that are not root and whose group has a name, in the
+/// form of the suite's settings. The suite acts as these users.
 fn two_users() -> String {
     let fields = |path: &str| -> Vec<Vec<String>> {
         let text = fs::read_to_string(path).unwrap();

@@ -186,7 +186,7 @@ impl Driver {
     }
 
     fn go(&mut self, steps: u64) {
-        // The files of the event have the times that were recorded for them.
+        // The files of the event have set times from the beginning.
         self.set = (0..INPUTS).filter_map(|n| self.plain_inode((Room::Input, n))).collect();
         for _ in 0..steps {
             self.step += 1;
@@ -212,7 +212,7 @@ impl Driver {
         let plain = outcome(&self.plain);
         let mut ours = outcome(&self.ours);
         if ours == Err(Some(libc::ETXTBSY)) {
-            crate::support::wait_for("a moved file to be free", || {
+            crate::support::wait_for("the moved file not to be busy", || {
                 ours = outcome(&self.ours);
                 ours != Err(Some(libc::ETXTBSY))
             });
@@ -621,7 +621,7 @@ impl Driver {
             if ours != plain {
                 let odd: Vec<_> = ours.iter().filter(|name| !plain.contains(name)).collect();
                 let missing: Vec<_> = plain.iter().filter(|name| !ours.contains(name)).collect();
-                self.fail(&format!("{room:?}: {odd:?} should not be there, {missing:?} should"));
+                self.fail(&format!("{room:?} must not have {odd:?}, and must have {missing:?}"));
             }
             for n in 0..names_in(room) {
                 self.compare((room, n), read);

@@ -109,7 +109,7 @@ const NO_STATE: &str = "for place in $PLACES; do test -z \"$(cat $place/* $place
     python3 uncover.py $PLACES; test -x beside; ";
 
 /// A program that tries to uncover paths with all capabilities of a new user namespace. The kernel
-/// keeps such mounts together, and returns EINVAL.
+/// locks such mounts together, and returns EINVAL.
 const UNCOVER: &str = "
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -321,8 +321,8 @@ impl Drop for Mounted {
 /// environment, memory or descriptors.
 #[test]
 fn without_namespaces_the_daemon_is_seen_and_closed() {
-    // The parent of this shell is the job's first process. Its parent is the process that forked it
-    // for the daemon, and the daemon is the parent of that process.
+    // The parent of this shell is the job's first process. The parent of the first process is the
+    // process that forks jobs for the daemon, and the parent of that process is the daemon.
     let look = "ppid() { cut -d' ' -f4 /proc/$1/stat; }; d=/proc/$(ppid $(ppid $PPID)); grep -q no-namespaces $d/cmdline; \
         refused head -c 1 $d/environ; refused readlink $d/fd/1; refused head -c 1 $d/mem; refused ls $d/root/; refused cat $d/maps; \
         echo seen $d";

@@ -32,8 +32,8 @@ use tonic::Code;
 /// The memory that a daemon and its jobs may use, in bytes.
 const MEMORY: u64 = 1 << 30;
 
-/// How long a neighbour's job may take, from its event to its end. It needs a moment, and much
-/// longer on a busy machine of two cores.
+/// How long a neighbour's job may take, from its event to its end. The job needs only a moment, but
+/// much longer on a busy machine of two cores.
 const NEIGHBOUR: Duration = Duration::from_secs(30);
 
 /// How long a storm of the full size may take.
@@ -337,7 +337,7 @@ fn a_storm_of_waiters_is_not_noticed() {
                 stream
             };
             let waiting: Vec<TcpStream> = (0..waiters).map(asked).collect();
-            wait_up_to(STORM, "all events", || {
+            wait_up_to(STORM, "all events to exist", || {
                 let trace = town.home.run(["--json", "trace", &correlation]).well().stdout;
                 trace.matches("\"eventId\"").count() >= events as usize
             });

@@ -132,7 +132,7 @@ fn jobs_of_several_processes_that_need_a_new_image_at_once_fetch_it_once() {
         home.run(["event", "create", "x"]).well();
         runs.into_iter().for_each(|run| drop(run.join().unwrap()));
     });
-    wait_for("all to succeed", || {
+    wait_for("all jobs to succeed", || {
         home.jobs().iter().filter(|job| job["state"] == "succeeded").count() >= 8
     });
     assert_eq!(up.stop(), Some(0));
@@ -170,8 +170,8 @@ fn a_killed_dispatcher_takes_the_client_of_registries_with_it_and_jobs_say_what_
         logs.collect()
     };
     let one_says = |words: &str| logs().iter().filter(|log| log.contains(words)).count() == 1;
-    wait_for("one to fetch it", || one_says(&format!("ion: fetches image {image}\n")));
-    wait_for("one to wait", || {
+    wait_for("one job to fetch the image", || one_says(&format!("ion: fetches image {image}\n")));
+    wait_for("one job to wait", || {
         one_says(&format!("ion: waits for image {image}, which is being fetched for another job\n"))
     });
     up.kill();

@@ -140,8 +140,8 @@ fn records_attributes_times_and_old_folders_of_a_layer_are_kept() {
         layer.extend_from_slice(more);
     };
     add(&records([("mtime", &b"-1.25"[..])], &head(EntryType::Regular, "before-1970", 0), b""));
-    // The size in a record counts and not the one in the header, and a hard link never has content,
-    // whatever size its header has.
+    // The size in a record overrides the one in the header, and a hard link never has content,
+    // whatever size its header states.
     add(&records([("size", &b"5"[..])], &head(EntryType::Regular, "sized-by-record", 0), b"bytes"));
     let mut link = head(EntryType::Link, "link", 5000);
     link.set_link_name("sized-by-record").unwrap();

@@ -1,5 +1,5 @@
-//! Tests what an image says of its program: the user that runs it, the files that it finds, the
-//! signal that ends it, and the reasons why it cannot start.
+//! Tests what an image says of its program: the user that runs it, the files that it finds, and the
+//! signal that asks it to end. Also tests the errors of programs that cannot start.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use super::{pipeline, processes, run};
 use crate::support::images::{Entry, Image};
 use crate::support::{CommandOutput, Home, wait_for};
 
-/// Runs the program that the image names. `more` are further settings of the module.
+/// Runs the program that the image names. `more` has further settings of the module.
 fn says(home: &Home, image: &Image, more: &str) -> CommandOutput {
     image.write(home, "image");
     pipeline(home, &format!("  m: {{on: [x], image: 'oci:image'{more}}}\n"));
@@ -42,7 +42,7 @@ fn unpacked(home: &Home) -> Vec<(PathBuf, std::time::SystemTime)> {
     all
 }
 
-/// Ion covers the image's own `/etc/hosts`, whether it is a file, a link, or missing.
+/// Ion gives the container a list of hosts, whether the image's own is a file, a link, or missing.
 #[test]
 fn localhost_and_its_own_name_lead_to_a_container_itself_in_either_network() {
     let home = Home::new();

@@ -1,4 +1,4 @@
-"""Does things below a given folder in which filesystems differ, and prints the outcome of each.
+"""Tries cases in which filesystems differ, below a given folder, and prints the outcome of each.
 
 tests/machine/posix.rs runs this in out/data and on a local disk, which must print the same.
 """

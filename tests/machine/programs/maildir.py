@@ -60,7 +60,7 @@ def read():
             if int(name.split(".")[0]) % 5 == 0:
                 os.unlink("cur/" + name + ":2,RS")
         for entry in os.scandir("cur"):
-            # First the attributes by the directory's entry, then as many bytes as the size says.
+            # Reads the attributes by the directory's entry, then as many bytes as the size says.
             attempt(lambda entry=entry: entry.stat() and check(entry.path, entry.name))
 
 

@@ -29,7 +29,7 @@ class Writer:
         self.log = os.open("app.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def follow(self):
-        """Opens the log again, once for each turn that has begun. Returns whether all turns are over."""
+        """Opens the log again, once for each turn. Returns whether all turns are over."""
         while self.turn < TURNS and os.path.exists(f"turn.{self.turn}"):
             os.close(self.log)
             self.open()

@@ -1,6 +1,6 @@
 """A module that uses as much as it can of one resource: storm.py KIND SIZE TREE.
 
-When a limit refuses a call, it prints the error and exits with 0. tests/machine/storms.rs runs it.
+If a limit refuses a call, it prints the error and exits with 0. tests/machine/storms.rs runs it.
 """
 
 import errno

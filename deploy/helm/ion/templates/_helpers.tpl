@@ -1,11 +1,13 @@
-{{- /* The release's name, and the chart's if that is not in it. Room is left for -csi, -gateway and a dispatcher's name. */ -}}
+{{- /* The release's name, followed by the chart's name unless it contains that. It is short enough
+     for the suffixes -csi, -gateway and a dispatcher's name. */ -}}
 {{- define "ion.fullname" -}}
 {{- if contains .Chart.Name .Release.Name -}}{{ .Release.Name | trunc 30 | trimSuffix "-" }}
 {{- else -}}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 30 | trimSuffix "-" }}
 {{- end -}}
 {{- end -}}
 
-{{- /* Takes (dict "root" $ "component" "gateway") */ -}}
+{{- /* The labels that select the pods of a component.
+     Takes (dict "root" $ "component" "gateway"). */ -}}
 {{- define "ion.selector" -}}
 app.kubernetes.io/name: {{ .root.Chart.Name }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -26,7 +28,8 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- end }}
 {{- end -}}
 
-{{- /* Of pods: nothing that differs from version to version, or every upgrade would replace them all. Takes the same, and "own" labels. */ -}}
+{{- /* The labels of pods. They do not depend on the chart's version, because otherwise every
+     upgrade would replace all pods. Takes the map of ion.selector, and "own" labels. */ -}}
 {{- define "ion.podLabels" -}}
 {{ include "ion.selector" . }}
 app.kubernetes.io/part-of: ion
@@ -45,7 +48,7 @@ app.kubernetes.io/part-of: ion
 {{ .Values.jobs.namespace | default .Release.Namespace }}
 {{- end -}}
 
-{{- /* The Secret that opens the stores. */ -}}
+{{- /* The name of the Secret with the stores' URLs and credentials. */ -}}
 {{- define "ion.secret" -}}
 {{ .Values.stores.existingSecret | default (printf "%s-stores" (include "ion.fullname" .)) }}
 {{- end -}}
@@ -54,14 +57,16 @@ app.kubernetes.io/part-of: ion
 {{ .Values.gateway.existingSecret | default (printf "%s-tokens" (include "ion.fullname" .)) }}
 {{- end -}}
 
-{{- /* Takes (list $ secret key): what stands there in the cluster, or something new. A key is never made twice for a release. */ -}}
+{{- /* The value of a Secret's key in the cluster, or a new random one if there is none, so that a
+     release keeps the keys that were made for it. Takes (list $ secret key). */ -}}
 {{- define "ion.kept" -}}
 {{- $root := index . 0 -}}
 {{- $there := lookup "v1" "Secret" $root.Release.Namespace (index . 1) | default dict -}}
 {{- with get ($there.data | default dict) (index . 2) -}}{{ b64dec . }}{{- else -}}{{ randAlphaNum 48 }}{{- end -}}
 {{- end -}}
 
-{{- /* Of what a pod reads of Secrets only when it starts: another value is another pod. What is made by this chart never changes. */ -}}
+{{- /* A checksum of the Secret that pods read only when they start: if the Secret has changed, an
+     upgrade replaces the pods. The keys that this chart makes never change. */ -}}
 {{- define "ion.secretsChecksum" -}}
 {{- if .Values.stores.existingSecret -}}
 {{- $there := lookup "v1" "Secret" .Release.Namespace .Values.stores.existingSecret | default dict -}}
@@ -71,7 +76,7 @@ app.kubernetes.io/part-of: ion
 {{- end -}}
 {{- end -}}
 
-{{- /* Pods' annotations. Takes (dict "root" $ "own" {...} "checksums" {...}) */ -}}
+{{- /* The annotations of pods. Takes (dict "root" $ "own" {...} "checksums" {...}). */ -}}
 {{- define "ion.annotations" -}}
 checksum/stores: {{ include "ion.secretsChecksum" .root }}
 {{- range $name, $sum := .checksums }}
@@ -87,7 +92,7 @@ prometheus.io/path: /metrics
 {{- end }}
 {{- end -}}
 
-{{- /* Variables. A later map wins over an earlier one; takes a list of maps. */ -}}
+{{- /* Environment variables. Takes a list of maps; a later map wins over an earlier one. */ -}}
 {{- define "ion.env" -}}
 {{- $all := dict -}}
 {{- range . }}{{- $all = mergeOverwrite $all (deepCopy .) -}}{{- end }}
@@ -96,7 +101,7 @@ prometheus.io/path: /metrics
 {{- end }}
 {{- end -}}
 
-{{- /* For every container but the one that mounts. */ -}}
+{{- /* The security context of every container except the one that mounts. */ -}}
 {{- define "ion.confined" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
@@ -112,7 +117,7 @@ fsGroup: 65532
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
-{{- /* Where pods may run. Takes a map of values. */ -}}
+{{- /* The settings that say where pods may run. Takes a map of values. */ -}}
 {{- define "ion.placement" -}}
 {{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" }}
 {{- with get $ $key }}
@@ -130,7 +135,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{- /* Rules for the stores, the API server and DNS. */ -}}
+{{- /* The rules that let daemons reach the stores, the API server and DNS. */ -}}
 {{- define "ion.egress" -}}
 - ports:
     - {protocol: UDP, port: 53}
@@ -143,7 +148,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{- /* A rule for a port. Takes (dict "port" name "from" peers) */ -}}
+{{- /* A rule that lets peers reach a port. Takes (dict "port" name "from" peers). */ -}}
 {{- define "ion.ingress" -}}
 - ports: [{protocol: TCP, port: {{ .port }}}]
 {{- with .from }}
@@ -155,27 +160,29 @@ imagePullSecrets:
 {{- if .Capabilities.APIVersions.Has "policy/v1" -}}policy/v1{{- else -}}policy/v1beta1{{- end -}}
 {{- end -}}
 
-{{- /* What a dispatcher says, over what all of them say. Takes (list $ {...}); gives JSON. */ -}}
+{{- /* A dispatcher's values over the dispatchers' defaults, as JSON. Takes (list $ {...}). */ -}}
 {{- define "ion.dispatcher" -}}
 {{- mergeOverwrite (deepCopy (index . 0).Values.dispatcherDefaults) (deepCopy (index . 1 | default dict)) | toJson -}}
 {{- end -}}
 
-{{- /* A pipeline file as JSON. One that is no YAML is refused here, and not by a pod that does not start. Only the names of modules are
-     read of it: this YAML takes the key `on` for `true`. */ -}}
+{{- /* A pipeline file as JSON. A text that is not YAML is refused here, so that no pod fails to
+     start because of it. The templates read only a few fields of the result, because Helm reads
+     the key `on` as `true`. Takes (list name text). */ -}}
 {{- define "ion.pipeline" -}}
 {{- $read := fromYaml (index . 1 | default "") -}}
 {{- with $read.Error -}}{{ fail (printf "dispatchers.%s.pipeline is no YAML: %s" (index $ 0) .) }}{{- end -}}
 {{ toJson $read }}
 {{- end -}}
 
-{{- /* The modules whose queues say how many replicas a dispatcher needs, as JSON: {"modules": [...]} */ -}}
+{{- /* The modules whose queues determine the number of a dispatcher's replicas, as JSON:
+     {"modules": [...]}. Takes (list name values). */ -}}
 {{- define "ion.queues" -}}
 {{- $name := index . 0 -}}{{- $of := index . 1 -}}
 {{- $file := include "ion.pipeline" (list $name $of.pipeline) | fromJson -}}
 {{- $modules := $of.autoscaling.modules | default $of.modules | default (keys ($file.modules | default dict) | sortAlpha) -}}
 {{- if and (not $modules) $file.Chain -}}{{- $modules = list $file.name -}}{{- end -}}
 {{- if not (compact $modules) -}}
-{{- fail (printf "dispatchers.%s.autoscaling.modules: name the modules whose queues are looked at; no pipeline says them" $name) -}}
+{{- fail (printf "dispatchers.%s.autoscaling.modules: name the modules whose queues KEDA watches; the pipeline names none" $name) -}}
 {{- end -}}
 {{ dict "modules" $modules | toJson }}
 {{- end -}}
