@@ -199,8 +199,7 @@ impl CommandSettings {
         let passthrough = !global.no_passthrough;
         let (json, commit_deadline) = (global.json, global.commit_deadline);
         let opened = OpenedDocuments::default();
-        let limits =
-            LimitOverrides::said(&global.limits).map_err(CommandFailure)?.over(Limits::default());
+        let limits = LimitOverrides::said(&global.limits)?.over(Limits::default());
         let defaults = CacheLimits::default();
         let cache = CacheLimits {
             disk_bytes: global.cache_size,

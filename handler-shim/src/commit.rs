@@ -414,7 +414,8 @@ impl<'w> Staged<'w> {
 #[async_trait]
 impl Staging for Staged<'_> {
     async fn durable(&self, path: &str) -> Result<FileEntry, Refusal> {
-        self.work.limits.may_name(path).map_err(Refusal::TooLong)?;
+        let fits = self.work.limits.may_name(path);
+        fits.map_err(|error| Refusal::TooLong(error.to_string()))?;
         let cell = {
             let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
             stored.entry(path.to_owned()).or_default().clone()

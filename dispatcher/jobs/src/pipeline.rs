@@ -412,7 +412,8 @@ fn module(
     }
     terms(&mut module, entry.timeout, entry.concurrency)?;
     for (name, value) in entry.limits {
-        module.limits.set(&name, &value.value).map_err(|wrong| (value.referenced, wrong))?;
+        let set = module.limits.set(&name, &value.value);
+        set.map_err(|wrong| (value.referenced, wrong.to_string()))?;
     }
     Ok(module)
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, ValueEnum};
+use ion_model::errors::chain;
 use ion_model::limits::{LimitOverrides, Limits};
 use ion_model::text::write_field;
 use ion_plane::address::FileUrls;
@@ -329,7 +330,9 @@ impl HandlerSettings {
                 .filter(|path| !nothing(path))
                 .unwrap_or_else(|| BASE_DIR.into()),
         };
-        let limits = LimitOverrides::said(&arguments.limits)?.over(Limits::default());
+        let limits = LimitOverrides::said(&arguments.limits)
+            .map_err(|error| chain(&error))?
+            .over(Limits::default());
         let printable = printable(&arguments, &base_dir, &stores);
         let said = |text: Option<String>| text.filter(|text| !text.is_empty());
         let emits = arguments.valideventtypes.iter().map(|name| name.trim().to_owned());

@@ -14,6 +14,69 @@ use crate::text::quote;
 /// at most 1,024 bytes, of which the ids before the path take up to 124.
 pub const PATH_BYTES_MAX: u64 = 900;
 
+/// Why a path is over a limit, or a limit cannot be set.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LimitError {
+    /// The path has too many bytes.
+    #[error(
+        "a path that an event names may have at most {most} bytes; {} has {}",
+        quote(.path),
+        .path.len()
+    )]
+    PathTooLong {
+        /// The path.
+        path: String,
+        /// The most bytes that it may have.
+        most: u64,
+    },
+    /// The path has too many components.
+    #[error(
+        "a path that an event names may be at most {most} names deep; {} is deeper",
+        quote(.path)
+    )]
+    PathTooDeep {
+        /// The path.
+        path: String,
+        /// The most components that it may have.
+        most: u64,
+    },
+    /// No limit has this name.
+    #[error("there is no limit {0:?}; allowed: {names}", names = names())]
+    Unknown(String),
+    /// The limit cannot have this value.
+    #[error("{name:?} cannot be {text:?}: {allowed} is allowed, from 1 on{}", at_most(*.most))]
+    Value {
+        /// The limit's name.
+        name: &'static str,
+        /// The value as the user wrote it.
+        text: String,
+        /// How a value is written.
+        allowed: &'static str,
+        /// The highest value.
+        most: u64,
+    },
+    /// An argument of `--job-limit` has no `=`.
+    #[error("--job-limit {0:?}: NAME=VALUE is needed")]
+    Form(String),
+    /// An argument of `--job-limit` sets no limit.
+    #[error("--job-limit")]
+    Argument(#[source] Box<Self>),
+    /// The text is not a number of bytes.
+    #[error("{0:?} is not a size: {SIZES}")]
+    Size(String),
+}
+
+/// Says how a number of bytes is written.
+const SIZES: &str = "bytes as in 500, 16MiB or 2GiB";
+
+fn names() -> String {
+    LIMITS.map(|limit| limit.name).join(", ")
+}
+
+fn at_most(most: u64) -> String {
+    if most == u64::MAX { String::new() } else { format!(", at most {most}") }
+}
+
 /// The limits of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -82,21 +145,13 @@ impl Limits {
     /// Checks that an event may name this path.
     ///
     /// # Errors
-    /// Returns in words which limit the path exceeds.
-    pub fn may_name(&self, path: &str) -> Result<(), String> {
-        let (bytes, depth) = (self.path_bytes, self.path_depth);
-        if path.len() as u64 > bytes {
-            let length = path.len();
-            let path = quote(path);
-            return Err(format!(
-                "a path that an event names may have at most {bytes} bytes; {path} has {length}"
-            ));
+    /// Returns the limit that the path exceeds.
+    pub fn may_name(&self, path: &str) -> Result<(), LimitError> {
+        if path.len() as u64 > self.path_bytes {
+            return Err(LimitError::PathTooLong { path: path.to_owned(), most: self.path_bytes });
         }
-        if path.split('/').count() as u64 > depth {
-            let path = quote(path);
-            return Err(format!(
-                "a path that an event names may be at most {depth} names deep; {path} is deeper"
-            ));
+        if path.split('/').count() as u64 > self.path_depth {
+            return Err(LimitError::PathTooDeep { path: path.to_owned(), most: self.path_depth });
         }
         Ok(())
     }
@@ -155,42 +210,35 @@ impl LimitOverrides {
     /// Sets the limit `name` to the value in `text`: a number as in `1000`, or bytes as in `16MiB`.
     ///
     /// # Errors
-    /// Returns in words that no limit has this name, or that the limit cannot have this value.
-    pub fn set(&mut self, name: &str, text: &str) -> Result<(), String> {
-        let Some(limit) = LIMITS.iter().find(|limit| limit.name == name) else {
-            let names = LIMITS.map(|limit| limit.name).join(", ");
-            return Err(format!("there is no limit {name:?}; allowed: {names}"));
-        };
-        match amount(text, limit.unit).filter(|value| (1..=limit.most).contains(value)) {
-            Some(value) => {
-                self.0.insert(name.to_owned(), value);
-                Ok(())
-            }
-            None => {
-                let bytes = limit.unit == Unit::Bytes;
-                let example =
-                    if bytes { "bytes as in 500, 16MiB or 2GiB" } else { "a number as in 1000" };
-                let most = if limit.most == u64::MAX {
-                    String::new()
-                } else {
-                    format!(", at most {}", limit.most)
-                };
-                Err(format!("{name:?} cannot be {text:?}: {example} is allowed, from 1 on{most}"))
-            }
-        }
+    /// [`LimitError::Unknown`] when no limit has this name, [`LimitError::Value`] when the limit
+    /// cannot have this value.
+    pub fn set(&mut self, name: &str, text: &str) -> Result<(), LimitError> {
+        let limit = LIMITS.iter().find(|limit| limit.name == name);
+        let limit = limit.ok_or_else(|| LimitError::Unknown(name.to_owned()))?;
+        let value = amount(text, limit.unit).filter(|value| (1..=limit.most).contains(value));
+        let value = value.ok_or_else(|| LimitError::Value {
+            name: limit.name,
+            text: text.to_owned(),
+            allowed: match limit.unit {
+                Unit::Bytes => SIZES,
+                Unit::Count => "a number as in 1000",
+            },
+            most: limit.most,
+        })?;
+        self.0.insert(name.to_owned(), value);
+        Ok(())
     }
 
     /// Reads limits from the arguments of `--job-limit`, such as `open-files=100`.
     ///
     /// # Errors
-    /// Returns in words the first argument that sets no limit, and what is allowed.
-    pub fn said(words: &[String]) -> Result<Self, String> {
+    /// Returns why the first argument that sets no limit does not, and what is allowed.
+    pub fn said(words: &[String]) -> Result<Self, LimitError> {
         let mut set = Self::default();
         for word in words {
-            let (name, value) = word
-                .split_once('=')
-                .ok_or_else(|| format!("--job-limit {word:?}: NAME=VALUE is needed"))?;
-            set.set(name.trim(), value).map_err(|wrong| format!("--job-limit: {wrong}"))?;
+            let (name, value) =
+                word.split_once('=').ok_or_else(|| LimitError::Form(word.clone()))?;
+            set.set(name.trim(), value).map_err(|error| LimitError::Argument(error.into()))?;
         }
         Ok(set)
     }
@@ -214,10 +262,9 @@ impl LimitOverrides {
 /// Reads a number of bytes as people write it: `500`, `16MiB`, `2 GiB`.
 ///
 /// # Errors
-/// Returns in words what is allowed.
-pub fn bytes(text: &str) -> Result<u64, String> {
-    amount(text, Unit::Bytes)
-        .ok_or_else(|| format!("{text:?} is not a size: bytes as in 500, 16MiB or 2GiB"))
+/// [`LimitError::Size`], which says what is allowed.
+pub fn bytes(text: &str) -> Result<u64, LimitError> {
+    amount(text, Unit::Bytes).ok_or_else(|| LimitError::Size(text.to_owned()))
 }
 
 /// Reads a number as in `10000`, or for bytes also as in `900 KiB`, `16MiB`, `2GiB` or `1TiB`.

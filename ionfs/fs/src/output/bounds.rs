@@ -152,6 +152,6 @@ impl Output {
 
     /// Returns a refusal if an event may not name this path.
     pub(super) fn may_name(&self, path: &str) -> std::result::Result<(), Refusal> {
-        self.limits.may_name(path).map_err(Refusal::TooLong)
+        self.limits.may_name(path).map_err(|error| Refusal::TooLong(error.to_string()))
     }
 }
