@@ -204,9 +204,8 @@ async fn create(ledger: &Ledger, args: ModuleCreateArgs) -> CommandResult {
         (Some(file), _) => Pipeline::load(&file, &search_path())?.modules,
         (None, name) => {
             let (name, directory) = (name.unwrap_or_default(), std::env::current_dir()?);
-            let module = Module::from_fields(&name, &args.says.fields(), &directory)
-                .map_err(CommandFailure)?;
-            module.check_programs(&search_path()).map_err(CommandFailure)?;
+            let module = Module::from_fields(&name, &args.says.fields(), &directory)?;
+            module.check_programs(&search_path())?;
             vec![module]
         }
     };

@@ -215,7 +215,7 @@ async fn module(ledger: &Ledger, args: &RunArgs) -> Result<Module, CommandFailur
         let mut module = Module::new("run", args.argv.clone(), std::env::current_dir()?);
         module.emits = vec![ANY_TYPE.into()];
         module.privileged = args.privileged;
-        module.check_programs(&search_path()).map_err(CommandFailure)?;
+        module.check_programs(&search_path())?;
         return Ok(module);
     };
     let file = args

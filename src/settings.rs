@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use dispatcher::executor::local::Namespaces;
-use dispatcher::pipeline::{PlaneSection, TIME_MAX, time_within};
+use dispatcher::pipeline::{BoundError, PlaneSection, TIME_MAX, time_within};
 use ionfs::cache::CacheLimits;
 use ionfs::checksum::BLOCK;
 use ionfs::environment::variable;
@@ -231,7 +231,7 @@ impl CommandSettings {
             documents: self.said.documents.clone().or_else(|| file.documents.clone()),
             bus: self.said.bus.clone().or_else(|| file.bus.clone()),
         };
-        let wanted = wanted.expanded(variable).map_err(CommandFailure)?;
+        let wanted = wanted.expanded(variable)?;
         let defaults = StoreUrls::embedded(&self.home);
         self.urls = StoreUrls {
             blobs: wanted.blobs.unwrap_or(defaults.blobs),
@@ -437,11 +437,11 @@ fn of_this_process(names: &[&str]) -> Vec<(String, String)> {
 }
 
 /// Reads a deadline for an answer or a sign of life: one second to one day.
-pub(crate) fn some_time(text: &str) -> Result<Duration, String> {
+pub(crate) fn some_time(text: &str) -> Result<Duration, BoundError> {
     time_within(text, Duration::from_secs(1), Duration::from_secs(24 * 60 * 60))
 }
 
 /// Reads the longest time to wait, which may be zero.
-pub(crate) fn any_time(text: &str) -> Result<Duration, String> {
+pub(crate) fn any_time(text: &str) -> Result<Duration, BoundError> {
     time_within(text, Duration::ZERO, TIME_MAX)
 }

@@ -7,6 +7,7 @@ mod bounds;
 mod chain;
 mod container;
 mod cycles;
+mod error;
 mod image;
 mod kubernetes;
 mod link;
@@ -25,16 +26,18 @@ use ion_model::record::CommitMode;
 use serde::{Deserialize, Serialize};
 use serde_saphyr::{Location, Spanned};
 
-pub use self::bounds::{AT_A_TIME_MAX, TIME_MAX, at_a_time, time_within};
+pub use self::bounds::{AT_A_TIME_MAX, BoundError, TIME_MAX, TimeBounds, at_a_time, time_within};
 use self::chain::{ChainEntry, LinkEntry, LinkTerms, chain, link_of};
 pub use self::container::{Container, ExecutorKind, Network};
 use self::container::{ContainerTerms, check_beside};
 pub use self::cycles::cycles;
-pub use self::image::ImageReference;
+use self::error::Mistake;
+pub use self::error::{PipelineError, PipelineProblem};
+pub use self::image::{ImageReference, ImageReferenceError};
 pub use self::kubernetes::{KubernetesTerms, Toleration};
 pub use self::link::{Link, LinkSettings, OUTPUT_MAX};
 use self::module::default_concurrency;
-pub use self::module::{ANY_TYPE, Module, ModuleApi, OnDead};
+pub use self::module::{ANY_TYPE, Module, ModuleApi, OnDead, ProgramError};
 pub use self::nothing::{slips, starts_nothing};
 use self::older::older_words;
 pub use self::resources::Resources;
@@ -42,32 +45,6 @@ pub use self::resources::Resources;
 /// The most retries that a module may set: with a minute between two attempts, they take most of a
 /// day.
 const RETRIES_MAX: u32 = 1000;
-
-/// What is wrong with a pipeline file.
-#[derive(Debug, thiserror::Error)]
-pub enum PipelineError {
-    /// The file cannot be read.
-    #[error("{path} cannot be read")]
-    Read {
-        /// The file.
-        path: String,
-        /// The system's error.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file contains something that is not allowed.
-    #[error("{path}:{line}:{column}: {reason}")]
-    Wrong {
-        /// The file.
-        path: String,
-        /// The line, from 1.
-        line: u64,
-        /// The column, from 1.
-        column: u64,
-        /// What is wrong and what is allowed.
-        reason: String,
-    },
-}
 
 /// A pipeline: modules that work together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,12 +73,27 @@ pub struct PlaneSection {
     pub bus: Option<String>,
 }
 
+/// Why the plane section cannot be expanded.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaneSectionError {
+    /// A `${` is not closed.
+    #[error("a \"${{\" in the plane section has no \"}}\"")]
+    Unclosed,
+    /// The variable is not set.
+    #[error("the plane section names ${{{0}}}, which is not in the environment")]
+    Unset(String),
+}
+
 impl PlaneSection {
     /// Returns the section with every `${NAME}` replaced by what `variable` returns for the name.
     ///
     /// # Errors
-    /// A text that names the variable which is not set, or says that a `${` has no `}`.
-    pub fn expanded(&self, variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+    /// [`PlaneSectionError::Unset`] when a variable is not set, [`PlaneSectionError::Unclosed`] when
+    /// a `${` has no `}`.
+    pub fn expanded(
+        &self,
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, PlaneSectionError> {
         let expand =
             |url: &Option<String>| url.as_deref().map(|url| expand(url, &variable)).transpose();
         Ok(Self {
@@ -112,15 +104,15 @@ impl PlaneSection {
     }
 }
 
-fn expand(url: &str, variable: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+fn expand(
+    url: &str,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<String, PlaneSectionError> {
     let mut expanded = String::new();
     let mut rest = url;
     while let Some((before, after)) = rest.split_once("${") {
-        let (name, after) =
-            after.split_once('}').ok_or("a \"${\" in the plane section has no \"}\"".to_owned())?;
-        let value = variable(name).ok_or_else(|| {
-            format!("the plane section names ${{{name}}}, which is not in the environment")
-        })?;
+        let (name, after) = after.split_once('}').ok_or(PlaneSectionError::Unclosed)?;
+        let value = variable(name).ok_or_else(|| PlaneSectionError::Unset(name.to_owned()))?;
         expanded.push_str(before);
         expanded.push_str(&value);
         rest = after;
@@ -178,9 +170,6 @@ struct ModuleEntry {
     output: Option<Spanned<String>>,
 }
 
-/// Where a mistake is, and what is wrong.
-type Mistake = (Location, String);
-
 impl Pipeline {
     /// Reads and checks a pipeline file. `path` is the `PATH` in which programs without a slash are
     /// looked up.
@@ -193,7 +182,8 @@ impl Pipeline {
         let bytes = std::fs::read(file).map_err(unreadable)?;
         let file = std::path::absolute(file).map_err(unreadable)?;
         let directory = file.parent().unwrap_or(Path::new("/"));
-        let (mut pipeline, places) = Self::parse(&bytes, &name, directory)?;
+        let parsed = Self::parse(utf8(&bytes, &name)?, directory);
+        let (mut pipeline, places) = parsed.map_err(|mistake| mistake.in_file(&name))?;
         pipeline.check_programs(&places, &name, path)?;
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
         pipeline.modules.iter_mut().for_each(|module| module.pipeline.clone_from(&name));
@@ -206,7 +196,10 @@ impl Pipeline {
     /// # Errors
     /// The first mistake, with its line and column.
     pub fn from_bytes(bytes: &[u8], name: &str, directory: &Path) -> Result<Self, PipelineError> {
-        Self::parse(bytes, name, directory).map(|(pipeline, _)| pipeline)
+        match Self::parse(utf8(bytes, name)?, directory) {
+            Ok((pipeline, _)) => Ok(pipeline),
+            Err(mistake) => Err(mistake.in_file(name)),
+        }
     }
 
     fn check_programs(
@@ -216,9 +209,9 @@ impl Pipeline {
         path: &str,
     ) -> Result<(), PipelineError> {
         for module in &self.modules {
-            module.check_programs(path).map_err(|reason| {
+            module.check_programs(path).map_err(|error| {
                 let place = places.get(&module.name).copied().unwrap_or(Location::UNKNOWN);
-                wrong(file, (place, format!("module {:?}: {reason}", module.name)))
+                PipelineProblem::from(error).of_module(&module.name).at(place).in_file(file)
             })?;
         }
         Ok(())
@@ -226,31 +219,22 @@ impl Pipeline {
 
     /// Reads and checks everything but the programs. Also returns the location of each module's
     /// `run`.
-    fn parse(
-        bytes: &[u8],
-        name: &str,
-        directory: &Path,
-    ) -> Result<(Self, BTreeMap<String, Location>), PipelineError> {
-        let text = std::str::from_utf8(bytes).map_err(|error| PipelineError::Wrong {
-            path: name.to_owned(),
-            line: 1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count()
-                as u64,
-            column: 1,
-            reason: "the file is not UTF-8".into(),
-        })?;
-        let file = mistake::read(text);
-        file.and_then(|file| build(file, directory)).map_err(|at| wrong(name, at))
+    fn parse(text: &str, directory: &Path) -> Result<(Self, BTreeMap<String, Location>), Mistake> {
+        build(mistake::read(text)?, directory)
     }
 }
 
-fn wrong(path: &str, (place, reason): Mistake) -> PipelineError {
-    // An empty file has no location: the error points to the first line.
-    PipelineError::Wrong {
-        path: path.to_owned(),
-        line: place.line().max(1),
-        column: place.column().max(1),
-        reason,
-    }
+/// Returns the text of the file `path`.
+fn utf8<'a>(bytes: &'a [u8], path: &str) -> Result<&'a str, PipelineError> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        let before = bytes[..error.valid_up_to()].iter();
+        PipelineError::Wrong {
+            path: path.to_owned(),
+            line: 1 + before.filter(|byte| **byte == b'\n').count() as u64,
+            column: 1,
+            problem: PipelineProblem::NotUtf8.into(),
+        }
+    })
 }
 
 fn build(
@@ -262,42 +246,33 @@ fn build(
     let of_chain = ChainEntry { timeout, concurrency, links: LinkTerms { warm, idle, output } };
     if let Some(links) = file.chain {
         if let Some(modules) = file.modules {
-            return Err((
-                modules.referenced,
-                "\"Chain\" and \"modules\" exclude each other in one file".into(),
-            ));
+            let words = "\"Chain\" and \"modules\" exclude each other in one file";
+            return Err(PipelineProblem::Together(words).at(modules.referenced));
         }
         let place = links.referenced;
         let module = chain(&name, links, of_chain, directory)?;
         let places = BTreeMap::from([(module.name.clone(), place)]);
         return Ok((Pipeline { name, modules: vec![module], plane: file.plane }, places));
     }
-    if let Some((place, key)) = of_chain.stray() {
-        return Err((place, format!("{key:?} belongs beside \"Chain\", or in a module")));
+    if let Some((place, field)) = of_chain.stray() {
+        let what = "belongs beside \"Chain\", or in a module";
+        return Err(PipelineProblem::Field { field, what }.at(place));
     }
     let Some(entries) = file.modules else {
-        return Err((
-            Location::UNKNOWN,
-            "there is no \"modules\": a map from names to modules".into(),
-        ));
+        return Err(PipelineProblem::NoModules.at(Location::UNKNOWN));
     };
     if entries.value.is_empty() {
-        return Err((entries.referenced, "\"modules\" is empty".into()));
+        let what = "is empty";
+        return Err(PipelineProblem::Field { field: "modules", what }.at(entries.referenced));
     }
     let mut places = BTreeMap::new();
     let mut gathers = BTreeMap::new();
     let mut modules = Vec::new();
     for (name, entry) in entries.value {
         let place = entry.referenced;
-        let in_module = |(place, reason): Mistake| (place, format!("module {name:?}: {reason}"));
+        let in_module = |wrong: Mistake| wrong.problem.of_module(&name).at(wrong.place);
         if !is_event_type(&name) {
-            return Err((
-                place,
-                format!(
-                    "{name:?} cannot be a module's name: letters, digits, '.', '_' and '-' are \
-                     allowed"
-                ),
-            ));
+            return Err(PipelineProblem::ModuleName(name).at(place));
         }
         places.insert(name.clone(), entry.value.run.as_ref().map_or(place, |run| run.referenced));
         gathers.extend(entry.value.gather.as_ref().map(|gather| (name.clone(), gather.referenced)));
@@ -318,26 +293,22 @@ fn module(
         ContainerTerms { image, executor, network, resources, user }.read(directory)?;
     let run = match (entry.run, &container) {
         (Some(run), _) if run.value.first().is_none_or(String::is_empty) => {
-            return Err((
-                run.referenced,
-                "\"run\" is empty: the program and its arguments are needed".into(),
-            ));
+            let what = "is empty: the program and its arguments are needed";
+            return Err(PipelineProblem::Field { field: "run", what }.at(run.referenced));
         }
         (Some(run), _) => run.value,
         (None, Some(_)) => vec![],
         (None, None) => {
-            let reason = "\"run\" is missing: the program and its arguments, as in run: \
-                          [./sample.sh] (or an \"image\" that names it)";
-            return Err((place, reason.to_owned()));
+            let what = "is missing: the program and its arguments, as in run: [./sample.sh] (or \
+                        an \"image\" that names it)";
+            return Err(PipelineProblem::Field { field: "run", what }.at(place));
         }
     };
     let kubernetes = match (kubernetes, executor) {
         (Some(terms), ExecutorKind::Kubernetes) => terms.value,
         (Some(terms), _) => {
-            return Err((
-                terms.referenced,
-                "\"kubernetes\" belongs to \"executor: kubernetes\"".into(),
-            ));
+            let what = "belongs to \"executor: kubernetes\"";
+            return Err(PipelineProblem::Field { field: "kubernetes", what }.at(terms.referenced));
         }
         (None, _) => KubernetesTerms::default(),
     };
@@ -352,10 +323,8 @@ fn module(
     match (entry.on, entry.gather, entry.per) {
         (Some(on), None, None) => {
             if on.value.is_empty() {
-                return Err((
-                    on.referenced,
-                    "\"on\" is empty: no event would ever start it".into(),
-                ));
+                let what = "is empty: no event would ever start it";
+                return Err(PipelineProblem::Field { field: "on", what }.at(on.referenced));
             }
             module.on = event_types(on.value)?;
         }
@@ -364,56 +333,52 @@ fn module(
             module.per = event_types(vec![per])?.pop();
         }
         (None, Some(gather), None) => {
-            return Err((
-                gather.referenced,
-                "\"gather\" needs \"per\": the event type below which it gathers".into(),
-            ));
+            let what = "needs \"per\": the event type below which it gathers";
+            return Err(PipelineProblem::Field { field: "gather", what }.at(gather.referenced));
         }
         (None, None, Some(per)) => {
-            return Err((per.referenced, "\"per\" belongs to \"gather\"".into()));
+            let what = "belongs to \"gather\"";
+            return Err(PipelineProblem::Field { field: "per", what }.at(per.referenced));
         }
         (None, None, None) => {
-            return Err((
-                place,
-                "\"on\" is missing: the event types it starts on (or \"gather\" and \"per\")"
-                    .into(),
-            ));
+            let what = "is missing: the event types it starts on (or \"gather\" and \"per\")";
+            return Err(PipelineProblem::Field { field: "on", what }.at(place));
         }
         (Some(on), _, _) => {
-            return Err((on.referenced, "\"on\" and \"gather\" exclude each other".into()));
+            let words = "\"on\" and \"gather\" exclude each other";
+            return Err(PipelineProblem::Together(words).at(on.referenced));
         }
     }
     module.emits = event_types(entry.emits.unwrap_or_default())?;
     older_words(&mut module, entry.env, entry.api, entry.commit, entry.urls)?;
-    check_beside(&module).map_err(|reason| (place, reason))?;
+    check_beside(&module).map_err(|problem| problem.at(place))?;
     let of_links = LinkTerms { warm: entry.warm, idle: entry.idle, output: entry.output };
     if entry.stdio {
         module.links = vec![link_of(&module)];
         if module.emits.len() != 1 || module.gather.is_some() {
-            return Err((
-                place,
-                "with \"stdio: true\" the module's stdout becomes one event: \"on\" and exactly \
-                 one type in \"emits\" are needed"
-                    .into(),
-            ));
+            let words = "with \"stdio: true\" the module's stdout becomes one event: \"on\" and \
+                         exactly one type in \"emits\" are needed";
+            return Err(PipelineProblem::Together(words).at(place));
         }
         of_links.apply(&mut module)?;
-    } else if let Some((place, key)) = of_links.stray() {
-        return Err((place, format!("{key:?} belongs to \"stdio: true\"")));
+    } else if let Some((place, field)) = of_links.stray() {
+        let what = "belongs to \"stdio: true\"";
+        return Err(PipelineProblem::Field { field, what }.at(place));
     }
     module.on_dead = entry.on_dead.unwrap_or_default();
     if let Some(retries) = entry.retries {
         module.retries = retries.value;
         if retries.value > RETRIES_MAX {
-            let reason =
-                format!("\"retries\" is {}: 0 to {RETRIES_MAX} are allowed", retries.value);
-            return Err((retries.referenced, reason));
+            let allowed = format!("0 to {RETRIES_MAX} are allowed");
+            let number = retries.value as usize;
+            let problem = PipelineProblem::Number { field: "retries", number, allowed };
+            return Err(problem.at(retries.referenced));
         }
     }
     terms(&mut module, entry.timeout, entry.concurrency)?;
     for (name, value) in entry.limits {
         let set = module.limits.set(&name, &value.value);
-        set.map_err(|wrong| (value.referenced, wrong.to_string()))?;
+        set.map_err(|wrong| PipelineProblem::from(wrong).at(value.referenced))?;
     }
     Ok(module)
 }
@@ -426,7 +391,7 @@ fn privileged_of(
     stdio: bool,
 ) -> Result<bool, Mistake> {
     let Some(said) = said.filter(|said| said.value) else { return Ok(false) };
-    let reason = match (container, stdio) {
+    let words = match (container, stdio) {
         (true, _) => {
             "a module with an \"image\" has no rights on the machine; leave \"privileged\" out"
         }
@@ -436,7 +401,7 @@ fn privileged_of(
         }
         (false, false) => return Ok(true),
     };
-    Err((said.referenced, reason.into()))
+    Err(PipelineProblem::Together(words).at(said.referenced))
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -453,21 +418,20 @@ fn terms(
     }
     if let Some(concurrency) = concurrency {
         if !(1..=AT_A_TIME_MAX).contains(&concurrency.value) {
-            let said = concurrency.value;
-            let reason = format!(
-                "\"concurrency\" is {said}: 1 to {AT_A_TIME_MAX} jobs at a time are allowed"
-            );
-            return Err((concurrency.referenced, reason));
+            let allowed = format!("1 to {AT_A_TIME_MAX} jobs at a time are allowed");
+            let number = concurrency.value;
+            let problem = PipelineProblem::Number { field: "concurrency", number, allowed };
+            return Err(problem.at(concurrency.referenced));
         }
         module.concurrency = concurrency.value;
     }
     Ok(())
 }
 
-fn duration(key: &str, said: Spanned<String>) -> Result<Duration, Mistake> {
+fn duration(field: &'static str, said: Spanned<String>) -> Result<Duration, Mistake> {
     // A shorter time is over before a process has started.
     let time = time_within(&said.value, Duration::from_millis(100), TIME_MAX);
-    time.map_err(|wrong| (said.referenced, format!("{key:?} {wrong}")))
+    time.map_err(|source| PipelineProblem::Time { field, source }.at(said.referenced))
 }
 
 fn event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Mistake> {
@@ -475,14 +439,7 @@ fn event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Mistake> {
         if is_event_type(&event_type.value) {
             Ok(event_type.value)
         } else {
-            Err((
-                event_type.referenced,
-                format!(
-                    "{:?} cannot be an event type: letters, digits, '.', '_' and '-' are allowed, \
-                     at most 200",
-                    event_type.value
-                ),
-            ))
+            Err(PipelineProblem::EventType(event_type.value).at(event_type.referenced))
         }
     };
     types.into_iter().map(checked).collect()
@@ -510,21 +467,14 @@ fn check_gathers(modules: &[Module], places: &BTreeMap<String, Location>) -> Res
     for module in modules {
         let Some(gather) = &module.gather else { continue };
         let place = places.get(&module.name).copied().unwrap_or(Location::UNKNOWN);
-        if !modules.iter().any(|other| other.emits.contains(gather)) {
-            return Err((
-                place,
-                format!("module {:?}: it gathers {gather:?}, which no module emits", module.name),
-            ));
-        }
-        if reachable(modules, &module.emits).contains(gather) {
-            return Err((
-                place,
-                format!(
-                    "module {:?}: what it emits leads to {gather:?}, which it waits for",
-                    module.name
-                ),
-            ));
-        }
+        let problem = if !modules.iter().any(|other| other.emits.contains(gather)) {
+            PipelineProblem::GathersNothing(gather.clone())
+        } else if reachable(modules, &module.emits).contains(gather) {
+            PipelineProblem::GathersItself(gather.clone())
+        } else {
+            continue;
+        };
+        return Err(problem.of_module(&module.name).at(place));
     }
     Ok(())
 }

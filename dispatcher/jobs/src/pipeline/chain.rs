@@ -8,7 +8,9 @@ use ion_model::limits::bytes;
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
-use super::{Link, Mistake, Module, default_concurrency, duration, terms};
+use super::{
+    Link, Mistake, Module, PipelineProblem, ProgramError, default_concurrency, duration, terms,
+};
 
 /// How many runs of one chain a dispatcher has at the same time, for each processor. More than one,
 /// because links wait for each other and for other systems.
@@ -77,11 +79,10 @@ impl LinkTerms {
     pub(super) fn apply(self, module: &mut Module) -> Result<(), Mistake> {
         if let Some(warm) = self.warm {
             if warm.value > WARM_MAX {
-                let reason = format!(
-                    "\"warm\" is {}: each is a process; at most {WARM_MAX} are allowed",
-                    warm.value
-                );
-                return Err((warm.referenced, reason));
+                let allowed = format!("each is a process; at most {WARM_MAX} are allowed");
+                let problem =
+                    PipelineProblem::Number { field: "warm", number: warm.value, allowed };
+                return Err(problem.at(warm.referenced));
             }
             module.link_settings.warm = warm.value;
         }
@@ -89,8 +90,9 @@ impl LinkTerms {
             module.link_settings.idle = duration("idle", idle)?;
         }
         if let Some(output) = self.output {
-            let bytes = bytes(&output.value)
-                .map_err(|wrong| (output.referenced, format!("\"output\": {wrong}")))?;
+            let bytes = bytes(&output.value).map_err(|wrong| {
+                PipelineProblem::unreadable("output", wrong).at(output.referenced)
+            })?;
             module.link_settings.output_bytes = bytes;
         }
         Ok(())
@@ -122,13 +124,11 @@ pub(super) fn chain(
 ) -> Result<Module, Mistake> {
     let place = links.referenced;
     if !is_event_type(name) {
-        let reason = format!(
-            "\"name\" {name:?} is the chain's name: letters, digits, '.', '_' and '-' are allowed"
-        );
-        return Err((place, reason));
+        return Err(PipelineProblem::ChainName(name.to_owned()).at(place));
     }
     if links.value.is_empty() {
-        return Err((place, "\"Chain\" is empty: it needs links, each with a \"Command\"".into()));
+        let what = "is empty: it needs links, each with a \"Command\"";
+        return Err(PipelineProblem::Field { field: "Chain", what }.at(place));
     }
     let mut module = Module::new(name, vec![], directory.to_owned());
     module.on = vec![format!("{CHAIN}{name}")];
@@ -140,16 +140,17 @@ pub(super) fn chain(
         let place = link.referenced;
         let LinkEntry { image, command, name, arguments } = link.value;
         let Some(command) = command.filter(|command| !command.value.is_empty()) else {
-            let reason =
-                "the link has no \"Command\": the program that reads stdin and writes stdout"
-                    .into();
-            return Err((place, reason));
+            let words =
+                "the link has no \"Command\": the program that reads stdin and writes stdout";
+            return Err(PipelineProblem::Together(words).at(place));
         };
         let command = command.value;
         let own = || command.rsplit('/').next().unwrap_or(&command).to_owned();
         let link = Link { name: name.unwrap_or_else(own), image, command, arguments };
-        let image = module.container_of(&link);
-        image.map_err(|reason| (place, format!("link {:?}: {reason}", link.name)))?;
+        let container = module.container_of(&link);
+        container.map_err(|wrong| {
+            PipelineProblem::from(ProgramError::from(wrong).of_link(&link.name)).at(place)
+        })?;
         module.links.push(link);
     }
     terms(&mut module, entry.timeout, entry.concurrency)?;

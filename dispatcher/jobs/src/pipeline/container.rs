@@ -9,7 +9,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::image::ImageReference;
 use super::resources::Resources;
-use super::{Mistake, Module, ModuleApi};
+use super::{Mistake, Module, ModuleApi, PipelineProblem};
 
 /// The executor that runs a module's jobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,45 +89,40 @@ impl ContainerTerms {
                 "container" => ExecutorKind::Container,
                 "kubernetes" => ExecutorKind::Kubernetes,
                 other => {
-                    let reason = format!(
-                        "this build has no executor {other:?}; allowed: local, container, \
-                         kubernetes"
-                    );
-                    return Err((executor.referenced, reason));
+                    let problem = PipelineProblem::Executor(other.to_owned());
+                    return Err(problem.at(executor.referenced));
                 }
             }),
         };
         let Some(image) = &self.image else {
-            if let Some((place, key)) = self.stray() {
-                return Err((place, format!("{key:?} belongs to \"image\"")));
+            if let Some((place, field)) = self.stray() {
+                let what = "belongs to \"image\"";
+                return Err(PipelineProblem::Field { field, what }.at(place));
             }
             return match (said, &self.executor) {
                 (Some(ExecutorKind::Container | ExecutorKind::Kubernetes), Some(executor)) => {
-                    let reason = format!("executor: {} needs an \"image\"", executor.value);
-                    Err((executor.referenced, reason))
+                    let problem = PipelineProblem::NeedsImage(executor.value.clone());
+                    Err(problem.at(executor.referenced))
                 }
                 _ => Ok((ExecutorKind::Local, None)),
             };
         };
         if let (Some(ExecutorKind::Local), Some(executor)) = (said, &self.executor) {
-            return Err((
-                executor.referenced,
-                "an image needs executor: container or kubernetes".into(),
-            ));
+            let words = "an image needs executor: container or kubernetes";
+            return Err(PipelineProblem::Together(words).at(executor.referenced));
         }
-        let at = image.referenced;
-        let mut container = Container::of(
-            ImageReference::parse(&image.value, directory).map_err(|reason| (at, reason))?,
-        );
+        let place = image.referenced;
+        let image = ImageReference::parse(&image.value, directory)
+            .map_err(|wrong| PipelineProblem::from(wrong).at(place))?;
+        let mut container = Container::of(image);
         if let Some(network) = self.network {
             container.network = match &*network.value {
                 "none" => Network::None,
                 "host" => Network::Host,
                 other => {
-                    return Err((
-                        network.referenced,
-                        format!("\"network\" {other:?}; allowed: none, host"),
-                    ));
+                    let (value, allowed) = (other.to_owned(), "none, host");
+                    let problem = PipelineProblem::Value { field: "network", value, allowed };
+                    return Err(problem.at(network.referenced));
                 }
             };
         }
@@ -136,12 +131,10 @@ impl ContainerTerms {
             container
                 .resources
                 .set(&name, &value.value)
-                .map_err(|reason| (place, format!("\"resources\": {reason}")))?;
+                .map_err(|wrong| PipelineProblem::unreadable("resources", wrong).at(place))?;
             if name == "gpu" && said != Some(ExecutorKind::Kubernetes) {
-                return Err((
-                    place,
-                    "\"resources\": executor: container gives no GPU; allowed: cpu, memory".into(),
-                ));
+                let words = "\"resources\": executor: container gives no GPU; allowed: cpu, memory";
+                return Err(PipelineProblem::Together(words).at(place));
             }
         }
         if let Some(user) = self.user {
@@ -164,14 +157,13 @@ impl ContainerTerms {
 }
 
 /// Refuses the other fields of a module that do not work with its image.
-pub(super) fn check_beside(module: &Module) -> Result<(), String> {
+pub(super) fn check_beside(module: &Module) -> Result<(), PipelineProblem> {
     let Some(container) = &module.container else { return Ok(()) };
     if module.api == ModuleApi::Sidecar && container.network == Network::None {
-        return Err(
+        return Err(PipelineProblem::Together(
             "\"api: sidecar\" listens on this machine's loopback, which a container reaches \
-             with network: host only"
-                .into(),
-        );
+             with network: host only",
+        ));
     }
     Ok(())
 }
@@ -186,9 +178,5 @@ fn checked_user(user: Spanned<String>) -> Result<String, Mistake> {
     if part(name) && part(group) {
         return Ok(user.value);
     }
-    let reason = format!(
-        "\"user\" {:?}: a name or number, with a group or without, as in 1000:1000",
-        user.value
-    );
-    Err((user.referenced, reason))
+    Err(PipelineProblem::User(user.value).at(user.referenced))
 }

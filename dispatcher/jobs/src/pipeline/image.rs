@@ -24,6 +24,26 @@ pub enum ImageReference {
     Registry(String),
 }
 
+/// Why an image cannot be the one of a module.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ImageReferenceError {
+    /// The text names no image.
+    #[error(
+        "{0:?} is no image; allowed: name:tag, name@sha256:..., oci:FOLDER[:TAG], \
+         oci-archive:FILE, docker-archive:FILE"
+    )]
+    Malformed(String),
+    /// The folder does not have the OCI image layout.
+    #[error(
+        "image {0} is not there: the folder has no file oci-layout, as `skopeo copy \
+         docker://NAME oci:FOLDER` makes"
+    )]
+    NoLayout(ImageReference),
+    /// There is no such archive.
+    #[error("image {0} is not there")]
+    Missing(ImageReference),
+}
+
 /// The most bytes of a reference to a registry: a name has at most 255, a tag 128, a digest 71.
 const REFERENCE_MAX: usize = 500;
 
@@ -31,14 +51,9 @@ impl ImageReference {
     /// Reads a reference. Relative files and folders are below `directory`.
     ///
     /// # Errors
-    /// A text that says what is allowed.
-    pub fn parse(text: &str, directory: &Path) -> Result<Self, String> {
-        let wrong = || {
-            format!(
-                "{text:?} is no image; allowed: name:tag, name@sha256:..., oci:FOLDER[:TAG], \
-                 oci-archive:FILE, docker-archive:FILE"
-            )
-        };
+    /// [`ImageReferenceError::Malformed`], which says what is allowed.
+    pub fn parse(text: &str, directory: &Path) -> Result<Self, ImageReferenceError> {
+        let wrong = || ImageReferenceError::Malformed(text.to_owned());
         let file =
             |path: &str| if path.is_empty() { Err(wrong()) } else { Ok(directory.join(path)) };
         if let Some(rest) = text.strip_prefix("oci:") {
@@ -71,14 +86,13 @@ impl ImageReference {
 
 impl ImageReference {
     /// Checks that an image on this machine exists. Its content is read when a job starts.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), ImageReferenceError> {
         match self {
-            Self::Layout { folder, .. } if !folder.join("oci-layout").is_file() => Err(format!(
-                "image {self} is not there: the folder has no file oci-layout, as `skopeo copy \
-                 docker://NAME oci:FOLDER` makes"
-            )),
+            Self::Layout { folder, .. } if !folder.join("oci-layout").is_file() => {
+                Err(ImageReferenceError::NoLayout(self.clone()))
+            }
             Self::OciArchive(file) | Self::DockerArchive(file) if !file.is_file() => {
-                Err(format!("image {self} is not there"))
+                Err(ImageReferenceError::Missing(self.clone()))
             }
             _ => Ok(()),
         }
@@ -122,7 +136,7 @@ mod tests {
         for text in
             ["", "oci:", "oci:x:", "-x", "a b", "docker://a", "a:", "../a", "oci-archive:", "é"]
         {
-            assert!(parse(text).unwrap_err().contains("allowed: name:tag"), "{text}");
+            assert!(parse(text).unwrap_err().to_string().contains("allowed: name:tag"), "{text}");
         }
     }
 }

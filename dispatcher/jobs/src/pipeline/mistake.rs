@@ -10,7 +10,7 @@ use serde_path_to_error::Segment;
 use serde_saphyr::Location;
 
 use super::chain::WARM_MAX;
-use super::{AT_A_TIME_MAX, Mistake, PipelineFile, RETRIES_MAX};
+use super::{AT_A_TIME_MAX, Mistake, PipelineFile, PipelineProblem, RETRIES_MAX};
 
 /// The prefix of top-level keys that are ignored: people define anchors (`&name`) there.
 const ASIDE: &str = "x-";
@@ -28,7 +28,8 @@ pub(super) fn read(text: &str) -> Result<PipelineFile, Mistake> {
         Ok(WithoutAside(file)) => Ok(file),
         Err(error) => {
             let place = error.location().unwrap_or(Location::UNKNOWN);
-            Err((place, explained(&error.without_snippet().to_string(), &keys)))
+            let words = explained(&error.without_snippet().to_string(), &keys);
+            Err(PipelineProblem::Syntax(words).at(place))
         }
     }
 }

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    Container, ExecutorKind, ImageReference, KubernetesTerms, Link, LinkSettings, Pipeline,
-    PipelineError, is_default,
+    Container, ExecutorKind, ImageReference, ImageReferenceError, KubernetesTerms, Link,
+    LinkSettings, Pipeline, PipelineProblem, is_default,
 };
 
 /// How long a job may run unless its module sets `timeout`: the default of older Ion.
@@ -55,6 +55,44 @@ pub enum ModuleApi {
     None,
     /// The localhost API of older Ion's second generation: `GET /ready`, then `GET /done`.
     Sidecar,
+}
+
+/// Why a module's programs cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// The module names no program.
+    #[error("\"run\" is empty")]
+    NotNamed,
+    /// There is no such file.
+    #[error("program {0} is not there")]
+    Missing(String),
+    /// The file may not be executed.
+    #[error("program {0} is not executable; allow it with `chmod +x {0}`")]
+    NotExecutable(String),
+    /// The program is not found by its name.
+    #[error(
+        "program {0:?} is in no folder of PATH; for a program of the module's folder write ./{0}"
+    )]
+    NotInPath(String),
+    /// The image with the program cannot be used.
+    #[error(transparent)]
+    Image(#[from] ImageReferenceError),
+    /// The program of a link cannot be run.
+    #[error("link {name:?}")]
+    Link {
+        /// The link's name.
+        name: String,
+        /// Why its program cannot be run.
+        #[source]
+        source: Box<Self>,
+    },
+}
+
+impl ProgramError {
+    /// Returns the error as one of the link `name`.
+    pub(super) fn of_link(self, name: &str) -> Self {
+        Self::Link { name: name.to_owned(), source: self.into() }
+    }
 }
 
 /// One module, as registered in the plane.
@@ -185,19 +223,17 @@ impl Module {
     /// fields are checked as in a file, but not whether the programs exist.
     ///
     /// # Errors
-    /// The first mistake, as text.
+    /// The first mistake.
     pub fn from_fields(
         name: &str,
         fields: &serde_json::Map<String, serde_json::Value>,
         directory: &Path,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, PipelineProblem> {
         // JSON is also YAML.
         let text = serde_json::json!({"modules": {name: fields}}).to_string();
-        match Pipeline::from_bytes(text.as_bytes(), name, directory) {
-            Ok(mut pipeline) => pipeline.modules.pop().ok_or_else(|| "it is no module".into()),
-            Err(PipelineError::Wrong { reason, .. }) => Err(reason),
-            Err(other) => Err(other.to_string()),
-        }
+        let parsed = Pipeline::parse(&text, directory);
+        let (mut pipeline, _) = parsed.map_err(|mistake| *mistake.problem)?;
+        Ok(pipeline.modules.pop().expect("a pipeline without a module is refused"))
     }
 
     /// Returns the path of its tree: `/ion`, unless its `env` sets `HANDLER_BASE_DIR`.
@@ -244,8 +280,8 @@ impl Module {
     /// Returns the container that one of its links runs in; none for a program of this machine.
     ///
     /// # Errors
-    /// A text, if the link's image is not a valid image reference.
-    pub fn container_of(&self, link: &Link) -> Result<Option<Container>, String> {
+    /// When the link's image is not a valid image reference.
+    pub fn container_of(&self, link: &Link) -> Result<Option<Container>, ImageReferenceError> {
         match (&self.container, &*link.image) {
             (Some(container), _) => Ok(Some(container.clone())),
             (None, "") => Ok(None),
@@ -274,49 +310,39 @@ impl Module {
     /// the `PATH` in which programs without a slash are looked up.
     ///
     /// # Errors
-    /// What is wrong and what to do about it, as text.
-    pub fn check_programs(&self, path: &str) -> Result<(), String> {
+    /// What is wrong and what to do about it.
+    pub fn check_programs(&self, path: &str) -> Result<(), ProgramError> {
+        let check = |container: Option<Container>, argv| match container {
+            Some(container) => container.image.check().map_err(ProgramError::from),
+            None => check_program(argv, path),
+        };
         if self.links.is_empty() {
-            return match &self.container {
-                Some(container) => container.image.check(),
-                None => self.check_program(self.argv(), path),
-            };
+            return check(self.container.clone(), self.argv());
         }
         self.links.iter().try_for_each(|link| {
-            let checked = match self.container_of(link) {
-                Ok(Some(container)) => container.image.check(),
-                Ok(None) => self.check_program(self.argv_of(link), path),
-                Err(reason) => Err(reason),
-            };
-            checked.map_err(|reason| format!("link {:?}: {reason}", link.name))
+            let container = self.container_of(link).map_err(ProgramError::from);
+            let checked = container.and_then(|container| check(container, self.argv_of(link)));
+            checked.map_err(|error| error.of_link(&link.name))
         })
     }
+}
 
-    fn check_program(&self, argv: Vec<String>, path: &str) -> Result<(), String> {
-        let Some(program) = argv.into_iter().next() else { return Err("\"run\" is empty".into()) };
-        let executable = |file: &Path| {
-            file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+/// Checks that the program of this command line exists and is executable.
+fn check_program(argv: Vec<String>, path: &str) -> Result<(), ProgramError> {
+    let program = argv.into_iter().next().ok_or(ProgramError::NotNamed)?;
+    let executable = |file: &Path| {
+        file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+    };
+    if program.contains('/') {
+        let file = Path::new(&program);
+        return match file.metadata() {
+            Err(_) => Err(ProgramError::Missing(program)),
+            Ok(_) if !executable(file) => Err(ProgramError::NotExecutable(program)),
+            Ok(_) => Ok(()),
         };
-        if program.contains('/') {
-            let file = Path::new(&program);
-            return match file.metadata() {
-                Err(_) => Err(format!("program {program} is not there")),
-                Ok(_) if !executable(file) => Err(format!(
-                    "program {program} is not executable; allow it with `chmod +x {program}`"
-                )),
-                Ok(_) => Ok(()),
-            };
-        }
-        let found = path.split(':').any(|folder| executable(&Path::new(folder).join(&program)));
-        if found {
-            Ok(())
-        } else {
-            Err(format!(
-                "program {program:?} is in no folder of PATH; for a program of the module's folder \
-                 write ./{program}"
-            ))
-        }
     }
+    let found = path.split(':').any(|folder| executable(&Path::new(folder).join(&program)));
+    if found { Ok(()) } else { Err(ProgramError::NotInPath(program)) }
 }
 
 pub(super) fn default_concurrency() -> usize {

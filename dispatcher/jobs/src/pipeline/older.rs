@@ -7,8 +7,8 @@ use ion_model::record::CommitMode;
 use ion_plane::address::FileUrls;
 use serde_saphyr::Spanned;
 
-use super::module::{BASE_DIR, MOUNT_AT};
-use super::{Mistake, Module, ModuleApi};
+use super::module::BASE_DIR;
+use super::{Mistake, Module, ModuleApi, PipelineProblem};
 
 /// Folders of the machine that a module's tree must not hide: no program would run.
 const SYSTEM_FOLDERS: [&str; 14] = [
@@ -26,14 +26,16 @@ pub(super) fn older_words(
 ) -> Result<(), Mistake> {
     if let Some(env) = env {
         module.env = env.value;
-        check_base_dir(&module.env).map_err(|reason| (env.referenced, reason))?;
+        check_base_dir(&module.env).map_err(|problem| problem.at(env.referenced))?;
     }
     if let Some(api) = api {
         module.api = match &*api.value {
             "none" => ModuleApi::None,
             "sidecar" => ModuleApi::Sidecar,
             other => {
-                return Err((api.referenced, format!("\"api\" {other:?}; allowed: none, sidecar")));
+                let (value, allowed) = (other.to_owned(), "none, sidecar");
+                let problem = PipelineProblem::Value { field: "api", value, allowed };
+                return Err(problem.at(api.referenced));
             }
         };
     }
@@ -46,24 +48,22 @@ pub(super) fn older_words(
     module.commit = commit.unwrap_or(usual);
     module.urls = match urls {
         Some(named) => FileUrls::named(&named.value)
-            .map_err(|reason| (named.referenced, format!("\"urls\": {reason}")))?,
+            .map_err(|wrong| PipelineProblem::unreadable("urls", wrong).at(named.referenced))?,
         None => usually,
     };
     Ok(())
 }
 
 /// Checks that a tree can be at the path that the environment names.
-fn check_base_dir(env: &BTreeMap<String, String>) -> Result<(), String> {
+fn check_base_dir(env: &BTreeMap<String, String>) -> Result<(), PipelineProblem> {
     let Some(path) = env.get(BASE_DIR) else { return Ok(()) };
     let name =
         path.strip_prefix('/').filter(|name| !name.is_empty() && !name.contains(['/', '\0']));
     match name {
-        Some("." | "..") | None => {
-            Err(format!("{BASE_DIR} {path:?} is not a folder directly below /, as {MOUNT_AT} is"))
+        Some("." | "..") | None => Err(PipelineProblem::NotBelowRoot(path.clone())),
+        Some(name) if SYSTEM_FOLDERS.contains(&name) => {
+            Err(PipelineProblem::HidesSystem(path.clone()))
         }
-        Some(name) if SYSTEM_FOLDERS.contains(&name) => Err(format!(
-            "{BASE_DIR} {path:?} would hide the machine's own folder; {MOUNT_AT} hides nothing"
-        )),
         Some(_) => Ok(()),
     }
 }

@@ -41,6 +41,24 @@ const SUFFIXES: [(&str, Factor); 15] = [
     ("n", Factor::Tens(-9)),
 ];
 
+/// Why a resource cannot be set.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ResourceError {
+    /// No resource has this name.
+    #[error("there is no resource {0:?}; allowed: cpu, memory, gpu")]
+    Unknown(String),
+    /// The resource cannot have this value.
+    #[error("{name:?} cannot be {text:?}: {example} is allowed")]
+    Value {
+        /// The resource.
+        name: String,
+        /// The value in the file.
+        text: String,
+        /// What is allowed.
+        example: &'static str,
+    },
+}
+
 #[derive(Clone, Copy)]
 enum Factor {
     Twos(u32),
@@ -51,9 +69,13 @@ impl Resources {
     /// Sets the resource `name` to what `text` says.
     ///
     /// # Errors
-    /// A text that says that there is no such resource, or which values it may have.
-    pub(super) fn set(&mut self, name: &str, text: &str) -> Result<(), String> {
-        let wrong = |example: &str| format!("{name:?} cannot be {text:?}: {example} is allowed");
+    /// That there is no such resource, or which values it may have.
+    pub(super) fn set(&mut self, name: &str, text: &str) -> Result<(), ResourceError> {
+        let wrong = |example| ResourceError::Value {
+            name: name.to_owned(),
+            text: text.to_owned(),
+            example,
+        };
         let positive = |value: Option<u64>| value.filter(|value| *value > 0);
         match name {
             "cpu" => {
@@ -70,7 +92,7 @@ impl Resources {
                 let gpus = positive(text.trim().parse().ok());
                 self.gpus = Some(gpus.ok_or_else(|| wrong("a whole number as in 1"))?);
             }
-            _ => return Err(format!("there is no resource {name:?}; allowed: cpu, memory, gpu")),
+            _ => return Err(ResourceError::Unknown(name.to_owned())),
         }
         Ok(())
     }

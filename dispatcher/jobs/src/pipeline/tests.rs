@@ -1,15 +1,16 @@
 use std::path::PathBuf;
 
+use ion_model::errors::chain;
 use ion_model::limits::Limits;
 use ion_plane::address::FileUrls;
 use proptest::prelude::*;
 
 use super::*;
 
+/// Returns the pipeline, or the text that people see in its place.
 fn parse(text: &str) -> Result<Pipeline, String> {
-    Pipeline::parse(text.as_bytes(), "p.yaml", Path::new("/somewhere"))
-        .map(|(p, _)| p)
-        .map_err(|error| error.to_string())
+    let pipeline = Pipeline::from_bytes(text.as_bytes(), "p.yaml", Path::new("/somewhere"));
+    pipeline.map_err(|error| chain(&error))
 }
 
 #[test]
@@ -208,7 +209,7 @@ fn a_program_that_cannot_run_is_found_before_anything_starts() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pipeline.yaml");
     std::fs::write(&file, "modules:\n  a:\n    on: [x]\n    run: [./tool.sh]\n").unwrap();
-    let error = |path: &str| Pipeline::load(&file, path).unwrap_err().to_string();
+    let error = |path: &str| chain(&Pipeline::load(&file, path).unwrap_err());
     assert!(
         error("/bin").contains(":4:") && error("/bin").contains("is not there"),
         "{}",

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use ion_jobs::metrics::ChainMetrics;
-use ion_jobs::pipeline::{Container, Module};
+use ion_jobs::pipeline::{Container, ImageReferenceError, Module};
 use ion_model::errors::chain;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -59,7 +59,7 @@ struct Pool {
     command: SandboxCommand,
     places: LinkRuntime,
     /// The container that it runs in, with its settings; none: this machine.
-    container: Result<Option<Container>, String>,
+    container: Result<Option<Container>, ImageReferenceError>,
     env: Vec<(String, String)>,
     want: usize,
     idle: Duration,
@@ -239,7 +239,7 @@ impl Pool {
     async fn start(&self) -> Result<PipedStreams, SandboxError> {
         let mut command = self.command.clone();
         if let Some(container) =
-            self.container.as_ref().map_err(|reason| SandboxError::Failed(reason.clone()))?
+            self.container.as_ref().map_err(|wrong| SandboxError::Failed(wrong.to_string()))?
         {
             // Without a command, the image's own command runs.
             let argv = if command.argv[0].is_empty() { vec![] } else { command.argv.clone() };
