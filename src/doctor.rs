@@ -6,6 +6,7 @@ use std::path::Path;
 use clap::Args as ClapArgs;
 use dispatcher::container;
 use dispatcher::sandbox::{self, ForkServer, SandboxMode};
+use ionfs::errors::chain;
 use serde_json::json;
 
 use crate::output::{self, Colour};
@@ -30,12 +31,13 @@ pub(crate) async fn run(settings: &CommandSettings, _args: DoctorArgs) -> Comman
     let mode = if root { SandboxMode::Root } else { SandboxMode::User };
     findings.push(match sandbox::probe(&ForkServer::new(&program), mode).await {
         Ok(()) => good("namespaces", "each job has its own, with the tree at /ion"),
-        Err(reason) => DoctorFinding {
+        Err(error) => DoctorFinding {
             what: "namespaces",
             good: false,
             needed: false,
             text: format!(
-                "{reason}; jobs find their tree at $ION_DIR instead{}",
+                "{}; jobs find their tree at $ION_DIR instead{}",
+                chain(&error),
                 if root { "" } else { " (this needs the program fusermount3, of package fuse3)" }
             ),
         },

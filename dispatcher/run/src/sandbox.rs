@@ -15,6 +15,7 @@
 
 mod bounds;
 mod cover;
+mod error;
 mod init;
 mod rights;
 mod root;
@@ -45,6 +46,7 @@ use tokio::process::{Child, Command as TokioCommand};
 
 pub(super) use self::bounds::{Cgroup, CgroupLimits};
 pub use self::cover::{Cover, Covers};
+pub use self::error::SandboxError;
 pub use self::init::main as init_main;
 pub use self::rights::Rights;
 pub(super) use self::root::{MASKED, READ_ONLY};
@@ -143,23 +145,6 @@ pub enum ProcessExit {
 /// Returns the reason of a job that needed more memory than its limit of `bytes`.
 pub(crate) fn out_of_memory(bytes: u64) -> String {
     format!("out of memory: its limit is {}", bytes_in_words(bytes))
-}
-
-/// The reason why a sandbox could not be made, or lost its module.
-#[derive(Debug, thiserror::Error)]
-pub enum SandboxError {
-    /// `job-init` itself could not be started.
-    #[error("the job's first process cannot be started")]
-    Spawn(#[source] io::Error),
-    /// `job-init` reported why it could not go on: a mount is refused, or there is no memory.
-    #[error("{0}")]
-    Failed(String),
-    /// `job-init` reported why no retry can help: the program is missing, or is not executable.
-    #[error("{0}")]
-    CannotRun(String),
-    /// `job-init` ended, or sent no report in time.
-    #[error("the job's first process ended, or did not answer in time, without saying why")]
-    Silent,
 }
 
 /// A message from the daemon. `Fork` goes to the fork server, with the socket for the other
@@ -459,26 +444,16 @@ impl Sandbox {
 }
 
 fn encode(order: &InitOrder) -> Result<Vec<u8>, SandboxError> {
-    let text =
-        serde_json::to_vec(order).map_err(|error| SandboxError::Failed(error.to_string()))?;
-    if text.len() > MESSAGE_MAX {
-        return Err(SandboxError::Failed(format!(
-            "the module's arguments and environment take {} bytes; at most {MESSAGE_MAX} are \
-             allowed",
-            text.len()
-        )));
-    }
-    Ok(text)
+    let text = serde_json::to_vec(order)?;
+    if text.len() > MESSAGE_MAX { Err(SandboxError::TooLong(text.len())) } else { Ok(text) }
 }
 
 async fn report(socket: &UnixDatagram) -> Result<(InitReport, Vec<OwnedFd>), SandboxError> {
     let received = socket.async_io(Interest::READABLE, || receive(socket)).await;
     match received {
-        Ok((text, descriptors)) if !text.is_empty() => Ok((
-            serde_json::from_slice(&text)
-                .map_err(|error| SandboxError::Failed(error.to_string()))?,
-            descriptors,
-        )),
+        Ok((text, descriptors)) if !text.is_empty() => {
+            Ok((serde_json::from_slice(&text)?, descriptors))
+        }
         _ => Err(SandboxError::Silent),
     }
 }
@@ -487,8 +462,11 @@ async fn report_soon(socket: &UnixDatagram) -> Result<(InitReport, Vec<OwnedFd>)
     tokio::time::timeout(START_WAIT, report(socket)).await.unwrap_or(Err(SandboxError::Silent))
 }
 
-/// Tries, in a separate process, whether jobs can have `mode`; returns the reason if not.
-pub async fn probe(server: &ForkServer, mode: SandboxMode) -> Result<(), String> {
+/// Tries, in a separate process, whether jobs can have `mode`.
+///
+/// # Errors
+/// Why they cannot.
+pub async fn probe(server: &ForkServer, mode: SandboxMode) -> Result<(), SandboxError> {
     let nothing = SandboxCommand {
         argv: vec![],
         env: vec![],
@@ -501,20 +479,17 @@ pub async fn probe(server: &ForkServer, mode: SandboxMode) -> Result<(), String>
         open_files: None,
         container: None,
     };
-    match spawn(server, nothing).await {
-        Ok(_) => Ok(()),
-        Err(error) => Err(error.to_string()),
-    }
+    spawn(server, nothing).await.map(drop)
 }
 
 /// Returns the strongest mode that works here, and why the stronger ones do not.
-pub async fn best_mode(server: &ForkServer) -> (SandboxMode, Vec<(SandboxMode, String)>) {
+pub async fn best_mode(server: &ForkServer) -> (SandboxMode, Vec<(SandboxMode, SandboxError)>) {
     let mut refused = Vec::new();
     let first =
         if rustix::process::geteuid().is_root() { SandboxMode::Root } else { SandboxMode::User };
     match probe(server, first).await {
         Ok(()) => return (first, refused),
-        Err(reason) => refused.push((first, reason)),
+        Err(error) => refused.push((first, error)),
     }
     (SandboxMode::Plain, refused)
 }

@@ -110,7 +110,7 @@ impl LocalExecutor {
         for (mode, reason) in refused {
             tracing::warn!(
                 ?mode,
-                reason,
+                reason = chain(&reason),
                 "jobs run without namespaces of their own: ION_DIR says where their tree is"
             );
         }

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::error::InitError;
+
 /// The file that a process writes to enter a group.
 const PROCESSES: &str = "cgroup.procs";
 
@@ -44,7 +46,7 @@ pub(crate) struct CgroupLimits {
 
 impl CgroupLimits {
     /// Makes the groups and moves this process into them.
-    pub(super) fn enter(&self) -> Result<(), String> {
+    pub(super) fn enter(&self) -> Result<(), InitError> {
         self.groups.iter().try_for_each(|group| {
             let mut tries = 1;
             loop {
@@ -53,12 +55,8 @@ impl CgroupLimits {
                         tries += 1
                     }
                     entered => {
-                        return entered.map_err(|error| {
-                            format!(
-                                "the limits in {} cannot be set: {error}",
-                                group.folder.display()
-                            )
-                        });
+                        let folder = group.folder.clone();
+                        return entered.map_err(|source| InitError::Limits { folder, source });
                     }
                 }
             }
@@ -66,10 +64,9 @@ impl CgroupLimits {
     }
 
     /// Moves this process back; the processes that it started stay.
-    pub(super) fn leave(&self) -> Result<(), String> {
+    pub(super) fn leave(&self) -> Result<(), InitError> {
         self.groups.iter().try_for_each(|group| {
-            enter(&group.home)
-                .map_err(|error| format!("{} cannot be left: {error}", group.folder.display()))
+            enter(&group.home).map_err(InitError::path(&group.folder, "cannot be left"))
         })
     }
 

@@ -20,7 +20,8 @@ use rustix::mount::{self, MountFlags};
 use serde::{Deserialize, Serialize};
 
 use self::aliases::aliases;
-use super::root::{EMPTY_FILE, EMPTY_FOLDER, below, made, said, tmpfs};
+use super::error::InitError;
+use super::root::{EMPTY_FILE, EMPTY_FOLDER, below, made, tmpfs};
 
 /// Where a cover that shows something is prepared.
 const PREPARED: &str = "/cover";
@@ -157,11 +158,11 @@ impl Cover {
     }
 
     /// Mounts the cover in the new root. The host's whole root is still at `/host`.
-    pub(super) fn lay(&self) -> Result<(), String> {
+    pub(super) fn lay(&self) -> Result<(), InitError> {
         let Some(place) = self.open()? else { return Ok(()) };
         // The mount uses the descriptor: a path could lead elsewhere by now.
         let at = format!("/new/proc/self/fd/{}", place.as_raw_fd());
-        let failed = || said("an empty place cannot be laid over", &self.path);
+        let failed = || InitError::mount("an empty place cannot be laid over", &self.path);
         match (self.folder, self.shown.is_empty()) {
             (None, _) => mount::mount_bind(EMPTY_FILE, at).map_err(failed()),
             (Some(_), true) => mount::mount_bind(EMPTY_FOLDER, at).map_err(failed()),
@@ -172,7 +173,7 @@ impl Cover {
         }
     }
 
-    fn open(&self) -> Result<Option<OwnedFd>, String> {
+    fn open(&self) -> Result<Option<OwnedFd>, InitError> {
         let at = below("/new", &self.path);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = rustix::fs::open(at, flags, Permissions::empty());
@@ -180,21 +181,18 @@ impl Cover {
             // The database may have no such file at this moment.
             return Ok(opened.ok());
         };
-        let place =
-            opened.map_err(said("a folder that no job may see is not there:", &self.path))?;
-        let found = rustix::fs::fstat(&place).map_err(said("cannot look at", &self.path))?;
+        let place = opened
+            .map_err(InitError::mount("a folder that no job may see is not there:", &self.path))?;
+        let found =
+            rustix::fs::fstat(&place).map_err(InitError::mount("cannot look at", &self.path))?;
         if (found.st_dev, found.st_ino) != (device, inode) {
-            return Err(format!(
-                "{} is another folder than when the daemon started; move it back, or restart the \
-                 daemon",
-                self.path.display()
-            ));
+            return Err(InitError::Replaced(self.path.clone()));
         }
         Ok(Some(place))
     }
 
     /// Prepares a read-only folder that shows only the `shown` paths.
-    fn prepare(&self) -> Result<(), String> {
+    fn prepare(&self) -> Result<(), InitError> {
         let prepared = Path::new(PREPARED);
         if !prepared.is_dir() {
             made(prepared)?;
@@ -203,18 +201,18 @@ impl Cover {
         for shown in &self.shown {
             let inside = shown.strip_prefix(&self.path).unwrap_or(shown);
             let (from, to) = (below("/host", shown), prepared.join(inside));
-            let failed = |error: io::Error| format!("{} cannot be shown: {error}", shown.display());
+            let failed = InitError::path(shown, "cannot be shown");
             if from.is_dir() {
-                std::fs::create_dir_all(&to).map_err(failed)?;
+                std::fs::create_dir_all(&to).map_err(&failed)?;
             } else {
-                std::fs::write(&to, b"").map_err(failed)?;
+                std::fs::write(&to, b"").map_err(&failed)?;
             }
             mount::mount_bind_recursive(&from, &to).map_err(|error| failed(error.into()))?;
         }
         let read_only =
             MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
         mount::mount_remount(prepared, read_only, c"")
-            .map_err(said("cannot be made read-only:", &self.path))
+            .map_err(InitError::mount("cannot be made read-only:", &self.path))
     }
 }
 

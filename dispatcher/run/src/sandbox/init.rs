@@ -8,6 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
+use ion_model::errors::chain;
 use ion_system::sys::{self, Fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Gid, Uid};
@@ -17,6 +18,7 @@ use rustix::process::{
 };
 use rustix::thread::UnshareFlags;
 
+use super::error::InitError;
 use super::root::RootHandles;
 use super::{
     BUNDLE, InitOrder, InitReport, ProcessExit, SandboxCommand, SandboxContainer, SandboxMode,
@@ -99,11 +101,14 @@ fn fork(socket: OwnedFd, streams: InitStreams, command: SandboxCommand) {
     match sys::fork_single_threaded(namespaces) {
         Ok(Fork::Parent(_)) => {}
         Ok(Fork::Child) => init(socket, streams, command, (uid, gid)),
-        Err(error) => {
-            let what =
-                if namespaces.is_empty() { "the job's first process" } else { "its namespaces" };
-            let reason = format!("{what} cannot be made: {error}");
-            let _ = report(socket.as_fd(), &InitReport::Failed(reason), &[]);
+        Err(source) => {
+            let what = if namespaces.is_empty() {
+                "the job's first process cannot be made"
+            } else {
+                "its namespaces cannot be made"
+            };
+            let error = InitError::Act { what, source };
+            let _ = report(socket.as_fd(), &InitReport::of(&error), &[]);
         }
     }
 }
@@ -126,33 +131,23 @@ fn init(socket: OwnedFd, streams: InitStreams, command: SandboxCommand, owner: (
     drop((socket, stdout, stderr));
     let socket = rustix::stdio::stdin();
     let served = ready
-        .map_err(|error| StartFault::Passing(error.to_string()))
+        .map_err(InitError::act("the job's first process cannot get its streams"))
         .and_then(|this| serve(socket, this, command, stdin, owner));
     let code = match served {
         Ok(()) => 0,
-        Err(fault) => {
-            let told = match fault {
-                StartFault::Passing(reason) => InitReport::Failed(reason),
-                StartFault::Lasting(reason) => InitReport::CannotRun(reason),
-            };
-            let _ = report(socket, &told, &[]);
+        Err(error) => {
+            let _ = report(socket, &InitReport::of(&error), &[]);
             1
         }
     };
     std::process::exit(code)
 }
 
-/// The reason why the module does not run, in words.
-enum StartFault {
-    /// A retry may succeed.
-    Passing(String),
-    /// No retry can succeed.
-    Lasting(String),
-}
-
-impl From<String> for StartFault {
-    fn from(reason: String) -> Self {
-        Self::Passing(reason)
+impl InitReport {
+    /// Returns the report of an error. The daemon is another process: it receives the text.
+    fn of(error: &InitError) -> Self {
+        let reason = chain(error);
+        if error.is_lasting() { Self::CannotRun(reason) } else { Self::Failed(reason) }
     }
 }
 
@@ -161,8 +156,12 @@ fn report(socket: BorrowedFd<'_>, report: &InitReport, descriptors: &[OwnedFd]) 
     send(socket, &serde_json::to_vec(report)?, &descriptors)
 }
 
-fn say(socket: BorrowedFd<'_>, what: &InitReport, descriptors: &[OwnedFd]) -> Result<(), String> {
-    report(socket, what, descriptors).map_err(|error| format!("the daemon is gone: {error}"))
+fn say(
+    socket: BorrowedFd<'_>,
+    what: &InitReport,
+    descriptors: &[OwnedFd],
+) -> Result<(), InitError> {
+    report(socket, what, descriptors).map_err(InitError::act("the daemon is gone"))
 }
 
 /// Receives the next order; none when the daemon is gone.
@@ -179,21 +178,22 @@ fn serve(
     command: SandboxCommand,
     stdin: Option<OwnedFd>,
     owner: (u32, u32),
-) -> Result<(), StartFault> {
+) -> Result<(), InitError> {
     // Opened now, because there is no /dev while the root is made.
     let nowhere = File::options().write(true).open("/dev/null");
-    let nowhere = nowhere.map_err(|error| format!("/dev/null cannot be opened: {error}"))?;
+    let nowhere = nowhere.map_err(InitError::path(Path::new("/dev/null"), "cannot be opened"))?;
     match command.mode {
         SandboxMode::Plain => rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
-            .map_err(|error| error.to_string())?,
+            .map_err(InitError::act("the module's orphans cannot be adopted"))?,
         SandboxMode::User => {
-            stay(owner).map_err(|error| format!("the user namespace cannot be set up: {error}"))?
+            stay(owner).map_err(InitError::act("the user namespace cannot be set up"))?
         }
         SandboxMode::Root => {}
     }
     // The module may have the same user, and must not read this process, which has rights and
     // secrets that the module must not have.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(|error| error.to_string())?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(InitError::act("the job's first process cannot be closed to the module"))?;
     let RootHandles { device, read_ahead } = match command.mode {
         SandboxMode::Plain => RootHandles { device: None, read_ahead: None },
         SandboxMode::Root | SandboxMode::User => root::build(&command, owner)?,
@@ -231,10 +231,10 @@ fn serve(
         if let Some(container) = &command.container {
             container.bounds.remove();
         }
-        return Ok(said?);
+        return said;
     }
     drop(known_by);
-    Ok(supervise(socket, &command, child)?)
+    supervise(socket, &command, child)
 }
 
 /// Maps the user and the group to themselves, so that the module sees its own uid, and files keep
@@ -247,9 +247,13 @@ fn stay((uid, gid): (u32, u32)) -> io::Result<()> {
 
 /// Waits until the module and every process it started have ended, and obeys the daemon's orders
 /// meanwhile.
-fn supervise(socket: BorrowedFd<'_>, command: &SandboxCommand, child: Pid) -> Result<(), String> {
+fn supervise(
+    socket: BorrowedFd<'_>,
+    command: &SandboxCommand,
+    child: Pid,
+) -> Result<(), InitError> {
     let ended = rustix::process::pidfd_open(child, PidfdFlags::empty())
-        .map_err(|error| error.to_string())?;
+        .map_err(InitError::act("the module's end cannot be watched"))?;
     let mut status = None;
     while status.is_none() {
         let mut events =
@@ -313,9 +317,10 @@ fn runtime_error() -> Option<String> {
 
 /// Replaces this process's copies of the module's output by `nowhere`, so that the output ends with
 /// the module, and not with the `job-init` that waits for it.
-fn let_go_of_output(nowhere: &File) -> Result<(), String> {
-    rustix::stdio::dup2_stdout(nowhere).map_err(|error| error.to_string())?;
-    rustix::stdio::dup2_stderr(nowhere).map_err(|error| error.to_string())
+fn let_go_of_output(nowhere: &File) -> Result<(), InitError> {
+    rustix::stdio::dup2_stdout(nowhere)
+        .and_then(|()| rustix::stdio::dup2_stderr(nowhere))
+        .map_err(InitError::act("the module's output cannot be let go"))
 }
 
 /// Starts the runtime, which makes the container and stays as long as the container does.
@@ -323,7 +328,7 @@ fn start_container(
     container: &SandboxContainer,
     command: &SandboxCommand,
     stdin: Option<OwnedFd>,
-) -> Result<Pid, StartFault> {
+) -> Result<Pid, InitError> {
     if let Some((uid, gid)) = container.owner {
         let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         let streams = [rustix::stdio::stdout(), rustix::stdio::stderr()];
@@ -359,15 +364,14 @@ fn start_container(
     started
 }
 
-fn start_module(command: &SandboxCommand, stdin: Option<OwnedFd>) -> Result<Pid, StartFault> {
+fn start_module(command: &SandboxCommand, stdin: Option<OwnedFd>) -> Result<Pid, InitError> {
     if let Some(current) = command.open_files {
         let _ = setrlimit(
             Resource::Nofile,
             Rlimit { current: Some(current), ..getrlimit(Resource::Nofile) },
         );
     }
-    let no_program = || StartFault::Lasting("there is no program to run".into());
-    let program = command.argv.first().ok_or_else(no_program)?;
+    let program = command.argv.first().ok_or(InitError::NoProgram)?;
     #[expect(clippy::disallowed_methods, reason = "the door for starting modules")]
     let child = std::process::Command::new(program)
         .args(&command.argv[1..])
@@ -379,25 +383,16 @@ fn start_module(command: &SandboxCommand, stdin: Option<OwnedFd>) -> Result<Pid,
         .spawn();
     let child = child.map_err(|error| match error.kind() {
         io::ErrorKind::NotFound if !command.cwd.is_dir() => {
-            StartFault::Lasting(format!("the folder {} is not there", command.cwd.display()))
+            InitError::NoFolder(command.cwd.clone())
         }
-        io::ErrorKind::NotFound => StartFault::Lasting(format!(
-            "program {program:?} is not there (nor, for a script, the interpreter in its first \
-             line)"
-        )),
-        io::ErrorKind::PermissionDenied => StartFault::Lasting(format!(
-            "program {program:?} is not executable; allow it with `chmod +x {program}`"
-        )),
+        io::ErrorKind::NotFound => InitError::Missing(program.clone()),
+        io::ErrorKind::PermissionDenied => InitError::NotExecutable(program.clone()),
         _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
-            StartFault::Lasting(format!(
-                "program {program:?} is not an executable file: a script needs a first line \
-                 such as #!/bin/sh"
-            ))
+            InitError::NoFormat(program.clone())
         }
-        _ => StartFault::Passing(format!("program {program:?} cannot be started: {error}")),
+        _ => InitError::Start { program: program.clone(), source: error },
     })?;
-    Pid::from_raw(child.id().cast_signed())
-        .ok_or_else(|| StartFault::Passing("the module has no process id".into()))
+    Pid::from_raw(child.id().cast_signed()).ok_or(InitError::NoPid)
 }
 
 /// Reaps every process that has ended; returns the module's status if it was among them.

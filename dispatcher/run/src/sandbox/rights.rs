@@ -14,6 +14,7 @@ use rustix::thread::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::error::InitError;
 use super::{SandboxCommand, SandboxMode};
 
 /// How many of the daemon's rights a module keeps.
@@ -49,21 +50,16 @@ const PIDS_RESERVED: u64 = 300;
 /// Gives up the rights that the module must not have, for every process that this one starts from
 /// now on. This process keeps its own rights, because it has to end every process that the module
 /// leaves, also those of other users.
-pub(super) fn give_up(command: &SandboxCommand) -> Result<(), String> {
+pub(super) fn give_up(command: &SandboxCommand) -> Result<(), InitError> {
     match (command.rights, command.mode) {
         (Rights::All, _) => Ok(()),
         // No program of this namespace can gain anything by its owner, as no other user is mapped.
         // But a program with file capabilities could, and would be able to remove the covers.
         (Rights::Few, SandboxMode::User) => {
-            set_no_new_privs(true).map_err(|error| error.to_string())
+            set_no_new_privs(true).map_err(InitError::act("the module's rights cannot be bounded"))
         }
         (Rights::Few, SandboxMode::Root | SandboxMode::Plain) if ion_system::sys::is_root() => {
-            drop_capabilities().map_err(|error| {
-                format!(
-                    "the module's capabilities cannot be dropped: {error}; the daemon needs \
-                     CAP_SETPCAP, or the module \"privileged: true\""
-                )
-            })
+            drop_capabilities().map_err(|error| InitError::Capabilities(error.into()))
         }
         (Rights::Few, _) => Ok(()),
     }

@@ -22,6 +22,7 @@ use ion_system::sys;
 use rustix::fs::{CWD, FileType, Mode as Permissions, OFlags};
 use rustix::mount::{self, MountFlags, MountPropagationFlags, UnmountFlags};
 
+use super::error::InitError;
 use super::rights::{Rights, bound_processes};
 use super::{BUNDLE, ROOTFS, SandboxCommand, SandboxContainer, SandboxMode};
 
@@ -71,29 +72,23 @@ pub(super) struct RootHandles {
     pub(super) read_ahead: Option<OwnedFd>,
 }
 
-/// Returns a function that describes an error with a path, in words.
-pub(super) fn said(what: &str, path: &Path) -> impl FnOnce(rustix::io::Errno) -> String {
-    let text = format!("{what} {}", path.display());
-    move |error| format!("{text}: {}", io::Error::from(error))
-}
-
 /// Returns an absolute path below another root.
 pub(super) fn below(root: &str, path: &Path) -> PathBuf {
     Path::new(root).join(path.strip_prefix("/").unwrap_or(path))
 }
 
-pub(super) fn made(folder: &Path) -> Result<(), String> {
-    fs::create_dir(folder).map_err(|error| format!("{} cannot be made: {error}", folder.display()))
+pub(super) fn made(folder: &Path) -> Result<(), InitError> {
+    fs::create_dir(folder).map_err(InitError::path(folder, "cannot be made"))
 }
 
 /// Mounts a small tmpfs, for files that this namespace alone sees.
-pub(super) fn tmpfs(at: &Path) -> Result<(), String> {
+pub(super) fn tmpfs(at: &Path) -> Result<(), InitError> {
     small_tmpfs(at, MountFlags::NOSUID | MountFlags::NODEV)
 }
 
-fn small_tmpfs(at: &Path, flags: MountFlags) -> Result<(), String> {
+fn small_tmpfs(at: &Path, flags: MountFlags) -> Result<(), InitError> {
     mount::mount("ion", at, "tmpfs", flags, Some(c"mode=0755,size=1m"))
-        .map_err(said("a tmpfs cannot be mounted at", at))
+        .map_err(InitError::mount("a tmpfs cannot be mounted at", at))
 }
 
 /// Returns whether the module is a program of root that keeps few rights: then files of root are
@@ -107,19 +102,20 @@ fn is_confined(command: &SandboxCommand) -> bool {
 /// Makes a new root for this mount namespace: the content of the host's root without [what no job
 /// sees](super::cover), the tree where the command wants it, and its container's bundle. The host's
 /// root stays unchanged: nothing is made or mounted there.
-pub(super) fn build(command: &SandboxCommand, owner: (u32, u32)) -> Result<RootHandles, String> {
+pub(super) fn build(command: &SandboxCommand, owner: (u32, u32)) -> Result<RootHandles, InitError> {
     let name = match &command.mount_at {
         None => None,
         Some(mount_at) => match mount_at.strip_prefix("/").ok().and_then(|rest| rest.to_str()) {
             Some(name) if !name.is_empty() && !name.contains('/') => Some(name),
-            _ => return Err(format!("{} is not a folder directly below /", mount_at.display())),
+            _ => return Err(InitError::MountPoint(mount_at.clone())),
         },
     };
     let (root, new) = (Path::new("/"), Path::new("/new"));
     let confined = is_confined(command);
     begin(confined)?;
-    for entry in fs::read_dir("/host").map_err(|error| error.to_string())? {
-        let entry = entry.map_err(|error| error.to_string())?;
+    let unreadable = InitError::path(Path::new("/host"), "cannot be read");
+    for entry in fs::read_dir("/host").map_err(&unreadable)? {
+        let entry = entry.map_err(&unreadable)?;
         let its_own = |known: &str| entry.file_name() == known;
         if name.is_some_and(its_own) || its_own("proc") || (confined && its_own("dev")) {
             continue;
@@ -149,49 +145,52 @@ pub(super) fn build(command: &SandboxCommand, owner: (u32, u32)) -> Result<RootH
         read_only |= MountFlags::NODEV;
     }
     let _ = mount::mount_remount(new, read_only, c"");
-    let enter = |path: &Path| rustix::process::chdir(path).map_err(said("cannot enter", path));
+    let enter =
+        |path: &Path| rustix::process::chdir(path).map_err(InitError::mount("cannot enter", path));
     enter(new)?;
-    rustix::process::pivot_root(".", ".").map_err(said("the root cannot be changed to", new))?;
+    rustix::process::pivot_root(".", ".")
+        .map_err(InitError::mount("the root cannot be changed to", new))?;
     mount::unmount(".", UnmountFlags::DETACH)
-        .map_err(said("the host's root cannot be let go at", root))?;
+        .map_err(InitError::mount("the host's root cannot be let go at", root))?;
     enter(root)?;
     Ok(RootHandles { device, read_ahead })
 }
 
 /// Changes the root to a small tmpfs where the host's whole root is at `/host` and the new one,
 /// still empty, at `/new`. The new one may hold devices if it is `confined`.
-fn begin(confined: bool) -> Result<(), String> {
+fn begin(confined: bool) -> Result<(), InitError> {
     let (root, base) = (Path::new("/"), Path::new("/tmp"));
     // No mount from here on may propagate to the host.
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount::mount_change(root, private).map_err(said("mounts cannot be made private at", root))?;
+    mount::mount_change(root, private)
+        .map_err(InitError::mount("mounts cannot be made private at", root))?;
     tmpfs(base)?;
     for folder in ["host", "new", EMPTY_FOLDER] {
         made(&below("/tmp", Path::new(folder)))?;
     }
     let nodev = if confined { MountFlags::empty() } else { MountFlags::NODEV };
     small_tmpfs(Path::new("/tmp/new"), MountFlags::NOSUID | nodev)?;
-    rustix::process::chdir(base).map_err(said("cannot enter", base))?;
+    rustix::process::chdir(base).map_err(InitError::mount("cannot enter", base))?;
     rustix::process::pivot_root(".", "host")
-        .map_err(said("the root cannot be changed to", base))?;
-    rustix::process::chdir(root).map_err(said("cannot enter", root))?;
-    File::create(EMPTY_FILE).map_err(|error| format!("{EMPTY_FILE} cannot be made: {error}"))?;
+        .map_err(InitError::mount("the root cannot be changed to", base))?;
+    rustix::process::chdir(root).map_err(InitError::mount("cannot enter", root))?;
+    File::create(EMPTY_FILE).map_err(InitError::path(Path::new(EMPTY_FILE), "cannot be made"))?;
     [EMPTY_FOLDER, EMPTY_FILE].iter().try_for_each(|path| read_only(Path::new(path)))
 }
 
 /// Makes a place read-only.
-fn read_only(at: &Path) -> Result<(), String> {
-    mount::mount_bind(at, at).map_err(said("cannot be bound:", at))?;
+fn read_only(at: &Path) -> Result<(), InitError> {
+    mount::mount_bind(at, at).map_err(InitError::mount("cannot be bound:", at))?;
     let flags = MountFlags::RDONLY
         | MountFlags::BIND
         | MountFlags::NOSUID
         | MountFlags::NODEV
         | MountFlags::NOEXEC;
-    mount::mount_remount(at, flags, c"").map_err(said("cannot be made read-only:", at))
+    mount::mount_remount(at, flags, c"").map_err(InitError::mount("cannot be made read-only:", at))
 }
 
 /// Mounts a `/proc` that shows only the processes of this namespace, with pids of their own.
-fn mount_proc(new: &Path) -> Result<(), String> {
+fn mount_proc(new: &Path) -> Result<(), InitError> {
     let at = new.join("proc");
     made(&at)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
@@ -200,17 +199,15 @@ fn mount_proc(new: &Path) -> Result<(), String> {
         // In some containers no new /proc may be mounted, only the container's own. The daemon's
         // entries in it are closed to the module all the same: the daemon has capabilities that the
         // module lacks, and cannot be dumped.
-        Err(_) => {
-            mount::mount_bind_recursive("/host/proc", &at).map_err(said("cannot be shown:", &at))
-        }
+        Err(_) => mount::mount_bind_recursive("/host/proc", &at)
+            .map_err(InitError::mount("cannot be shown:", &at)),
     }
 }
 
 /// Makes the part of `/dev` that programs need.
-fn make_devices(dev: &Path) -> Result<(), String> {
+fn make_devices(dev: &Path) -> Result<(), InitError> {
     made(dev)?;
-    let failed =
-        |error: io::Error| format!("a device cannot be made in {}: {error}", dev.display());
+    let failed = |source: io::Error| InitError::Device { at: dev.to_owned(), source };
     for entry in fs::read_dir("/host/dev").map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let (name, from) = (entry.file_name(), entry.path());
@@ -239,13 +236,13 @@ fn make_devices(dev: &Path) -> Result<(), String> {
     // A new devpts instance: the terminals of others could be read and written.
     let options = c"newinstance,ptmxmode=0666,mode=0620";
     mount::mount("devpts", &pts, "devpts", flags, Some(options))
-        .map_err(said("terminals cannot be mounted at", &pts))?;
+        .map_err(InitError::mount("terminals cannot be mounted at", &pts))?;
     let ptmx = dev.join("ptmx");
     let _ = fs::remove_file(&ptmx);
     std::os::unix::fs::symlink("pts/ptmx", ptmx).map_err(failed)?;
     // A tmpfs of its own, which goes with the job, whatever is left in it.
     mount::mount("shm", &shm, "tmpfs", flags | MountFlags::NODEV, Some(c"mode=1777"))
-        .map_err(said("shared memory cannot be mounted at", &shm))
+        .map_err(InitError::mount("shared memory cannot be mounted at", &shm))
 }
 
 fn make_device(from: &Path, to: &Path) -> io::Result<()> {
@@ -267,13 +264,15 @@ fn make_device(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Closes the paths of `/proc` and `/sys` by which root could change the machine.
-fn close_settings() -> Result<(), String> {
+fn close_settings() -> Result<(), InitError> {
     let sysfs = Path::new("/new/sys");
     if sys::make_read_only(sysfs).is_err() {
         // Linux before 5.12 can make only single mounts read-only: then the mounts below `/sys` are
         // not shown.
-        mount::unmount(sysfs, UnmountFlags::DETACH).map_err(said("cannot be let go:", sysfs))?;
-        mount::mount_bind("/host/sys", sysfs).map_err(said("cannot be bound:", sysfs))?;
+        mount::unmount(sysfs, UnmountFlags::DETACH)
+            .map_err(InitError::mount("cannot be let go:", sysfs))?;
+        mount::mount_bind("/host/sys", sysfs)
+            .map_err(InitError::mount("cannot be bound:", sysfs))?;
         read_only(sysfs)?;
     }
     let present = |path: &&str| below("/new", Path::new(path)).exists();
@@ -283,13 +282,13 @@ fn close_settings() -> Result<(), String> {
     for path in MASKED.iter().copied().filter(present) {
         let at = below("/new", Path::new(path));
         let with = if at.is_dir() { EMPTY_FOLDER } else { EMPTY_FILE };
-        mount::mount_bind(with, &at).map_err(said("cannot be masked:", &at))?;
+        mount::mount_bind(with, &at).map_err(InitError::mount("cannot be masked:", &at))?;
     }
     Ok(())
 }
 
 /// Mounts the tree below the new root. Returns the device that serves it.
-fn mount_tree(name: &str, (uid, gid): (u32, u32)) -> Result<OwnedFd, String> {
+fn mount_tree(name: &str, (uid, gid): (u32, u32)) -> Result<OwnedFd, InitError> {
     let tree = Path::new("/new").join(name);
     made(&tree)?;
     let device = open_device()?;
@@ -299,7 +298,7 @@ fn mount_tree(name: &str, (uid, gid): (u32, u32)) -> Result<OwnedFd, String> {
         "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions,allow_other",
         device.as_raw_fd()
     );
-    let options = std::ffi::CString::new(options).map_err(|error| error.to_string())?;
+    let options = std::ffi::CString::new(options).expect("words and numbers have no zero byte");
     mount::mount(
         "ion",
         &tree,
@@ -307,14 +306,17 @@ fn mount_tree(name: &str, (uid, gid): (u32, u32)) -> Result<OwnedFd, String> {
         MountFlags::NOSUID | MountFlags::NODEV,
         Some(options.as_c_str()),
     )
-    .map_err(said("a FUSE filesystem cannot be mounted at", Path::new(&format!("/{name}"))))?;
+    .map_err(InitError::mount(
+        "a FUSE filesystem cannot be mounted at",
+        Path::new(&format!("/{name}")),
+    ))?;
     Ok(device)
 }
 
 /// Makes a container's bundle below the new root. The runtime keeps its state there, too. The image
 /// is bound read-only, as other jobs share it: every place that something is mounted on exists in
 /// it already.
-fn lay_bundle(container: &SandboxContainer, tree: Option<&str>) -> Result<(), String> {
+fn lay_bundle(container: &SandboxContainer, tree: Option<&str>) -> Result<(), InitError> {
     let (bundle, rootfs) = (below("/new", Path::new(BUNDLE)), below("/new", Path::new(ROOTFS)));
     made(&bundle)?;
     // A mount of its own, because the root becomes read-only.
@@ -325,25 +327,26 @@ fn lay_bundle(container: &SandboxContainer, tree: Option<&str>) -> Result<(), St
         // The image has no folder for the tree: the container gets a new root that has one.
         Some(name) if !image.join(name).is_dir() => {
             tmpfs(&rootfs)?;
-            for entry in fs::read_dir(&image).map_err(|error| error.to_string())? {
-                let entry = entry.map_err(|error| error.to_string())?;
+            let unreadable = InitError::path(&image, "cannot be read");
+            for entry in fs::read_dir(&image).map_err(&unreadable)? {
+                let entry = entry.map_err(&unreadable)?;
                 carry_over(&entry.path(), &rootfs.join(entry.file_name()))?;
             }
             made(&rootfs.join(name))?;
-            sys::make_read_only(&rootfs).map_err(|error| {
-                format!(
-                    "the image cannot be made read-only: {}: {error}",
-                    container.rootfs.display()
-                )
-            })?;
+            sys::make_read_only(&rootfs).map_err(InitError::mount(
+                "the image cannot be made read-only:",
+                &container.rootfs,
+            ))?;
         }
         _ => {
             mount::mount_bind(&image, &rootfs)
-                .map_err(said("the image cannot be shown:", &container.rootfs))?;
+                .map_err(InitError::mount("the image cannot be shown:", &container.rootfs))?;
             let read_only =
                 MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
-            mount::mount_remount(&rootfs, read_only, c"")
-                .map_err(said("the image cannot be made read-only:", &container.rootfs))?;
+            mount::mount_remount(&rootfs, read_only, c"").map_err(InitError::mount(
+                "the image cannot be made read-only:",
+                &container.rootfs,
+            ))?;
         }
     }
     let config = [("config.json".to_owned(), container.config.clone())];
@@ -353,7 +356,7 @@ fn lay_bundle(container: &SandboxContainer, tree: Option<&str>) -> Result<(), St
         // read the file.
         let written = fs::write(&file, text)
             .and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(0o644)));
-        written.map_err(|error| format!("the container's {name} cannot be written: {error}"))?;
+        written.map_err(|source| InitError::Bundle { name: name.clone(), source })?;
     }
     // A runtime may refuse a machine that has both versions of control groups, so the second is
     // hidden: the runtime does not use control groups here.
@@ -362,23 +365,22 @@ fn lay_bundle(container: &SandboxContainer, tree: Option<&str>) -> Result<(), St
 }
 
 /// Makes one entry of the host's root visible in the new one.
-fn carry_over(from: &Path, to: &Path) -> Result<(), String> {
-    let failed =
-        |error: io::Error| format!("{} cannot be shown to the module: {error}", from.display());
-    let kind = fs::symlink_metadata(from).map_err(failed)?.file_type();
+fn carry_over(from: &Path, to: &Path) -> Result<(), InitError> {
+    let failed = InitError::path(from, "cannot be shown to the module");
+    let kind = fs::symlink_metadata(from).map_err(&failed)?.file_type();
     if kind.is_symlink() {
-        let target: PathBuf = fs::read_link(from).map_err(failed)?;
-        return std::os::unix::fs::symlink(target, to).map_err(failed);
+        let target: PathBuf = fs::read_link(from).map_err(&failed)?;
+        return std::os::unix::fs::symlink(target, to).map_err(&failed);
     }
     if kind.is_dir() {
-        fs::create_dir(to).map_err(failed)?;
+        fs::create_dir(to).map_err(&failed)?;
     } else {
-        fs::write(to, b"").map_err(failed)?;
+        fs::write(to, b"").map_err(&failed)?;
     }
     mount::mount_bind_recursive(from, to).map_err(|error| failed(error.into()))
 }
 
-fn open_device() -> Result<OwnedFd, String> {
+fn open_device() -> Result<OwnedFd, InitError> {
     // The host's own device: the new root may have no /dev yet.
     rustix::fs::open("/host/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Permissions::empty())
         .map_err(|error| {
@@ -389,6 +391,6 @@ fn open_device() -> Result<OwnedFd, String> {
                 }
                 _ => "",
             };
-            format!("/dev/fuse cannot be opened: {}{way_out}", io::Error::from(error))
+            InitError::Fuse { way_out, source: error.into() }
         })
 }
