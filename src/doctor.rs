@@ -143,13 +143,13 @@ fn containers() -> [DoctorFinding; 2] {
     let path = search_path();
     let runtime = match container::runtime(&path).and_then(|program| container::version(&program)) {
         Ok(version) => good("containers", &format!("{version} runs modules that have an image")),
-        Err(reason) => so_so("containers", reason),
+        Err(error) => so_so("containers", chain(&error)),
     };
     let registry = match container::fetcher(&path) {
         Ok(program) => {
             good("images", &format!("{} fetches them from registries", program.display()))
         }
-        Err(reason) => so_so("images", reason),
+        Err(error) => so_so("images", chain(&error)),
     };
     [runtime, registry]
 }

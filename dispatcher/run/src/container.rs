@@ -12,6 +12,7 @@
 //! can be gained again.
 
 mod cgroups;
+mod error;
 mod program;
 mod users;
 
@@ -22,16 +23,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use ion_jobs::pipeline::{Container, Network};
+use ion_model::errors::chain;
 use ion_model::id::EventId;
 use rustix::fs::{Mode as Permissions, OFlags, ResolveFlags};
 use serde_json::{Value, json};
 
-use self::cgroups::Cgroups;
+use self::cgroups::{CgroupError, Cgroups};
+pub use self::error::{ContainerError, RuntimeError};
 use self::program::{ImageFiles, refusal};
 use self::users::{User, user_of};
-use super::image::{
-    HOST_FILES, Image, ImageConfig, ImageError, ImageOwners, Images, USERS, found_in,
-};
+use super::image::{HOST_FILES, Image, ImageConfig, ImageOwners, Images, USERS, found_in};
 use super::sandbox::{self, BUNDLE, CgroupLimits, MASKED, READ_ONLY, ROOTFS, SandboxMode};
 
 /// The first of the machine's user ids that a container's users are mapped to. systemd leaves
@@ -131,20 +132,6 @@ const AF_ALG: u32 = 38;
 /// The error for both, as of a kernel that does not know such sockets.
 const EAFNOSUPPORT: u32 = 97;
 
-/// The reason why a container cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum ContainerError {
-    /// Its image cannot be fetched or unpacked.
-    #[error("its image cannot be used")]
-    Image(#[from] ImageError),
-    /// This machine cannot make it.
-    #[error("{0}")]
-    Unable(String),
-    /// The program is not in the image, or cannot be executed, on whatever machine.
-    #[error("{0}")]
-    CannotRun(String),
-}
-
 /// A request for a container.
 pub(crate) struct ContainerRequest<'a> {
     /// The image and its settings.
@@ -169,7 +156,7 @@ pub struct Containers {
     owners: ImageOwners,
     path: String,
     /// Looked for when the first container is made; other jobs need none.
-    cgroups: OnceLock<Result<Cgroups, String>>,
+    cgroups: OnceLock<Result<Cgroups, Arc<CgroupError>>>,
 }
 
 impl Containers {
@@ -202,29 +189,22 @@ impl Containers {
         ask: ContainerRequest<'_>,
     ) -> Result<sandbox::SandboxContainer, ContainerError> {
         if self.mode == SandboxMode::Plain {
-            let reason = "an image needs namespaces of its own, which this machine does not allow; \
-                          `ion doctor` says why";
-            return Err(ContainerError::Unable(reason.into()));
+            return Err(ContainerError::NoNamespaces);
         }
-        let runtime = runtime(&self.path).map_err(ContainerError::Unable)?;
+        let runtime = runtime(&self.path)?;
         let image = self.images.get(&ask.container.image, ask.say).await?;
-        let bounds = self.bounds(&ask).map_err(ContainerError::Unable)?;
+        let bounds = self.bounds(&ask)?;
         let user =
             ask.container.user.as_deref().or(image.config.user.as_deref()).unwrap_or_default();
-        let user = user_of(&image, user).map_err(ContainerError::CannotRun)?;
+        let user = user_of(&image, user)?;
         let first = match self.owners {
             ImageOwners::From(first) => Some(first),
             ImageOwners::Itself(_) => None,
         };
         let signal = image.config.stop_signal.as_deref().unwrap_or("SIGTERM");
-        let signal = signal_of(signal).ok_or_else(|| {
-            let reason = format!(
-                "its image says STOPSIGNAL {signal:?}; allowed: names such as \
-                 SIGINT or SIGRTMIN+3, and numbers"
-            );
-            ContainerError::Unable(reason)
-        })?;
-        let config = config(&ask, &image, self.owners, &user).map_err(ContainerError::CannotRun)?;
+        let signal =
+            signal_of(signal).ok_or_else(|| ContainerError::StopSignal(signal.to_owned()))?;
+        let config = config(&ask, &image, self.owners, &user)?;
         let host = ask.container.network == Network::Host;
         Ok(sandbox::SandboxContainer {
             runtime,
@@ -242,23 +222,21 @@ impl Containers {
 
     /// Returns the control groups for a container. Without control groups a job has no limits,
     /// which is an error only if the module asks for limits.
-    fn bounds(&self, ask: &ContainerRequest<'_>) -> Result<CgroupLimits, String> {
+    fn bounds(&self, ask: &ContainerRequest<'_>) -> Result<CgroupLimits, ContainerError> {
         let cgroups = self.cgroups.get_or_init(|| {
-            Cgroups::find().inspect_err(|reason| {
+            let found = Cgroups::find().inspect_err(|error| {
                 tracing::warn!(
-                    reason,
+                    reason = chain(error),
                     "containers have no control groups: their memory and processors are not limited"
                 );
-            })
+            });
+            found.map_err(Arc::new)
         });
         let resources = ask.container.resources;
         match cgroups {
             Ok(cgroups) => Ok(cgroups.bounds(EventId::random().as_str(), resources, ask.processes)),
             Err(_) if resources.is_empty() => Ok(CgroupLimits::default()),
-            Err(reason) => Err(format!(
-                "its \"resources\" cannot be bound here: {reason}; run the daemon as root with \
-                 writable control groups, or leave \"resources\" out"
-            )),
+            Err(error) => Err(ContainerError::Resources(error.clone())),
         }
     }
 }
@@ -266,41 +244,33 @@ impl Containers {
 /// Returns the path of the container runtime.
 ///
 /// # Errors
-/// When there is none. The error says how to install it.
-pub fn runtime(path: &str) -> Result<PathBuf, String> {
-    let found = found_in(&format!("{path}:{SYSTEM_PATH}"), "crun");
-    found.ok_or_else(|| {
-        "an image needs crun, which is not there; install it with `apt-get install crun`".into()
-    })
+/// [`RuntimeError::NoRuntime`], which says how to install one.
+pub fn runtime(path: &str) -> Result<PathBuf, RuntimeError> {
+    found_in(&format!("{path}:{SYSTEM_PATH}"), "crun").ok_or(RuntimeError::NoRuntime)
 }
 
 /// Returns the version that a runtime reports.
 ///
 /// # Errors
-/// If it cannot be started: why, in words.
-pub fn version(runtime: &Path) -> Result<String, String> {
+/// When it cannot be started, or reports none.
+pub fn version(runtime: &Path) -> Result<String, RuntimeError> {
     #[expect(clippy::disallowed_methods, reason = "asked by `ion doctor`, beside any job")]
     let output = std::process::Command::new(runtime).arg("--version").env_clear().output();
     let output =
-        output.map_err(|error| format!("{} cannot be started: {error}", runtime.display()))?;
+        output.map_err(|source| RuntimeError::Start { runtime: runtime.to_owned(), source })?;
     let text = String::from_utf8_lossy(&output.stdout);
     match text.lines().next() {
         Some(line) if output.status.success() => Ok(line.to_owned()),
-        _ => Err(format!("{} does not report its version", runtime.display())),
+        _ => Err(RuntimeError::NoVersion(runtime.to_owned())),
     }
 }
 
 /// Returns the path of the program that fetches images from registries.
 ///
 /// # Errors
-/// When there is none. The error says how to install it.
-pub fn fetcher(path: &str) -> Result<PathBuf, String> {
-    let found = found_in(path, "skopeo");
-    found.ok_or_else(|| {
-        "there is no skopeo: images come from folders and archives alone; for registries `apt-get \
-         install skopeo`"
-            .into()
-    })
+/// [`RuntimeError::NoFetcher`], which says how to install one.
+pub fn fetcher(path: &str) -> Result<PathBuf, RuntimeError> {
+    found_in(path, "skopeo").ok_or(RuntimeError::NoFetcher)
 }
 
 /// Returns who owns an image's files: a range of user ids of this machine that has no other use,
@@ -375,10 +345,10 @@ fn config(
     image: &Image,
     owners: ImageOwners,
     user: &User,
-) -> Result<Value, String> {
+) -> Result<Value, ContainerError> {
     let args = if ask.argv.is_empty() { said_to_run(&image.config) } else { ask.argv.clone() };
     let Some(program) = args.first() else {
-        return Err("its image does not say what to run; say it with \"run\"".into());
+        return Err(ContainerError::NoProgram);
     };
     let (uid, gid) = (user.uid, user.gid);
     let first = match owners {
@@ -393,8 +363,8 @@ fn config(
         mounts.iter().filter_map(|mount| Some(PathBuf::from(mount["destination"].as_str()?)));
     let files = ImageFiles { rootfs: &image.rootfs, user, first, mounted: mounted.collect() };
     let folder = image.config.folder();
-    if let Some(refusal) = refusal(&files, program, path, &folder) {
-        return Err(refusal);
+    if let Some(why) = refusal(&files, program, path, &folder) {
+        return Err(ContainerError::Program { program: program.clone(), why });
     }
     let (uids, gids) = match owners {
         ImageOwners::From(first) => {
@@ -461,14 +431,16 @@ struct TmpfsFolder {
 
 /// Returns the folders of an image that its programs may write to: `/tmp` and its volumes, parents
 /// first.
-fn memory(image: &Image, first: Option<u32>, user: &User) -> Result<Vec<TmpfsFolder>, String> {
+fn memory(
+    image: &Image,
+    first: Option<u32>,
+    user: &User,
+) -> Result<Vec<TmpfsFolder>, ContainerError> {
     let mut folders = vec![PathBuf::from("/tmp")];
     for volume in image.config.volumes.iter().flat_map(|volumes| volumes.keys()) {
         let at: PathBuf = Path::new("/").join(volume).components().collect();
         if at == Path::new("/") {
-            return Err("its image says VOLUME /, but a container's root is read-only; name the \
-                        folders that it writes to"
-                .into());
+            return Err(ContainerError::WritableRoot);
         }
         if !OF_CONTAINER.iter().any(|own| at.starts_with(own)) && !folders.contains(&at) {
             folders.push(at);
@@ -477,11 +449,9 @@ fn memory(image: &Image, first: Option<u32>, user: &User) -> Result<Vec<TmpfsFol
     folders.sort();
     let folders = folders.into_iter().map(|at| {
         let mut options: Vec<String> = ["nosuid", "nodev"].map(str::to_owned).to_vec();
-        let folder = below_root(image, &at).map_err(|error| {
-            format!("its folder {} cannot be opened in the image: {error}", at.display())
-        })?;
-        let metadata =
-            folder.metadata().map_err(|error| format!("its folder {}: {error}", at.display()))?;
+        let opened = below_root(image, &at).and_then(|folder| Ok((folder.metadata()?, folder)));
+        let (metadata, folder) =
+            opened.map_err(|source| ContainerError::Folder { at: at.clone(), source })?;
         if at == Path::new("/tmp") {
             options.push("mode=1777".into());
         } else {

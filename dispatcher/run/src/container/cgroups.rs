@@ -5,6 +5,7 @@
 //! daemon's own groups, whose limits then hold for them too.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use ion_jobs::pipeline::Resources;
@@ -15,6 +16,9 @@ use super::super::sandbox::{Cgroup, CgroupLimits};
 /// The folder of the hierarchies.
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// The file that names this process's own groups.
+const OWN: &str = "/proc/self/cgroup";
+
 /// The folder of all jobs' groups.
 const OURS: &str = "ion";
 
@@ -24,6 +28,31 @@ const PERIOD: u64 = 100_000;
 
 /// The smallest quota that the kernel accepts, in microseconds.
 const QUOTA_LEAST: u64 = 1000;
+
+/// The reason why this process may not make control groups.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// This process's own groups are not known.
+    #[error("{OWN} cannot be read")]
+    Unreadable(#[source] io::Error),
+    /// A hierarchy is missing, or this process has no group in it.
+    #[error("there is no control group of {controller:?} in {}", .root.display())]
+    Missing {
+        /// What the hierarchy controls.
+        controller: &'static str,
+        /// The folder of the hierarchies.
+        root: PathBuf,
+    },
+    /// A group cannot be made, or its file cannot be written.
+    #[error("{} cannot be written", .path.display())]
+    Unwritable {
+        /// The folder or file.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+}
 
 /// The hierarchies of this machine, and the daemon's groups in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,16 +68,16 @@ impl Cgroups {
     /// earlier jobs.
     ///
     /// # Errors
-    /// In words, why there are none that this process may use.
-    pub(super) fn find() -> Result<Self, String> {
-        let own = fs::read_to_string("/proc/self/cgroup").map_err(|error| error.to_string())?;
+    /// Why there are none that this process may use.
+    pub(super) fn find() -> Result<Self, CgroupError> {
+        let own = fs::read_to_string(OWN).map_err(CgroupError::Unreadable)?;
         let found = Self::below(Path::new(ROOT), &own)?;
         found.make_ready()?;
         found.sweep();
         Ok(found)
     }
 
-    fn below(root: &Path, own: &str) -> Result<Self, String> {
+    fn below(root: &Path, own: &str) -> Result<Self, CgroupError> {
         let place = |is: &dyn Fn(&str) -> bool| {
             own.lines().find_map(|line| {
                 let (_, rest) = line.split_once(':')?;
@@ -64,17 +93,15 @@ impl Cgroups {
             let path = place(&|controllers| controllers.split(',').any(|one| one == controller));
             let folder =
                 path.map(|path| root.join(controller).join(path)).filter(|folder| folder.is_dir());
-            folder.ok_or_else(|| {
-                format!("there is no control group of {controller:?} in {}", root.display())
-            })
+            folder.ok_or_else(|| CgroupError::Missing { controller, root: root.to_owned() })
         };
         Ok(Self::Separate { memory: of("memory")?, cpu: of("cpu")?, pids: of("pids")? })
     }
 
-    fn make_ready(&self) -> Result<(), String> {
-        let failed = |what: &Path| {
-            let text = format!("{} cannot be written", what.display());
-            move |error: std::io::Error| format!("{text}: {error}")
+    fn make_ready(&self) -> Result<(), CgroupError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CgroupError::Unwritable { path, source }
         };
         for ours in self.ours() {
             fs::create_dir_all(&ours).map_err(failed(&ours))?;

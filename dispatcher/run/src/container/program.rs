@@ -65,15 +65,13 @@ pub(super) fn refusal(
     path: &str,
     folder: &Path,
 ) -> Option<String> {
-    let cannot =
-        |why: String| Some(format!("program {program:?} of its image cannot be started: {why}"));
     if program.is_empty() {
-        return cannot("its name is empty; say it with \"run\"".into());
+        return Some("its name is empty; say it with \"run\"".into());
     }
     if program.contains('/') {
         return match files.open(&folder.join(program)) {
-            ImagePath::Nothing => cannot("it is not there".into()),
-            ImagePath::File(file) => files.refused(&file, 0).and_then(cannot),
+            ImagePath::Nothing => Some("it is not there".into()),
+            ImagePath::File(file) => files.refused(&file, 0),
             ImagePath::Unknown => None,
         };
     }
@@ -83,12 +81,12 @@ pub(super) fn refusal(
             ImagePath::Nothing => {}
             ImagePath::Unknown => return None,
             ImagePath::File(file) => match files.unusable(&file) {
-                None => return files.refused(&file, 0).and_then(cannot),
+                None => return files.refused(&file, 0),
                 Some(why) => first = first.or(Some(why)),
             },
         }
     }
-    cannot(first.unwrap_or_else(|| format!("it is in no folder of its PATH ({path})")))
+    first.or_else(|| Some(format!("it is in no folder of its PATH ({path})")))
 }
 
 impl ImageFiles<'_> {

@@ -24,17 +24,42 @@ pub(super) struct User {
     pub(super) home: String,
 }
 
+/// The reason why a container cannot run as a user.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UserError {
+    /// The image's list of users does not have this one.
+    #[error("the image knows no user {0:?}")]
+    NoUser(String),
+    /// The user's line in the image's list is damaged.
+    #[error("the image's /etc/passwd has no number in its line of user {0:?}")]
+    NoNumber(String),
+    /// The image's list of groups does not have this one.
+    #[error("the image knows no group {0:?}")]
+    NoGroup(String),
+    /// The number of the user, or of one of its groups, is too high.
+    #[error(
+        "user {said:?} has the number {number}; containers have users and groups up to {last}",
+        last = USERS - 1
+    )]
+    TooHigh {
+        /// The user, as the module or the image names it.
+        said: String,
+        /// The number.
+        number: u32,
+    },
+}
+
 /// Returns the user of an image that `said` names: by name or number, with a group or without.
 ///
 /// # Errors
-/// In words, which user or group the image does not know.
-pub(super) fn user_of(image: &Image, said: &str) -> Result<User, String> {
+/// Which user or group the image does not know.
+pub(super) fn user_of(image: &Image, said: &str) -> Result<User, UserError> {
     found(said, &list(image, "etc/passwd"), &list(image, "etc/group"))
 }
 
 /// Does the same with the content of both lists. Their lines are bytes, and some are not valid
 /// entries.
-fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, String> {
+fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, UserError> {
     let (user, group_said) = match said.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (said, None),
@@ -49,10 +74,8 @@ fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, String> {
     let number_of = |n: usize| {
         let text = entry.as_ref().and_then(|entry| field(entry, n));
         text.and_then(number).ok_or_else(|| match entry {
-            None => format!("the image knows no user {user:?}"),
-            Some(_) => {
-                format!("the image's /etc/passwd has no number in its line of user {user:?}")
-            }
+            None => UserError::NoUser(user.to_owned()),
+            Some(_) => UserError::NoNumber(user.to_owned()),
         })
     };
     let uid = match by_number {
@@ -66,7 +89,7 @@ fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, String> {
             None => lines(group)
                 .find(|entry| entry.first() == Some(&group_said.as_bytes()))
                 .and_then(|entry| number(field(&entry, 2)?))
-                .ok_or_else(|| format!("the image knows no group {group_said:?}"))?,
+                .ok_or_else(|| UserError::NoGroup(group_said.to_owned()))?,
         },
         (None, Some(_)) => number_of(3)?,
         (None, None) => 0,
@@ -85,10 +108,7 @@ fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, String> {
         groups.dedup();
     }
     if let Some(over) = [uid, gid].iter().chain(&groups).find(|id| **id >= USERS) {
-        let last = USERS - 1;
-        return Err(format!(
-            "user {said:?} has the number {over}; containers have users and groups up to {last}"
-        ));
+        return Err(UserError::TooHigh { said: said.to_owned(), number: *over });
     }
     let home = entry.as_ref().and_then(|entry| field(entry, 5)).unwrap_or_default();
     let home = std::str::from_utf8(home).ok().filter(|home| !home.is_empty()).unwrap_or("/");
@@ -145,11 +165,11 @@ mod tests {
         assert_eq!(found("4711"), user(4711, 0, &[], "/"));
         assert_eq!(found("4711:audio"), user(4711, 29, &[], "/"));
         assert_eq!(found("100000"), user(100_000, 0, &[], "/"));
-        assert_eq!(found("nobody"), Err("the image knows no user \"nobody\"".into()));
-        assert_eq!(found("alice:none"), Err("the image knows no group \"none\"".into()));
-        assert!(found("odd").unwrap_err().contains("has no number in its line of user \"odd\""));
-        let over =
-            ["1000680000", "1000:99999999", "alice:big"].map(|said| found(said).unwrap_err());
+        assert_eq!(found("nobody"), Err(UserError::NoUser("nobody".into())));
+        assert_eq!(found("alice:none"), Err(UserError::NoGroup("none".into())));
+        assert_eq!(found("odd"), Err(UserError::NoNumber("odd".into())));
+        let over = ["1000680000", "1000:99999999", "alice:big"]
+            .map(|said| found(said).unwrap_err().to_string());
         assert!(over.iter().all(|words| words.contains("up to 16777215")), "{over:?}");
     }
 }

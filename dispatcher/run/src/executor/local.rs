@@ -34,7 +34,7 @@ use super::log::{JobLog, OutputNotifier, keep_output, without_log};
 use super::sidecar::{CompletionReport, Sidecar};
 use super::{AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
 use crate::chain::{ChainEnd, ChainRequest, Chains, Input, InputState, LinkRuntime};
-use crate::container::{ContainerError, ContainerRequest, Containers};
+use crate::container::{ContainerRequest, Containers};
 use crate::sandbox::{
     self, Covers, ForkServer, ProcessExit, Rights, Sandbox, SandboxCommand, SandboxError,
     SandboxMode,
@@ -322,8 +322,8 @@ impl LocalExecutor {
                 };
                 match made {
                     Ok(container) => Some(Box::new(container)),
-                    Err(ContainerError::CannotRun(reason)) => {
-                        return (ProcessEnd::CannotRun(reason), exit_span());
+                    Err(error) if error.is_lasting() => {
+                        return (ProcessEnd::CannotRun(chain(&error)), exit_span());
                     }
                     Err(error) => return (ProcessEnd::NotStarted(chain(&error)), exit_span()),
                 }
