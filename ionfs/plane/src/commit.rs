@@ -27,7 +27,7 @@ use ion_model::record::{CommitMode, InsightRecord, JobState};
 use ion_model::text::quote;
 use ion_stores::{Collection, DataPlane, Guard, Inserted, Routed, StoreError, decode, encode};
 use ion_system::failpoint;
-use ion_system::patience::while_it_moves;
+use ion_system::patience::with_progress_deadline;
 use ion_system::spans;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -450,7 +450,7 @@ impl Committer {
                 }
             }
         };
-        let tried = while_it_moves(self.deadline, moved, trying).await;
+        let tried = with_progress_deadline(self.deadline, moved, trying).await;
         tried.unwrap_or_else(|| {
             let last = last.into_inner().unwrap_or_else(PoisonError::into_inner);
             let reason = last.unwrap_or_else(|| "no answer".into());

@@ -1,6 +1,6 @@
 //! Waiting by this process's own monotonic clock.
 //!
-//! [`while_it_moves`] is a deadline by progress: work may take as long as it makes progress, and
+//! [`with_progress_deadline`] is a deadline by progress: work may take as long as it makes progress, and
 //! ends when it has made none for a limit. [`StateAges`] measures how long the state that another
 //! host wrote has not changed, whatever that host's clock says.
 
@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How often [`while_it_moves`] checks for progress. Its deadlines are late by at most this time.
+/// How often [`with_progress_deadline`] checks for progress. Its deadlines are late by at most this time.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Awaits `work`. Returns `None` when `moved`, a number that grows with every step of the work, has
 /// not changed for `limit`.
-pub async fn while_it_moves<T>(
+pub async fn with_progress_deadline<T>(
     limit: Duration,
     moved: impl Fn() -> u64,
     work: impl Future<Output = T>,
@@ -88,8 +88,8 @@ mod tests {
                 steps.set(steps.get() + 1);
             }
         };
-        assert_eq!(while_it_moves(limit, || steps.get(), moving).await, Some(()));
-        assert_eq!(while_it_moves(limit, || 0, std::future::pending::<()>()).await, None);
+        assert_eq!(with_progress_deadline(limit, || steps.get(), moving).await, Some(()));
+        assert_eq!(with_progress_deadline(limit, || 0, std::future::pending::<()>()).await, None);
     }
 
     #[test]

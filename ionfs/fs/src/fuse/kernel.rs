@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fuser::FileHandle;
-use ion_system::patience::while_it_moves;
+use ion_system::patience::with_progress_deadline;
 use tokio::runtime::Handle as Runtime;
 
 use super::first::FirstRead;
@@ -79,7 +79,9 @@ impl Kernel {
         let limit = shared.tree.daemon.settings.commit_deadline + MARGIN;
         self.shared.runtime.spawn(async move {
             let moved = || shared.tree.output.as_ref().map_or(0, |output| output.bytes_moved());
-            let work = async { while_it_moves(limit, moved, work).await.unwrap_or(Err(Errno::IO)) };
+            let work = async {
+                with_progress_deadline(limit, moved, work).await.unwrap_or(Err(Errno::IO))
+            };
             reply(shared.unless_stopped(work).await);
         });
     }
