@@ -44,7 +44,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use ionfs::checksum::BlockChecksummer;
 use ionfs::event::{Event, FileEntry};
 use ionfs::stores::open::{StoreUrls, open};
-use ionfs::stores::{Collection, DataPlane};
+use ionfs::stores::{Collection, DataPlane, Durability};
 use support::mount::{Mount, Passthrough, runtime, stored};
 use support::{Home, wait_for};
 use tokio::runtime::Runtime;
@@ -382,7 +382,7 @@ impl Bench {
                     .node
                     .plane
                     .documents
-                    .insert(Collection::Events, document, None)
+                    .insert(Collection::Events, document, None, Durability::Now)
                     .await
                     .unwrap();
                 mount.node.plane.bus.publish(&message).await.unwrap();

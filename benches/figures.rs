@@ -29,7 +29,7 @@ use ionfs::event::FileEntry;
 use ionfs::first::FirstEvent;
 use ionfs::id::{CorrelationId, EventId, JobId};
 use ionfs::stores::open::{StoreUrls, open};
-use ionfs::stores::{Collection, encode};
+use ionfs::stores::{Collection, Durability, encode};
 use ionfs::upload::store_path;
 use support::Home;
 use support::mount::{Mount, Passthrough, first_event, runtime, stored};
@@ -143,7 +143,11 @@ fn closes() {
             runtime.block_on(async {
                 store_path(&*plane.blobs, format!("bare/{m}"), "f".into(), &file).await.unwrap();
                 let document = serde_json::json!({"id": format!("bare-{m}")});
-                plane.documents.insert(Collection::Events, document, None).await.unwrap();
+                plane
+                    .documents
+                    .insert(Collection::Events, document, None, Durability::Now)
+                    .await
+                    .unwrap();
             });
             began.elapsed()
         },
@@ -266,7 +270,11 @@ fn dispatch() {
     for n in 0..JOBS {
         let event = first_event(&format!("e{n}"), "go", vec![]);
         runtime.block_on(async {
-            plane.documents.insert(Collection::Events, encode(&event), None).await.unwrap();
+            plane
+                .documents
+                .insert(Collection::Events, encode(&event), None, Durability::Now)
+                .await
+                .unwrap();
             plane.bus.publish(&event.message()).await.unwrap();
         });
     }

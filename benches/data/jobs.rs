@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::StreamExt as _;
 use ionfs::event::FileEntry;
 use ionfs::stores::open::open;
-use ionfs::stores::{Collection, encode};
+use ionfs::stores::{Collection, Durability, encode};
 
 use super::common::{middle, read, read_at_most};
 use super::support::mount::first_event;
@@ -151,7 +151,11 @@ impl<'a> BenchPlane<'a> {
         self.store.runtime.block_on(async {
             let plane = open(&urls(&self.store.url, &self.home)).await.unwrap();
             let began = now();
-            plane.documents.insert(Collection::Events, encode(&event), None).await.unwrap();
+            plane
+                .documents
+                .insert(Collection::Events, encode(&event), None, Durability::Now)
+                .await
+                .unwrap();
             plane.bus.publish(&event.message()).await.unwrap();
             began
         })
@@ -261,7 +265,12 @@ impl Bench {
             });
             futures_util::stream::iter(puts).buffer_unordered(SIDE_BY_SIDE).count().await;
             let document = serde_json::json!({"id": "copied", "files": names});
-            store.plane.documents.insert(Collection::Events, document, None).await.unwrap();
+            store
+                .plane
+                .documents
+                .insert(Collection::Events, document, None, Durability::Now)
+                .await
+                .unwrap();
         });
         let out = start.elapsed();
         store.runtime.block_on(async {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use ion_model::clock::{self, Millis, millis};
 use ion_model::record::{self, AttemptEnd, JobRecord, JobState};
-use ion_stores::{Collection, DataPlane, Inserted, encode};
+use ion_stores::{Collection, DataPlane, Durability, Inserted, encode};
 use ion_system::failpoint;
 use serde_json::json;
 use uuid::Uuid;
@@ -88,8 +88,10 @@ impl HandlerAttempt {
             let written = match &found {
                 Some(job) => write(plane, job, &record).await?,
                 None => {
-                    let inserted =
-                        plane.documents.insert(Collection::Jobs, encode(&record), None).await?;
+                    let inserted = plane
+                        .documents
+                        .insert(Collection::Jobs, encode(&record), None, Durability::Now)
+                        .await?;
                     inserted == Inserted::New
                 }
             };
@@ -184,7 +186,10 @@ async fn write(
     after: &JobRecord,
 ) -> Result<bool, HandlerError> {
     let expect = vec![("version", json!(before.version))];
-    Ok(plane.documents.replace(Collection::Jobs, encode(after), expect, None).await?)
+    Ok(plane
+        .documents
+        .replace(Collection::Jobs, encode(after), expect, None, Durability::Now)
+        .await?)
 }
 
 /// Whether an attempt of the handler is in progress.

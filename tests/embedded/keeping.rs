@@ -3,7 +3,7 @@
 
 use crate::support::csi::CsiRig;
 use crate::support::{Home, wait_for};
-use ionfs::stores::Collection;
+use ionfs::stores::{Collection, Durability};
 use ionfs::ticket::Ticket;
 use serde_json::Value;
 
@@ -259,7 +259,7 @@ fn gc_removes_the_tickets_of_attempts_that_have_ended() {
             documents.delete(Collection::Jobs, name, vec![]).await.unwrap();
             if let Some((state, number)) = now {
                 let record = rig.record(name, &attempt.module, state, number);
-                documents.insert(Collection::Jobs, record, None).await.unwrap();
+                documents.insert(Collection::Jobs, record, None, Durability::Now).await.unwrap();
             }
         });
     }

@@ -11,8 +11,8 @@ use crate::support::servers::{Mongo, Rabbit};
 use crate::support::{Home, signal, wait_for};
 use ionfs::record::JobState;
 use ionfs::registry::Registry;
-use ionfs::stores::Collection;
 use ionfs::stores::open::{StoreUrls, open_documents};
+use ionfs::stores::{Collection, Durability};
 use serde_json::{Value, json};
 
 /// Writes a pipeline of two modules that feed each other.
@@ -369,9 +369,9 @@ fn a_trace_of_a_deep_lineage_is_shown_to_its_end() {
         };
         for some in (0..DEEP).collect::<Vec<_>>().chunks(500) {
             let all = some.iter().flat_map(|&n| [(Collection::Events, event(n)), (Collection::Jobs, job(n))]);
-            documents.insert_all_soon(all.collect(), None).await.unwrap();
+            documents.insert_all(all.collect(), None, Durability::WithNextSync).await.unwrap();
         }
-        documents.seal().await.unwrap();
+        documents.sync().await.unwrap();
     });
     let traced = home.run(["trace", "c"]).well().stdout;
     assert_eq!(traced.lines().count(), 2 * DEEP + 2);

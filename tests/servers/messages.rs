@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ionfs::event::{Context, DocumentType, Event, Message, PublicationState};
 use ionfs::id::{CorrelationId, EventId};
 use ionfs::stores::open::{StoreUrls, open};
-use ionfs::stores::{Collection, DataPlane, encode};
+use ionfs::stores::{Collection, DataPlane, Durability, encode};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -50,7 +50,11 @@ fn buries_what_names_no_event(home: &Home, runtime: &Runtime, plane: &DataPlane)
     let begun = Instant::now();
     runtime.block_on(async {
         for document in [insight, endless, malformed] {
-            plane.documents.insert(Collection::Events, document, None).await.unwrap();
+            plane
+                .documents
+                .insert(Collection::Events, document, None, Durability::Now)
+                .await
+                .unwrap();
         }
         let long = "i".repeat(100_000);
         for id in ["an-insight", "endless-correlation", "malformed", "nobody", long.as_str()] {

@@ -21,8 +21,8 @@ use ionfs::stores::mongo::Mongo as MongoDocuments;
 use ionfs::stores::object::ObjectBlobs;
 use ionfs::stores::sqlite::Sqlite;
 use ionfs::stores::{
-    Blobs, Bus, Collection, DeadLetter, Delivery, Documents, Guard, Inserted, Pages, Query, Routed,
-    StoreError, Subscription, UnfinishedUploads, known_queries,
+    Blobs, Bus, Collection, DeadLetter, Delivery, Documents, Durability, Guard, Inserted, Pages,
+    Query, Routed, StoreError, Subscription, UnfinishedUploads, known_queries,
 };
 
 use crate::support::servers::{Azure, Env, Mongo, Rabbit, S3, Server};
@@ -213,16 +213,18 @@ async fn documents_are_inserted_once_and_replaced_by_condition(documents: &dyn D
     let one =
         json!({"id": "1", "type": "a", "n": 1, "flag": true, "context": {"correlationId": "c"}});
     assert_eq!(
-        documents.insert(Collection::Events, one.clone(), None).await.unwrap(),
+        documents.insert(Collection::Events, one.clone(), None, Durability::Now).await.unwrap(),
         Inserted::New
     );
     let other = json!({"id": "1", "type": "b"});
     assert_eq!(
-        documents.insert(Collection::Events, other, None).await.unwrap(),
+        documents.insert(Collection::Events, other, None, Durability::Now).await.unwrap(),
         Inserted::Existing(one.clone())
     );
     let changed = json!({"id": "1", "type": "a", "n": 2, "context": {"correlationId": "c"}});
-    let replace = |expect| documents.replace(Collection::Events, changed.clone(), expect, None);
+    let replace = |expect| {
+        documents.replace(Collection::Events, changed.clone(), expect, None, Durability::Now)
+    };
     assert!(!replace(vec![("n", json!(7))]).await.unwrap());
     assert!(!replace(vec![("n", json!(1)), ("missing", json!("x"))]).await.unwrap());
     assert!(
@@ -244,7 +246,7 @@ async fn documents_are_inserted_once_and_replaced_by_condition(documents: &dyn D
 async fn documents_are_found_in_order_and_within_bounds(documents: &dyn Documents) {
     for n in [3, 1, 2, 5, 4] {
         let job = json!({"id": format!("j{n}"), "state": "queued", "due": n});
-        documents.insert(Collection::Jobs, job, None).await.unwrap();
+        documents.insert(Collection::Jobs, job, None, Durability::Now).await.unwrap();
     }
     let query =
         Query::equal(Collection::Jobs, vec![("state", json!("queued"))]).order_by("due").limit(3);
@@ -268,7 +270,7 @@ async fn pages_give_each_document_once(documents: &dyn Documents) {
         |n: usize, due: usize| json!({"id": format!("page-{n:04}"), "state": "paged", "due": due});
     // Many documents have the same value in the field that orders them, also where one page ends.
     let all: Vec<_> = (0..MANY).map(|n| (Collection::Jobs, job(n * 7 % MANY, n / 400))).collect();
-    documents.insert_all_soon(all, None).await.unwrap();
+    documents.insert_all(all, None, Durability::WithNextSync).await.unwrap();
     let paged = || Query::equal(Collection::Jobs, vec![("state", json!("paged"))]);
     for query in [paged(), paged().descending()] {
         let mut pages = Pages::new(query.clone(), "due");
@@ -283,7 +285,7 @@ async fn pages_give_each_document_once(documents: &dyn Documents) {
             // inserted where the walk began.
             documents.delete(Collection::Jobs, &places.last().unwrap().1, vec![]).await.unwrap();
             let comes = job(MANY + asked, if query.descending { 9 } else { 0 });
-            documents.insert(Collection::Jobs, comes, None).await.unwrap();
+            documents.insert(Collection::Jobs, comes, None, Durability::Now).await.unwrap();
         }
         assert!(asked >= 3);
         let rises =
@@ -302,10 +304,11 @@ async fn pages_give_each_document_once(documents: &dyn Documents) {
     let changed: Vec<Value> =
         present.iter().map(|id| json!({"id": id, "state": "changed"})).collect();
     let replace = || {
-        documents.replace_all_soon(
+        documents.replace_all(
             Collection::Jobs,
             changed.clone(),
             vec![("state", json!("paged"))],
+            Durability::WithNextSync,
         )
     };
     assert_eq!((replace().await.unwrap(), replace().await.unwrap()), (2, 0));
@@ -316,11 +319,18 @@ async fn a_guard_of_two_tells_which_does_not_hold(documents: &dyn Documents) {
         let plane = Guard::new(Collection::Plane, "two", vec![("version", json!(version))]);
         Some(Guard::new(Collection::Jobs, "of-two", vec![("attempt", json!(1))]).and(plane))
     };
-    let insert =
-        |version| documents.insert(Collection::Events, json!({"id": "two"}), both(version));
+    let insert = |version| {
+        documents.insert(Collection::Events, json!({"id": "two"}), both(version), Durability::Now)
+    };
     assert!(matches!(insert(1).await, Err(StoreError::Fenced(Collection::Jobs))));
-    documents.insert(Collection::Jobs, json!({"id": "of-two", "attempt": 1}), None).await.unwrap();
-    documents.insert(Collection::Plane, json!({"id": "two", "version": 2}), None).await.unwrap();
+    documents
+        .insert(Collection::Jobs, json!({"id": "of-two", "attempt": 1}), None, Durability::Now)
+        .await
+        .unwrap();
+    documents
+        .insert(Collection::Plane, json!({"id": "two", "version": 2}), None, Durability::Now)
+        .await
+        .unwrap();
     assert!(matches!(insert(1).await, Err(StoreError::Fenced(Collection::Plane))));
     assert_eq!(documents.get(Collection::Events, "two").await.unwrap(), None);
     assert_eq!(insert(2).await.unwrap(), Inserted::New);
@@ -329,20 +339,28 @@ async fn a_guard_of_two_tells_which_does_not_hold(documents: &dyn Documents) {
 async fn a_guard_that_does_not_hold_writes_nothing(documents: &dyn Documents) {
     let event = json!({"id": "guarded"});
     assert!(matches!(
-        documents.insert(Collection::Events, event.clone(), guard(1)).await,
+        documents.insert(Collection::Events, event.clone(), guard(1), Durability::Now).await,
         Err(StoreError::Fenced(Collection::Jobs))
     ));
-    documents.insert(Collection::Jobs, json!({"id": "job", "attempt": 2}), None).await.unwrap();
+    documents
+        .insert(Collection::Jobs, json!({"id": "job", "attempt": 2}), None, Durability::Now)
+        .await
+        .unwrap();
     assert!(matches!(
-        documents.insert(Collection::Events, event.clone(), guard(1)).await,
+        documents.insert(Collection::Events, event.clone(), guard(1), Durability::Now).await,
         Err(StoreError::Fenced(Collection::Jobs))
     ));
     assert!(matches!(
-        documents.replace(Collection::Events, event.clone(), vec![], guard(1)).await,
+        documents
+            .replace(Collection::Events, event.clone(), vec![], guard(1), Durability::Now)
+            .await,
         Err(StoreError::Fenced(Collection::Jobs))
     ));
     assert_eq!(documents.get(Collection::Events, "guarded").await.unwrap(), None);
-    assert_eq!(documents.insert(Collection::Events, event, guard(2)).await.unwrap(), Inserted::New);
+    assert_eq!(
+        documents.insert(Collection::Events, event, guard(2), Durability::Now).await.unwrap(),
+        Inserted::New
+    );
 }
 
 /// Several tasks claim documents through two handles of one store, as two processes do. Each
@@ -357,7 +375,8 @@ async fn a_claim_is_won_once(handles: [Arc<dyn Documents>; 2]) {
             for n in 0..CLAIMS {
                 let claim = json!({"id": format!("claim-{n}"), "by": task});
                 won += usize::from(
-                    documents.insert(Collection::Jobs, claim, None).await.unwrap() == Inserted::New,
+                    documents.insert(Collection::Jobs, claim, None, Durability::Now).await.unwrap()
+                        == Inserted::New,
                 );
             }
             won
@@ -585,17 +604,25 @@ async fn dead_letters_are_kept_until_exhumed(bus: &dyn Bus, tag: &str) {
 
 /// A write that need not be on the disk at once is visible to everybody at once, and obeys the same
 /// conditions as other writes.
-async fn what_is_written_soon_is_there_now(one: &dyn Documents, two: &dyn Documents) {
-    let document = json!({"id": "soon", "n": 1});
-    let insert = |guard| one.insert_soon(Collection::Events, document.clone(), guard);
+async fn what_is_written_soon_is_there_now(
+    one: &dyn Documents,
+    two: &dyn Documents,
+    durability: Durability,
+) {
+    let id = format!("{durability:?}");
+    let document = json!({"id": id, "n": 1});
+    let insert = |guard| one.insert(Collection::Events, document.clone(), guard, durability);
     assert!(matches!(insert(guard(99)).await, Err(StoreError::Fenced(Collection::Jobs))));
     assert_eq!(insert(None).await.unwrap(), Inserted::New);
     assert_eq!(insert(None).await.unwrap(), Inserted::Existing(document.clone()));
-    let changed = json!({"id": "soon", "n": 2});
-    let replace = |n| one.replace_soon(Collection::Events, changed.clone(), vec![("n", json!(n))]);
+    let changed = json!({"id": id, "n": 2});
+    let replace = |n| {
+        let expect = vec![("n", json!(n))];
+        one.replace(Collection::Events, changed.clone(), expect, None, durability)
+    };
     assert!(!replace(7).await.unwrap() && replace(1).await.unwrap());
-    one.seal().await.unwrap();
-    assert_eq!(two.get(Collection::Events, "soon").await.unwrap(), Some(changed));
+    one.sync().await.unwrap();
+    assert_eq!(two.get(Collection::Events, &id).await.unwrap(), Some(changed));
 }
 
 async fn documents_contract(one: Arc<dyn Documents>, two: Arc<dyn Documents>) {
@@ -604,7 +631,9 @@ async fn documents_contract(one: Arc<dyn Documents>, two: Arc<dyn Documents>) {
     pages_give_each_document_once(&*one).await;
     a_guard_of_two_tells_which_does_not_hold(&*one).await;
     a_guard_that_does_not_hold_writes_nothing(&*one).await;
-    what_is_written_soon_is_there_now(&*one, &*two).await;
+    for durability in [Durability::BeforeNextMessage, Durability::WithNextSync] {
+        what_is_written_soon_is_there_now(&*one, &*two, durability).await;
+    }
     a_claim_is_won_once([one, two]).await;
 }
 
@@ -656,7 +685,7 @@ fn documents_on_mongodb() {
         }
         // Keys that mean something to MongoDB are values like any others.
         let odd = json!({"id": "odd", "data": [{"key": "$where", "value": "{\"$oid\": 1}"}], "n": 1.5, "none": null});
-        one.insert(Collection::Events, odd.clone(), None).await.unwrap();
+        one.insert(Collection::Events, odd.clone(), None, Durability::Now).await.unwrap();
         assert_eq!(two.get(Collection::Events, "odd").await.unwrap(), Some(odd));
         one.drop_database().await.unwrap();
     });

@@ -18,7 +18,7 @@ use ionfs::id::{EventId, JobId};
 use ionfs::limits::LimitOverrides;
 use ionfs::record::CommitMode;
 use ionfs::stores::open::{StoreUrls, open};
-use ionfs::stores::{Collection, DataPlane};
+use ionfs::stores::{Collection, DataPlane, Durability};
 use ionfs::ticket::{Ticket, TicketKey, TokenClaims, TreeEnd};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -169,7 +169,11 @@ impl CsiRig {
         };
         let record = self.record(name, &module, "running", 1);
         self.runtime.block_on(async {
-            self.plane.documents.insert(Collection::Jobs, record, None).await.unwrap();
+            self.plane
+                .documents
+                .insert(Collection::Jobs, record, None, Durability::Now)
+                .await
+                .unwrap();
             ticket.offer(&self.plane).await.unwrap();
         });
         let token = key().sign(&self.claims(&job));

@@ -17,7 +17,7 @@ use ionfs::node::{Node, NodeSettings};
 use ionfs::record::CommitMode;
 use ionfs::stores::object::ObjectBlobs;
 use ionfs::stores::open::{StoreUrls, open};
-use ionfs::stores::{Collection, DataPlane, encode};
+use ionfs::stores::{Collection, DataPlane, Durability, encode};
 use ionfs::upload::store_path;
 use tokio::runtime::Runtime;
 
@@ -74,7 +74,14 @@ impl Mount {
         files: Vec<FileEntry>,
     ) -> Self {
         let event = first_event("e", "t", files);
-        runtime.block_on(plane.documents.insert(Collection::Events, encode(&event), None)).unwrap();
+        runtime
+            .block_on(plane.documents.insert(
+                Collection::Events,
+                encode(&event),
+                None,
+                Durability::Now,
+            ))
+            .unwrap();
         let settings = NodeSettings {
             passthrough: passthrough == Passthrough::Allowed,
             ..NodeSettings::new(home.state())
@@ -113,7 +120,12 @@ impl Mount {
             let documents = &node.plane.documents;
             let id = format!("j{number}");
             documents
-                .insert(Collection::Jobs, serde_json::json!({"id": id, "attempt": 1}), None)
+                .insert(
+                    Collection::Jobs,
+                    serde_json::json!({"id": id, "attempt": 1}),
+                    None,
+                    Durability::Now,
+                )
                 .await
                 .unwrap();
             let event = documents.get_as(Collection::Events, "e").await.unwrap().unwrap();

@@ -18,7 +18,7 @@ use ion_jobs::ledger::{Ledger, LedgerError, RegisteredModules};
 use ion_model::errors::chain;
 use ion_model::event::Event;
 use ion_model::id::JobId;
-use ion_stores::{Collection, Pages, StoreError, decode, encode};
+use ion_stores::{Collection, Durability, Pages, StoreError, decode, encode};
 use serde_json::Value;
 
 /// How often the walk goes on, and for how long. More would take time from jobs. The walk reads a
@@ -139,7 +139,8 @@ impl Unclaimed {
             }
         }
         if !claimed.is_empty() {
-            documents.replace_all_soon(Collection::Events, claimed, Ledger::unclaimed()).await?;
+            let (expect, durability) = (Ledger::unclaimed(), Durability::WithNextSync);
+            documents.replace_all(Collection::Events, claimed, expect, durability).await?;
         }
         for (event, missing) in unclaimed {
             for (module, job) in missing {

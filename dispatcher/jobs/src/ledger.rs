@@ -21,7 +21,8 @@ use ion_model::record::{AttemptEnd, JobRecord, JobState};
 use ion_model::text::quote;
 use ion_stores::registry::{Registration, Registry};
 use ion_stores::{
-    Collection, DataPlane, Equals, ID_BYTES_MAX, Inserted, Pages, Query, StoreError, decode, encode,
+    Collection, DataPlane, Durability, Equals, ID_BYTES_MAX, Inserted, Pages, Query, StoreError,
+    decode, encode,
 };
 use ion_system::failpoint;
 use ion_system::patience::StateAges;
@@ -310,7 +311,7 @@ impl Ledger {
         if let Some(definition) = definition
             && Registry::read(documents).await?.registration(name).is_some()
         {
-            documents.insert(Collection::Modules, definition, None).await?;
+            documents.insert(Collection::Modules, definition, None, Durability::Now).await?;
         }
         Ok(deleted)
     }
@@ -369,13 +370,11 @@ impl Ledger {
 
     async fn insert(&self, record: JobRecord) -> Result<ClaimOutcome, LedgerError> {
         let documents = &self.plane.documents;
-        // With one log, a power failure that loses this insert also loses the acknowledgement of
-        // the message and all that the job did. The job is then claimed again, so the insert need
-        // not wait for a sync.
-        let inserted = match self.plane.one_log {
-            true => documents.insert_soon(Collection::Jobs, encode(&record), None).await?,
-            false => documents.insert(Collection::Jobs, encode(&record), None).await?,
-        };
+        // A power failure that loses this insert also loses the acknowledgement of the message and
+        // all that the job did. The job is then claimed again.
+        let inserted = documents
+            .insert(Collection::Jobs, encode(&record), None, Durability::BeforeNextMessage)
+            .await?;
         failpoint::reach("claim.inserted");
         Ok(match inserted {
             Inserted::New => ClaimOutcome::Won(record),
@@ -463,21 +462,21 @@ impl Ledger {
     async fn write(&self, before: &JobRecord, after: &JobRecord) -> Result<bool, LedgerError> {
         let documents = &self.plane.documents;
         let expect = vec![("version", json!(before.version))];
-        let written = match (before.state, after.state) {
+        let durability = match (before.state, after.state) {
             // A power failure may lose the record that the job runs, or a renewal of its lease:
             // then the job's dispatcher is gone, too.
             (JobState::Starting | JobState::Running, JobState::Running)
                 if before.cancel == after.cancel =>
             {
-                documents.replace_soon(Collection::Jobs, encode(after), expect).await?
+                Durability::WithNextSync
             }
             // As for a claim by message: if a power failure loses this write, the job is still
             // queued.
-            (JobState::Queued, JobState::Starting) if self.plane.one_log => {
-                documents.replace_soon(Collection::Jobs, encode(after), expect).await?
-            }
-            _ => documents.replace(Collection::Jobs, encode(after), expect, None).await?,
+            (JobState::Queued, JobState::Starting) => Durability::BeforeNextMessage,
+            _ => Durability::Now,
         };
+        let written =
+            documents.replace(Collection::Jobs, encode(after), expect, None, durability).await?;
         failpoint::reach("ledger.written");
         Ok(written)
     }

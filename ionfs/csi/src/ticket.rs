@@ -21,7 +21,7 @@ use ion_model::limits::LimitOverrides;
 use ion_model::record::JobRecord;
 use ion_plane::collect::GcMode;
 use ion_plane::commit::Origin;
-use ion_stores::{Collection, DataPlane, Equals, Inserted, Query, StoreError, encode};
+use ion_stores::{Collection, DataPlane, Durability, Equals, Inserted, Query, StoreError, encode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::Sha256;
@@ -258,7 +258,11 @@ impl Ticket {
     /// # Errors
     /// Returns the store's error.
     pub async fn offer(&self, plane: &DataPlane) -> Result<(), StoreError> {
-        match plane.documents.insert(Collection::Tickets, encode(self), None).await? {
+        match plane
+            .documents
+            .insert(Collection::Tickets, encode(self), None, Durability::Now)
+            .await?
+        {
             Inserted::New | Inserted::Existing(_) => Ok(()),
         }
     }
@@ -367,7 +371,11 @@ impl Ticket {
                 return Ok(Some(ticket));
             }
             ticket.version += 1;
-            if plane.documents.replace(Collection::Tickets, encode(&ticket), expect, None).await? {
+            if plane
+                .documents
+                .replace(Collection::Tickets, encode(&ticket), expect, None, Durability::Now)
+                .await?
+            {
                 return Ok(Some(ticket));
             }
         }

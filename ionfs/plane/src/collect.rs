@@ -232,6 +232,7 @@ mod tests {
     use super::*;
     use crate::commit::create_event;
     use crate::upload::store_bytes;
+    use ion_stores::Durability;
     use ion_stores::open::{StoreUrls, open};
 
     async fn store(plane: &DataPlane, key: String) -> ion_model::event::FileEntry {
@@ -271,7 +272,7 @@ mod tests {
         // A document that cannot be read may name any blob, so nothing is removed.
         store(&plane, "c-1/e0/1/f".into()).await;
         let odd = json!({"id": "odd", "created": 1, "context": {"correlationId": "c-1", "documentType": "eventMeta"}});
-        plane.documents.insert(Collection::Events, odd, None).await.unwrap();
+        plane.documents.insert(Collection::Events, odd, None, Durability::Now).await.unwrap();
         collect(&plane, Duration::ZERO, GcMode::Remove).await.unwrap_err();
         let left: Vec<BlobInfo> = plane.blobs.list("").await.unwrap().try_collect().await.unwrap();
         assert_eq!(left.len(), EVENTS + 1);

@@ -25,7 +25,9 @@ use ion_model::event::{
 use ion_model::id::{EventId, JobId};
 use ion_model::record::{CommitMode, InsightRecord, JobState};
 use ion_model::text::quote;
-use ion_stores::{Collection, DataPlane, Guard, Inserted, Routed, StoreError, decode, encode};
+use ion_stores::{
+    Collection, DataPlane, Durability, Guard, Inserted, Routed, StoreError, decode, encode,
+};
 use ion_system::failpoint;
 use ion_system::patience::with_progress_deadline;
 use ion_system::spans;
@@ -258,7 +260,7 @@ impl Committer {
         receipt.published =
             step == CommitStep::End(CommitEnd::Committed(PublicationState::Published));
         if matches!(step, CommitStep::End(_)) || !self.publish(step, event).await {
-            seal(&self.plane).await?;
+            self.plane.documents.sync().await?;
         } else {
             receipt.published = true;
         }
@@ -497,15 +499,14 @@ pub async fn record_event(plane: &DataPlane, event: Event) -> Result<(), Refusal
     let files = files_of(plane, &event).await?;
     match try_insert(plane, &event, &files, None, &mut event.clone()).await? {
         StoreAnswer::Exists { same: false, .. } => Err(Refusal::Differs(event.id)),
-        _ => seal(plane).await,
+        _ => Ok(plane.documents.sync().await?),
     }
 }
 
 /// Inserts documents, then inserts and publishes an event that no event file describes. `guard`
 /// must hold for the job that the event is of. `blobs` are the blobs that the documents name and
-/// that were put with [`Blobs::put_soon`](ion_stores::Blobs::put_soon). All is durable when this
-/// returns, and the event is published if the bus is available. Returns the outcome of each
-/// document's insert.
+/// that were put with [`Durability::WithNextSync`]. All is durable when this returns, and the event
+/// is published if the bus is available. Returns the outcome of each document's insert.
 ///
 /// # Errors
 /// As [`create_event`], and [`Refusal::Fenced`] when the guard no longer holds. Then documents may
@@ -542,7 +543,7 @@ async fn append(
     let files = files_of(plane, &event).await?;
     let (step, event) = insert(plane, event, &files, guard, CommitMode::OnClose).await?;
     if step != CommitStep::Publish {
-        seal(plane).await?;
+        plane.documents.sync().await?;
         return Ok(None);
     }
     let (told, hears) = oneshot::channel();
@@ -555,16 +556,9 @@ async fn append(
     };
     let telling = tokio::spawn(telling.in_current_span());
     if hears.await.is_err() {
-        seal(plane).await?;
+        plane.documents.sync().await?;
     }
     Ok(Some(telling))
-}
-
-/// Makes the committed document durable, before anybody learns of the commit. Where documents and
-/// messages share one log, a published message has made it durable already; this is for commits
-/// without a message.
-async fn seal(plane: &DataPlane) -> Result<(), Refusal> {
-    if plane.one_log { Ok(plane.documents.seal().await?) } else { Ok(()) }
 }
 
 /// Does step 2: inserts the document, or finds one with the same content. Returns that document and
@@ -605,6 +599,7 @@ async fn insert(
                     encode(&event),
                     expect,
                     guard.clone(),
+                    Durability::Now,
                 );
                 timed(plane, step, replaced).await.map(changed)
             }
@@ -625,7 +620,11 @@ async fn insert(
     }
 }
 
-/// Inserts the document. If one with its id exists, `found` becomes that document.
+/// Inserts the document. If one with its id exists, `found` becomes that document. Before anybody
+/// learns of the commit, the caller publishes the event or calls [`Documents::sync`]: both make the
+/// document durable.
+///
+/// [`Documents::sync`]: ion_stores::Documents::sync
 async fn try_insert(
     plane: &DataPlane,
     event: &Event,
@@ -633,11 +632,8 @@ async fn try_insert(
     guard: Option<Guard>,
     found: &mut Event,
 ) -> Result<StoreAnswer, StoreError> {
-    let inserted = match plane.one_log {
-        true => plane.documents.insert_soon(Collection::Events, encode(event), guard).await?,
-        false => plane.documents.insert(Collection::Events, encode(event), guard).await?,
-    };
-    match inserted {
+    let (at, durability) = (Collection::Events, Durability::BeforeNextMessage);
+    match plane.documents.insert(at, encode(event), guard, durability).await? {
         Inserted::New => Ok(StoreAnswer::Done),
         Inserted::Existing(existing) => {
             *found = decode(Collection::Events, existing)?;
@@ -674,7 +670,8 @@ pub(crate) async fn publish(
                 event.publication = PublicationState::Published;
                 let expect = vec![("publication", json!(PublicationState::Unpublished))];
                 // If the mark is lost, the event is published once more.
-                let marked = plane.documents.replace_soon(Collection::Events, encode(&event), expect);
+                let (at, durability) = (Collection::Events, Durability::WithNextSync);
+                let marked = plane.documents.replace(at, encode(&event), expect, None, durability);
                 let marked = timed(plane, step, marked).await;
                 failpoint::reach("commit.marked");
                 marked.map(changed)

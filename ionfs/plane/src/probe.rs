@@ -11,7 +11,8 @@ use ion_model::id::{CorrelationId, EventId};
 use ion_stores::open::{StoreUrls, open_blobs, open_bus, open_documents};
 use ion_stores::without_credentials;
 use ion_stores::{
-    Blobs, Bus, BusReport, Collection, Documents, Query, QueueLength, StoreError, known_plane_id,
+    Blobs, Bus, BusReport, Collection, Documents, Durability, Query, QueueLength, StoreError,
+    known_plane_id,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -170,9 +171,10 @@ fn was_removed(error: &StoreError) -> bool {
 async fn try_documents(documents: &dyn Documents) -> Result<(), StoreError> {
     let id = format!("doctor-{}", Uuid::new_v4());
     let at = Collection::Dispatchers;
-    documents.insert(at, json!({"id": id, "seen": 0}), None).await?;
-    let replaced =
-        documents.replace(at, json!({"id": id, "seen": 1}), vec![("seen", json!(0))], None).await?;
+    documents.insert(at, json!({"id": id, "seen": 0}), None, Durability::Now).await?;
+    let replaced = documents
+        .replace(at, json!({"id": id, "seen": 1}), vec![("seen", json!(0))], None, Durability::Now)
+        .await?;
     let read = documents.get(at, &id).await?;
     let deleted = documents.delete(at, &id, vec![]).await?;
     let agrees = replaced && deleted && read.is_some_and(|document| document["seen"] == 1);

@@ -15,7 +15,9 @@ use ion_model::errors::chain;
 use ion_model::event::{Event, PublicationState};
 use ion_model::id::JobId;
 use ion_model::record::{CommitMode, InsightRecord, JobRecord, JobState};
-use ion_stores::{Collection, DataPlane, DeadLetter, Equals, Query, StoreError, decode, encode};
+use ion_stores::{
+    Collection, DataPlane, DeadLetter, Durability, Equals, Query, StoreError, decode, encode,
+};
 use ion_system::failpoint;
 use ion_system::patience::StateAges;
 use ion_system::spans;
@@ -139,8 +141,13 @@ impl Relay {
                 ("publisher", json!(event.publisher)),
             ];
             event.publisher = Some(self.id.clone());
-            let adopted =
-                self.plane.documents.replace(Collection::Events, encode(&event), expect, None);
+            let adopted = self.plane.documents.replace(
+                Collection::Events,
+                encode(&event),
+                expect,
+                None,
+                Durability::Now,
+            );
             let adopted = timed(&self.plane, CommitStep::Adopt, adopted).await?;
             step = CommitStep::Adopt.after(changed(adopted), event.attempt, CommitMode::OnClose);
             failpoint::reach("relay.adopted");
@@ -175,7 +182,13 @@ pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreEr
     done.outbox = false;
     done.version += 1;
     documents
-        .replace(Collection::Jobs, encode(&done), vec![("version", json!(job.version))], None)
+        .replace(
+            Collection::Jobs,
+            encode(&done),
+            vec![("version", json!(job.version))],
+            None,
+            Durability::Now,
+        )
         .await?;
     Ok(promoted)
 }
@@ -216,8 +229,13 @@ async fn reveal(
     let mut tries = 0;
     loop {
         let registered = plane.address(event).await?;
-        let revealed =
-            documents.replace(Collection::Events, encode(event), expect.clone(), Some(registered));
+        let revealed = documents.replace(
+            Collection::Events,
+            encode(event),
+            expect.clone(),
+            Some(registered),
+            Durability::Now,
+        );
         match revealed.await {
             Err(StoreError::Fenced(Collection::Plane)) if tries < OUTDATED_MAX => {
                 plane.forget_registry();
@@ -260,7 +278,9 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
         let expect = vec![("staged", json!(true)), ("attempt", json!(insight.attempt))];
         if insight.attempt == job.attempt {
             insight.staged = false;
-            documents.replace(Collection::Events, encode(&insight), expect, None).await?;
+            documents
+                .replace(Collection::Events, encode(&insight), expect, None, Durability::Now)
+                .await?;
         } else {
             // The insights are of an attempt that failed, so nobody may see them.
             documents.delete(Collection::Events, &insight.id, expect).await?;
@@ -284,7 +304,7 @@ mod tests {
             "created": 0, "ended": 1, "cancel": false, "outbox": true, "failures": 1, "losses": 0,
         });
         for job in [unreadable, dead] {
-            plane.documents.insert(Collection::Jobs, job, None).await.unwrap();
+            plane.documents.insert(Collection::Jobs, job, None, Durability::Now).await.unwrap();
         }
         let mut relay = Relay::new(plane.clone(), Duration::ZERO);
         relay.round().await.unwrap();

@@ -13,6 +13,7 @@ use serde_json::Value;
 pub(crate) use self::query::indexes;
 pub use self::query::{Page, Pages, Query, known_queries};
 use crate::collection::Collection;
+use crate::durability::Durability;
 use crate::error::StoreError;
 
 /// A field of a document (a dotted path) and the value that it must have. A missing field equals
@@ -52,93 +53,97 @@ impl Guard {
 /// The outcome of an insert.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Inserted {
-    /// The document is new. It is durable if the insert promises that.
+    /// The document is new. It is as durable as the insert asked for.
     New,
-    /// A document with this id existed before and is unchanged. This is that document.
+    /// A document with this id existed before and is unchanged. This is that document. It may have
+    /// been written with any [`Durability`]; [`Documents::sync`] makes it durable.
     Existing(Value),
 }
 
-/// Stores JSON documents under ids. Each write is atomic by itself, and durable when it returns
-/// unless its name ends in `_soon`. Nothing needs a transaction over several documents.
+/// Stores JSON documents under ids. Nothing needs a transaction over several documents.
+///
+/// # Guarantees
+/// Each write is atomic by itself, and everybody sees it when its call returns. Its [`Durability`]
+/// says when it is durable.
+///
+/// # After a crash
+/// A crash of a process undoes no write. A crash of the machine may undo writes that were not yet
+/// durable. A store that keeps an order undoes with such a write all that were made after it.
+///
+/// # Errors
+/// [`StoreError::Unavailable`] when the store failed or did not answer in time. A write may have
+/// happened all the same: a caller that repeats it finds the document. A write whose guard does not
+/// hold writes nothing, and returns [`StoreError::Fenced`].
 #[async_trait]
 pub trait Documents: Send + Sync + fmt::Debug {
-    /// Inserts `document` (its `id` field is its key) unless a document with that id exists. If the
-    /// guard does not hold, writes nothing and returns [`StoreError::Fenced`].
+    /// Inserts `document` (its `id` field is its key) unless a document with that id exists, and if
+    /// the guard holds.
     async fn insert(
         &self,
         collection: Collection,
         document: Value,
         guard: Option<Guard>,
+        durability: Durability,
     ) -> Result<Inserted, StoreError>;
 
-    /// Inserts like [`Documents::insert`], but the document need not be durable when this returns.
-    /// The caller either writes durably to the same log, or calls [`Documents::seal`], before it
-    /// tells anybody of the document; or a loss only means that the work is repeated.
-    async fn insert_soon(
-        &self,
-        collection: Collection,
-        document: Value,
-        guard: Option<Guard>,
-    ) -> Result<Inserted, StoreError> {
-        self.insert(collection, document, guard).await
-    }
-
-    /// Inserts each document like [`Documents::insert_soon`], in this order where the store keeps
-    /// an order.
-    async fn insert_all_soon(
+    /// Inserts each document like [`Documents::insert`], in this order where the store keeps an
+    /// order. Returns the outcomes in the same order.
+    ///
+    /// # After a crash
+    /// Some of the documents may have been inserted.
+    async fn insert_all(
         &self,
         documents: Vec<(Collection, Value)>,
         guard: Option<Guard>,
+        durability: Durability,
     ) -> Result<Vec<Inserted>, StoreError> {
-        let insert = |(collection, document)| self.insert_soon(collection, document, guard.clone());
+        let insert =
+            |(collection, document)| self.insert(collection, document, guard.clone(), durability);
         futures_util::future::try_join_all(documents.into_iter().map(insert)).await
     }
 
-    /// Makes everything written so far durable.
-    async fn seal(&self) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    /// Returns those of these ids for which a document exists.
-    async fn present(
-        &self,
-        collection: Collection,
-        ids: Vec<String>,
-    ) -> Result<HashSet<String>, StoreError>;
-
-    /// Replaces each document like [`Documents::replace_soon`]. Returns how many were replaced.
-    async fn replace_all_soon(
-        &self,
-        collection: Collection,
-        documents: Vec<Value>,
-        expect: Vec<Equals>,
-    ) -> Result<usize, StoreError> {
-        let replace = |document| self.replace_soon(collection, document, expect.clone());
-        let replaced =
-            futures_util::future::try_join_all(documents.into_iter().map(replace)).await?;
-        Ok(replaced.into_iter().filter(|replaced| *replaced).count())
-    }
-
-    /// Replaces the document with the same id if it has the fields of `expect`. If it has not, or
-    /// is missing, writes nothing and returns false.
+    /// Replaces the document with the same id if it has the fields of `expect`, and if the guard
+    /// holds. If the document does not have the fields, or is missing, writes nothing and returns
+    /// false.
     async fn replace(
         &self,
         collection: Collection,
         document: Value,
         expect: Vec<Equals>,
         guard: Option<Guard>,
+        durability: Durability,
     ) -> Result<bool, StoreError>;
 
-    /// Replaces like [`Documents::replace`], but where it saves a sync, the write becomes durable
-    /// only with the next durable write. A loss of the machine's power may undo it, together with
-    /// everything written after it.
-    async fn replace_soon(
+    /// Replaces each document like [`Documents::replace`]. Returns how many were replaced.
+    ///
+    /// # After a crash
+    /// Some of the documents may have been replaced.
+    async fn replace_all(
         &self,
         collection: Collection,
-        document: Value,
+        documents: Vec<Value>,
         expect: Vec<Equals>,
-    ) -> Result<bool, StoreError> {
-        self.replace(collection, document, expect, None).await
+        durability: Durability,
+    ) -> Result<usize, StoreError> {
+        let replace =
+            |document| self.replace(collection, document, expect.clone(), None, durability);
+        let replaced =
+            futures_util::future::try_join_all(documents.into_iter().map(replace)).await?;
+        Ok(replaced.into_iter().filter(|replaced| *replaced).count())
+    }
+
+    /// Removes the document with this id if it has the fields of `expect`, durably. Returns whether
+    /// it was removed.
+    async fn delete(
+        &self,
+        collection: Collection,
+        id: &str,
+        expect: Vec<Equals>,
+    ) -> Result<bool, StoreError>;
+
+    /// Makes every write durable that returned before this call, of any process.
+    async fn sync(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 
     /// Returns the document with this id.
@@ -147,14 +152,12 @@ pub trait Documents: Send + Sync + fmt::Debug {
     /// Returns the documents that match the query.
     async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError>;
 
-    /// Removes the document with this id if it has the fields of `expect`. Returns whether it was
-    /// removed.
-    async fn delete(
+    /// Returns those of these ids for which a document exists.
+    async fn present(
         &self,
         collection: Collection,
-        id: &str,
-        expect: Vec<Equals>,
-    ) -> Result<bool, StoreError>;
+        ids: Vec<String>,
+    ) -> Result<HashSet<String>, StoreError>;
 
     /// Closes the connection to the server, where there is one. This must be the last call.
     async fn close(&self) {}
@@ -211,7 +214,7 @@ impl dyn Documents {
         found.into_iter().map(|document| decode(collection, document)).collect()
     }
 
-    /// Inserts the document, or replaces the one with the same id.
+    /// Inserts the document, or replaces the one with the same id. It is durable when this returns.
     pub async fn put(
         &self,
         collection: Collection,
@@ -219,12 +222,15 @@ impl dyn Documents {
         guard: Option<Guard>,
     ) -> Result<(), StoreError> {
         for _ in 0..PUT_TRIES {
-            if self.insert(collection, document.clone(), guard.clone()).await? == Inserted::New {
+            let inserted =
+                self.insert(collection, document.clone(), guard.clone(), Durability::Now);
+            if inserted.await? == Inserted::New {
                 return Ok(());
             }
             // If neither call has an effect, the document was removed between them, and the loop
             // inserts it again.
-            if self.replace(collection, document.clone(), vec![], guard.clone()).await? {
+            let (document, guard) = (document.clone(), guard.clone());
+            if self.replace(collection, document, vec![], guard, Durability::Now).await? {
                 return Ok(());
             }
         }

@@ -4,7 +4,7 @@
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Collection, Documents, Inserted, StoreError};
+use super::{Collection, Documents, Durability, Inserted, StoreError};
 
 /// The id of the document that holds a plane's id.
 const IDENTITY: &str = "identity";
@@ -38,7 +38,7 @@ pub(super) async fn set_plane_id(
     plane: &str,
 ) -> Result<String, StoreError> {
     let document = json!({"id": id, "plane": plane});
-    match documents.insert(Collection::Plane, document, None).await? {
+    match documents.insert(Collection::Plane, document, None, Durability::Now).await? {
         Inserted::New => Ok(plane.to_owned()),
         Inserted::Existing(before) => Ok(before["plane"].as_str().unwrap_or_default().to_owned()),
     }

@@ -14,6 +14,7 @@ mod blobs;
 mod bus;
 mod collection;
 mod documents;
+mod durability;
 mod error;
 mod held;
 mod identity;
@@ -37,6 +38,7 @@ pub(crate) use self::documents::indexes;
 pub use self::documents::{
     Documents, Equals, Guard, Inserted, Page, Pages, Query, decode, encode, known_queries,
 };
+pub use self::durability::Durability;
 pub use self::error::StoreError;
 pub use self::identity::{known_plane_id, plane_id};
 pub use self::plane::DataPlane;

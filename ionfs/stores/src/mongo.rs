@@ -3,8 +3,8 @@
 //!
 //! # How it works
 //! A document's `id` is also its `_id`, so that one insert is a claim or a commit. A write is
-//! acknowledged when it is in the journals of a majority of the servers, and reads go to the
-//! primary: what one dispatcher wrote, the next one reads. Nothing needs a transaction over several
+//! acknowledged when it is in the journals of a majority of the servers, so it is durable at once
+//! whatever its caller asks for, and reads go to the primary: what one dispatcher wrote, the next one reads. Nothing needs a transaction over several
 //! documents, a change stream or one particular kind of server. `correlationId` can be the shard
 //! key.
 //!
@@ -28,7 +28,9 @@ use mongodb::{Client, Database, IndexModel};
 use serde_json::{Map, Value};
 
 use super::url::without_credentials;
-use super::{Collection, Documents, Equals, Guard, Inserted, Page, Query, StoreError, indexes};
+use super::{
+    Collection, Documents, Durability, Equals, Guard, Inserted, Page, Query, StoreError, indexes,
+};
 
 /// How long one call may take. A replica set elects a new primary in about ten seconds; after that
 /// time the caller tries again.
@@ -393,6 +395,7 @@ impl Documents for Mongo {
         collection: Collection,
         document: Value,
         guard: Option<Guard>,
+        _durability: Durability,
     ) -> Result<Inserted, StoreError> {
         const WHAT: &str = "inserting a document";
         self.check(guard).await?;
@@ -422,6 +425,7 @@ impl Documents for Mongo {
         document: Value,
         expect: Vec<Equals>,
         guard: Option<Guard>,
+        _durability: Durability,
     ) -> Result<bool, StoreError> {
         self.check(guard).await?;
         let key = key_of(collection, &document, &expect);

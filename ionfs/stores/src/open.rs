@@ -93,7 +93,9 @@ pub async fn open(urls: &StoreUrls) -> Result<DataPlane, StoreError> {
 /// As [`open`].
 pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPlane, StoreError> {
     if urls.documents == urls.bus && scheme(&urls.bus) == "sqlite" {
-        let shared = embedded(&urls.documents, "document").await?;
+        let path = path_of(&urls.documents, "document")?;
+        let open = move || Ok::<_, StoreError>(Sqlite::open(&path)?.with_bus_in_same_file());
+        let shared = Arc::new(run_blocking(open).await?);
         let documents = shared.clone();
         let held = if blobs.settles() {
             Some(BlobLog::open(shared.clone(), blobs.clone()).await?)
@@ -101,7 +103,7 @@ pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPl
             None
         };
         let plane = DataPlane::new(blobs, documents, shared);
-        return Ok(DataPlane { one_log: true, held, ..plane });
+        return Ok(DataPlane { held, ..plane });
     }
     let documents = open_documents(&urls.documents).await?;
     let plane = plane_id(&*documents).await?;

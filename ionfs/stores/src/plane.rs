@@ -11,6 +11,7 @@ use crate::blobs::Blobs;
 use crate::bus::Bus;
 use crate::collection::Collection;
 use crate::documents::{Documents, Guard, Inserted};
+use crate::durability::Durability;
 use crate::error::StoreError;
 use crate::held::BlobLog;
 use crate::object::ObjectBlobs;
@@ -26,10 +27,7 @@ pub struct DataPlane {
     pub documents: Arc<dyn Documents>,
     /// The bus, which announces events to modules.
     pub bus: Arc<dyn Bus>,
-    /// Whether documents and bus write to one log. If so, once a message is on the disk, every
-    /// document that was written before it is too.
-    pub one_log: bool,
-    /// The small blobs whose bytes that log holds until their files are durable.
+    /// The small blobs whose bytes the documents' log holds until their files are durable.
     pub(crate) held: Option<Arc<BlobLog>>,
     /// The registry of modules as it was last read: it says which modules an event is for.
     pub(crate) registry: Arc<KnownRegistry>,
@@ -44,7 +42,6 @@ impl DataPlane {
             blobs,
             documents,
             bus,
-            one_log: false,
             held: None,
             registry: Arc::default(),
             metrics: Arc::default(),
@@ -60,10 +57,10 @@ impl DataPlane {
         Ok(Self::new(Arc::new(ObjectBlobs::memory()), database.clone(), database))
     }
 
-    /// Inserts documents, and makes the blobs durable that they name. `blobs` are the keys and
-    /// bytes of those that were put with [`Blobs::put_soon`]. They become durable before the
-    /// documents or together with them. The documents are inserted as by
-    /// [`Documents::insert_all_soon`].
+    /// Inserts documents with [`Durability::WithNextSync`], and makes the blobs durable that they
+    /// name. `blobs` are the keys and bytes of those that were put with
+    /// [`Durability::WithNextSync`]. They become durable before the documents or together with
+    /// them.
     ///
     /// # Errors
     /// When a store fails, or when the guard does not hold ([`StoreError::Fenced`]).
@@ -77,7 +74,7 @@ impl DataPlane {
             return held.add(blobs, documents, None, guard).await;
         }
         self.blobs.settle(&blobs.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>()).await?;
-        self.documents.insert_all_soon(documents, guard).await
+        self.documents.insert_all(documents, guard, Durability::WithNextSync).await
     }
 
     /// Writes into an event which modules it is for. Returns the guard that must hold for this when

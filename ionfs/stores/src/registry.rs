@@ -28,7 +28,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 pub use self::cancelling::CancelOrder;
-use crate::{Collection, Documents, Guard, Inserted, Query, StoreError, decode, encode};
+use crate::{
+    Collection, Documents, Durability, Guard, Inserted, Query, StoreError, decode, encode,
+};
 
 /// The id of the registry's document.
 const ID: &str = "registry";
@@ -82,7 +84,7 @@ impl Registry {
             return Ok(registry);
         }
         let registry = Self::of_an_older_plane(documents).await?;
-        match documents.insert(Collection::Plane, encode(&registry), None).await? {
+        match documents.insert(Collection::Plane, encode(&registry), None, Durability::Now).await? {
             Inserted::New => Ok(registry),
             Inserted::Existing(existing) => decode(Collection::Plane, existing),
         }
@@ -199,7 +201,10 @@ impl Registry {
             let before = Self::stored(documents).await?;
             let Some(after) = change(&before) else { return Ok(()) };
             let expect = vec![("version", json!(before.version))];
-            if documents.replace(Collection::Plane, encode(&after), expect, None).await? {
+            if documents
+                .replace(Collection::Plane, encode(&after), expect, None, Durability::Now)
+                .await?
+            {
                 return Ok(());
             }
         }
@@ -308,8 +313,10 @@ mod tests {
                 let mut event = event(event_type);
                 let guard = self.known.address(&self.documents, &mut event).await.unwrap();
                 let id = format!("{event_type}-{}", uuid::Uuid::new_v4());
-                let inserted =
-                    self.documents.insert(Collection::Events, json!({"id": id}), Some(guard)).await;
+                let inserted = self
+                    .documents
+                    .insert(Collection::Events, json!({"id": id}), Some(guard), Durability::Now)
+                    .await;
                 match inserted {
                     Ok(_) => return event,
                     Err(StoreError::Fenced(Collection::Plane)) => self.known.forget(),
@@ -361,7 +368,11 @@ mod tests {
             json!({"id": "one", "on": ["a"]}),
             json!({"id": "all", "on": [], "gather": "x", "per": "a"}),
         ] {
-            plane.documents.insert(Collection::Modules, module, None).await.unwrap();
+            plane
+                .documents
+                .insert(Collection::Modules, module, None, Durability::Now)
+                .await
+                .unwrap();
         }
         assert_eq!(
             plane.expected(&event("a")).await,

@@ -1,12 +1,17 @@
 //! Stores documents and the bus in one SQLite file, which several processes may share.
 //!
 //! # How it works
-//! The file is in WAL mode with `synchronous=FULL`: a write that was answered is on the disk. One
-//! thread holds the only writing connection. It takes all waiting requests, runs each in a
-//! savepoint of one transaction, commits once and answers all: a hundred concurrent writers cost
-//! one sync. A write that may be lost when the machine loses power, because it would only be
-//! repeated, is made without a sync. Because the log is ordered, such a write never outlives what
-//! was written before it. Readers have connections of their own and never wait for the writer.
+//! The file is in WAL mode. One thread holds the only writing connection. It takes all waiting
+//! requests, runs each in a savepoint of one transaction, commits once and answers all: a hundred
+//! concurrent writers cost one sync. Readers have connections of their own and never wait for the
+//! writer.
+//!
+//! # When a write is durable
+//! A write that must be durable now is committed with `synchronous=FULL`, and is on the disk when
+//! it is answered. Any other is committed without a sync. The log is ordered, so the next sync
+//! takes such a write along, and a crash never leaves what came after it without it. This serves
+//! [`Durability::BeforeNextMessage`] too, but only where the plane's bus is in the same file: see
+//! [`Sqlite::with_bus_in_same_file`].
 //!
 //! # What it never does
 //! It never waits without a bound: the queue of requests is bounded, and it waits at most
@@ -32,7 +37,7 @@ use rustix::io::Errno;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use uuid::Uuid;
 
-use super::{Collection, StoreError};
+use super::{Collection, Durability, StoreError};
 
 /// How long another process may hold the file before a request fails. A shorter wait fails commits
 /// on a slow disk.
@@ -74,7 +79,7 @@ type WriteAnswer = Box<dyn FnOnce(Result<(), String>) + Send>;
 /// Does a request's work and returns the function that answers the caller.
 type WriteWork = Box<dyn FnOnce(&mut Connection) -> WriteAnswer + Send>;
 
-/// The time at which a write must be durable.
+/// Whether a transaction syncs the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum SyncLevel {
     /// The write is on the disk with the next [`SyncLevel::AtOnce`] write. Other processes see it
@@ -82,6 +87,15 @@ enum SyncLevel {
     Later,
     /// The write is on the disk when it is answered.
     AtOnce,
+}
+
+/// Where the bus of a plane is whose documents are in a SQLite file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BusPlace {
+    /// In the same file: the log has a message after the documents that were written before it.
+    SameFile,
+    /// On a broker, or in another file: no order holds between its messages and the documents.
+    Elsewhere,
 }
 
 impl SyncLevel {
@@ -96,7 +110,7 @@ impl SyncLevel {
 
 /// A request to the writer.
 struct WriteRequest {
-    durable: SyncLevel,
+    level: SyncLevel,
     work: WriteWork,
 }
 
@@ -119,6 +133,7 @@ pub struct Sqlite {
     readers: Arc<Mutex<Vec<Connection>>>,
     reading: Semaphore,
     arrivals: arrivals::Arrivals,
+    bus: BusPlace,
 }
 
 impl Sqlite {
@@ -165,7 +180,28 @@ impl Sqlite {
             readers: Arc::default(),
             reading: Semaphore::new(READERS),
             arrivals: arrivals::Arrivals::default(),
+            bus: BusPlace::Elsewhere,
         })
+    }
+
+    /// Says that the plane of these documents has its bus in this file too. Without this,
+    /// [`Durability::BeforeNextMessage`] means [`Durability::Now`], which is right for every bus and
+    /// costs a sync more.
+    #[must_use]
+    pub fn with_bus_in_same_file(mut self) -> Self {
+        self.bus = BusPlace::SameFile;
+        self
+    }
+
+    fn level(&self, durability: Durability) -> SyncLevel {
+        match (durability, self.bus) {
+            (Durability::Now, _) | (Durability::BeforeNextMessage, BusPlace::Elsewhere) => {
+                SyncLevel::AtOnce
+            }
+            (Durability::BeforeNextMessage, BusPlace::SameFile) | (Durability::WithNextSync, _) => {
+                SyncLevel::Later
+            }
+        }
     }
 
     fn failed(
@@ -187,7 +223,7 @@ impl Sqlite {
 
     async fn write_as<T: Send + 'static>(
         &self,
-        durable: SyncLevel,
+        level: SyncLevel,
         what: &'static str,
         work: impl FnOnce(&Connection) -> Result<T, WriteFailure> + Send + 'static,
     ) -> Result<T, StoreError> {
@@ -201,7 +237,7 @@ impl Sqlite {
         });
         let writer = self.writer.as_ref().expect("the writer is there until the store is dropped");
         let stopped = "its writer has stopped";
-        let request = WriteRequest { durable, work };
+        let request = WriteRequest { level, work };
         writer.send(request).await.map_err(|_| self.failed(what, stopped))?;
         match answered.await {
             Ok(Ok(Ok(value))) => Ok(value),
@@ -371,7 +407,7 @@ fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<WriteRequ
         {
             batch.push(next);
         }
-        let wanted = batch.iter().map(|request| request.durable).max().unwrap_or(SyncLevel::AtOnce);
+        let wanted = batch.iter().map(|request| request.level).max().unwrap_or(SyncLevel::AtOnce);
         let begun = match wanted == level {
             true => Ok(()),
             false => connection
@@ -419,6 +455,16 @@ mod tests {
                 all.into_iter().for_each(|one| one.join().unwrap().unwrap());
             });
         }
+    }
+
+    #[test]
+    fn a_write_before_a_message_leaves_the_sync_to_a_message_of_the_same_file_only() {
+        let level = |store: &Sqlite| store.level(Durability::BeforeNextMessage);
+        let store = Sqlite::in_memory().unwrap();
+        assert_eq!(level(&store), SyncLevel::AtOnce);
+        let store = store.with_bus_in_same_file();
+        assert_eq!(level(&store), SyncLevel::Later);
+        assert_eq!(store.level(Durability::Now), SyncLevel::AtOnce);
     }
 
     #[tokio::test]

@@ -9,8 +9,8 @@ use dispatcher::ledger::{ClaimOutcome, Ledger};
 use dispatcher::pipeline::Module;
 use ionfs::event::Event;
 use ionfs::record::AttemptEnd;
-use ionfs::stores::Collection;
 use ionfs::stores::open::{StoreUrls, open};
+use ionfs::stores::{Collection, Durability};
 use serde_json::{Value, json};
 
 use super::{files_below, gateway, noise, post, text, up};
@@ -352,7 +352,8 @@ fn many_who_wait_for_one_large_correlation_are_one_look() {
     let job = runtime.block_on(async {
         ledger.put_module(&module).await.unwrap();
         let documents = events.into_iter().map(|event| (Collection::Events, event)).collect();
-        plane.documents.insert_all_soon(documents, None).await.unwrap();
+        let durability = Durability::WithNextSync;
+        plane.documents.insert_all(documents, None, durability).await.unwrap();
         match ledger.claim(&module, &first, Some(("test", 600_000))).await.unwrap() {
             ClaimOutcome::Won(job) => job,
             known => panic!("{known:?}"),

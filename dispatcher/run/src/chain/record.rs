@@ -187,10 +187,10 @@ impl Recording {
         if let Some(event) = &published {
             TooDeep::check(event.depth, self.depth_max)?;
         }
-        let sealed = published.is_some();
+        let synced = published.is_some();
         self.write(&mut trace, published).await?;
-        if !sealed {
-            self.plane.documents.seal().await?;
+        if !synced {
+            self.plane.documents.sync().await?;
         }
         Ok(end)
     }
@@ -252,7 +252,7 @@ impl Recording {
     }
 
     /// Writes the trace's pending blobs and documents, and the `published` event last. All of it is
-    /// durable when this returns if there is such an event; else only after `seal`.
+    /// durable when this returns if there is such an event; else only after a sync.
     async fn write(&self, trace: &mut ChainTrace, published: Option<Event>) -> Result<(), Refusal> {
         let soon = |blob: SpooledBlob| blob.soon.map(|bytes| (blob.entry.key, bytes));
         let blobs: Vec<_> = trace.blobs.drain(..).filter_map(soon).collect();

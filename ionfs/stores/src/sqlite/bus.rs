@@ -388,7 +388,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::Documents as _;
+    use crate::{Documents as _, Durability};
     use ion_model::event::{Context, DocumentType};
     use ion_model::id::{CorrelationId, EventId};
 
@@ -399,7 +399,8 @@ mod tests {
         let path = folder.path().join("ion.db");
         let store = Sqlite::open(&path).unwrap();
         let logged = || std::fs::metadata(path.with_extension("db-wal")).unwrap().len();
-        store.insert_soon(Collection::Events, json!({"id": "1"}), None).await.unwrap();
+        let first = json!({"id": "1"});
+        store.insert(Collection::Events, first, None, Durability::WithNextSync).await.unwrap();
         let before = logged();
         let context = Context {
             name: "m".into(),
@@ -413,7 +414,7 @@ mod tests {
         assert_eq!(routed, Routed::Nowhere);
         let published = logged();
         assert!(published > before, "{published} bytes, and {before} before");
-        store.seal().await.unwrap();
+        store.sync().await.unwrap();
         assert!(logged() > published);
     }
 }

@@ -8,8 +8,10 @@ use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
 use serde_json::Value;
 
-use super::{Sqlite, SyncLevel, WriteFailure, touch};
-use crate::{Collection, Documents, Equals, Guard, Inserted, Page, Query, StoreError, indexes};
+use super::{Sqlite, WriteFailure, touch};
+use crate::{
+    Collection, Documents, Durability, Equals, Guard, Inserted, Page, Query, StoreError, indexes,
+};
 
 /// Returns the statements that make a collection's table and indexes.
 ///
@@ -156,37 +158,6 @@ pub(super) fn insert_all(
         .collect()
 }
 
-impl Sqlite {
-    async fn insert_as(
-        &self,
-        durable: SyncLevel,
-        collection: Collection,
-        document: Value,
-        guard: Option<Guard>,
-    ) -> Result<Inserted, StoreError> {
-        self.write_as(durable, "inserting a document", move |connection| {
-            check(connection, guard.as_ref())?;
-            insert(connection, collection, &document)
-        })
-        .await
-    }
-
-    async fn replace_as(
-        &self,
-        durable: SyncLevel,
-        collection: Collection,
-        document: Value,
-        expect: Vec<Equals>,
-        guard: Option<Guard>,
-    ) -> Result<bool, StoreError> {
-        self.write_as(durable, "replacing a document", move |connection| {
-            check(connection, guard.as_ref())?;
-            replace(connection, collection, &document, &expect)
-        })
-        .await
-    }
-}
-
 /// Replaces the document with the same id if it has the fields of `expect`. Returns whether it did.
 fn replace(
     connection: &Connection,
@@ -244,32 +215,25 @@ impl Documents for Sqlite {
         collection: Collection,
         document: Value,
         guard: Option<Guard>,
+        durability: Durability,
     ) -> Result<Inserted, StoreError> {
-        self.insert_as(SyncLevel::AtOnce, collection, document, guard).await
-    }
-
-    async fn insert_soon(
-        &self,
-        collection: Collection,
-        document: Value,
-        guard: Option<Guard>,
-    ) -> Result<Inserted, StoreError> {
-        self.insert_as(SyncLevel::Later, collection, document, guard).await
-    }
-
-    async fn insert_all_soon(
-        &self,
-        documents: Vec<(Collection, Value)>,
-        guard: Option<Guard>,
-    ) -> Result<Vec<Inserted>, StoreError> {
-        self.write_as(SyncLevel::Later, "inserting documents", move |connection| {
-            insert_all(connection, &documents, guard.as_ref())
+        self.write_as(self.level(durability), "inserting a document", move |connection| {
+            check(connection, guard.as_ref())?;
+            insert(connection, collection, &document)
         })
         .await
     }
 
-    async fn seal(&self) -> Result<(), StoreError> {
-        self.write("sealing its log", |connection| Ok(touch(connection)?)).await
+    async fn insert_all(
+        &self,
+        documents: Vec<(Collection, Value)>,
+        guard: Option<Guard>,
+        durability: Durability,
+    ) -> Result<Vec<Inserted>, StoreError> {
+        self.write_as(self.level(durability), "inserting documents", move |connection| {
+            insert_all(connection, &documents, guard.as_ref())
+        })
+        .await
     }
 
     async fn replace(
@@ -278,17 +242,32 @@ impl Documents for Sqlite {
         document: Value,
         expect: Vec<Equals>,
         guard: Option<Guard>,
+        durability: Durability,
     ) -> Result<bool, StoreError> {
-        self.replace_as(SyncLevel::AtOnce, collection, document, expect, guard).await
+        self.write_as(self.level(durability), "replacing a document", move |connection| {
+            check(connection, guard.as_ref())?;
+            replace(connection, collection, &document, &expect)
+        })
+        .await
     }
 
-    async fn replace_soon(
+    async fn replace_all(
         &self,
         collection: Collection,
-        document: Value,
+        documents: Vec<Value>,
         expect: Vec<Equals>,
-    ) -> Result<bool, StoreError> {
-        self.replace_as(SyncLevel::Later, collection, document, expect, None).await
+        durability: Durability,
+    ) -> Result<usize, StoreError> {
+        self.write_as(self.level(durability), "replacing documents", move |connection| {
+            documents.iter().try_fold(0, |replaced, document| {
+                Ok(replaced + usize::from(replace(connection, collection, document, &expect)?))
+            })
+        })
+        .await
+    }
+
+    async fn sync(&self) -> Result<(), StoreError> {
+        self.write("syncing its log", |connection| Ok(touch(connection)?)).await
     }
 
     async fn get(&self, collection: Collection, id: &str) -> Result<Option<Value>, StoreError> {
@@ -318,20 +297,6 @@ impl Documents for Sqlite {
                 }
             }
             Ok(present)
-        })
-        .await
-    }
-
-    async fn replace_all_soon(
-        &self,
-        collection: Collection,
-        documents: Vec<Value>,
-        expect: Vec<Equals>,
-    ) -> Result<usize, StoreError> {
-        self.write_as(SyncLevel::Later, "replacing documents", move |connection| {
-            documents.iter().try_fold(0, |replaced, document| {
-                Ok(replaced + usize::from(replace(connection, collection, document, &expect)?))
-            })
         })
         .await
     }
@@ -420,8 +385,8 @@ mod tests {
             .collect::<rusqlite::Result<_>>()
             .unwrap();
         assert_eq!(rows, [(1, "b".to_owned()), (2, "a".to_owned())]);
-        let again =
-            store.insert(Collection::Jobs, serde_json::json!({"id": "a"}), None).await.unwrap();
+        let again = serde_json::json!({"id": "a"});
+        let again = store.insert(Collection::Jobs, again, None, Durability::Now).await.unwrap();
         assert!(matches!(again, Inserted::Existing(_)));
         assert!(!connection.table_exists(None, "former_jobs").unwrap());
     }
