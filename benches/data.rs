@@ -152,7 +152,9 @@ impl Store {
             },
         );
         assert_eq!(
-            self.runtime.block_on(self.plane.blobs.put(&key, pieces.boxed())).unwrap(),
+            self.runtime
+                .block_on(self.plane.blobs.put(&key, pieces.boxed(), Durability::Now))
+                .unwrap(),
             size
         );
         let checksums = sums.into_inner().unwrap().finish();

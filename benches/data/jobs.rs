@@ -261,7 +261,7 @@ impl Bench {
             let puts = names.iter().map(async |name| {
                 let bytes = fs::read(at(name)).unwrap().into();
                 let body = futures_util::stream::once(async { Ok(bytes) }).boxed();
-                store.plane.blobs.put(&key(name), body).await.unwrap();
+                store.plane.blobs.put(&key(name), body, Durability::Now).await.unwrap();
             });
             futures_util::stream::iter(puts).buffer_unordered(SIDE_BY_SIDE).count().await;
             let document = serde_json::json!({"id": "copied", "files": names});

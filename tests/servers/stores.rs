@@ -32,7 +32,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 async fn put(blobs: &dyn Blobs, key: &str, body: Vec<u8>) {
     let pieces: Vec<std::io::Result<Bytes>> =
         body.chunks(300_000).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
-    let stored = blobs.put(key, stream::iter(pieces).boxed()).await.unwrap();
+    let stored = blobs.put(key, stream::iter(pieces).boxed(), Durability::Now).await.unwrap();
     assert_eq!(stored, body.len() as u64);
 }
 
@@ -73,7 +73,7 @@ async fn a_body_that_fails_leaves_no_blob(blobs: &dyn Blobs) {
     for good_pieces in [0, 30] {
         let good = (0..good_pieces).map(|_| Ok(Bytes::from(vec![1; 1 << 20])));
         let body = stream::iter(good.chain([Err(std::io::Error::other("cut"))]));
-        assert!(blobs.put("x/cut", body.boxed()).await.is_err());
+        assert!(blobs.put("x/cut", body.boxed(), Durability::Now).await.is_err());
         assert_eq!(blobs.size("x/cut").await.unwrap(), None);
         assert_eq!(blobs.list("x").await.unwrap().count().await, 0);
     }
@@ -93,7 +93,7 @@ fn an_upload_left_behind_is_found(open: impl Fn() -> ObjectBlobs) {
         });
         let body = stream::iter(begun).chain(stands);
         let blobs: &'static ObjectBlobs = Box::leak(Box::new(blobs));
-        let mut put = Box::pin(blobs.put("dead/upload", body.boxed()));
+        let mut put = Box::pin(blobs.put("dead/upload", body.boxed(), Durability::Now));
         tokio::select! {
             done = &mut put => panic!("{done:?}"),
             told = taken => told.unwrap(),

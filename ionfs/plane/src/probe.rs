@@ -149,7 +149,7 @@ async fn try_blobs(blobs: &dyn Blobs) -> Result<(), StoreError> {
 async fn try_blob(blobs: &dyn Blobs) -> Result<bool, StoreError> {
     let key = format!(".ion-doctor/{}", Uuid::new_v4());
     let body = stream::once(async { Ok("ion doctor".into()) }).boxed();
-    blobs.put(&key, body).await?;
+    blobs.put(&key, body, Durability::Now).await?;
     let read = blobs.get_range(&key, 4..10).await?;
     let listed =
         blobs.list(".ion-doctor").await?.try_filter(|blob| std::future::ready(blob.key == key));

@@ -23,7 +23,7 @@ use ion_model::clock::millis_and_nanos;
 use ion_model::errors::chain;
 use ion_model::event::FileEntry;
 use ion_stores::object::IN_FLIGHT_MAX;
-use ion_stores::{Blobs, StoreError};
+use ion_stores::{Blobs, Durability, StoreError};
 use ion_system::run_blocking;
 use tokio::sync::watch;
 
@@ -226,7 +226,7 @@ pub async fn store_bytes(
 }
 
 /// Stores bytes as blob `key` like [`store_bytes`], but the blob is durable only after
-/// [`Blobs::settle`] of its key.
+/// [`Blobs::sync`] of its key.
 pub async fn store_bytes_soon(
     blobs: &dyn Blobs,
     key: String,
@@ -235,7 +235,7 @@ pub async fn store_bytes_soon(
 ) -> Result<FileEntry, UploadError> {
     let (checksums, size) = (checksum::of(&bytes), bytes.len() as u64);
     blobs
-        .put_soon(&key, bytes)
+        .put_bytes(&key, bytes, Durability::WithNextSync)
         .await
         .map_err(|source| UploadError::Store { path: name.clone(), source })?;
     Ok(made_now(name, key, size, checksums))
@@ -296,7 +296,7 @@ async fn put_summed(
         end.store(true, Ordering::Release);
         Poll::Ready(None)
     }));
-    let stored = blobs.put(key, body.boxed()).await;
+    let stored = blobs.put(key, body.boxed(), Durability::Now).await;
     if let Some(source) = unreadable.lock().unwrap_or_else(PoisonError::into_inner).take() {
         return Err(UploadError::Read { path: name.to_owned(), source });
     }

@@ -10,36 +10,44 @@ use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use ion_model::clock::Millis;
 
+use crate::durability::Durability;
 use crate::error::StoreError;
 
 /// Stores the bytes of files. A key is written once and never changed, so readers need no cache
 /// coherence.
+///
+/// # Guarantees
+/// A put that returned `Ok` can be read by everybody. A put that failed leaves no readable blob,
+/// unless only its answer was lost: then the blob is whole.
+///
+/// # After a crash
+/// A crash of a process leaves the blob whole or not at all. A crash of the machine may leave
+/// anything in place of a blob that was put with [`Durability::WithNextSync`] and not synced.
+///
+/// # Errors
+/// [`StoreError::Unavailable`] when the store failed or did not answer in time. A caller that tries
+/// a put again uses another key.
 #[async_trait]
 pub trait Blobs: Send + Sync + fmt::Debug {
-    /// Makes the blob `key` of all bytes of `body`, durable when this returns. Returns its length
-    /// in bytes. The bytes arrive in pieces, and memory use is bounded whatever the length. A
-    /// failed put leaves no readable blob.
+    /// Makes the blob `key` of all bytes of `body`. Returns its length in bytes. The bytes arrive in
+    /// pieces, and memory use is bounded whatever the length. With [`Durability::WithNextSync`] the
+    /// caller must call [`Blobs::sync`] before it tells anybody of the blob; otherwise the blob is
+    /// durable when this returns.
     async fn put(
         &self,
         key: &str,
         body: BoxStream<'_, std::io::Result<Bytes>>,
+        durability: Durability,
     ) -> Result<u64, StoreError>;
 
-    /// Puts bytes like [`Blobs::put`], but the blob need not be durable when this returns. The
-    /// caller must call [`Blobs::settle`] before it tells anybody of the blob. Until then the blob
-    /// can be read, but a crash of the machine may leave anything in its place.
-    async fn put_soon(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
-        let body = futures_util::stream::once(async move { Ok(bytes) }).boxed();
-        self.put(key, body).await.map(drop)
-    }
-
-    /// Returns whether [`Blobs::put_soon`] leaves work to [`Blobs::settle`].
-    fn settles(&self) -> bool {
+    /// Returns whether [`Durability::WithNextSync`] saves work at a put and leaves it to
+    /// [`Blobs::sync`]. Otherwise every blob is durable when its put returns.
+    fn defers(&self) -> bool {
         false
     }
 
     /// Makes these blobs durable, all together in less time than one by one.
-    async fn settle(&self, _keys: &[&str]) -> Result<(), StoreError> {
+    async fn sync(&self, _keys: &[&str]) -> Result<(), StoreError> {
         Ok(())
     }
 
@@ -98,6 +106,22 @@ pub trait Blobs: Send + Sync + fmt::Debug {
     /// others.
     fn open_local(&self, _key: &str) -> Option<std::fs::File> {
         None
+    }
+}
+
+impl dyn Blobs + '_ {
+    /// Puts bytes like [`Blobs::put`].
+    ///
+    /// # Errors
+    /// As [`Blobs::put`].
+    pub async fn put_bytes(
+        &self,
+        key: &str,
+        bytes: Bytes,
+        durability: Durability,
+    ) -> Result<(), StoreError> {
+        let body = futures_util::stream::once(async move { Ok(bytes) }).boxed();
+        self.put(key, body, durability).await.map(drop)
     }
 }
 

@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, stream};
 use ion_model::errors::chain;
 use ion_model::event::Event;
 use ion_system::run_blocking;
@@ -20,7 +19,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::sqlite::{HeldBlob, Sqlite};
-use super::{Blobs, Collection, Guard, Inserted, StoreError};
+use super::{Blobs, Collection, Durability, Guard, Inserted, StoreError};
 
 /// The most bytes that one call puts into the log. Larger blobs are synced as files, because
 /// writing them twice takes longer.
@@ -91,8 +90,7 @@ impl BlobLog {
     }
 
     async fn put(&self, blob: &HeldBlob) -> Result<(), StoreError> {
-        let bytes = blob.bytes.clone();
-        self.blobs.put(&blob.key, stream::once(async { Ok(bytes) }).boxed()).await.map(drop)
+        self.blobs.put_bytes(&blob.key, blob.bytes.clone(), Durability::Now).await
     }
 
     fn state(&self) -> MutexGuard<'_, BlobLogState> {
@@ -121,19 +119,19 @@ impl BlobLog {
             state.bytes += bytes;
             state.added += 1;
             if !std::mem::replace(&mut state.syncing, true) {
-                tokio::spawn(self.clone().sync());
+                tokio::spawn(self.clone().sync_files());
             }
         }
         Ok(inserted)
     }
 
     /// Syncs files until the log holds no more blobs.
-    async fn sync(self: Arc<Self>) {
+    async fn sync_files(self: Arc<Self>) {
         let mut wait = GATHER;
         loop {
             tokio::time::sleep(wait).await;
             let added = self.state().added;
-            match self.round().await {
+            match self.sync_round().await {
                 Ok(None) => {
                     let mut state = self.state();
                     state.bytes = 0;
@@ -161,13 +159,13 @@ impl BlobLog {
 
     /// Makes the files of up to [`ROUND`] held blobs durable, of any process on this machine, and
     /// releases the blobs. Returns their total size in bytes, or `None` if the log holds no blobs.
-    async fn round(&self) -> Result<Option<usize>, StoreError> {
+    async fn sync_round(&self) -> Result<Option<usize>, StoreError> {
         let held = self.log.held(&self.boot, true, ROUND).await?;
         if held.is_empty() {
             return Ok(None);
         }
         let keys: Vec<&str> = held.iter().map(|blob| blob.key.as_str()).collect();
-        if self.blobs.settle(&keys).await.is_err() {
+        if self.blobs.sync(&keys).await.is_err() {
             // A file whose sync failed once cannot be trusted again, so it is put again; a blob
             // that was removed meanwhile is not.
             for blob in &held {
@@ -216,7 +214,7 @@ mod tests {
         let many: Vec<_> = (0..ROUND + 1).map(|n| small(&format!("c/j/{n}"))).collect();
         log.hold("another boot".into(), many.clone(), vec![], None, None).await.unwrap();
         // A crash may leave a file like this: a name without bytes.
-        blobs.put_soon("c/j/7", Bytes::new()).await.unwrap();
+        blobs.put_bytes("c/j/7", Bytes::new(), Durability::WithNextSync).await.unwrap();
         let held = BlobLog::open(log.clone(), blobs.clone()).await.unwrap();
         for (key, bytes) in &many {
             assert_eq!(blobs.get_range(key, 0..bytes.len() as u64).await.unwrap(), bytes);
@@ -230,7 +228,7 @@ mod tests {
         let held = BlobLog::open(log.clone(), blobs.clone()).await.unwrap();
         let (kept, removed) = (small("c/kept"), small("c/removed"));
         for (key, bytes) in [&kept, &removed] {
-            blobs.put_soon(key, bytes.clone()).await.unwrap();
+            blobs.put_bytes(key, bytes.clone(), Durability::WithNextSync).await.unwrap();
         }
         let both = vec![kept.clone(), removed];
         assert!(held.takes(&both));

@@ -4,7 +4,7 @@
 //! # How it works
 //! A body of at most one part is put with one request. A longer body is a multipart upload, which
 //! every backend publishes as a whole or not at all. On local files a put syncs the file and the
-//! folders it made before it returns. No put is conditional: keys are written once, and not every
+//! folders it made before it returns, unless its caller leaves that to [`Blobs::sync`]. No put is conditional: keys are written once, and not every
 //! S3 implementation supports "put if absent".
 //!
 //! # Deadlines
@@ -48,7 +48,7 @@ use object_store::signer::Signer;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt as _, PutPayload};
 use uuid::Uuid;
 
-use super::{BlobInfo, Blobs, StoreError, UnfinishedUploads};
+use super::{BlobInfo, Blobs, Durability, StoreError, UnfinishedUploads};
 
 /// Bytes of one part. S3 requires parts of at least 5 MiB and at most 10,000 parts: 8 MiB allow
 /// blobs of 78 GiB, and each part in flight needs one buffer of that size.
@@ -88,7 +88,7 @@ struct LocalFolder {
     /// The same store as [`ObjectBlobs::store`]: it syncs every put.
     synced: Arc<LocalFileSystem>,
     /// A store over the same folder that does not sync. It serves puts that leave syncing to
-    /// [`Blobs::settle`], and removals: if a crash of the machine brings a removed blob back, `ion
+    /// [`Blobs::sync`], and removals: if a crash of the machine brings a removed blob back, `ion
     /// gc` removes it again.
     unsynced: LocalFileSystem,
     directory: PathBuf,
@@ -199,6 +199,7 @@ impl Blobs for ObjectBlobs {
         &self,
         key: &str,
         mut body: BoxStream<'_, std::io::Result<Bytes>>,
+        durability: Durability,
     ) -> Result<u64, StoreError> {
         let location = self.location(key);
         let unreadable = |source: std::io::Error| StoreError::Unavailable {
@@ -216,7 +217,11 @@ impl Blobs for ObjectBlobs {
             }
         }
         if length <= PART as u64 {
-            let put = self.store.put(&location, PutPayload::from_iter(first)).await;
+            let store = match (&self.local, durability) {
+                (Some(local), Durability::WithNextSync) => &local.unsynced,
+                _ => &*self.store,
+            };
+            let put = store.put(&location, PutPayload::from_iter(first)).await;
             put.map_err(self.failed(format!("putting {key:?}")))?;
             return Ok(length);
         }
@@ -233,20 +238,11 @@ impl Blobs for ObjectBlobs {
         Ok(length)
     }
 
-    async fn put_soon(&self, key: &str, bytes: Bytes) -> Result<(), StoreError> {
-        let location = self.location(key);
-        let put = match &self.local {
-            Some(local) => local.unsynced.put(&location, bytes.into()).await,
-            None => self.store.put(&location, bytes.into()).await,
-        };
-        put.map(drop).map_err(self.failed(format!("putting {key:?}")))
-    }
-
-    fn settles(&self) -> bool {
+    fn defers(&self) -> bool {
         self.local.is_some()
     }
 
-    async fn settle(&self, keys: &[&str]) -> Result<(), StoreError> {
+    async fn sync(&self, keys: &[&str]) -> Result<(), StoreError> {
         let Some(local) = &self.local else { return Ok(()) };
         let path_of = |key: &&str| local.unsynced.path_to_filesystem(&self.location(key));
         let paths: Result<Vec<PathBuf>, _> = keys.iter().map(path_of).collect();

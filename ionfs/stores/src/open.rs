@@ -97,7 +97,7 @@ pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPl
         let open = move || Ok::<_, StoreError>(Sqlite::open(&path)?.with_bus_in_same_file());
         let shared = Arc::new(run_blocking(open).await?);
         let documents = shared.clone();
-        let held = if blobs.settles() {
+        let held = if blobs.defers() {
             Some(BlobLog::open(shared.clone(), blobs.clone()).await?)
         } else {
             None

@@ -73,7 +73,7 @@ impl DataPlane {
         if let Some(held) = self.held.as_ref().filter(|held| held.takes(&blobs)) {
             return held.add(blobs, documents, None, guard).await;
         }
-        self.blobs.settle(&blobs.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>()).await?;
+        self.blobs.sync(&blobs.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>()).await?;
         self.documents.insert_all(documents, guard, Durability::WithNextSync).await
     }
 

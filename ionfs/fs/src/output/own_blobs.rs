@@ -127,6 +127,7 @@ mod tests {
     use futures_util::TryStreamExt as _;
 
     use super::*;
+    use ion_stores::Durability;
     use ion_stores::object::ObjectBlobs;
 
     #[tokio::test]
@@ -136,7 +137,8 @@ mod tests {
         let keys: Vec<String> = (0..2500).map(|n| format!("c/j/1.{n}/f")).collect();
         for key in &keys {
             own.made(key);
-            store.put_soon(key, Bytes::from_static(b"x")).await.unwrap();
+            let bytes = Bytes::from_static(b"x");
+            store.put_bytes(key, bytes, Durability::WithNextSync).await.unwrap();
         }
         assert!(own.is_named(&keys[3]));
         for key in &keys[..2000] {

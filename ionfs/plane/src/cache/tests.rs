@@ -12,7 +12,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use ion_model::checksum::BLOCK;
 use ion_model::clock::Millis;
 use ion_stores::object::ObjectBlobs;
-use ion_stores::{BlobInfo, UnfinishedUploads};
+use ion_stores::{BlobInfo, Durability, UnfinishedUploads};
 
 use super::*;
 use crate::upload::store_bytes;
@@ -40,8 +40,9 @@ impl Blobs for Wire {
         &self,
         key: &str,
         body: BoxStream<'_, io::Result<Bytes>>,
+        durability: Durability,
     ) -> Result<u64, StoreError> {
-        self.store.put(key, body).await
+        self.store.put(key, body, durability).await
     }
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
