@@ -241,8 +241,8 @@ impl Cache {
     }
 
     /// Adds a blob that a job of this node has made. `file` is the blob's staged file, so that its
-    /// readers need not ask the store. Returns whether the caller must call [`Cache::settled`] when
-    /// the job has ended.
+    /// readers need not ask the store. Returns whether the caller must call
+    /// [`Cache::producer_ended`] when the job has ended.
     pub fn produced(&self, entry: &FileEntry, file: File) -> bool {
         if self.shared.blobs.open_local(&entry.key).is_some() {
             return false;
@@ -258,13 +258,13 @@ impl Cache {
     /// Ends the use of a staged file, because the job that made the blob has ended. `file` is the
     /// staged file if its content is still that of the blob: the cache then keeps the file.
     /// Otherwise the cache forgets the blob.
-    pub fn settled(&self, entry: &FileEntry, file: Option<&File>) {
+    pub fn producer_ended(&self, entry: &FileEntry, file: Option<&File>) {
         let kept =
             file.is_some_and(|file| self.shared.disk.adopt(&DiskCache::name(entry), file).is_ok());
         let mut open = self.shared.open();
         if let Some((_, blob)) = open.find(entry) {
             if kept {
-                blob.settle();
+                blob.freeze();
             } else {
                 open.by_key.remove(&entry.key);
             }

@@ -400,7 +400,7 @@ impl Committer {
 
     /// Waits, after the end of the job, until its published events are marked. Waits no longer than
     /// a publish may take.
-    pub async fn settled(&self) {
+    pub async fn wait_for_marks(&self) {
         self.telling.close();
         // Events that are not marked by then are left to the relay.
         let _ = tokio::time::timeout(PUBLISH_WAIT, self.telling.wait()).await;

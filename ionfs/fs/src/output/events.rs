@@ -456,7 +456,7 @@ impl Output {
         if !self.stopped.is_cancelled() {
             self.refuse_whole_drafts().await;
         }
-        self.committer.settled().await;
+        self.committer.wait_for_marks().await;
         // Ends the uploads that no event waits for.
         self.stopped.cancel();
         self.own_blobs.discard_unnamed().await;

@@ -216,7 +216,7 @@ impl Output {
                     })
             };
             let file = if unchanged { self.read_only(ino).ok() } else { None };
-            self.daemon.cache.settled(&entry, file.as_ref());
+            self.daemon.cache.producer_ended(&entry, file.as_ref());
         }
     }
 

@@ -103,7 +103,7 @@ pub struct CachedBlob {
     place: LocalFileKind,
     /// Whether no producer can change the file any more: the job that made it has ended and left it
     /// as it was committed.
-    settled: AtomicBool,
+    frozen: AtomicBool,
     file: File,
     block: u64,
     blocks: u64,
@@ -137,7 +137,7 @@ impl CachedBlob {
             shared,
             entry: entry.clone(),
             place,
-            settled: AtomicBool::new(place != LocalFileKind::Producer),
+            frozen: AtomicBool::new(place != LocalFileKind::Producer),
             file,
             block,
             blocks,
@@ -162,14 +162,14 @@ impl CachedBlob {
     /// Returns the file if it may be read without further checks: every block has matched its
     /// checksum, and nobody can write to the file.
     pub fn whole(&self) -> Option<&File> {
-        (self.sound.count() == self.blocks && self.settled.load(Ordering::Acquire))
+        (self.sound.count() == self.blocks && self.frozen.load(Ordering::Acquire))
             .then_some(&self.file)
     }
 
     /// Records that the file is now in the cache folder, and that its producer can no longer change
     /// it.
-    pub(super) fn settle(&self) {
-        self.settled.store(true, Ordering::Release);
+    pub(super) fn freeze(&self) {
+        self.frozen.store(true, Ordering::Release);
     }
 
     /// Reads up to `length` bytes from `offset`, fewer only at the blob's end. Brings only the

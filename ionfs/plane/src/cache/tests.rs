@@ -333,14 +333,14 @@ async fn what_a_job_of_this_node_made_is_read_from_its_file_and_stays_right_when
     cache.shared.memory.drop_blob(0);
     assert!(read(&cache, &entry, 1 << 20).await == bytes);
     assert_eq!(bench.metrics.bytes_fetched.get(), BLOCK, "the one block");
-    cache.settled(&entry, None);
+    cache.producer_ended(&entry, None);
     // Another job leaves its file unchanged: the next job reads it, and so may the kernel.
     let entry = bench.stored("kept", &bytes).await;
     std::fs::write(&path, &bytes).expect("written");
     let before = bench.requests();
     assert!(cache.produced(&entry, staged()));
     assert!(read(&cache, &entry, 1 << 20).await == bytes);
-    cache.settled(&entry, Some(&staged()));
+    cache.producer_ended(&entry, Some(&staged()));
     std::fs::remove_file(&path).expect("the staging folder goes");
     assert!(cache.open(&entry).expect("open").whole().is_some());
     drop(cache);

@@ -31,7 +31,7 @@ pub(super) struct AmqpSubscriber {
     opening: Option<AbortOnDropHandle<Result<Consuming, Cause>>>,
     /// The channel of the paused consumer.
     paused: Option<Channel>,
-    /// The messages that were delivered and not yet settled: by Ion's tag, the channel and the
+    /// The messages that were delivered and neither acknowledged nor given back yet: by Ion's tag, the channel and the
     /// broker's tag. When a channel closes, its messages return to the queue.
     held: HashMap<u64, (Channel, u64)>,
     next_tag: u64,
@@ -76,8 +76,9 @@ impl AmqpSubscriber {
         Delivery { tag, message }
     }
 
-    /// Forgets a message that is about to be settled. Returns its channel and the broker's tag.
-    fn settle(&mut self, tag: u64) -> Result<(Channel, u64), Cause> {
+    /// Forgets a message that is about to be acknowledged or given back. Returns its channel and the
+    /// broker's tag.
+    fn forget_held(&mut self, tag: u64) -> Result<(Channel, u64), Cause> {
         self.held.remove(&tag).ok_or_else(|| "its channel closed; it is delivered again".into())
     }
 
@@ -119,14 +120,14 @@ impl Subscription for AmqpSubscriber {
     }
 
     async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError> {
-        let (channel, tag) = self.settle(tag).map_err(|error| self.failed(error))?;
+        let (channel, tag) = self.forget_held(tag).map_err(|error| self.failed(error))?;
         within(channel.basic_ack(tag, BasicAckOptions::default()))
             .await
             .map_err(|error| self.failed(error))
     }
 
     async fn give_back(&mut self, tag: u64) -> Result<(), StoreError> {
-        let (channel, tag) = self.settle(tag).map_err(|error| self.failed(error))?;
+        let (channel, tag) = self.forget_held(tag).map_err(|error| self.failed(error))?;
         let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         within(channel.basic_nack(tag, requeue)).await.map_err(|error| self.failed(error))
     }

@@ -307,7 +307,8 @@ impl SqliteSubscriber {
         taken
     }
 
-    async fn settle(&mut self, tag: u64, statement: &'static str) -> Result<(), StoreError> {
+    /// Holds a message no longer, and runs `statement` on its row.
+    async fn let_go(&mut self, tag: u64, statement: &'static str) -> Result<(), StoreError> {
         self.held.retain(|held| *held != tag);
         self.store
             // If this write is lost, the message is only delivered again, as with `take`.
@@ -337,11 +338,11 @@ impl Subscription for SqliteSubscriber {
     }
 
     async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError> {
-        self.settle(tag, "DELETE FROM messages WHERE seq = ?1").await
+        self.let_go(tag, "DELETE FROM messages WHERE seq = ?1").await
     }
 
     async fn give_back(&mut self, tag: u64) -> Result<(), StoreError> {
-        self.settle(tag, "UPDATE messages SET taken_until = 0 WHERE seq = ?1").await?;
+        self.let_go(tag, "UPDATE messages SET taken_until = 0 WHERE seq = ?1").await?;
         self.bell.notify_waiters();
         Ok(())
     }
