@@ -181,15 +181,16 @@ pub struct Event {
     /// to publish it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub publisher: Option<String>,
-    /// True when no module was registered for its type.
+    /// True when it is for no module: none was registered for its type, or the event did not meet
+    /// the terms of any.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unrouted: bool,
     /// True when its correlation, or an event that it descends from, was being cancelled as it was
     /// committed: no module receives it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancelled: bool,
-    /// The modules that receive it: those that were registered for its type when it was committed
-    /// (`ion_stores::registry`). `None` if an older Ion committed it.
+    /// The modules that receive it: those that were registered for its type, and whose terms it met,
+    /// when it was committed (`ion_stores::registry`). `None` if an older Ion committed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_by: Option<Vec<String>>,
     /// The version of the registry that `expected_by` was taken from.

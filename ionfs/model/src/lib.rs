@@ -14,4 +14,5 @@ pub mod event;
 pub mod id;
 pub mod limits;
 pub mod record;
+pub mod term;
 pub mod text;
