@@ -61,6 +61,10 @@ struct ModuleFlags {
     /// An event type that the module starts on; may be repeated
     #[arg(short = 'i', long, value_name = "TYPE", required_unless_present = "pipeline")]
     on: Vec<String>,
+    /// A term that an event must meet to start the module, for instance kind=car|bus, score>=0.8 or
+    /// files=*.png; may be repeated
+    #[arg(long = "where", value_name = "TERM")]
+    terms: Vec<String>,
     /// An event type that the module may publish; may be repeated
     #[arg(short = 'o', long, value_name = "TYPE")]
     emits: Vec<String>,
@@ -113,6 +117,7 @@ impl ModuleFlags {
     fn fields(self) -> Map<String, Value> {
         let Self {
             on,
+            terms,
             emits,
             image,
             executor,
@@ -132,6 +137,7 @@ impl ModuleFlags {
         };
         let fields = [
             ("on", Some(json!(on))),
+            ("where", (!terms.is_empty()).then(|| json!(terms))),
             ("emits", Some(json!(emits))),
             ("image", image.map(Value::from)),
             ("executor", executor.map(Value::from)),
@@ -190,6 +196,10 @@ async fn list(settings: &CommandSettings, ledger: &Ledger) -> CommandResult {
         let on = match (&m.gather, &m.per) {
             (Some(gather), Some(per)) => format!("all {gather} per {per}"),
             _ => m.on.join(", "),
+        };
+        let on = match m.terms.is_empty() {
+            true => on,
+            false => format!("{on} where {}", m.terms),
         };
         let image = m.container.as_ref().map(|container| container.image.to_string());
         let runs = image.into_iter().chain(m.run.iter().cloned()).collect::<Vec<_>>().join(" ");

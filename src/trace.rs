@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use clap::Args as ClapArgs;
 use dispatcher::dispatch::served_modules;
-use dispatcher::ledger::Ledger;
+use dispatcher::ledger::{Ledger, RegisteredModules};
+use dispatcher::pipeline::Module;
 use dispatcher::progress::{CorrelationStatus, Trace, Verdict, obstacles};
 use ionfs::clock;
 use ionfs::event::{Event, KeyValue};
@@ -50,13 +51,14 @@ pub(crate) async fn run(settings: &CommandSettings, args: TraceArgs) -> CommandR
     } else if args.dot {
         dot(&trace.status).iter().for_each(output::line);
     } else {
-        for text in tree(&correlation, &trace.status, &trace.insights) {
+        let registered = ledger.registered().await?;
+        for text in tree(&correlation, &trace.status, &trace.insights, &registered) {
             output::line(text);
         }
         outdated(&trace.status).iter().for_each(output::line);
         // A correlation that has ended waits for dead jobs only, and the tree shows those.
         if trace.status.verdict() == Verdict::Running || trace.status.held_back > 0 {
-            let (registered, served) = (ledger.registered().await?, served_modules(&ledger).await?);
+            let served = served_modules(&ledger).await?;
             let obstacles = obstacles(&trace.status, &registered, &served);
             for obstacle in obstacles.iter().take(OBSTACLES_MAX) {
                 output::line(format!("waits for {}", output::of_others(&obstacle.to_string())));
@@ -155,9 +157,10 @@ fn tree(
     correlation: &str,
     status: &CorrelationStatus,
     insights: &BTreeMap<String, InsightRecord>,
+    registered: &RegisteredModules,
 ) -> Vec<String> {
     let mut lines = vec![format!("correlation {correlation}")];
-    TraceTree::new(status, insights).add_to(&mut lines);
+    TraceTree::new(status, insights, registered).add_to(&mut lines);
     let seconds =
         match (status.events.first(), status.jobs.iter().filter_map(|job| job.ended).max()) {
             (Some(first), Some(last)) => {
@@ -189,6 +192,7 @@ const INDENTED_MAX: usize = 40;
 struct TraceTree<'a> {
     events: &'a [Event],
     insights: &'a BTreeMap<String, InsightRecord>,
+    registered: &'a RegisteredModules,
     status: &'a CorrelationStatus,
     jobs: HashMap<&'a str, Vec<&'a JobRecord>>,
     /// The events that a job has committed, by the job's id.
@@ -198,7 +202,11 @@ struct TraceTree<'a> {
 }
 
 impl<'a> TraceTree<'a> {
-    fn new(status: &'a CorrelationStatus, insights: &'a BTreeMap<String, InsightRecord>) -> Self {
+    fn new(
+        status: &'a CorrelationStatus,
+        insights: &'a BTreeMap<String, InsightRecord>,
+        registered: &'a RegisteredModules,
+    ) -> Self {
         let (mut jobs, mut made, mut others) =
             (HashMap::<_, Vec<_>>::new(), HashMap::<_, Vec<_>>::new(), HashMap::<_, Vec<_>>::new());
         let mut event_of: HashMap<&str, &str> = HashMap::new();
@@ -215,7 +223,7 @@ impl<'a> TraceTree<'a> {
                 _ => others.entry(parent).or_default().push(event),
             }
         }
-        Self { events: &status.events, insights, status, jobs, made, others }
+        Self { events: &status.events, insights, registered, status, jobs, made, others }
     }
 
     fn add_to(&self, lines: &mut Vec<String>) {
@@ -262,11 +270,11 @@ impl<'a> TraceTree<'a> {
                 false => (deeper, String::new()),
             };
             lines.push(format!("{indent}{fork}{number}{line}"));
-            if let TraceNode::Job(job) = node {
-                lines.extend(
-                    self.remarks(job).into_iter().map(|remark| format!("{deeper}· {remark}")),
-                );
-            }
+            let remarks = match node {
+                TraceNode::Event(event) => self.event_remarks(event),
+                TraceNode::Job(job) => self.job_remarks(job),
+            };
+            lines.extend(remarks.into_iter().map(|remark| format!("{deeper}· {remark}")));
             if let Some((_, kept)) = open.last_mut() {
                 *kept = indent;
             }
@@ -290,8 +298,17 @@ impl<'a> TraceTree<'a> {
             .collect()
     }
 
+    /// Returns the remarks that stand below an event's line: which modules their `where` kept it
+    /// from.
+    fn event_remarks(&self, event: &Event) -> Vec<String> {
+        let remark = |(module, unmet): (&Module, String)| {
+            format!("not for {}: {}", module.name, output::of_others(&unmet))
+        };
+        self.registered.kept_from(event).map(remark).collect()
+    }
+
     /// Returns the remarks that stand below a job's line.
-    fn remarks(&self, job: &JobRecord) -> Vec<String> {
+    fn job_remarks(&self, job: &JobRecord) -> Vec<String> {
         let mut remarks = Vec::new();
         remarks.extend(
             self.status.waits_for.get(&job.id).map(|what| output::of_others(&what.in_words())),

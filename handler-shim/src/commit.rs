@@ -32,9 +32,7 @@ use ion_model::id::EventId;
 use ion_model::limits::bytes_in_words;
 use ion_model::record::{CommitMode, InsightRecord, JobRecord};
 use ion_model::text::quote;
-use ion_plane::commit::{
-    Committer, DirectoryContent, Fence, Origin, Refusal, Staging, TooDeep, files_of,
-};
+use ion_plane::commit::{Committer, DirectoryContent, Fence, Origin, Refusal, Staging, TooDeep};
 use ion_plane::relay;
 use ion_plane::upload::store_open;
 use ion_stores::{Collection, DataPlane, Query};
@@ -304,7 +302,7 @@ async fn compare(
             directories,
             ..found.clone()
         };
-        if !again.same_content(&files, &found, &files_of(plane, &found).await?) {
+        if !again.same_content(&files, &found, &plane.files_of(&found).await?) {
             return Err(rejected(Refusal::Differs(id)));
         }
     }

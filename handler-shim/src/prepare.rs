@@ -15,7 +15,6 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ion_model::errors::chain;
 use ion_model::event::{FileEntry, clean_path, event_json};
 use ion_plane::address::{FileUrls, addresses};
-use ion_plane::commit::files_of;
 use ion_stores::DataPlane;
 use ion_system::run_blocking;
 use serde::Serialize;
@@ -69,7 +68,7 @@ pub async fn prepare(
     }
     folder.reset()?;
     let event = &work.event;
-    let files = files_of(plane, event).await?;
+    let files = plane.files_of(event).await?;
     fetch_all(plane, folder, &files).await?;
     make_directories(folder, &event.directories)?;
     let mut values = event.data.clone();

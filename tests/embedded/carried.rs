@@ -183,7 +183,7 @@ fn a_list_of_files_is_compared_with_its_checksum() {
         list.clone().into(),
     ));
     event.file_list = Some(entry.unwrap());
-    let files = || mount.runtime.block_on(ionfs::commit::files_of(&mount.node.plane, &event));
+    let files = || mount.runtime.block_on(mount.node.plane.files_of(&event));
     assert_eq!(files().unwrap(), event.files);
     let text = String::from_utf8(list).unwrap().replace("\"size\":1", "\"size\":2");
     fs::write(mount.home.state().join("blobs/c/e/list"), text).unwrap();

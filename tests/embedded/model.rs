@@ -515,7 +515,7 @@ fn many_names_are_listed_and_found() {
         event.files.is_empty() && event.file_list.is_some(),
         "a long list of files is a blob of its own"
     );
-    let files = mount.runtime.block_on(ionfs::commit::files_of(&mount.node.plane, &event)).unwrap();
+    let files = mount.runtime.block_on(mount.node.plane.files_of(&event)).unwrap();
     assert_eq!(files.len(), 3000);
 }
 

@@ -16,7 +16,6 @@ use ion_model::checksum::hex;
 use ion_model::errors::chain;
 use ion_model::event::{FileEntry, clean_path};
 use ion_plane::cache::{BlobReader, CacheError};
-use ion_plane::commit::files_of;
 use ion_stores::StoreError;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -178,7 +177,7 @@ async fn find(gate: &SharedState, event: &str, path: &str) -> Result<FileEntry, 
     let files = {
         // A long list of files is in memory as a whole, so few may be read at once.
         let _look = gate.looks.reading().acquire().await;
-        gate.in_time(files_of(&gate.node.plane, &found)).await?
+        gate.in_time(gate.node.plane.files_of(&found)).await?
     };
     let clean = clean_path(path);
     let file = files.into_iter().find(|file| Some(&file.name) == clean.as_ref());

@@ -18,6 +18,7 @@ use ion_model::errors::chain;
 use ion_model::event::{DocumentType, Event, PublicationState};
 use ion_model::id::{EventId, JobId};
 use ion_model::record::{AttemptEnd, JobRecord, JobState};
+use ion_model::term::TermSubject;
 use ion_model::text::quote;
 use ion_stores::registry::{Registration, Registry};
 use ion_stores::{
@@ -141,6 +142,26 @@ impl RegisteredModules {
     pub fn expected<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a Module> {
         self.registry.expected(event).filter_map(|name| self.module(name))
     }
+
+    /// Returns the modules that subscribe to an event's type and whose `where` kept the event from
+    /// them, each with a term that the event does not meet, in words.
+    pub fn kept_from<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = (&'a Module, String)> {
+        let is_subscribed = |module: &&Module| module.subscribes().contains(&event.event_type);
+        let is_for = |module: &&Module| {
+            event.expected_by.as_ref().is_none_or(|names| names.contains(&module.name))
+        };
+        let modules = self.modules.iter().filter(|module| !module.terms.is_empty());
+        let files: Vec<&str> = event.files.iter().map(|file| file.name.as_str()).collect();
+        modules.filter(is_subscribed).filter(move |module| !is_for(module)).filter_map(
+            move |module| {
+                let subject = TermSubject { data: &event.data, files: &files };
+                let unmet = module.terms.first_unmet(&subject)?;
+                // The document of an event with very many files does not name them.
+                let is_unknown = unmet.is_about_files() && event.file_list.is_some();
+                (!is_unknown).then(|| (module, unmet.compared_with(&subject)))
+            },
+        )
+    }
 }
 
 /// The outcome of a claim.
@@ -213,8 +234,9 @@ impl Ledger {
         failpoint::reach("module.defined");
         let mut registered = module.clone();
         for _ in 0..RACES_MAX {
-            let (on, fingerprint) = (registered.subscribes(), registered.fingerprint());
-            Registry::register(&self.plane.documents, &module.name, &on, &fingerprint).await?;
+            let (selector, fingerprint) = (registered.selector(), registered.fingerprint());
+            let documents = &self.plane.documents;
+            Registry::register(documents, &module.name, &selector, &fingerprint).await?;
             let Some(defined) = self.module(&module.name).await? else {
                 // Another process was removing the module, and has deleted its definition.
                 self.plane.documents.put(Collection::Modules, encode(&registered), None).await?;

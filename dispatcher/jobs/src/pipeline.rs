@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use ion_model::event::is_event_type;
 use ion_model::record::CommitMode;
+use ion_model::term::{Term, TermError, Terms};
 use serde::{Deserialize, Serialize};
 use serde_saphyr::{Location, Spanned};
 
@@ -141,6 +142,8 @@ struct PipelineFile {
 #[serde(deny_unknown_fields)]
 struct ModuleEntry {
     on: Option<Spanned<Vec<Spanned<String>>>>,
+    #[serde(rename = "where", default)]
+    terms: Vec<Spanned<String>>,
     gather: Option<Spanned<String>>,
     per: Option<Spanned<String>>,
     #[serde(rename = "on-dead")]
@@ -349,6 +352,7 @@ fn module(
             return Err(PipelineProblem::Together(words).at(on.referenced));
         }
     }
+    module.terms = terms_of(&entry.terms)?;
     module.emits = event_types(entry.emits.unwrap_or_default())?;
     older_words(&mut module, entry.env, entry.api, entry.commit, entry.urls)?;
     check_beside(&module).map_err(|problem| problem.at(place))?;
@@ -381,6 +385,19 @@ fn module(
         set.map_err(|wrong| PipelineProblem::from(wrong).at(value.referenced))?;
     }
     Ok(module)
+}
+
+/// Reads the terms of a module's `where`.
+fn terms_of(texts: &[Spanned<String>]) -> Result<Terms, Mistake> {
+    let unreadable = |source: TermError, place| {
+        PipelineProblem::Unreadable { field: "where", source: source.into() }.at(place)
+    };
+    for text in texts {
+        text.value.parse::<Term>().map_err(|wrong| unreadable(wrong, text.referenced))?;
+    }
+    let all: Vec<&str> = texts.iter().map(|text| text.value.as_str()).collect();
+    let place = texts.first().map_or(Location::UNKNOWN, |text| text.referenced);
+    Terms::parse(&all).map_err(|wrong| unreadable(wrong, place))
 }
 
 /// Returns whether the module keeps the daemon's rights. Only a program of this machine that works

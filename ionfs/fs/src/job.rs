@@ -13,7 +13,7 @@ use ion_model::id::JobId;
 use ion_model::limits::Limits;
 use ion_model::record::{FailedRead, FailedReads};
 use ion_plane::address::{FileUrls, addresses};
-use ion_plane::commit::{Committer, Origin, Receipt, Rejection, TooDeep, files_of};
+use ion_plane::commit::{Committer, Origin, Receipt, Rejection, TooDeep};
 use ion_plane::node::{Node as Daemon, job_dir};
 use ion_stores::StoreError;
 use ion_system::beneath::Folder;
@@ -262,7 +262,7 @@ async fn input_items(
     spec: &JobSpec,
 ) -> Result<Vec<(String, ViewItem)>, StoreError> {
     let at = spec.event.created;
-    let own = files_of(&daemon.plane, &spec.event).await?;
+    let own = daemon.plane.files_of(&spec.event).await?;
     let mut items = Vec::new();
     let mut files = own.clone();
     let mut directories = spec.event.directories.clone();
@@ -274,7 +274,7 @@ async fn input_items(
         let mut list: Vec<Value> = Vec::with_capacity(gathered.len());
         let mut each = BTreeMap::new();
         for (n, event) in gathered.iter().enumerate() {
-            let of_event = files_of(plane, event).await?;
+            let of_event = plane.files_of(event).await?;
             list.push(event_json(event, &of_event));
             each.insert(n.to_string(), gathered_item(event));
             // Each event has its folder, even one without files.

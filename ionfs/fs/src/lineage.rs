@@ -5,7 +5,6 @@ use std::sync::Arc;
 use ion_model::event::{Event, event_json};
 use ion_model::id::{EventId, JobId};
 use ion_model::record::{InsightRecord, LogRecord};
-use ion_plane::commit::files_of;
 use ion_plane::node::{Node as Daemon, live_log};
 use ion_stores::{Collection, StoreError};
 use serde_json::json;
@@ -25,7 +24,7 @@ pub(super) fn directory_name(n: usize, event: &Event) -> String {
 /// Returns the entries of an event's directory: `event.json`, `meta.json`, `data/`, and, from the
 /// job that committed the event, `insights.json` and `log`.
 pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> ListResult {
-    let files = files_of(&daemon.plane, event).await?;
+    let files = daemon.plane.files_of(event).await?;
     let mut items = vec![
         ("event.json".to_owned(), ViewItem::json(&event_json(event, &files), event.created)),
         ("meta.json".to_owned(), ViewItem::json(&event.data, event.created)),

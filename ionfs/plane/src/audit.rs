@@ -8,7 +8,6 @@ use ion_model::record::{JobRecord, JobState, LogRecord};
 use ion_stores::{Collection, DataPlane, Pages, Query, StoreError, decode};
 use serde_json::json;
 
-use crate::commit::files_of;
 use crate::relay::{self, Relay};
 
 /// The result of a check of the plane.
@@ -136,7 +135,7 @@ async fn check_event(
 ) -> Result<(), StoreError> {
     report.events += 1;
     let what = format!("event {} ({})", event.id, event.event_type);
-    match files_of(plane, event).await {
+    match plane.files_of(event).await {
         Ok(files) => {
             for file in files.iter().chain(&event.file_list) {
                 examine(plane, &what, file, depth, report).await?;

@@ -40,8 +40,6 @@ use ion_stores::{
 use ion_system::failpoint;
 use serde_json::{Value, json};
 
-use crate::commit::files_of;
-
 /// What `gc` removed, or would remove.
 #[derive(Debug, Default)]
 pub struct GcReport {
@@ -188,7 +186,7 @@ async fn names(plane: &DataPlane, document: Value) -> Result<Vec<String>, StoreE
         return Ok(vec![]);
     }
     let event: Event = decode(Collection::Events, document)?;
-    let files = files_of(plane, &event).await?;
+    let files = plane.files_of(&event).await?;
     Ok(files.into_iter().chain(event.file_list).map(|file| file.key).collect())
 }
 

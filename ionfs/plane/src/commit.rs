@@ -461,22 +461,6 @@ impl Committer {
     }
 }
 
-/// Returns all files of an event, even if its file list is a blob.
-pub async fn files_of(plane: &DataPlane, event: &Event) -> Result<Vec<FileEntry>, StoreError> {
-    let Some(list) = &event.file_list else {
-        return Ok(event.files.clone());
-    };
-    let bytes = plane.blobs.get_range(&list.key, 0..list.size).await?;
-    if !list.holds(&bytes) {
-        return Err(StoreError::DamagedBlob(list.key.clone()));
-    }
-    serde_json::from_slice(&bytes).map_err(|source| StoreError::Malformed {
-        id: list.key.clone(),
-        collection: "file lists",
-        source,
-    })
-}
-
 /// Creates a first event, or one on behalf of a person: inserts and publishes it.
 ///
 /// # Errors
@@ -496,7 +480,7 @@ pub async fn create_event(plane: &DataPlane, event: Event) -> Result<(), Refusal
 /// As [`create_event`].
 pub async fn record_event(plane: &DataPlane, event: Event) -> Result<(), Refusal> {
     let event = event.for_nobody();
-    let files = files_of(plane, &event).await?;
+    let files = plane.files_of(&event).await?;
     match try_insert(plane, &event, &files, None, &mut event.clone()).await? {
         StoreAnswer::Exists { same: false, .. } => Err(Refusal::Differs(event.id)),
         _ => Ok(plane.documents.sync().await?),
@@ -540,7 +524,7 @@ async fn append(
     event: Event,
     guard: Option<Guard>,
 ) -> Result<Option<JoinHandle<()>>, Refusal> {
-    let files = files_of(plane, &event).await?;
+    let files = plane.files_of(&event).await?;
     let (step, event) = insert(plane, event, &files, guard, CommitMode::OnClose).await?;
     if step != CommitStep::Publish {
         plane.documents.sync().await?;
@@ -637,7 +621,7 @@ async fn try_insert(
         Inserted::New => Ok(StoreAnswer::Done),
         Inserted::Existing(existing) => {
             *found = decode(Collection::Events, existing)?;
-            let same = event.same_content(files, found, &files_of(plane, found).await?);
+            let same = event.same_content(files, found, &plane.files_of(found).await?);
             Ok(StoreAnswer::Exists { publication: found.publication, attempt: found.attempt, same })
         }
     }

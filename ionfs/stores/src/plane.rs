@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use ion_model::event::Event;
+use ion_model::event::{Event, FileEntry};
 use ion_system::metrics::PlaneMetrics;
 use serde_json::Value;
 
@@ -83,7 +83,29 @@ impl DataPlane {
     /// # Errors
     /// When the registry cannot be read.
     pub async fn address(&self, event: &mut Event) -> Result<Guard, StoreError> {
-        self.registry.address(&self.documents, event).await
+        let registry = self.registry.get(&self.documents).await?;
+        let listed = match registry.needs_list(event) {
+            true => self.files_of(event).await?,
+            false => vec![],
+        };
+        registry.address(&self.documents, event, &listed).await
+    }
+
+    /// Returns the files of an event, also where the document names them in a list.
+    ///
+    /// # Errors
+    /// When the list cannot be read, or is damaged.
+    pub async fn files_of(&self, event: &Event) -> Result<Vec<FileEntry>, StoreError> {
+        let Some(list) = &event.file_list else { return Ok(event.files.clone()) };
+        let bytes = self.blobs.get_range(&list.key, 0..list.size).await?;
+        if !list.holds(&bytes) {
+            return Err(StoreError::DamagedBlob(list.key.clone()));
+        }
+        serde_json::from_slice(&bytes).map_err(|source| StoreError::Malformed {
+            id: list.key.clone(),
+            collection: "file lists",
+            source,
+        })
     }
 
     /// Drops the registry that was read, because it has changed. It is read again when it is

@@ -1,8 +1,8 @@
 //! The registry of modules. It decides, for the whole plane, which modules an event is for.
 //!
 //! # How it works
-//! One document of the plane names each registered module with the event types it subscribes to.
-//! Every change raises the document's version. A commit writes into the event's document the names
+//! One document of the plane names each registered module with the event types it subscribes to and
+//! the terms that an event must meet. Every change raises the document's version. A commit writes into the event's document the names
 //! of the modules that the event is for, and the registry's version, and the insert is guarded by
 //! that version: so the names are those of the modules that were registered when the event was
 //! committed. The bindings of a broker's queues, the start time of a process and the time of any
@@ -23,7 +23,8 @@ mod model;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ion_model::event::Event;
+use ion_model::event::{Event, FileEntry};
+use ion_model::term::{TermSubject, Terms};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -52,11 +53,28 @@ pub struct Registry {
     cancelling: BTreeMap<String, CancelOrder>,
 }
 
+/// Which events a module is registered for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct EventSelector {
+    /// The event types.
+    pub on: Vec<String>,
+    /// The terms that an event of these types must meet.
+    #[serde(rename = "where", default, skip_serializing_if = "Terms::is_empty")]
+    pub terms: Terms,
+}
+
+impl EventSelector {
+    fn takes(&self, event_type: &str, subject: &TermSubject<'_>) -> bool {
+        self.on.iter().any(|on| on == event_type) && self.terms.hold(subject)
+    }
+}
+
 /// A registered module.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Registration {
-    /// The event types that the module subscribes to.
-    on: Vec<String>,
+    /// Which events it is registered for.
+    #[serde(flatten)]
+    selector: EventSelector,
     /// The version of the registry in which the module was added.
     since: u64,
     /// Identifies the module's definition, to tell it from any other. Empty if an older Ion
@@ -104,20 +122,29 @@ impl Registry {
             documents.find_as(Query::equal(Collection::Modules, vec![])).await?;
         let entry = |module: Registered| {
             let on = module.on.into_iter().chain(module.per).collect();
-            (module.id, Registration { on, since: 0, definition: String::new() })
+            let selector = EventSelector { on, terms: Terms::default() };
+            (module.id, Registration { selector, since: 0, definition: String::new() })
         };
         let modules = modules.into_iter().map(entry).collect();
         Ok(Self { id: ID.into(), version: 1, modules, cancelling: BTreeMap::new() })
     }
 
-    /// Returns the names of the modules that subscribe to an event type.
-    pub fn subscribers(&self, event_type: &str) -> Vec<String> {
-        let subscribes = |entry: &Registration| entry.on.iter().any(|on| on == event_type);
+    /// Returns the names of the modules that subscribe to an event of this type with these values
+    /// and files.
+    pub fn subscribers(&self, event_type: &str, subject: &TermSubject<'_>) -> Vec<String> {
         self.modules
             .iter()
-            .filter(|(_, entry)| subscribes(entry))
+            .filter(|(_, entry)| entry.selector.takes(event_type, subject))
             .map(|(name, _)| name.clone())
             .collect()
+    }
+
+    /// Returns whether the names of an event's files decide which modules it is for.
+    fn asks_for_files(&self, event_type: &str) -> bool {
+        self.modules.values().any(|entry| {
+            entry.selector.terms.are_about_files()
+                && entry.selector.on.iter().any(|on| on == event_type)
+        })
     }
 
     /// Returns the names of the registered modules that an event is for.
@@ -154,12 +181,13 @@ impl Registry {
         Guard::new(Collection::Plane, ID, vec![("version", json!(self.version))])
     }
 
-    /// Returns the registry in which a module subscribes to exactly these types, or `None` if that
+    /// Returns the registry in which a module subscribes to exactly these events, or `None` if that
     /// changes nothing.
-    pub fn with(&self, module: &str, on: &[String], definition: &str) -> Option<Self> {
+    pub fn with(&self, module: &str, selector: &EventSelector, definition: &str) -> Option<Self> {
         let mut after = Self { version: self.version + 1, ..self.clone() };
         let since = self.modules.get(module).map_or(after.version, |registered| registered.since);
-        let registered = Registration { on: on.to_vec(), since, definition: definition.to_owned() };
+        let registered =
+            Registration { selector: selector.clone(), since, definition: definition.to_owned() };
         let before = after.modules.insert(module.to_owned(), registered);
         (before.as_ref() != after.modules.get(module)).then_some(after)
     }
@@ -170,7 +198,7 @@ impl Registry {
         after.modules.remove(module).map(|_| after)
     }
 
-    /// Registers a module that subscribes to exactly these event types from now on. `definition`
+    /// Registers a module that subscribes to exactly these events from now on. `definition`
     /// identifies how the module's jobs run: readers of the registry see by it that they must read
     /// the module's definition again.
     ///
@@ -179,10 +207,10 @@ impl Registry {
     pub async fn register(
         documents: &Arc<dyn Documents>,
         module: &str,
-        on: &[String],
+        selector: &EventSelector,
         definition: &str,
     ) -> Result<(), StoreError> {
-        Self::change(documents, |before| before.with(module, on, definition)).await
+        Self::change(documents, |before| before.with(module, selector, definition)).await
     }
 
     /// Removes a module from the registry.
@@ -219,7 +247,7 @@ impl Registry {
 impl Registration {
     /// Returns the event types that the module subscribes to.
     pub fn subscribes(&self) -> &[String] {
-        &self.on
+        &self.selector.on
     }
 
     /// Returns whether an event is for the module `name`. The event's document lists the modules
@@ -232,8 +260,10 @@ impl Registration {
     pub fn is_for(&self, name: &str, event: &Event) -> bool {
         match &event.expected_by {
             Some(expected) => self.is_among(name, expected, event.registry),
-            // An older Ion committed the event.
-            None => self.since == 0 && !event.unrouted && self.on.contains(&event.event_type),
+            // An older Ion committed the event. It knew no terms.
+            None => {
+                self.since == 0 && !event.unrouted && self.selector.on.contains(&event.event_type)
+            }
         }
     }
 }
@@ -243,7 +273,10 @@ impl Registration {
 pub(crate) struct KnownRegistry(Mutex<Option<Arc<Registry>>>);
 
 impl KnownRegistry {
-    async fn get(&self, documents: &Arc<dyn Documents>) -> Result<Arc<Registry>, StoreError> {
+    pub(crate) async fn get(
+        &self,
+        documents: &Arc<dyn Documents>,
+    ) -> Result<Arc<Registry>, StoreError> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(registry) = known {
             return Ok(registry);
@@ -258,25 +291,36 @@ impl KnownRegistry {
     pub(crate) fn forget(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
+}
 
-    /// Writes into an event which modules it is for. Returns the guard that must hold for this when
-    /// the event is inserted.
+impl Registry {
+    /// Writes into an event which modules it is for. `listed` are the files of an event whose
+    /// document names them in a list. Returns the guard that must hold for this when the event is
+    /// inserted.
     pub(crate) async fn address(
         &self,
         documents: &Arc<dyn Documents>,
         event: &mut Event,
+        listed: &[FileEntry],
     ) -> Result<Guard, StoreError> {
-        let registry = self.get(documents).await?;
-        let mut expected = registry.subscribers(&event.event_type);
+        let names: Vec<&str> =
+            event.files.iter().chain(listed).map(|file| file.name.as_str()).collect();
+        let subject = TermSubject { data: &event.data, files: &names };
+        let mut expected = self.subscribers(&event.event_type, &subject);
         event.unrouted = expected.is_empty();
-        event.cancelled = !expected.is_empty() && registry.cancels(documents, event).await?;
+        event.cancelled = !expected.is_empty() && self.cancels(documents, event).await?;
         if event.cancelled {
             expected.clear();
         }
         event.unclaimed = !expected.is_empty();
         event.expected_by = Some(expected);
-        event.registry = registry.version;
-        Ok(registry.guard())
+        event.registry = self.version;
+        Ok(self.guard())
+    }
+
+    /// Returns whether the list of an event's files must be read before the event is addressed.
+    pub(crate) fn needs_list(&self, event: &Event) -> bool {
+        event.file_list.is_some() && self.asks_for_files(&event.event_type)
     }
 }
 
@@ -311,7 +355,8 @@ mod tests {
         async fn committed(&self, event_type: &str) -> Event {
             loop {
                 let mut event = event(event_type);
-                let guard = self.known.address(&self.documents, &mut event).await.unwrap();
+                let registry = self.known.get(&self.documents).await.unwrap();
+                let guard = registry.address(&self.documents, &mut event, &[]).await.unwrap();
                 let id = format!("{event_type}-{}", uuid::Uuid::new_v4());
                 let inserted = self
                     .documents
@@ -327,7 +372,8 @@ mod tests {
 
         async fn register(&self, module: &str, on: &[&str]) {
             let on: Vec<String> = on.iter().map(|&on| on.to_owned()).collect();
-            Registry::register(&self.documents, module, &on, "").await.unwrap();
+            let selector = EventSelector { on, terms: Terms::default() };
+            Registry::register(&self.documents, module, &selector, "").await.unwrap();
         }
 
         async fn expected(&self, event: &Event) -> Vec<String> {

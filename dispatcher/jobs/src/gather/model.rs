@@ -165,7 +165,7 @@ impl GatherPlane {
             step(false, &|state| {
                 state.changes = state.changes.checked_sub(1)?;
                 let before = self.registry(state.registry);
-                let on = self.modules.iter().find(|module| module.name == *name)?.subscribes();
+                let on = self.modules.iter().find(|module| module.name == *name)?.selector();
                 state.registry =
                     self.known_as(before.without(name).or_else(|| before.with(name, &on, ""))?);
                 Some(())

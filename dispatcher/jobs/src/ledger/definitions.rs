@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 
+use ion_model::term::TermSubject;
 use ion_stores::registry::Registry;
 use serde_json::json;
 
@@ -59,7 +60,7 @@ fn step(state: &DefinitionState, dispatcher: usize, looks: bool) -> Option<Defin
         Next::Register(definition) => {
             let module = module(definition);
             if let Some(registry) =
-                state.registry.with(MODULE, &module.subscribes(), &module.fingerprint())
+                state.registry.with(MODULE, &module.selector(), &module.fingerprint())
             {
                 after.registry = registry;
             }
@@ -84,7 +85,9 @@ fn explore(looks: bool) -> (Option<DefinitionState>, usize) {
     let mut seen = HashSet::from([first.clone()]);
     let mut todo = vec![first];
     while let Some(state) = todo.pop() {
-        let says = |defined: usize| state.registry.subscribers(TYPES[defined]) == [MODULE];
+        let says = |defined: usize| {
+            state.registry.subscribers(TYPES[defined], &TermSubject::default()) == [MODULE]
+        };
         let begun = state.rounds != [3; 2];
         if begun && state.next == [Next::Read; 2] && !state.defined.is_some_and(says) {
             return (Some(state), seen.len());

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use ion_model::limits::LimitOverrides;
 use ion_model::record::CommitMode;
+use ion_model::term::Terms;
 use ion_plane::address::FileUrls;
 use ion_stores::encode;
+use ion_stores::registry::EventSelector;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -105,6 +107,10 @@ pub struct Module {
     /// Event types it starts on; empty for a gathering module.
     #[serde(default)]
     pub on: Vec<String>,
+    /// The terms that an event must meet to start it; for a gathering module, the event below which
+    /// it gathers.
+    #[serde(rename = "where", default, skip_serializing_if = "Terms::is_empty")]
+    pub terms: Terms,
     /// The event type it gathers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gather: Option<String>,
@@ -195,6 +201,7 @@ impl Module {
         Self {
             name: name.to_owned(),
             on: vec![],
+            terms: Terms::default(),
             gather: None,
             per: None,
             on_dead: OnDead::default(),
@@ -262,6 +269,11 @@ impl Module {
     /// Returns the event types whose messages reach its queue.
     pub fn subscribes(&self) -> Vec<String> {
         self.on.iter().chain(&self.per).cloned().collect()
+    }
+
+    /// Returns which events start it.
+    pub fn selector(&self) -> EventSelector {
+        EventSelector { on: self.subscribes(), terms: self.terms.clone() }
     }
 
     /// Returns the program and its arguments. A program with a slash is joined to the module's

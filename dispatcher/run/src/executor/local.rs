@@ -19,7 +19,7 @@ use ion_model::errors::{chain, is_no_room};
 use ion_model::event::{Context, FileEntry};
 use ion_model::record::{AttemptEnd, FailedReads};
 use ion_plane::cache::{BlobReader, CacheError};
-use ion_plane::commit::{Fence, files_of};
+use ion_plane::commit::Fence;
 use ion_plane::node::{Node, job_dir, live_log};
 use ion_stores::StoreError;
 use ion_system::spans;
@@ -223,7 +223,7 @@ impl LocalExecutor {
         mut stop: watch::Receiver<Option<StopReason>>,
         log: &JobLog,
     ) -> AttemptOutcome {
-        let files = match files_of(&self.node.plane, &start.event).await {
+        let files = match self.node.plane.files_of(&start.event).await {
             Ok(files) => files,
             Err(error @ StoreError::Unavailable { .. }) => {
                 return AttemptOutcome {

@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::Registry;
+use ion_model::term::{TermSubject, Terms};
+
+use super::{EventSelector, Registry};
 
 const TYPE: &str = "t";
 const MODULES: [&str; 2] = ["a", "b"];
@@ -111,8 +113,8 @@ impl RegistryState {
     }
 
     fn register(&mut self, module: &str) {
-        let on = [TYPE.to_owned()];
-        if let Some(after) = self.registry.with(module, &on, "") {
+        let selector = EventSelector { on: vec![TYPE.to_owned()], terms: Terms::default() };
+        if let Some(after) = self.registry.with(module, &selector, "") {
             self.registry = after;
         }
     }
@@ -208,7 +210,7 @@ impl RegistryState {
 
     fn insert(&mut self, owed: &BTreeSet<Registered>, known: &Registry) {
         let owed = owed.intersection(&self.registered()).cloned().collect();
-        let expected = known.subscribers(TYPE);
+        let expected = known.subscribers(TYPE, &TermSubject::default());
         self.commit =
             RegistryCommit::Inserted(InsertedEvent { expected, version: known.version, owed });
     }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use ion_model::event::{Event, PublicationState};
 use ion_model::id::{CorrelationId, EventId, JobId};
 use ion_model::record::{JobRecord, JobState, MissingJobs};
+use ion_model::term::TermSubject;
 use ion_stores::registry::Registry;
 use serde_json::json;
 
@@ -56,7 +57,7 @@ impl GatherPlane {
         let mut registry: Registry = serde_json::from_value(empty).unwrap();
         for name in scenario.registered {
             let module = modules.iter().find(|module| module.name == *name).unwrap();
-            registry = registry.with(name, &module.subscribes(), "").unwrap();
+            registry = registry.with(name, &module.selector(), "").unwrap();
         }
         Self {
             scenario,
@@ -99,7 +100,7 @@ impl GatherPlane {
         let registry = self.registry(version);
         let document = json!({
             "id": format!("e{event}"), "context": context, "type": TYPES[event], "created": event,
-            "publication": PublicationState::Published, "expectedBy": registry.subscribers(TYPES[event]),
+            "publication": PublicationState::Published, "expectedBy": registry.subscribers(TYPES[event], &TermSubject::default()),
             "registry": registry.version(),
         });
         serde_json::from_value(document).unwrap()
@@ -145,7 +146,9 @@ impl GatherPlane {
             .collect();
         if self.fault == GatherFault::ByType {
             for event in &mut events {
-                event.expected_by = Some(registered.registry.subscribers(&event.event_type));
+                event.expected_by = Some(
+                    registered.registry.subscribers(&event.event_type, &TermSubject::default()),
+                );
                 event.registry = registered.registry.version();
             }
         }

@@ -1,0 +1,124 @@
+//! Tests of terms: which events start a module with `where`, and what people see of the others.
+
+use serde_json::Value;
+
+use crate::support::{Home, wait_for};
+
+/// Writes a shell script that publishes one event of type `thing` for each of these members.
+fn publishing(members: &[&str]) -> String {
+    let event = |(n, members): (usize, &&str)| {
+        format!("echo '{{\"eventType\":\"thing\",{members}}}' > /ion/out/events/{n:02}.json\n")
+    };
+    let events: String = members.iter().enumerate().map(event).collect();
+    format!("#!/bin/sh\nset -e\ncd /ion/out/data; echo x > a.png; echo x > b.txt\n{events}")
+}
+
+/// Two modules with opposite terms are a branch: each event starts one of them. A gathering module
+/// waits for the jobs that the terms allow, and for no others.
+#[test]
+fn opposite_terms_are_a_branch_and_a_gathering_module_waits_for_no_job_that_never_comes() {
+    let home = Home::new();
+    home.program(
+        "make",
+        &publishing(&[
+            "\"kind\":\"car\",\"score\":0.9",
+            "\"kind\":\"car\",\"score\":0.41",
+            "\"kind\":\"bus\",\"files\":[\"a.png\"]",
+            "\"files\":\"b.txt\"",
+        ]),
+    );
+    home.program("note", "#!/bin/sh\necho '{\"eventType\":\"noted\"}' > /ion/out/events/n.json\n");
+    home.program("end", "#!/bin/sh\nls /ion/in/data > /ion/out/data/all\n");
+    let file = home.write(
+        "pipeline.yaml",
+        "modules:\n  make: {on: [start], emits: [thing], run: [./make]}\n  \
+         cars: {on: [thing], where: [kind=car], emits: [noted], run: [./note]}\n  \
+         others: {on: [thing], where: [kind!=car], emits: [noted], run: [./note]}\n  \
+         sure: {on: [thing], where: [kind=car|bus, \"score>=0.8\"], emits: [noted], run: [./note]}\n  \
+         pictures: {on: [thing], where: [\"files=*.png\"], emits: [noted], run: [./note]}\n  \
+         end: {gather: noted, per: start, where: [\"!skip\"], run: [./end]}\n",
+    );
+    let up = home.up(&file);
+    home.run(["event", "create", "start", "--wait"]).well();
+    home.run(["event", "create", "start", "-d", "skip=1", "--wait"]).well();
+    let jobs = home.jobs();
+    let count = |module: &str| jobs.iter().filter(|job| job["module"] == module).count();
+    let counts = ["make", "cars", "others", "sure", "pictures", "end"].map(count);
+    assert_eq!(counts, [2, 4, 4, 2, 2, 1], "{jobs:#?}");
+    assert!(jobs.iter().all(|job| job["state"] == "succeeded"), "{jobs:#?}");
+    let shown = home.run(["trace"]).well().stdout;
+    for line in [
+        "· not for end: !skip (skip=1)",
+        "· not for sure: score>=0.8 (score=0.41)",
+        "· not for others: kind!=car (kind=car)",
+        "· not for cars: kind=car (no kind)",
+    ] {
+        assert!(shown.contains(line), "{line}\n{shown}");
+    }
+    let listed = home.run(["module", "list"]).well().stdout;
+    assert!(listed.contains("thing where kind=car|bus, score>=0.8"), "{listed}");
+    home.run(["check"]).well();
+    assert_eq!(up.stop(), Some(0));
+}
+
+/// The document of an event with very many files does not name them; their list decides.
+#[test]
+fn a_term_about_files_is_answered_for_an_event_with_very_many_files() {
+    let home = Home::new();
+    home.program(
+        "make",
+        "#!/bin/sh\nset -e\nmkdir /ion/out/data/many; cd /ion/out/data/many\n\
+         for n in $(seq 1200); do : > $n.txt; done; : > the-one.png\n\
+         echo '{\"eventType\":\"thing\",\"files\":[\"many/\"]}' > /ion/out/events/e.json\n",
+    );
+    let file = home.write(
+        "pipeline.yaml",
+        "modules:\n  make: {on: [start], emits: [thing], run: [./make]}\n  \
+         png: {on: [thing], where: [\"files=*.png\"], run: [\"true\"]}\n  \
+         jpg: {on: [thing], where: [\"files=*.jpg\"], run: [\"true\"]}\n",
+    );
+    let up = home.up(&file);
+    home.run(["event", "create", "start", "--wait"]).well();
+    let jobs = home.jobs();
+    let mut ran: Vec<&str> = jobs.iter().map(|job| job["module"].as_str().unwrap()).collect();
+    ran.sort_unstable();
+    assert_eq!(ran, ["make", "png"]);
+    assert_eq!(up.stop(), Some(0));
+}
+
+/// What a module's terms say when an event is committed decides, whatever they say later.
+#[test]
+fn a_change_of_the_terms_is_for_events_that_are_committed_after_it() {
+    let home = Home::new();
+    let create = |term: &str| {
+        let term = format!("--where={term}");
+        home.run(["module", "create", "-n", "m", "-i", "go", &term, "--", "true"]).well();
+    };
+    let event = |data: &str| {
+        home.run(["event", "create", "go", "-d", data]).well();
+    };
+    create("kind=car");
+    event("kind=car");
+    event("kind=bus");
+    create("kind=bus");
+    event("kind=car");
+    event("kind=bus");
+    let up = home.start("up", &[]);
+    home.run(["event", "create", "go", "-d", "kind=bus", "--wait"]).well();
+    wait_for("three jobs to succeed", || {
+        home.jobs().iter().filter(|job| job["state"] == "succeeded").count() == 3
+    });
+    let mut ran: Vec<String> = home
+        .jobs()
+        .iter()
+        .map(|job| {
+            let id = job["eventId"].as_str().unwrap();
+            let event = home.run(["event", "get", id]).well().stdout;
+            let event: Value = serde_json::from_str(&event).unwrap();
+            event["data"][0]["value"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    ran.sort_unstable();
+    assert_eq!(ran, ["bus", "bus", "car"]);
+    assert_eq!(up.stop(), Some(0));
+}
