@@ -3,6 +3,7 @@
 
 use crate::support::csi::CsiRig;
 use crate::support::{Home, wait_for};
+use ionfs::stores::open::{StoreUrls, open};
 use ionfs::stores::{Collection, Durability};
 use ionfs::ticket::Ticket;
 use serde_json::Value;
@@ -234,6 +235,35 @@ fn what_is_old_and_has_ended_goes_whole() {
             .iter()
             .all(|finding| finding["repaired"].is_string())
     );
+}
+
+/// `ion gc --older-than` is killed after it has removed a job. The job's event does not look like one
+/// whose message was lost, even if no dispatcher had yet noted that its module has a job of it: so
+/// nothing runs again, and the next `ion gc` goes on.
+#[test]
+fn an_interrupted_removal_of_an_old_correlation_runs_nothing_again() {
+    let home = Home::new();
+    let file =
+        home.write("pipeline.yaml", "modules:\n  end: {on: [go], run: [\"true\"], retries: 0}\n");
+    let up = home.up(&file);
+    home.run(["event", "create", "go", "--id", "old", "--wait"]).well();
+    assert_eq!(up.stop(), Some(0));
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let plane = open(&StoreUrls::embedded(&home.state())).await.unwrap();
+        let mut event = plane.documents.get(Collection::Events, "old").await.unwrap().unwrap();
+        event["unclaimed"] = Value::Bool(true);
+        let at = Durability::Now;
+        assert!(
+            plane.documents.replace(Collection::Events, event, vec![], None, at).await.unwrap()
+        );
+    });
+    let mut gc_killed = home.ion();
+    gc_killed.args(["gc", "--older-than", "0s"]).env("ION_FAILPOINTS", "gc.job-dropped=1");
+    assert_eq!(gc_killed.status().unwrap().code(), None);
+    assert_eq!(home.jobs().len(), 0);
+    assert_eq!(findings(&home, &[]), [] as [Value; 0]);
+    assert_eq!(gc(&home, &["--older-than", "0s"])["correlations"], 1);
+    home.run(["event", "get", "old"]).failed();
 }
 
 /// A dispatcher that dies between the end of an attempt and the removal of its ticket leaves the

@@ -10,7 +10,7 @@ use ion_model::id::CorrelationId;
 use ion_model::record::JobState;
 use ion_model::record::logs_below;
 use ion_plane::collect::{GcMode, GcReport, remove_below};
-use ion_stores::{Collection, Query, StoreError};
+use ion_stores::{Collection, Durability, Query, StoreError};
 use ion_system::failpoint;
 use serde_json::{Value, json};
 
@@ -82,6 +82,7 @@ async fn drop_one(
         // The letters are removed first: a letter without its job would be taken for a message that
         // could not be read.
         plane.bus.exhume(&dead.map(letter_of).collect::<Vec<_>>()).await?;
+        expect_nothing(ledger, &rest).await?;
         for job in &status.jobs {
             // A person may have retried the job meanwhile: then its correlation has not ended.
             let same = vec![("version", json!(job.version))];
@@ -104,6 +105,25 @@ async fn drop_one(
     // refer to them.
     remove_below(plane, correlation.as_str(), how, &mut retired.blobs).await?;
     remove_below(plane, &logs_below(correlation), how, &mut retired.blobs).await
+}
+
+/// Notes in the events of an ended correlation that they are for no module any more, durably.
+/// Without their jobs they would look like events that start modules, and if the deletion is
+/// interrupted, a dispatcher would send them again.
+async fn expect_nothing(ledger: &Ledger, documents: &[Value]) -> Result<(), StoreError> {
+    let starts = |document: &&Value| {
+        let by = document["expectedBy"].as_array();
+        document["unclaimed"] == json!(true) || by.is_some_and(|names| !names.is_empty())
+    };
+    let idle = documents.iter().filter(starts).map(|document| {
+        let mut document = document.clone();
+        document["expectedBy"] = json!([]);
+        document["unclaimed"] = json!(false);
+        document
+    });
+    let store = &ledger.plane().documents;
+    store.replace_all(Collection::Events, idle.collect(), vec![], Durability::WithNextSync).await?;
+    store.sync().await
 }
 
 /// Sorts a correlation's documents: children before their parents. If the deletion is interrupted,
