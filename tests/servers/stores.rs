@@ -5,6 +5,8 @@
 //! `ION_TEST_MONGODB`, `ION_TEST_AMQP`, `ION_TEST_S3` and `ION_TEST_AZURE` point the tests at
 //! servers of one's own, by the URLs that `ion` takes.
 
+mod queries;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -629,6 +631,7 @@ async fn documents_contract(one: Arc<dyn Documents>, two: Arc<dyn Documents>) {
     documents_are_inserted_once_and_replaced_by_condition(&*one).await;
     documents_are_found_in_order_and_within_bounds(&*one).await;
     pages_give_each_document_once(&*one).await;
+    queries::queries_find_and_count_what_they_say(&*one).await;
     a_guard_of_two_tells_which_does_not_hold(&*one).await;
     a_guard_that_does_not_hold_writes_nothing(&*one).await;
     for durability in [Durability::BeforeNextMessage, Durability::WithNextSync] {

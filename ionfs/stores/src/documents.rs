@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 pub(crate) use self::query::indexes;
-pub use self::query::{Page, Pages, Query, known_queries};
+pub use self::query::{FieldRange, Page, Pages, Query, known_queries};
 use crate::collection::Collection;
 use crate::durability::Durability;
 use crate::error::StoreError;
@@ -58,6 +58,15 @@ pub enum Inserted {
     /// A document with this id existed before and is unchanged. This is that document. It may have
     /// been written with any [`Durability`]; [`Documents::sync`] makes it durable.
     Existing(Value),
+}
+
+/// How many documents have the same values in some fields.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TallyRow {
+    /// The values, in the order in which the fields were asked for; null where a field is missing.
+    pub values: Vec<Value>,
+    /// How many documents have them.
+    pub count: u64,
 }
 
 /// Stores JSON documents under ids. Nothing needs a transaction over several documents.
@@ -151,6 +160,19 @@ pub trait Documents: Send + Sync + fmt::Debug {
 
     /// Returns the documents that match the query.
     async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError>;
+
+    /// Returns how many documents match the query, but not more than its limit. Its order and page
+    /// have no influence.
+    async fn count(&self, query: Query) -> Result<usize, StoreError>;
+
+    /// Counts the documents that match the query, for each combination of values of the fields
+    /// `by`. Its limit, order and page have no influence. The cost grows with the number of
+    /// matching entries of an index that has these fields.
+    async fn tally(
+        &self,
+        query: Query,
+        by: &'static [&'static str],
+    ) -> Result<Vec<TallyRow>, StoreError>;
 
     /// Returns those of these ids for which a document exists.
     async fn present(

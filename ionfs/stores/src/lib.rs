@@ -36,7 +36,8 @@ pub use self::bus::{
 pub use self::collection::Collection;
 pub(crate) use self::documents::indexes;
 pub use self::documents::{
-    Documents, Equals, Guard, Inserted, Page, Pages, Query, decode, encode, known_queries,
+    Documents, Equals, FieldRange, Guard, Inserted, Page, Pages, Query, TallyRow, decode, encode,
+    known_queries,
 };
 pub use self::durability::Durability;
 pub use self::error::StoreError;

@@ -29,7 +29,8 @@ use serde_json::{Map, Value};
 
 use super::url::without_credentials;
 use super::{
-    Collection, Documents, Durability, Equals, Guard, Inserted, Page, Query, StoreError, indexes,
+    Collection, Documents, Durability, Equals, Guard, Inserted, Page, Query, StoreError, TallyRow,
+    indexes,
 };
 
 /// How long one call may take. A replica set elects a new primary in about ten seconds; after that
@@ -313,6 +314,12 @@ fn key_of(collection: Collection, document: &Value, equals: &[Equals]) -> Docume
 
 fn query_filter(query: &Query) -> Document {
     let mut filter = filter(None, &query.equals);
+    if let Some(range) = &query.range {
+        let field = if range.field == "id" { "_id" } else { range.field };
+        let mut bounds = doc! {"$gte": to_bson(range.from.clone())};
+        bounds.extend(range.below.clone().map(|below| ("$lt".to_owned(), to_bson(below))));
+        filter.insert(field, bounds);
+    }
     if let Some(Page::Behind(value, id)) = &query.page {
         let field = query.order_by.unwrap_or("_id");
         let (from, behind) = if query.descending { ("$lte", "$lt") } else { ("$gte", "$gt") };
@@ -461,7 +468,10 @@ impl Documents for Mongo {
     async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError> {
         let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
         let target = self.of(query.collection);
-        let found = target.find(query_filter(&query)).sort(query_order(&query)).limit(limit);
+        let mut found = target.find(query_filter(&query)).sort(query_order(&query)).limit(limit);
+        if let Some(fields) = query.fields {
+            found = found.projection(ascending(["id"].into_iter().chain(fields.iter().copied())));
+        }
         let mut cursor = self.within("finding documents", found).await?;
         let mut documents = Vec::new();
         // Each step of the cursor has its own deadline, so a long answer does not time out.
@@ -469,6 +479,40 @@ impl Documents for Mongo {
             documents.push(read(document));
         }
         Ok(documents)
+    }
+
+    async fn count(&self, query: Query) -> Result<usize, StoreError> {
+        let limit = u64::try_from(query.limit).unwrap_or(u64::MAX);
+        let target = self.of(query.collection);
+        let counted = target.count_documents(query_filter(&query)).limit(limit);
+        let count = self.within("counting documents", counted).await?;
+        Ok(usize::try_from(count).unwrap_or(usize::MAX))
+    }
+
+    async fn tally(
+        &self,
+        query: Query,
+        by: &'static [&'static str],
+    ) -> Result<Vec<TallyRow>, StoreError> {
+        const WHAT: &str = "counting documents by their fields";
+        let group: Document = by
+            .iter()
+            .enumerate()
+            .map(|(n, field)| (n.to_string(), Bson::from(format!("${field}"))))
+            .collect();
+        let stages = [
+            doc! {"$match": query_filter(&query)},
+            doc! {"$group": {"_id": group, "count": {"$sum": 1_i64}}},
+        ];
+        let target = self.of(query.collection);
+        let mut cursor = self.within(WHAT, target.aggregate(stages)).await?;
+        let mut rows = Vec::new();
+        while let Some(row) = self.within(WHAT, cursor.try_next()).await? {
+            let row = to_json(Bson::Document(row));
+            let values = (0..by.len()).map(|n| row["_id"][n.to_string()].clone()).collect();
+            rows.push(TallyRow { values, count: row["count"].as_u64().unwrap_or(0) });
+        }
+        Ok(rows)
     }
 
     async fn delete(

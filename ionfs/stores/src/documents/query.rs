@@ -17,9 +17,12 @@ pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static st
             &["unclaimed", "created"],
             &["type", "created"],
             &["context.documentType", "created"],
+            &["context.documentType", "depth", "created"],
         ],
         Collection::Jobs => &[
             &["correlationId", "created"],
+            &["created"],
+            &["module", "created"],
             &["eventId"],
             &["module", "state", "due"],
             &["state", "due"],
@@ -57,6 +60,27 @@ pub fn known_queries() -> Vec<Query> {
         equal(Collection::Jobs, &["module", "state"]).order_by("due"),
         equal(Collection::Jobs, &["state"]).order_by("due"),
         equal(Collection::Jobs, &["outbox"]),
+        equal(Collection::Events, &["context.documentType", "depth"])
+            .order_by("created")
+            .descending()
+            .page(behind()),
+        equal(Collection::Events, &["context.correlationId", "context.documentType"])
+            .order_by("created")
+            .descending()
+            .page(behind()),
+        Query::all(Collection::Jobs).order_by("created").descending().page(behind()),
+        equal(Collection::Jobs, &["module"]).order_by("created").descending().page(behind()),
+        equal(Collection::Jobs, &["module", "state"]).order_by("due").descending().page(behind()),
+        Query::all(Collection::Jobs)
+            .order_by("created")
+            .within(FieldRange::from("created", 1.into()).below(2.into())),
+        Query::all(Collection::Jobs).within(FieldRange::prefix("id", "3f2b")).limit(2),
+        Query::all(Collection::Events).within(FieldRange::prefix("id", "3f2b")).limit(2),
+        Query::all(Collection::Events)
+            .within(FieldRange::prefix("context.correlationId", "3f2b"))
+            .order_by("context.correlationId")
+            .only(&["context.correlationId"])
+            .limit(1),
     ]
 }
 
@@ -77,6 +101,55 @@ pub struct Query {
     /// Where the results begin; `None` means at the start. With a page, documents with equal values
     /// are sorted by their ids.
     pub page: Option<Page>,
+    /// The values that one field may have; `None` for any.
+    pub range: Option<FieldRange>,
+    /// The fields that the results have, besides their ids; `None` for whole documents. A document
+    /// may have hundreds of kilobytes, of which a list shows a line.
+    pub fields: Option<&'static [&'static str]>,
+}
+
+/// A range of values of one field.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FieldRange {
+    pub(crate) field: &'static str,
+    /// The smallest value in the range.
+    pub(crate) from: Value,
+    /// The smallest value above the range; `None` if there is no such value.
+    pub(crate) below: Option<Value>,
+}
+
+impl FieldRange {
+    /// Makes the range of values from this one on. A field has values of one type in all documents,
+    /// and a missing value is in no range.
+    pub fn from(field: &'static str, value: Value) -> Self {
+        Self { field, from: value, below: None }
+    }
+
+    /// Ends the range before this value.
+    #[must_use]
+    pub fn below(mut self, value: Value) -> Self {
+        self.below = Some(value);
+        self
+    }
+
+    /// Makes the range of texts that begin with `prefix`.
+    pub fn prefix(field: &'static str, prefix: &str) -> Self {
+        Self { field, from: prefix.into(), below: text_above(prefix).map(Value::from) }
+    }
+}
+
+/// Returns the smallest text that is larger than every text with this prefix; `None` if there is no
+/// such text.
+fn text_above(prefix: &str) -> Option<String> {
+    let mut chars: Vec<char> = prefix.chars().collect();
+    while let Some(last) = chars.pop() {
+        // Texts are compared by their bytes, which is the order of their characters.
+        if let Some(above) = (u32::from(last) + 1..=u32::from(char::MAX)).find_map(char::from_u32) {
+            chars.push(above);
+            return Some(chars.into_iter().collect());
+        }
+    }
+    None
 }
 
 /// The position in the sort order at which the results begin.
@@ -99,7 +172,28 @@ impl Query {
             descending: false,
             limit: Self::LIMIT,
             page: None,
+            range: None,
+            fields: None,
         }
+    }
+
+    /// Makes a query for all documents of a collection, limited to [`Query::LIMIT`].
+    pub fn all(collection: Collection) -> Self {
+        Self::equal(collection, vec![])
+    }
+
+    /// Finds only documents in which a field has a value of this range.
+    #[must_use]
+    pub fn within(mut self, range: FieldRange) -> Self {
+        self.range = Some(range);
+        self
+    }
+
+    /// Returns only these fields of the documents, and their ids.
+    #[must_use]
+    pub fn only(mut self, fields: &'static [&'static str]) -> Self {
+        self.fields = Some(fields);
+        self
     }
 
     /// The number of documents that are read at once at most. To read all of a larger number, use

@@ -4,13 +4,14 @@
 use std::collections::HashSet;
 
 use async_trait::async_trait;
-use rusqlite::types::Value as Sql;
+use rusqlite::types::{Value as Sql, ValueRef};
 use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Sqlite, WriteFailure, touch};
 use crate::{
-    Collection, Documents, Durability, Equals, Guard, Inserted, Page, Query, StoreError, indexes,
+    Collection, Documents, Durability, Equals, Guard, Inserted, Page, Query, StoreError, TallyRow,
+    indexes,
 };
 
 /// Returns the statements that make a collection's table and indexes.
@@ -178,17 +179,26 @@ fn parse(text: &str) -> rusqlite::Result<Value> {
     })
 }
 
-/// Returns the statement and the values of a query.
-pub(super) fn select(query: &Query) -> (String, Vec<Sql>) {
-    let mut values = Vec::new();
-    let mut sql = format!(
-        "SELECT document FROM {} WHERE 1{}",
-        query.collection.as_str(),
-        conditions(&query.equals, &mut values)
-    );
-    let (direction, behind) = if query.descending { ("DESC", '<') } else { ("ASC", '>') };
-    let field = query.order_by.map_or_else(|| "id".to_owned(), extract);
+/// Returns the expression of a field in a statement. Rows are found by the column `id`, which has an
+/// index of its own.
+fn expression(field: &str) -> String {
+    if field == "id" { field.to_owned() } else { extract(field) }
+}
+
+/// Returns the conditions of a query, and puts their values into `values`.
+fn filter(query: &Query, values: &mut Vec<Sql>) -> String {
+    let mut sql = conditions(&query.equals, values);
+    if let Some(range) = &query.range {
+        let field = expression(range.field);
+        for (comparison, bound) in [(">=", Some(&range.from)), ("<", range.below.as_ref())] {
+            let Some(bound) = bound else { continue };
+            values.push(sql_value(bound));
+            sql.push_str(&format!(" AND {field} {comparison} ?{}", values.len()));
+        }
+    }
     if let Some(Page::Behind(value, id)) = &query.page {
+        let field = query.order_by.map_or_else(|| "id".to_owned(), extract);
+        let behind = if query.descending { '<' } else { '>' };
         values.push(sql_value(value));
         let value = values.len();
         values.push(Sql::Text(id.clone()));
@@ -199,6 +209,20 @@ pub(super) fn select(query: &Query) -> (String, Vec<Sql>) {
             values.len()
         ));
     }
+    sql
+}
+
+/// Returns the statement and the values of a query.
+pub(super) fn select(query: &Query) -> (String, Vec<Sql>) {
+    let mut values = Vec::new();
+    let mut sql = format!(
+        "SELECT {} FROM {} WHERE 1{}",
+        result(query),
+        query.collection.as_str(),
+        filter(query, &mut values)
+    );
+    let direction = if query.descending { "DESC" } else { "ASC" };
+    let field = query.order_by.map_or_else(|| "id".to_owned(), extract);
     sql.push_str(&format!(" ORDER BY {field} {direction}"));
     if query.page.is_some() && query.order_by.is_some() {
         sql.push_str(&format!(", id {direction}"));
@@ -206,6 +230,63 @@ pub(super) fn select(query: &Query) -> (String, Vec<Sql>) {
     values.push(Sql::Integer(i64::try_from(query.limit).unwrap_or(i64::MAX)));
     sql.push_str(&format!(" LIMIT ?{}", values.len()));
     (sql, values)
+}
+
+/// Returns the expression of a query's results: whole documents, or an array of the wanted fields
+/// with the id in front.
+fn result(query: &Query) -> String {
+    let Some(fields) = query.fields else { return "document".into() };
+    let paths: Vec<String> =
+        ["id"].iter().chain(fields).map(|field| format!("'$.{field}'")).collect();
+    // With one path the result would be the value itself and not an array.
+    format!("json_extract(document, {}, '$.id')", paths.join(", "))
+}
+
+/// Makes a document of the results of [`result`].
+fn projected(fields: &[&str], values: Value) -> Value {
+    let Value::Array(values) = values else { return values };
+    let mut document = json!({});
+    for (field, value) in ["id"].iter().chain(fields).zip(values) {
+        if !value.is_null() {
+            let place = field.split('.').fold(&mut document, |at, part| &mut at[part]);
+            *place = value;
+        }
+    }
+    document
+}
+
+/// Returns the statement that counts what a query finds, up to its limit.
+pub(super) fn count(query: &Query) -> (String, Vec<Sql>) {
+    let mut values = Vec::new();
+    let found = format!(
+        "SELECT 1 FROM {} WHERE 1{}",
+        query.collection.as_str(),
+        filter(query, &mut values)
+    );
+    values.push(Sql::Integer(i64::try_from(query.limit).unwrap_or(i64::MAX)));
+    (format!("SELECT count(*) FROM ({found} LIMIT ?{})", values.len()), values)
+}
+
+/// Returns the statement that counts what a query finds by the values of fields.
+pub(super) fn tally(query: &Query, by: &[&str]) -> (String, Vec<Sql>) {
+    let mut values = Vec::new();
+    let fields: Vec<String> = by.iter().map(|field| extract(field)).collect();
+    let sql = format!(
+        "SELECT count(*), {0} FROM {1} WHERE 1{2} GROUP BY {0}",
+        fields.join(", "),
+        query.collection.as_str(),
+        filter(query, &mut values)
+    );
+    (sql, values)
+}
+
+fn json_of(value: ValueRef<'_>) -> Value {
+    match value {
+        ValueRef::Null | ValueRef::Blob(_) => Value::Null,
+        ValueRef::Integer(number) => number.into(),
+        ValueRef::Real(number) => number.into(),
+        ValueRef::Text(text) => String::from_utf8_lossy(text).into(),
+    }
 }
 
 #[async_trait]
@@ -305,8 +386,43 @@ impl Documents for Sqlite {
         self.read("finding documents", move |connection| {
             let (sql, values) = select(&query);
             let mut statement = connection.prepare_cached(&sql)?;
-            let rows = statement
-                .query_map(params_from_iter(values), |row| parse(row.get_ref(0)?.as_str()?))?;
+            let rows = statement.query_map(params_from_iter(values), |row| {
+                let found = parse(row.get_ref(0)?.as_str()?)?;
+                Ok(match query.fields {
+                    Some(fields) => projected(fields, found),
+                    None => found,
+                })
+            })?;
+            rows.collect()
+        })
+        .await
+    }
+
+    async fn count(&self, query: Query) -> Result<usize, StoreError> {
+        self.read("counting documents", move |connection| {
+            let (sql, values) = count(&query);
+            connection
+                .prepare_cached(&sql)?
+                .query_row(params_from_iter(values), |row| row.get::<_, i64>(0))
+                .map(|count| usize::try_from(count).unwrap_or(0))
+        })
+        .await
+    }
+
+    async fn tally(
+        &self,
+        query: Query,
+        by: &'static [&'static str],
+    ) -> Result<Vec<TallyRow>, StoreError> {
+        self.read("counting documents by their fields", move |connection| {
+            let (sql, values) = tally(&query, by);
+            let mut statement = connection.prepare_cached(&sql)?;
+            let rows = statement.query_map(params_from_iter(values), |row| {
+                let count: i64 = row.get(0)?;
+                let values = (1..=by.len()).map(|at| Ok(json_of(row.get_ref(at)?)));
+                let values = values.collect::<rusqlite::Result<_>>()?;
+                Ok(TallyRow { values, count: count.unsigned_abs() })
+            })?;
             rows.collect()
         })
         .await

@@ -1,0 +1,117 @@
+//! The contract of queries: ranges, prefixes, projections, counts and tallies, which every document
+//! store answers alike.
+
+use std::collections::BTreeMap;
+
+use ionfs::stores::{Collection, Documents, Durability, FieldRange, Page, Query};
+use serde_json::{Value, json};
+
+/// How many documents the contract looks at. More than two pages of every list.
+const MANY: usize = 700;
+
+fn ids(found: &[Value]) -> Vec<&str> {
+    found.iter().map(|document| document["id"].as_str().unwrap()).collect()
+}
+
+/// Inserts jobs whose times rise with their numbers, a few at the same time, and some of which have
+/// no module.
+async fn insert(documents: &dyn Documents) {
+    let job = |n: usize| {
+        let mut job = json!({
+            "id": format!("q{n:03}"), "state": if n % 5 == 0 { "dead" } else { "succeeded" },
+            "created": n / 3, "due": 9_000_000_000_000_000_i64,
+            "correlationId": format!("q-{}", n % 4), "long": "x".repeat(1000),
+            "attempts": [{"number": 1, "end": {"code": n}}],
+        });
+        if n % 7 != 0 {
+            job["module"] = json!(format!("queried-{}", n % 2));
+        }
+        (Collection::Jobs, job)
+    };
+    let all = (0..MANY).map(job).collect();
+    documents.insert_all(all, None, Durability::Now).await.unwrap();
+}
+
+/// Checks each kind of query on one store, and removes what it has inserted.
+pub(super) async fn queries_find_and_count_what_they_say(documents: &dyn Documents) {
+    insert(documents).await;
+    ranges_are_read_in_both_directions(documents).await;
+    texts_are_found_by_their_beginnings(documents).await;
+    only_the_wanted_fields_are_read(documents).await;
+    counts_stop_at_their_limit_and_tallies_are_complete(documents).await;
+    for n in 0..MANY {
+        documents.delete(Collection::Jobs, &format!("q{n:03}"), vec![]).await.unwrap();
+    }
+}
+
+async fn ranges_are_read_in_both_directions(documents: &dyn Documents) {
+    let of_one = || Query::equal(Collection::Jobs, vec![("correlationId", json!("q-1"))]);
+    let range = FieldRange::from("created", json!(10)).below(json!(20));
+    let within = || of_one().within(range.clone()).order_by("created");
+    let found = documents.find(within()).await.unwrap();
+    let expected: Vec<String> =
+        (30..60).filter(|n| n % 4 == 1).map(|n| format!("q{n:03}")).collect();
+    assert_eq!(ids(&found), expected);
+    let found = documents.find(within().descending().page(Page::First).limit(3)).await.unwrap();
+    assert_eq!(ids(&found), ["q057", "q053", "q049"]);
+    // The next page begins behind a document of this time, and with this id.
+    let behind = Page::Behind(json!(16), "q049".into());
+    let found = documents.find(within().descending().page(behind).limit(3)).await.unwrap();
+    assert_eq!(ids(&found), ["q045", "q041", "q037"]);
+    let open = of_one().within(FieldRange::from("created", json!(230))).order_by("created");
+    assert_eq!(ids(&documents.find(open).await.unwrap()), ["q693", "q697"]);
+}
+
+async fn texts_are_found_by_their_beginnings(documents: &dyn Documents) {
+    let begins = |field, prefix| {
+        Query::all(Collection::Jobs).within(FieldRange::prefix(field, prefix)).limit(20)
+    };
+    let found = documents.find(begins("id", "q12")).await.unwrap();
+    assert_eq!(ids(&found), (120..130).map(|n| format!("q{n}")).collect::<Vec<_>>());
+    assert_eq!(documents.find(begins("id", "q999")).await.unwrap(), [] as [Value; 0]);
+    let first = begins("correlationId", "q-").order_by("correlationId").limit(1);
+    let found = documents.find(first.clone().only(&["correlationId"])).await.unwrap();
+    assert_eq!(found[0]["correlationId"], "q-0");
+    let last = documents.find(first.descending().only(&["correlationId"])).await.unwrap();
+    assert_eq!(last[0]["correlationId"], "q-3");
+}
+
+async fn only_the_wanted_fields_are_read(documents: &dyn Documents) {
+    let seven = Query::all(Collection::Jobs).within(FieldRange::prefix("id", "q00")).limit(8);
+    let found = documents.find(seven.only(&["module", "attempts"])).await.unwrap();
+    let attempts = |n: usize| json!([{"number": 1, "end": {"code": n}}]);
+    assert_eq!(found[1], json!({"id": "q001", "module": "queried-1", "attempts": attempts(1)}));
+    // A document without a field has no such field.
+    assert_eq!(found[7], json!({"id": "q007", "attempts": attempts(7)}));
+    let nested = Query::all(Collection::Events).limit(1).only(&["context.correlationId"]);
+    let event = json!({"id": "q", "context": {"correlationId": "c", "name": "n"}, "data": [1]});
+    documents.insert(Collection::Events, event, None, Durability::Now).await.unwrap();
+    let found = documents.find(nested.within(FieldRange::prefix("id", "q"))).await.unwrap();
+    assert_eq!(found, [json!({"id": "q", "context": {"correlationId": "c"}})]);
+    documents.delete(Collection::Events, "q", vec![]).await.unwrap();
+}
+
+async fn counts_stop_at_their_limit_and_tallies_are_complete(documents: &dyn Documents) {
+    let of_one = || Query::equal(Collection::Jobs, vec![("correlationId", json!("q-1"))]);
+    assert_eq!(documents.count(of_one()).await.unwrap(), MANY / 4);
+    assert_eq!(documents.count(of_one().limit(100)).await.unwrap(), 100);
+    let early = FieldRange::from("created", json!(0)).below(json!(10));
+    assert_eq!(documents.count(of_one().within(early)).await.unwrap(), 8);
+    let range = FieldRange::prefix("correlationId", "q-");
+    let rows = documents
+        .tally(Query::all(Collection::Jobs).within(range), &["module", "state"])
+        .await
+        .unwrap();
+    let mut expected: BTreeMap<String, u64> = BTreeMap::new();
+    for n in 0..MANY {
+        let module = if n % 7 == 0 { Value::Null } else { json!(format!("queried-{}", n % 2)) };
+        let state = if n % 5 == 0 { "dead" } else { "succeeded" };
+        *expected.entry(json!([module, state]).to_string()).or_default() += 1;
+    }
+    let counted: BTreeMap<String, u64> =
+        rows.into_iter().map(|row| (Value::from(row.values).to_string(), row.count)).collect();
+    assert_eq!(counted, expected);
+    let none = Query::equal(Collection::Jobs, vec![("correlationId", json!("q-none"))]);
+    assert_eq!(documents.count(none.clone()).await.unwrap(), 0);
+    assert_eq!(documents.tally(none, &["state"]).await.unwrap(), []);
+}
