@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args as ClapArgs;
 use dispatcher::cancel::{CancelProgress, Cancellation};
+use dispatcher::find::{find_correlation, find_event};
 use dispatcher::ledger::Ledger;
 use humantime::format_duration;
 use ionfs::id::{CorrelationId, EventId};
@@ -12,7 +13,7 @@ use ionfs::stores::{Collection, Query};
 use serde_json::json;
 
 use crate::settings::{CommandSettings, any_time};
-use crate::{CommandFailure, CommandResult, CommandVerdict, output, trace};
+use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// The time between two looks at whether the running jobs have stopped.
 const LOOK: Duration = Duration::from_millis(200);
@@ -105,11 +106,11 @@ async fn find(ledger: &Ledger, id: &str) -> Result<CancelOrder, CommandFailure> 
     if !found.is_empty() {
         return Ok(CancelOrder::correlation(CorrelationId::new(id)));
     }
-    match trace::find_event(ledger, id).await {
+    match find_event(ledger, id).await {
         Ok(event) => Ok(CancelOrder::event(&event)),
-        Err(_) => Ok(CancelOrder::correlation(CorrelationId::new(
-            trace::find_correlation(ledger, id).await?,
-        ))),
+        Err(_) => {
+            Ok(CancelOrder::correlation(CorrelationId::new(find_correlation(ledger, id).await?)))
+        }
     }
 }
 

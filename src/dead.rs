@@ -1,6 +1,7 @@
 //! `ion dead`: jobs with no retries left, and messages that no job could be made from.
 
 use clap::{Args, Subcommand};
+use dispatcher::find::find_job;
 use dispatcher::ledger::{JobFilter, Ledger, LedgerError};
 use ionfs::errors::chain;
 use ionfs::id::{EventId, JobId};
@@ -161,7 +162,7 @@ async fn chosen(
     }
     let mut jobs = Vec::new();
     for id in ids {
-        let found = job::find(ledger, id).await?;
+        let found = find_job(ledger, id).await?;
         if found.state != JobState::Dead {
             return Err(CommandFailure(format!(
                 "job {} is not dead but {}",

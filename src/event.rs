@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use dispatcher::find::find_event;
 use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::starts_nothing;
 use ionfs::commit::{Refusal, create_event};
@@ -16,7 +17,7 @@ use ionfs::stores::{DataPlane, ID_BYTES_MAX};
 use crate::files::{StoredFiles, store_files};
 use crate::settings::{CommandSettings, any_time};
 use crate::wait::wait;
-use crate::{CommandFailure, CommandResult, CommandVerdict, output, trace};
+use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// Create events, and look at them
 #[derive(Debug, Subcommand)]
@@ -207,7 +208,7 @@ async fn remove_blobs(plane: &DataPlane, keys: &[String]) {
 
 async fn get(settings: &CommandSettings, args: GetArgs) -> CommandResult {
     let ledger = Ledger::new(settings.existing_plane().await?);
-    let event = trace::find_event(&ledger, &args.id).await?;
+    let event = find_event(&ledger, &args.id).await?;
     output::json(&event);
     Ok(CommandVerdict::Well)
 }

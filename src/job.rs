@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use dispatcher::find::find_job;
 use dispatcher::ledger::{JobFilter, Ledger};
 use dispatcher::logs::{LogRead, LogReader};
 use ionfs::clock;
-use ionfs::id::JobId;
 use ionfs::record::{JobRecord, JobState};
 
 use crate::settings::CommandSettings;
@@ -84,16 +84,16 @@ pub(crate) async fn run(settings: &CommandSettings, command: JobCommand) -> Comm
             }
             show(settings, &jobs);
         }
-        JobCommand::Get(args) => output::json(&find(&ledger, &args.id).await?),
+        JobCommand::Get(args) => output::json(&find_job(&ledger, &args.id).await?),
         JobCommand::Logs(args) => return logs(settings, &ledger, args).await,
         JobCommand::Cancel(args) => {
-            let job = ledger.cancel(&find(&ledger, &args.id).await?.id).await?;
+            let job = ledger.cancel(&find_job(&ledger, &args.id).await?.id).await?;
             let what =
                 if job.state == JobState::Cancelled { "is cancelled" } else { "is asked to stop" };
             output::say(&format!("job {} {what}", job.id));
         }
         JobCommand::Retry(args) => {
-            let job = ledger.retry(&find(&ledger, &args.id).await?.id).await?;
+            let job = ledger.retry(&find_job(&ledger, &args.id).await?.id).await?;
             output::say(&format!("job {} is queued again", job.id));
             say_who_ran_without(&ledger, &job).await?;
         }
@@ -113,28 +113,6 @@ pub(crate) async fn say_who_ran_without(
         ));
     }
     Ok(())
-}
-
-/// Returns the job with this id, or the only job whose id begins with it.
-///
-/// # Errors
-/// When there is no such job, or more than one.
-pub(crate) async fn find(ledger: &Ledger, id: &str) -> Result<JobRecord, CommandFailure> {
-    if let Ok(job) = ledger.get(&JobId::new(id)).await {
-        return Ok(job);
-    }
-    let all = ledger.list(&JobFilter::default(), usize::MAX >> 1).await?;
-    let mut found: Vec<JobRecord> =
-        all.into_iter().filter(|job| job.id.as_str().starts_with(id)).collect();
-    match (found.pop(), found.len()) {
-        (Some(job), 0) => Ok(job),
-        (Some(_), more) => {
-            Err(CommandFailure(format!("{} jobs begin with {id:?}; give more of the id", more + 1)))
-        }
-        (None, _) => {
-            Err(CommandFailure(format!("there is no job {id:?}; `ion job list` shows all jobs")))
-        }
-    }
 }
 
 /// Prints jobs as a table or as documents.
@@ -166,7 +144,7 @@ pub(crate) fn show(settings: &CommandSettings, jobs: &[JobRecord]) {
 }
 
 async fn logs(settings: &CommandSettings, ledger: &Ledger, args: LogArgs) -> CommandResult {
-    let mut job = find(ledger, &args.id).await?;
+    let mut job = find_job(ledger, &args.id).await?;
     while args.attempt.is_none() && job.attempt == 0 {
         if !args.follow || job.state.is_final() {
             output::say(&format!("job {} has not begun: it is {}", job.id, job.state.as_str()));

@@ -4,18 +4,17 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use clap::Args as ClapArgs;
 use dispatcher::dispatch::served_modules;
+use dispatcher::find::{find_correlation, latest_correlation};
 use dispatcher::ledger::{Ledger, RegisteredModules};
 use dispatcher::pipeline::Module;
 use dispatcher::progress::{CorrelationStatus, Trace, Verdict, obstacles};
 use ionfs::clock;
 use ionfs::event::{Event, KeyValue};
-use ionfs::id::{EventId, JobId};
+use ionfs::id::JobId;
 use ionfs::record::{InsightRecord, JobRecord};
-use ionfs::stores::{Collection, Query};
-use serde_json::json;
 
 use crate::settings::CommandSettings;
-use crate::{CommandFailure, CommandResult, CommandVerdict, output};
+use crate::{CommandResult, CommandVerdict, output};
 
 /// The tree shows at most this many values of a job's insights.
 const VALUES_MAX: usize = 100;
@@ -43,7 +42,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: TraceArgs) -> CommandR
     let ledger = Ledger::new(settings.existing_plane().await?);
     let correlation = match &args.id {
         Some(id) => find_correlation(&ledger, id).await?,
-        None => latest(&ledger).await?.context.correlation_id.to_string(),
+        None => latest_correlation(&ledger).await?,
     };
     let trace = Trace::read(&ledger, &correlation).await?;
     if settings.json {
@@ -84,72 +83,6 @@ pub(crate) fn outdated(status: &CorrelationStatus) -> Vec<String> {
         )
     };
     status.outdated().into_iter().map(line).collect()
-}
-
-/// Returns all events, the oldest first.
-async fn events(ledger: &Ledger) -> Result<Vec<Event>, CommandFailure> {
-    let query =
-        Query::equal(Collection::Events, vec![("context.documentType", json!("eventMeta"))])
-            .order_by("created");
-    Ok(ledger.plane().documents.find_as(query).await?)
-}
-
-async fn latest(ledger: &Ledger) -> Result<Event, CommandFailure> {
-    let first = events(ledger).await?.into_iter().rfind(|event| event.job_id.is_none());
-    first.ok_or_else(|| {
-        CommandFailure("there are no events yet; create one with `ion event create`".into())
-    })
-}
-
-/// Returns the event with this id, or the only event whose id begins with it.
-///
-/// # Errors
-/// When there is no such event, or more than one.
-pub(crate) async fn find_event(ledger: &Ledger, id: &str) -> Result<Event, CommandFailure> {
-    if let Some(event) = ledger.event(&EventId::new(id)).await? {
-        return Ok(event);
-    }
-    let mut found: Vec<Event> = events(ledger)
-        .await?
-        .into_iter()
-        .filter(|event| event.id.as_str().starts_with(id))
-        .collect();
-    match (found.pop(), found.len()) {
-        (Some(event), 0) => Ok(event),
-        (Some(_), more) => Err(CommandFailure(format!(
-            "{} events begin with {id:?}; give more of the id",
-            more + 1
-        ))),
-        (None, _) => Err(CommandFailure(format!("there is no event {id:?}"))),
-    }
-}
-
-pub(crate) async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String, CommandFailure> {
-    let mut found: Vec<String> = events(ledger)
-        .await?
-        .iter()
-        .map(|e| e.context.correlation_id.to_string())
-        .filter(|c| c.starts_with(id))
-        .collect();
-    found.sort_unstable();
-    found.dedup();
-    match (found.pop(), found.len()) {
-        (Some(one), 0) => Ok(one),
-        (Some(_), more) => Err(CommandFailure(format!(
-            "{} correlations begin with {id:?}; give more of the id",
-            more + 1
-        ))),
-        (None, _) => {
-            let event = find_event(ledger, id).await;
-            Ok(event
-                .map_err(|_| {
-                    CommandFailure(format!("there is no correlation and no event {id:?}"))
-                })?
-                .context
-                .correlation_id
-                .to_string())
-        }
-    }
 }
 
 /// Returns the lines of a correlation's tree, with a summary in the last one.

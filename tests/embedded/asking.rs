@@ -1,4 +1,5 @@
-//! Tests of terms: which events start a module with `where`, and what people see of the others.
+//! Tests of asking a plane: which events start a module with `where`, what people see of the others,
+//! and how events, jobs and correlations are found by their ids.
 
 use serde_json::Value;
 
@@ -120,5 +121,44 @@ fn a_change_of_the_terms_is_for_events_that_are_committed_after_it() {
         .collect();
     ran.sort_unstable();
     assert_eq!(ran, ["bus", "bus", "car"]);
+    assert_eq!(up.stop(), Some(0));
+}
+
+/// A beginning of an id stands for the only id that begins with it, of an event, a job or a
+/// correlation. Where several ids begin with it, two of them are named.
+#[test]
+fn the_beginning_of_an_id_is_enough_where_only_one_id_has_it() {
+    let home = Home::new();
+    let file = home.write("pipeline.yaml", "modules:\n  m: {on: [go], run: [\"true\"]}\n");
+    let up = home.up(&file);
+    let nothing = home.run(["trace"]).failed();
+    assert!(nothing.stderr.contains("there are no events yet"), "{nothing:#?}");
+    for id in ["abc-1", "abc-2", "xyz-1"] {
+        let of =
+            ["event", "create", "go", "--id", id, "--correlation", &format!("c-{id}"), "--wait"];
+        home.run(of).well();
+    }
+    assert!(home.run(["event", "get", "xyz"]).well().stdout.contains("xyz-1"));
+    let several = home.run(["event", "get", "abc"]).failed();
+    let says = "several events begin with \"abc\", such as abc-1 and abc-2; give more of the id";
+    assert!(several.stderr.contains(says), "{several:#?}");
+    let nothing = home.run(["event", "get", "abd"]).failed();
+    assert!(nothing.stderr.contains("there is no event \"abd\""), "{nothing:#?}");
+    assert!(home.run(["trace", "c-xy"]).well().stdout.contains("correlation c-xyz-1"));
+    assert!(home.run(["trace", "abc-1"]).well().stdout.contains("correlation c-abc-1"));
+    assert!(home.run(["trace"]).well().stdout.contains("correlation c-xyz-1"));
+    let several = home.run(["trace", "c-"]).failed();
+    let says = "several correlations begin with \"c-\", such as c-abc-1 and c-xyz-1";
+    assert!(several.stderr.contains(says), "{several:#?}");
+    let nothing = home.run(["trace", "none"]).failed();
+    assert!(
+        nothing.stderr.contains("there is no correlation and no event \"none\""),
+        "{nothing:#?}"
+    );
+    let job = home.jobs().remove(0);
+    let id = job["id"].as_str().unwrap();
+    assert!(home.run(["job", "get", &id[..13]]).well().stdout.contains(id));
+    let nothing = home.run(["job", "get", "none"]).failed();
+    assert!(nothing.stderr.contains("there is no job \"none\"; `ion job list`"), "{nothing:#?}");
     assert_eq!(up.stop(), Some(0));
 }

@@ -10,6 +10,7 @@
 //! Begin with [`job`], then [`ledger`].
 
 pub mod cancel;
+pub mod find;
 pub mod gather;
 pub mod job;
 pub mod ledger;

@@ -18,12 +18,12 @@ fn ids(found: &[Value]) -> Vec<&str> {
 async fn insert(documents: &dyn Documents) {
     let job = |n: usize| {
         let mut job = json!({
-            "id": format!("q{n:03}"), "state": if n % 5 == 0 { "dead" } else { "succeeded" },
+            "id": format!("q{n:03}"), "state": if n.is_multiple_of(5) { "dead" } else { "succeeded" },
             "created": n / 3, "due": 9_000_000_000_000_000_i64,
             "correlationId": format!("q-{}", n % 4), "long": "x".repeat(1000),
             "attempts": [{"number": 1, "end": {"code": n}}],
         });
-        if n % 7 != 0 {
+        if !n.is_multiple_of(7) {
             job["module"] = json!(format!("queried-{}", n % 2));
         }
         (Collection::Jobs, job)
@@ -104,8 +104,9 @@ async fn counts_stop_at_their_limit_and_tallies_are_complete(documents: &dyn Doc
         .unwrap();
     let mut expected: BTreeMap<String, u64> = BTreeMap::new();
     for n in 0..MANY {
-        let module = if n % 7 == 0 { Value::Null } else { json!(format!("queried-{}", n % 2)) };
-        let state = if n % 5 == 0 { "dead" } else { "succeeded" };
+        let module =
+            if n.is_multiple_of(7) { Value::Null } else { json!(format!("queried-{}", n % 2)) };
+        let state = if n.is_multiple_of(5) { "dead" } else { "succeeded" };
         *expected.entry(json!([module, state]).to_string()).or_default() += 1;
     }
     let counted: BTreeMap<String, u64> =

@@ -238,7 +238,7 @@ impl Query {
 /// returned or not.
 #[derive(Debug)]
 pub struct Pages {
-    query: Option<Query>,
+    query: Option<Box<Query>>,
 }
 
 impl Pages {
@@ -249,7 +249,13 @@ impl Pages {
     /// Reads all documents that match `query`, in the order of `field`.
     pub fn new(query: Query, field: &'static str) -> Self {
         let query = Query { limit: Self::SIZE, ..query.order_by(field).page(Page::First) };
-        Self { query: Some(query) }
+        Self { query: Some(query.into()) }
+    }
+
+    /// Reads all documents that match `query`, in the order of their ids.
+    pub fn by_id(query: Query) -> Self {
+        let query = Query { limit: Self::SIZE, order_by: None, ..query.page(Page::First) };
+        Self { query: Some(query.into()) }
     }
 
     /// Returns the next page, or `None` after the last one.
@@ -261,13 +267,13 @@ impl Pages {
         documents: &dyn Documents,
     ) -> Result<Option<Vec<Value>>, StoreError> {
         let Some(query) = &self.query else { return Ok(None) };
-        let found = documents.find(query.clone()).await?;
+        let found = documents.find((**query).clone()).await?;
         let last = found.last().filter(|_| found.len() == query.limit).and_then(|last| {
             let path = query.order_by.unwrap_or("id");
             let value = path.split('.').try_fold(last, |at, part| at.get(part)).cloned();
             Some(Page::Behind(value.unwrap_or_default(), last.get("id")?.as_str()?.to_owned()))
         });
-        self.query = last.map(|last| query.clone().page(last));
+        self.query = last.map(|last| (**query).clone().page(last).into());
         Ok((!found.is_empty()).then_some(found))
     }
 }

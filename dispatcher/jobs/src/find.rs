@@ -1,0 +1,159 @@
+//! Finds events, jobs and correlations by their ids or the beginnings of ids.
+//!
+//! Each search reads a range of an index, so its cost does not grow with the plane.
+
+use ion_model::event::{DocumentType, Event};
+use ion_model::id::{EventId, JobId};
+use ion_model::record::JobRecord;
+use ion_stores::{Collection, FieldRange, Pages, Query, StoreError, decode};
+use serde_json::{Value, json};
+
+use crate::ledger::{Ledger, LedgerError};
+
+/// The reasons why nothing, or no single thing, is found.
+#[derive(Debug, thiserror::Error)]
+pub enum FindError {
+    /// The document store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Nothing has this id, or an id that begins with it.
+    #[error("there is no {kind} {id:?}{hint}")]
+    Nothing {
+        /// What was looked for: event, job or correlation.
+        kind: &'static str,
+        /// The id, as it was given.
+        id: String,
+        /// What shows the ids that there are.
+        hint: &'static str,
+    },
+    /// Several ids begin with it.
+    #[error("several {kind}s begin with {id:?}, such as {one} and {other}; give more of the id")]
+    Several {
+        /// What was looked for: event, job or correlation.
+        kind: &'static str,
+        /// The id, as it was given.
+        id: String,
+        /// One of the ids.
+        one: String,
+        /// Another one.
+        other: String,
+    },
+    /// The plane has no event yet.
+    #[error("there are no events yet; create one with `ion event create`")]
+    NoEvents,
+}
+
+/// Returns the event with this id, or the only event whose id begins with it.
+///
+/// # Errors
+/// When there is no such event, or more than one.
+pub async fn find_event(ledger: &Ledger, id: &str) -> Result<Event, FindError> {
+    if let Some(event) = ledger.event(&EventId::new(id)).await? {
+        return Ok(event);
+    }
+    let is_event =
+        |document: &Value| document["context"]["documentType"] == json!(DocumentType::EventMeta);
+    let only = find_only(ledger, Collection::Events, "event", id, is_event).await?;
+    let gone = || FindError::Nothing { kind: "event", id: id.to_owned(), hint: "" };
+    ledger.event(&EventId::new(only)).await?.ok_or_else(gone)
+}
+
+/// Returns the job with this id, or the only job whose id begins with it.
+///
+/// # Errors
+/// When there is no such job, or more than one.
+pub async fn find_job(ledger: &Ledger, id: &str) -> Result<JobRecord, FindError> {
+    match ledger.get(&JobId::new(id)).await {
+        Ok(job) => return Ok(job),
+        Err(LedgerError::Store(error)) => return Err(error.into()),
+        Err(_) => {}
+    }
+    let only = find_only(ledger, Collection::Jobs, "job", id, |_| true).await?;
+    let job = ledger.plane().documents.get(Collection::Jobs, &only).await?;
+    let hint = "; `ion job list` shows all jobs";
+    let gone = || FindError::Nothing { kind: "job", id: id.to_owned(), hint };
+    Ok(decode(Collection::Jobs, job.ok_or_else(gone)?)?)
+}
+
+/// Returns the only id of this collection that begins with `beginning` and whose document `counts`,
+/// as its id and document type say.
+async fn find_only(
+    ledger: &Ledger,
+    collection: Collection,
+    kind: &'static str,
+    beginning: &str,
+    counts: impl Fn(&Value) -> bool,
+) -> Result<String, FindError> {
+    let query = Query::all(collection)
+        .within(FieldRange::prefix("id", beginning))
+        .only(&["context.documentType"]);
+    let mut pages = Pages::by_id(query);
+    let mut found: Option<String> = None;
+    while let Some(page) = pages.next(&*ledger.plane().documents).await? {
+        for document in page.iter().filter(|document| counts(document)) {
+            let id = document["id"].as_str().unwrap_or_default().to_owned();
+            if let Some(one) = found.replace(id.clone()) {
+                let id = beginning.to_owned();
+                return Err(FindError::Several { kind, id, one, other: found.unwrap_or_default() });
+            }
+        }
+    }
+    let hint = if kind == "job" { "; `ion job list` shows all jobs" } else { "" };
+    found.ok_or(FindError::Nothing { kind, id: beginning.to_owned(), hint })
+}
+
+/// Returns the correlation with this id, or the only correlation whose id begins with it, or the
+/// correlation of an event that is found by the id.
+///
+/// # Errors
+/// When there is no such correlation and no such event, or more than one.
+pub async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String, FindError> {
+    const FIELD: &str = "context.correlationId";
+    let within = Query::all(Collection::Events)
+        .within(FieldRange::prefix(FIELD, id))
+        .order_by(FIELD)
+        .only(&[FIELD])
+        .limit(1);
+    let documents = &ledger.plane().documents;
+    let correlation = |found: Vec<Value>| {
+        found
+            .first()
+            .and_then(|document| document["context"]["correlationId"].as_str().map(str::to_owned))
+    };
+    let first = correlation(documents.find(within.clone()).await?);
+    let last = correlation(documents.find(within.descending()).await?);
+    match (first, last) {
+        (Some(one), Some(other)) if one == other || one == id => Ok(one),
+        (Some(one), Some(other)) => {
+            Err(FindError::Several { kind: "correlation", id: id.to_owned(), one, other })
+        }
+        _ => match find_event(ledger, id).await {
+            Ok(event) => Ok(event.context.correlation_id.to_string()),
+            Err(FindError::Nothing { id, .. }) => {
+                Err(FindError::Nothing { kind: "correlation and no event", id, hint: "" })
+            }
+            Err(error) => Err(error),
+        },
+    }
+}
+
+/// Returns the correlation that began last.
+///
+/// # Errors
+/// When there is none, or the documents cannot be read.
+pub async fn latest_correlation(ledger: &Ledger) -> Result<String, FindError> {
+    // An event that an older Ion committed has no depth, as the first event of a correlation has
+    // none. Such an event may have been committed by a job.
+    let first =
+        vec![("context.documentType", json!(DocumentType::EventMeta)), ("depth", Value::Null)];
+    let query = Query::equal(Collection::Events, first).descending();
+    let query = query.only(&["context.correlationId", "jobId", "created"]);
+    let mut pages = Pages::new(query, "created");
+    while let Some(page) = pages.next(&*ledger.plane().documents).await? {
+        let first = page.iter().find(|event| event["jobId"].is_null());
+        if let Some(id) = first.and_then(|event| event["context"]["correlationId"].as_str()) {
+            return Ok(id.to_owned());
+        }
+    }
+    Err(FindError::NoEvents)
+}
