@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::MetricsArgs;
 use crate::service::until_asked_to_stop;
 use crate::settings::{CommandSettings, ticket_key};
-use crate::{CommandFailure, CommandResult, CommandVerdict, output};
+use crate::{CommandResult, CommandVerdict, output};
 
 /// Mount the trees of jobs for the pods of this Kubernetes node, until SIGTERM
 ///
@@ -49,7 +49,7 @@ fn socket(text: &str) -> Result<PathBuf, String> {
 }
 
 pub(crate) async fn run(settings: &CommandSettings, args: CsiArgs) -> CommandResult {
-    let key = ticket_key().map_err(CommandFailure)?;
+    let key = ticket_key()?;
     let endpoint = args.metrics.open().await?;
     let node = Node::new(settings.plane().await?, settings.node())?;
     endpoint.vitals.describe(|registry| node.describe(registry));

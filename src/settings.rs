@@ -18,7 +18,7 @@ use ionfs::node::NodeSettings;
 use ionfs::stores::open::{DATABASE, StoreUrls, open};
 use ionfs::stores::without_credentials;
 use ionfs::stores::{DataPlane, Documents};
-use ionfs::ticket::TicketKey;
+use ionfs::ticket::{TicketKey, TicketKeyError};
 
 use crate::{CommandFailure, output};
 
@@ -403,9 +403,8 @@ pub(crate) fn gateway_tokens() -> Option<String> {
 }
 
 /// Returns the key that signs the tokens of tickets. Not a flag, for the same reason.
-pub(crate) fn ticket_key() -> Result<TicketKey, String> {
-    let text = variable("ION_TICKET_KEY").unwrap_or_default();
-    TicketKey::new(&text).map_err(|reason| format!("ION_TICKET_KEY: {reason}"))
+pub(crate) fn ticket_key() -> Result<TicketKey, TicketKeyError> {
+    TicketKey::new(&variable("ION_TICKET_KEY").unwrap_or_default())
 }
 
 /// Returns whether OpenTelemetry's standard variables ask for spans.

@@ -126,6 +126,17 @@ pub enum TokenError {
     Elsewhere,
 }
 
+/// The text of a key is too short to be a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "ION_TICKET_KEY: the key of tickets has {bytes} bytes; at least {KEY_MIN} are needed: `openssl \
+     rand -hex 32` makes one"
+)]
+pub struct TicketKeyError {
+    /// The number of bytes that the text has.
+    pub bytes: usize,
+}
+
 /// Why a pod cannot claim a ticket.
 #[derive(Debug, thiserror::Error)]
 pub enum TicketError {
@@ -165,17 +176,14 @@ impl TicketKey {
     /// Makes a key of its text.
     ///
     /// # Errors
-    /// Returns in words that the text is too short to be a secret.
-    pub fn new(text: &str) -> Result<Self, String> {
+    /// [`TicketKeyError`] when the text is too short to be a secret.
+    pub fn new(text: &str) -> Result<Self, TicketKeyError> {
         let text = text.trim();
         if text.len() < KEY_MIN {
-            return Err(format!(
-                "the key of tickets has {} bytes; at least {KEY_MIN} are needed: `openssl rand \
-                 -hex 32` makes one",
-                text.len()
-            ));
+            return Err(TicketKeyError { bytes: text.len() });
         }
-        Hmac::new_from_slice(text.as_bytes()).map(Self).map_err(|error| error.to_string())
+        let key = Hmac::new_from_slice(text.as_bytes()).expect("HMAC takes keys of any length");
+        Ok(Self(key))
     }
 
     /// Returns the token of these claims: text without a space. Every user who may read the pod can
@@ -417,7 +425,7 @@ mod tests {
         {
             assert_eq!(key.verify(text, "media", 0), Err(TokenError::Malformed), "{text}");
         }
-        assert!(TicketKey::new("short").unwrap_err().contains("openssl rand"));
+        assert!(TicketKey::new("short").unwrap_err().to_string().contains("openssl rand"));
         assert_eq!(format!("{key:?}"), "TicketKey");
     }
 }

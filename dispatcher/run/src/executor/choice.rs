@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use ion_csi::ticket::TicketKey;
+use ion_csi::ticket::{TicketKey, TicketKeyError};
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::{ExecutorKind, Module};
 use ion_model::errors::chain;
@@ -20,7 +20,7 @@ use super::{AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
 #[derive(Clone, Debug)]
 pub struct ClusterSettings {
     /// The key that signs the pods' tokens, or the reason why there is none.
-    pub key: Result<TicketKey, String>,
+    pub key: Result<TicketKey, TicketKeyError>,
     /// The namespace where pods run; none: the one of the kubeconfig, or the dispatcher's own.
     pub namespace: Option<String>,
 }
@@ -77,7 +77,7 @@ impl Executors {
 
     #[cfg(feature = "kubernetes")]
     async fn connect(&self) -> Result<Arc<dyn Executor>, ClusterError> {
-        let key = self.settings.key.clone().map_err(KubernetesError::Key)?;
+        let key = self.settings.key.clone().map_err(KubernetesError::from)?;
         let namespace = self.settings.namespace.clone();
         Ok(Arc::new(Kubernetes::new(self.node.clone(), key, namespace, self.output.clone()).await?))
     }

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use ion_csi::ticket::{Ticket, TicketKey, TokenClaims, TreeEnd};
+use ion_csi::ticket::{Ticket, TicketKey, TicketKeyError, TokenClaims, TreeEnd};
 use ion_fs::job::TreeOutcome;
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::Module;
@@ -90,8 +90,8 @@ pub enum KubernetesError {
     #[error("no cluster is configured (KUBECONFIG, ~/.kube/config, or a pod's service account)")]
     Config(#[from] kube::config::InferConfigError),
     /// There is no key to sign its tokens.
-    #[error("{0}")]
-    Key(String),
+    #[error(transparent)]
+    Key(#[from] TicketKeyError),
     /// The client cannot be made.
     #[error("the cluster's client cannot be made")]
     Client(#[from] kube::Error),
