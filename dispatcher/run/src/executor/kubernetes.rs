@@ -226,10 +226,10 @@ impl Kubernetes {
         };
         let outcome = match outcome {
             Ok(outcome) => outcome,
-            Err(reason) => {
+            Err(loss) => {
                 return RunResult::Ended(AttemptOutcome {
                     end: AttemptEnd::Lost,
-                    ..AttemptOutcome::failed(reason)
+                    ..AttemptOutcome::failed(loss.to_string())
                 });
             }
         };
@@ -277,7 +277,8 @@ impl Kubernetes {
             namespace: self.namespace.clone(),
             expires,
         });
-        let job = spec::job(start, &token).map_err(AttemptOutcome::failed)?;
+        let job =
+            spec::job(start, &token).map_err(|error| AttemptOutcome::failed(chain(&error)))?;
         let begun = Instant::now();
         loop {
             let why = match in_time(self.jobs.create(&PostParams::default(), &job)).await {
@@ -416,7 +417,7 @@ impl Kubernetes {
     }
 
     /// Waits until the node has reported how the attempt's tree ended, and returns that outcome.
-    async fn outcome(&self, id: &str) -> Result<TreeOutcome, String> {
+    async fn outcome(&self, id: &str) -> Result<TreeOutcome, TreeLoss> {
         let begun = Instant::now();
         let mut wait = Duration::from_millis(100);
         loop {
@@ -425,18 +426,18 @@ impl Kubernetes {
                     return Ok(outcome);
                 }
                 Ok(Some(Ticket { ended: Some(TreeEnd::Lost(reason)), .. })) => {
-                    return Err(reason);
+                    return Err(TreeLoss::Reported(reason));
                 }
                 // The attempt never had a tree.
                 Ok(Some(Ticket { pod: None, .. })) => return Ok(TreeOutcome::default()),
-                Ok(None) => return Err("its ticket is gone".into()),
+                Ok(None) => return Err(TreeLoss::NoTicket),
                 Ok(Some(_)) => {}
                 Err(error) => {
                     tracing::warn!(id, error = chain(&error), "a ticket cannot be read yet")
                 }
             }
             if begun.elapsed() > TREE_WAIT {
-                return Err("its node did not report how its tree ended".into());
+                return Err(TreeLoss::Unreported);
             }
             sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(2));
@@ -534,6 +535,20 @@ enum JobMatch {
     No,
     /// It is being deleted, or was deleted just now.
     Going,
+}
+
+/// The reason why it is not known what an attempt's tree has committed.
+#[derive(Debug, thiserror::Error)]
+enum TreeLoss {
+    /// The node reported that the tree is lost. The text is the node's.
+    #[error("{0}")]
+    Reported(String),
+    /// The attempt's ticket was removed.
+    #[error("its ticket is gone")]
+    NoTicket,
+    /// The node sent no report in time.
+    #[error("its node did not report how its tree ended")]
+    Unreported,
 }
 
 /// The reason why a request to the API server failed.

@@ -40,6 +40,26 @@ const GRACE_SECONDS: i64 = 5;
 /// The most characters of a label's value.
 const LABEL_MAX: usize = 63;
 
+/// The reason why a module cannot run as a pod.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PodSpecError {
+    /// The module has no image.
+    #[error("executor: kubernetes needs an image")]
+    NoImage,
+    /// The module's image is on this machine only.
+    #[error("nodes cannot pull {0}: executor: kubernetes needs a registry's image")]
+    LocalImage(ImageReference),
+    /// The module needs the sidecar, which a pod cannot reach.
+    #[error("\"api: sidecar\" listens on this machine's loopback, which a pod does not see")]
+    Sidecar,
+    /// The module names its user by a name.
+    #[error("\"user\" {0:?}: executor: kubernetes needs numbers, as in 1000:1000")]
+    User(String),
+    /// The spec cannot be written.
+    #[error("its Job cannot be written as JSON")]
+    Json(#[source] serde_json::Error),
+}
+
 /// Returns the name of an attempt's Job: every dispatcher derives the same one.
 pub(super) fn name(job: &str, attempt: u32) -> String {
     format!("ion-{job}-{attempt}")
@@ -48,22 +68,17 @@ pub(super) fn name(job: &str, attempt: u32) -> String {
 /// Returns the Job of this attempt. Its fingerprint does not depend on the token.
 ///
 /// # Errors
-/// In words, if the module asks for something that a pod cannot have.
-pub(super) fn job(start: &AttemptStart, token: &str) -> Result<Job, String> {
+/// When the module asks for something that a pod cannot have.
+pub(super) fn job(start: &AttemptStart, token: &str) -> Result<Job, PodSpecError> {
     let module = &start.module;
     let Some(container) = &module.container else {
-        return Err("executor: kubernetes needs an image".into());
+        return Err(PodSpecError::NoImage);
     };
     let ImageReference::Registry(image) = &container.image else {
-        return Err(format!(
-            "nodes cannot pull {}: executor: kubernetes needs a registry's image",
-            container.image
-        ));
+        return Err(PodSpecError::LocalImage(container.image.clone()));
     };
     if module.api != ModuleApi::None {
-        return Err(
-            "\"api: sidecar\" listens on this machine's loopback, which a pod does not see".into(),
-        );
+        return Err(PodSpecError::Sidecar);
     }
     let mount_at = module.base_dir().display().to_string();
     let env = environment(&[], start, &module.base_dir(), None);
@@ -169,24 +184,20 @@ pub(super) fn token(job: &Job) -> Option<&str> {
 }
 
 /// Returns the hash of the spec without the token, which differs each time.
-fn fingerprint(spec: &JobSpec, token: &str) -> Result<String, String> {
-    let text = serde_json::to_string(spec).map_err(|error| error.to_string())?;
+fn fingerprint(spec: &JobSpec, token: &str) -> Result<String, PodSpecError> {
+    let text = serde_json::to_string(spec).map_err(PodSpecError::Json)?;
     Ok(hex(&Sha256::digest(text.replace(token, ""))))
 }
 
 /// Returns the user and group that it runs as. They must be numbers, because a cluster does not
 /// know an image's names of users before it has the image.
-fn numbers(user: Option<&str>) -> Result<(Option<i64>, Option<i64>), String> {
+fn numbers(user: Option<&str>) -> Result<(Option<i64>, Option<i64>), PodSpecError> {
     let Some(user) = user else { return Ok((None, None)) };
     let (uid, gid) = match user.split_once(':') {
         Some((uid, gid)) => (uid, Some(gid)),
         None => (user, None),
     };
-    let number = |text: &str| {
-        text.parse::<i64>().map_err(|_| {
-            format!("\"user\" {user:?}: executor: kubernetes needs numbers, as in 1000:1000")
-        })
-    };
+    let number = |text: &str| text.parse::<i64>().map_err(|_| PodSpecError::User(user.to_owned()));
     Ok((Some(number(uid)?), gid.map(number).transpose()?))
 }
 
@@ -266,8 +277,8 @@ mod tests {
 
     #[test]
     fn users_are_numbers() {
-        assert_eq!(numbers(Some("1000:5")), Ok((Some(1000), Some(5))));
-        assert_eq!(numbers(None), Ok((None, None)));
-        assert!(numbers(Some("www-data")).unwrap_err().contains("1000:1000"));
+        assert_eq!(numbers(Some("1000:5")).unwrap(), (Some(1000), Some(5)));
+        assert_eq!(numbers(None).unwrap(), (None, None));
+        assert!(numbers(Some("www-data")).unwrap_err().to_string().contains("1000:1000"));
     }
 }
