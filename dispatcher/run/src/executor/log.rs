@@ -19,8 +19,8 @@ use ion_model::id::JobId;
 use ion_model::record::{AttemptEnd, LogRecord};
 use ion_model::record::{StoredLog, logs_below};
 use ion_plane::node::live_log;
-use ion_plane::upload::{empty_file, store_open};
-use ion_stores::{Collection, DataPlane, encode};
+use ion_plane::upload::{UploadError, empty_file, store_open};
+use ion_stores::{Collection, DataPlane, StoreError, encode};
 use ion_system::home::private_folder;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -31,6 +31,26 @@ pub use self::live::{LiveOutput, OutputWatcher};
 /// deadlines come on top.
 const STORE_TRIES: u32 = 20;
 const STORE_WAIT: Duration = Duration::from_secs(1);
+
+/// The reason why an attempt's output is not stored.
+#[derive(Debug, thiserror::Error)]
+enum LogError {
+    /// The log on this machine cannot be read.
+    #[error("{} cannot be read", .path.display())]
+    Unreadable {
+        /// The log.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+    /// The log cannot be made a blob.
+    #[error(transparent)]
+    Upload(#[from] UploadError),
+    /// The document that names the log cannot be written.
+    #[error(transparent)]
+    Document(#[from] StoreError),
+}
 
 /// Returns the end of an attempt whose log could not be created.
 pub(super) fn without_log(error: &io::Error) -> AttemptOutcome {
@@ -101,12 +121,17 @@ impl JobLog {
         for _ in 1..STORE_TRIES {
             match self.try_to_store(plane, context, succeeded).await {
                 Ok(stored) => return Some(stored),
-                Err(error) => tracing::debug!(error, "a job's output is not stored yet"),
+                Err(error) => {
+                    tracing::debug!(error = chain(&error), "a job's output is not stored yet")
+                }
             }
             tokio::time::sleep(STORE_WAIT).await;
         }
         let last = self.try_to_store(plane, context, succeeded).await;
-        last.inspect_err(|error| tracing::error!(error, "a job's output could not be stored")).ok()
+        let failed = |error: &LogError| {
+            tracing::error!(error = chain(error), "a job's output could not be stored");
+        };
+        last.inspect_err(failed).ok()
     }
 
     async fn try_to_store(
@@ -114,7 +139,7 @@ impl JobLog {
         plane: &DataPlane,
         context: &Context,
         succeeded: bool,
-    ) -> Result<StoredLog, String> {
+    ) -> Result<StoredLog, LogError> {
         let key = format!(
             "{}/{}/{}-attempt-{}.log",
             logs_below(&context.correlation_id),
@@ -132,11 +157,11 @@ impl JobLog {
             succeeded,
             created: clock::now(),
         };
-        let put = plane.documents.put(Collection::Events, encode(&record), None).await;
-        put.map(|()| stored).map_err(|error| chain(&error))
+        plane.documents.put(Collection::Events, encode(&record), None).await?;
+        Ok(stored)
     }
 
-    async fn store_blob(&self, plane: &DataPlane, key: String) -> Result<StoredLog, String> {
+    async fn store_blob(&self, plane: &DataPlane, key: String) -> Result<StoredLog, LogError> {
         let name = "log".to_owned();
         let path = self.path.clone();
         let opened = tokio::task::spawn_blocking(move || {
@@ -147,13 +172,12 @@ impl JobLog {
             Ok::<_, io::Error>((length, whole))
         });
         let opened = opened.await.map_err(io::Error::other).flatten();
-        let (length, log) = opened.map_err(|error| format!("{}: {error}", self.path.display()))?;
+        let (length, log) =
+            opened.map_err(|source| LogError::Unreadable { path: self.path.clone(), source })?;
         // Most jobs of some modules write nothing, and no store has to keep an empty blob.
         let entry = match length {
             0 => empty_file(key, name),
-            _ => store_open(&*plane.blobs, key, name, log, &AtomicU64::new(0))
-                .await
-                .map_err(|error| chain(&error))?,
+            _ => store_open(&*plane.blobs, key, name, log, &AtomicU64::new(0)).await?,
         };
         Ok(StoredLog { left_out: length.saturating_sub(entry.size), entry })
     }
