@@ -78,6 +78,28 @@ impl From<Errno> for ArchiveRefusal {
     }
 }
 
+/// The reason why an entry would be misread. Its name is quoted already.
+#[derive(Debug, thiserror::Error)]
+enum EntryError {
+    #[error("the length of its entry {0} is no number that fits")]
+    Length(String),
+    #[error("the PAX records of its entry {0} are damaged")]
+    Records(String),
+    #[error("its entry {name} says {record}, which is no {what}")]
+    Record { name: String, record: String, what: &'static str },
+    #[error(
+        "its file {name} has holes that are kept in a form that is not read here ({record}); pack \
+         it with `tar --sparse --format=gnu`, or without `--sparse`"
+    )]
+    Holes { name: String, record: String },
+    #[error("the map of holes of its file {0} is damaged")]
+    Map(String),
+    #[error("its file {0} begins in another volume; pack it without `--multi-volume`")]
+    OtherVolume(String),
+    #[error("its entry {name} is of a kind that is not known here, {letter:?}")]
+    Kind { name: String, letter: char },
+}
+
 /// The kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EntryKind {
@@ -223,7 +245,8 @@ impl<R: Read> ArchiveEntries<R> {
                 }
             };
             let stored = stored_bytes(&entry);
-            let known = checked(&entry, stored, map).map_err(ArchiveRefusal::Because)?;
+            let known = checked(&entry, stored, map)
+                .map_err(|error| ArchiveRefusal::Because(error.to_string()))?;
             self.unread.start += used;
             self.content = stored;
             // A header whose length needs more than 64 bits was refused above.
@@ -331,38 +354,34 @@ fn stored_bytes(entry: &ParsedEntry<'_>) -> u64 {
 /// archive itself.
 ///
 /// # Errors
-/// In words, which part would be misread.
+/// Which part would be misread.
 fn checked(
     entry: &ParsedEntry<'_>,
     stored: u64,
     map: Option<(Vec<SparseEntry>, u64)>,
-) -> Result<Option<ArchiveEntry>, String> {
+) -> Result<Option<ArchiveEntry>, EntryError> {
     let path = PathBuf::from(OsString::from_vec(entry.path.to_vec()));
     let name = shown(&path);
     if !fits(&entry.header.as_bytes()[SIZE]) || stored > i64::MAX.cast_unsigned() {
-        return Err(format!("the length of its entry {name} is no number that fits"));
+        return Err(EntryError::Length(name));
     }
     let mut mtime = Timespec { tv_sec: entry.mtime.cast_signed(), tv_nsec: 0 };
     let mut attributes = vec![];
-    let records = records(entry.pax.unwrap_or_default())
-        .ok_or_else(|| format!("the PAX records of its entry {name} are damaged"))?;
+    let records =
+        records(entry.pax.unwrap_or_default()).ok_or_else(|| EntryError::Records(name.clone()))?;
     for (key, value) in records {
-        let words = || {
+        let record = || {
             format!("{}={}", String::from_utf8_lossy(key), quote(&*String::from_utf8_lossy(value)))
         };
+        let misread = |what| EntryError::Record { name: name.clone(), record: record(), what };
         if NUMBERS.contains(&key) && number(value).is_none() {
-            return Err(format!("its entry {name} says {}, which is no number", words()));
+            return Err(misread("number"));
         }
         if key == b"mtime" {
-            mtime = time(value)
-                .ok_or_else(|| format!("its entry {name} says {}, which is no time", words()))?;
+            mtime = time(value).ok_or_else(|| misread("time"))?;
         }
         if map.is_none() && (key.starts_with(SPARSE) || key == SPARSE_OF_STAR) {
-            return Err(format!(
-                "its file {name} has holes that are kept in a form that is not read here ({}); pack it with \
-                 `tar --sparse --format=gnu`, or without `--sparse`",
-                words()
-            ));
+            return Err(EntryError::Holes { name, record: record() });
         }
         if let Some(attribute) =
             key.strip_prefix(ATTRIBUTE).filter(|name| name.starts_with(OF_USERS))
@@ -382,15 +401,11 @@ fn checked(
         // The archive's own label.
         EntryType::Other(b'V') => return Ok(None),
         EntryType::Other(b'M') => {
-            return Err(format!(
-                "its file {name} begins in another volume; pack it without `--multi-volume`"
-            ));
+            return Err(EntryError::OtherVolume(name));
         }
         other => {
             let letter = char::from(other.to_byte());
-            return Err(format!(
-                "its entry {name} is of a kind that is not known here, {letter:?}"
-            ));
+            return Err(EntryError::Kind { name, letter });
         }
     };
     let (pieces, size) = match map {
@@ -398,7 +413,7 @@ fn checked(
         Some((map, size)) => {
             let well = are_pieces(&map, stored, size);
             if !well {
-                return Err(format!("the map of holes of its file {name} is damaged"));
+                return Err(EntryError::Map(name));
             }
             (map.iter().map(|piece| (piece.offset, piece.length)).collect(), size)
         }
