@@ -23,7 +23,7 @@ use tokio::sync::{SetOnce, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::pool::PoolLease;
+use super::pool::{LinkStartError, PoolLease};
 use super::record::{ChainTrace, Recording};
 use super::spool::{Spool, SpooledBlob, Storing};
 use super::{Input, Link, PIECES};
@@ -171,7 +171,7 @@ impl Flow<'_> {
         });
         let (begun, not_begun) = match begun {
             Ok(begun) => (begun, None),
-            Err(reason) => (None, Some(reason)),
+            Err(error) => (None, Some(chain(&error))),
         };
         let broken = unread.or(not_stored).or(not_begun);
         FlowOutcome { links, input, cut_off, stopped: stop.is_cancelled(), begun, broken }
@@ -230,7 +230,7 @@ impl Flow<'_> {
     async fn stage(
         &self,
         index: usize,
-        taken: Result<PipedStreams, SandboxError>,
+        taken: Result<PipedStreams, LinkStartError>,
         from: mpsc::Receiver<Bytes>,
         to: OutputReceiver,
         give_up: &CancellationToken,

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Link, LinkRuntime};
-use crate::container::ContainerRequest;
+use crate::container::{ContainerError, ContainerRequest};
 use crate::sandbox::{self, PipedStreams, Rights, SandboxCommand, SandboxError};
 
 /// How often the waiting processes are checked.
@@ -50,6 +50,20 @@ pub(super) struct Pools {
     keepers: TaskTracker,
     stopping: CancellationToken,
     metrics: Arc<ChainMetrics>,
+}
+
+/// The reason why a link's process cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkStartError {
+    /// The link names no valid image.
+    #[error(transparent)]
+    Image(#[from] ImageReferenceError),
+    /// The link's container cannot be made.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
+    /// The link's sandbox cannot be made.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
 }
 
 /// The pool of one link's processes.
@@ -204,7 +218,7 @@ pub(super) struct PoolLease {
 
 impl PoolLease {
     /// Takes or starts a process for each link.
-    pub(super) async fn take(&self) -> Vec<Result<PipedStreams, SandboxError>> {
+    pub(super) async fn take(&self) -> Vec<Result<PipedStreams, LinkStartError>> {
         join_all(self.pools.iter().map(async |pool| {
             let taken = pool.take();
             self.metrics.process(taken.is_some());
@@ -236,11 +250,9 @@ impl Pool {
     }
 
     /// Starts another process.
-    async fn start(&self) -> Result<PipedStreams, SandboxError> {
+    async fn start(&self) -> Result<PipedStreams, LinkStartError> {
         let mut command = self.command.clone();
-        if let Some(container) =
-            self.container.as_ref().map_err(|wrong| SandboxError::Failed(wrong.to_string()))?
-        {
+        if let Some(container) = self.container.as_ref().map_err(Clone::clone)? {
             // Without a command, the image's own command runs.
             let argv = if command.argv[0].is_empty() { vec![] } else { command.argv.clone() };
             let ask = ContainerRequest {
@@ -251,11 +263,9 @@ impl Pool {
                 processes: command.processes,
                 say: &|words| tracing::info!(link = %self.name, "{words}"),
             };
-            let made = self.places.containers.make(ask).await;
-            let made = made.map_err(|error| SandboxError::Failed(chain(&error)))?;
-            command.container = Some(Box::new(made));
+            command.container = Some(Box::new(self.places.containers.make(ask).await?));
         }
-        sandbox::spawn_piped(&self.places.server, command).await
+        Ok(sandbox::spawn_piped(&self.places.server, command).await?)
     }
 
     fn take(&self) -> Option<PipedStreams> {

@@ -68,6 +68,17 @@ pub(super) struct ChainTrace {
     documents: Vec<(Collection, Value)>,
 }
 
+/// The reason why a run is not recorded.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RecordError {
+    /// An event or its documents were refused.
+    #[error("it could not be recorded")]
+    Refused(#[source] Refusal),
+    /// The stores did not answer for this time.
+    #[error("it could not be recorded: the stores gave no answer for {} s", .0.as_secs())]
+    NoAnswer(Duration),
+}
+
 /// The ids of a link's job and of the event that it makes.
 #[derive(Debug)]
 pub(super) struct Step {
@@ -116,13 +127,13 @@ impl Recording {
     /// Records what all links but the last one did. These links have ended well.
     ///
     /// # Errors
-    /// In words, if it cannot be recorded.
+    /// Why it cannot be recorded.
     pub(super) async fn begin(
         &self,
         input: Option<&SpooledBlob>,
         cut_off: bool,
         links: &[LinkEnd],
-    ) -> Result<ChainTrace, String> {
+    ) -> Result<ChainTrace, RecordError> {
         self.within(async {
             let mut trace = self.trace(input, cut_off);
             self.extend(&mut trace, links, links.len()).await?;
@@ -139,19 +150,16 @@ impl Recording {
     pub(super) async fn keep(&self, outcome: &mut FlowOutcome) -> ChainEnd {
         match self.within(self.end(outcome)).await {
             Ok(end) => end,
-            Err(reason) => ChainEnd::Broken { reason },
+            Err(error) => ChainEnd::Broken { reason: chain(&error) },
         }
     }
 
-    async fn within<T>(&self, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, String> {
-        match tokio::time::timeout(self.deadline, work).await {
-            Ok(Ok(done)) => Ok(done),
-            Ok(Err(error)) => Err(format!("it could not be recorded: {}", chain(&error))),
-            Err(_) => {
-                let seconds = self.deadline.as_secs();
-                Err(format!("it could not be recorded: the stores gave no answer for {seconds} s"))
-            }
-        }
+    async fn within<T>(
+        &self,
+        work: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<T, RecordError> {
+        let done = tokio::time::timeout(self.deadline, work).await;
+        done.map_err(|_| RecordError::NoAnswer(self.deadline))?.map_err(RecordError::Refused)
     }
 
     async fn end(&self, outcome: &mut FlowOutcome) -> Result<ChainEnd, Refusal> {
