@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use clap::Args as ClapArgs;
 use dispatcher::gateway::{
-    Gateway, GatewayError, GatewaySettings, Portal, Tokens, Vitals, Webhooks, read_private,
+    Gateway, GatewayError, GatewaySettings, Portal, PrivateFileError, Tokens, Vitals, Webhooks,
+    read_private,
 };
 use dispatcher::pipeline::{ExecutorKind, Module, Network};
+use ionfs::errors::chain;
 use ionfs::node::Node;
 
 use crate::metrics::MetricsArgs;
@@ -70,7 +72,8 @@ impl GatewayFlags {
             None => Tokens::default(),
         };
         let said = gateway_tokens().map(|lines| Tokens::parse(&lines)).transpose();
-        let said = said.map_err(|error| CommandFailure(format!("ION_GATEWAY_TOKENS: {error}")))?;
+        let said =
+            said.map_err(|error| CommandFailure(format!("ION_GATEWAY_TOKENS: {}", chain(&error))))?;
         Ok(listed.and(said.unwrap_or_default()))
     }
 
@@ -84,9 +87,11 @@ impl GatewayFlags {
             ))
         })?;
         let secret = |file: &Path| match is_credential(file) {
-            true => std::fs::read(file)
-                .map_err(|error| format!("{} cannot be read: {error}", file.display())),
-            false => read_private(file).map_err(|error| CommandFailure::from(error).0),
+            true => std::fs::read(file).map_err(|source| PrivateFileError::Read {
+                path: file.display().to_string(),
+                source,
+            }),
+            false => read_private(file),
         };
         Ok(Webhooks::parse(list, &text, secret)?)
     }

@@ -108,13 +108,37 @@ pub enum TokensError {
     #[error(transparent)]
     File(#[from] PrivateFileError),
     /// The line is not a valid token entry.
-    #[error("line {line} of the tokens: {reason}")]
+    #[error("line {line} of the tokens")]
     Wrong {
         /// The line's number, from 1.
         line: usize,
         /// What is wrong, and what is allowed.
-        reason: String,
+        #[source]
+        problem: TokenProblem,
     },
+}
+
+/// What is wrong with one line of a list of tokens.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenProblem {
+    /// The line does not have three words.
+    #[error("NAME SCOPE,SCOPE TOKEN is needed")]
+    Form,
+    /// No scope has this name.
+    #[error("no scope is {0:?}; allowed: all, {all}", all = Scope::ALL.map(Scope::as_str).join(", "))]
+    NoScope(String),
+    /// The digest of the token has the wrong length, or is not hexadecimal.
+    #[error("\"sha256:\" needs 64 hexadecimal digits after it")]
+    Digest,
+    /// The token of this name can be guessed.
+    #[error(
+        "the token of {0:?} is short: it needs at least {TOKEN_MIN} characters; `openssl rand -hex \
+         16` prints a good one"
+    )]
+    Short(String),
+    /// An earlier line has a token of this name.
+    #[error("there is a token {0:?} already")]
+    Twice(String),
 }
 
 /// The authenticated sender of a request.
@@ -162,10 +186,10 @@ impl Tokens {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let wrong = |reason| TokensError::Wrong { line: n + 1, reason };
+            let wrong = |problem| TokensError::Wrong { line: n + 1, problem };
             let token = Token::parse(line).map_err(wrong)?;
             if tokens.iter().any(|other| other.name == token.name) {
-                return Err(wrong(format!("there is a token {:?} already", token.name)));
+                return Err(wrong(TokenProblem::Twice(token.name)));
             }
             tokens.push(token);
         }
@@ -245,28 +269,23 @@ impl Tokens {
 }
 
 impl Token {
-    fn parse(line: &str) -> Result<Self, String> {
+    fn parse(line: &str) -> Result<Self, TokenProblem> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [name, scopes, secret] = words[..] else {
-            return Err("NAME SCOPE,SCOPE TOKEN is needed".into());
+            return Err(TokenProblem::Form);
         };
         let scopes = if scopes == "all" {
             Scope::ALL.to_vec()
         } else {
             let known = |word: &str| Scope::ALL.into_iter().find(|scope| scope.as_str() == word);
-            let all = Scope::ALL.map(Scope::as_str).join(", ");
-            let scope = |word| {
-                known(word).ok_or_else(|| format!("no scope is {word:?}; allowed: all, {all}"))
-            };
+            let scope =
+                |word: &str| known(word).ok_or_else(|| TokenProblem::NoScope(word.to_owned()));
             scopes.split(',').map(scope).collect::<Result<_, _>>()?
         };
         let digest = match secret.strip_prefix("sha256:") {
-            Some(hex) => unhex(hex).ok_or("\"sha256:\" needs 64 hexadecimal digits after it")?,
+            Some(hex) => unhex(hex).ok_or(TokenProblem::Digest)?,
             None if secret.len() < TOKEN_MIN => {
-                return Err(format!(
-                    "the token of {name:?} is short: it needs at least {TOKEN_MIN} characters; \
-                     `openssl rand -hex 16` prints a good one"
-                ));
+                return Err(TokenProblem::Short(name.to_owned()));
             }
             None => digest(secret.as_bytes()),
         };
@@ -394,6 +413,7 @@ fn host_of<B>(request: &Request<B>) -> Result<&str, Problem> {
 #[cfg(test)]
 mod tests {
     use axum::http::Method;
+    use ion_model::errors::chain;
 
     use super::*;
 
@@ -449,7 +469,7 @@ mod tests {
             ("ci all sha256:0123456789abcdef", "64 hexadecimal"),
             ("a all 0123456789abcdef\na all 0123456789abcdef", "already"),
         ] {
-            let said = Tokens::parse(line).unwrap_err().to_string();
+            let said = chain(&Tokens::parse(line).unwrap_err());
             assert!(said.contains(why) && !said.contains("0123456789abcdef"), "{said}");
         }
     }

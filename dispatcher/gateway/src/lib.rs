@@ -70,7 +70,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::auth::AllowedHosts;
-pub use self::auth::{PrivateFileError, Scope, Tokens, TokensError, read_private};
+pub use self::auth::{PrivateFileError, Scope, TokenProblem, Tokens, TokensError, read_private};
 use self::body::{BodyMemory, IncomingBody};
 use self::looks::CorrelationLooks;
 pub use self::portal::Portal;
@@ -78,7 +78,7 @@ use self::problem::{Problem, ProblemKind};
 use self::route::Route;
 use self::server::{ConnectionLimits, serve};
 pub use self::vitals::{MetricsServer, Vitals};
-pub use self::webhook::{Webhooks, WebhooksError};
+pub use self::webhook::{WebhookProblem, Webhooks, WebhooksError};
 
 /// Bytes of memory for request bodies that are held whole, and for decoders. When they are used up,
 /// the gateway answers `busy`, and the client tries again later.

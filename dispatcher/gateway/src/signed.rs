@@ -161,19 +161,24 @@ impl SignatureClaim {
 #[derive(Clone, Debug)]
 pub(super) struct WebhookSecrets(Vec<Hmac<Sha256>>);
 
+/// A secret can be guessed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a secret is short: it needs at least {SECRET_MIN} characters; `openssl rand -hex 32` prints a \
+     good one"
+)]
+pub struct ShortSecret;
+
 impl WebhookSecrets {
     /// Builds the secrets from texts; surrounding white space, such as the end of a line, is
     /// ignored.
-    pub(super) fn new<'t>(texts: impl IntoIterator<Item = &'t [u8]>) -> Result<Self, String> {
+    pub(super) fn new<'t>(texts: impl IntoIterator<Item = &'t [u8]>) -> Result<Self, ShortSecret> {
         let secret = |text: &[u8]| {
             let text = text.trim_ascii();
             if text.len() < SECRET_MIN {
-                return Err(format!(
-                    "a secret is short: it needs at least {SECRET_MIN} characters; `openssl rand \
-                     -hex 32` prints a good one"
-                ));
+                return Err(ShortSecret);
             }
-            Hmac::new_from_slice(text).map_err(|error| error.to_string())
+            Ok(Hmac::new_from_slice(text).expect("HMAC takes keys of any length"))
         };
         texts.into_iter().map(secret).collect::<Result<_, _>>().map(Self)
     }

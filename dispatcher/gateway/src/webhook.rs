@@ -22,13 +22,13 @@ use ion_model::event::{KeyValue, is_event_type};
 use ion_model::text::quote;
 use serde_json::json;
 
-use super::auth::Principal;
+use super::auth::{Principal, PrivateFileError};
 use super::body::IncomingBody;
 use super::draft::{self, EventDraft, EventIdentity};
 use super::encoding::is_encoded;
 use super::problem::{Problem, ProblemKind};
 use super::route::{Access, PathParams, Route};
-use super::signed::{SignatureScheme, WebhookSecrets};
+use super::signed::{ShortSecret, SignatureScheme, WebhookSecrets};
 use super::{SharedState, json_answer, openapi};
 
 /// The maximum bytes of a body: as many as GitHub sends at most.
@@ -55,12 +55,42 @@ struct Webhook {
 
 /// The reason a list of webhooks cannot be used. It contains no secret.
 #[derive(Debug, thiserror::Error)]
-#[error("line {line} of {path}: {reason}")]
+#[error("line {line} of {path}")]
 pub struct WebhooksError {
     path: String,
     /// The line's number, from 1.
     line: usize,
-    reason: String,
+    #[source]
+    problem: WebhookProblem,
+}
+
+/// What is wrong with one line of a list of webhooks.
+#[derive(Debug, thiserror::Error)]
+pub enum WebhookProblem {
+    /// The line has too few words.
+    #[error("NAME SCHEME TYPE SECRET-FILE... is needed")]
+    Form,
+    /// A webhook cannot have this name.
+    #[error("{0:?} cannot be the name of a webhook; letters, digits, '.', '_' and '-' are allowed")]
+    Name(String),
+    /// An event type cannot have this name.
+    #[error("{0:?} cannot be an event type")]
+    EventType(String),
+    /// No scheme of signatures has this name.
+    #[error("no scheme is {0:?}; allowed: github, stripe")]
+    Scheme(String),
+    /// The line names no secret.
+    #[error("the file of a secret is needed after the event type")]
+    NoSecret,
+    /// The file of a secret cannot be read, or other users may read it.
+    #[error(transparent)]
+    File(#[from] PrivateFileError),
+    /// A secret can be guessed.
+    #[error(transparent)]
+    Short(#[from] ShortSecret),
+    /// An earlier line has a webhook of this name.
+    #[error("there is a webhook {0:?} already")]
+    Twice(String),
 }
 
 impl Webhooks {
@@ -73,7 +103,7 @@ impl Webhooks {
     pub fn parse(
         path: &Path,
         text: &str,
-        read: impl Fn(&Path) -> Result<Vec<u8>, String>,
+        read: impl Fn(&Path) -> Result<Vec<u8>, PrivateFileError>,
     ) -> Result<Self, WebhooksError> {
         let folder = path.parent().unwrap_or(Path::new(""));
         let mut webhooks: Vec<Webhook> = Vec::new();
@@ -83,10 +113,10 @@ impl Webhooks {
                 continue;
             }
             let wrong =
-                |reason| WebhooksError { path: path.display().to_string(), line: n + 1, reason };
+                |problem| WebhooksError { path: path.display().to_string(), line: n + 1, problem };
             let webhook = Webhook::parse(line, |file| read(&folder.join(file))).map_err(wrong)?;
             if webhooks.iter().any(|other| other.name == webhook.name) {
-                return Err(wrong(format!("there is a webhook {:?} already", webhook.name)));
+                return Err(wrong(WebhookProblem::Twice(webhook.name)));
             }
             webhooks.push(webhook);
         }
@@ -97,25 +127,22 @@ impl Webhooks {
 impl Webhook {
     fn parse(
         line: &str,
-        read: impl Fn(PathBuf) -> Result<Vec<u8>, String>,
-    ) -> Result<Self, String> {
+        read: impl Fn(PathBuf) -> Result<Vec<u8>, PrivateFileError>,
+    ) -> Result<Self, WebhookProblem> {
         let mut words = line.split_whitespace();
-        let mut word = || words.next().ok_or("NAME SCHEME TYPE SECRET-FILE... is needed");
+        let mut word = || words.next().ok_or(WebhookProblem::Form);
         let (name, scheme, event_type) = (word()?, word()?, word()?);
         if !is_event_type(name) {
-            return Err(format!(
-                "{name:?} cannot be the name of a webhook; letters, digits, '.', '_' and '-' are \
-                 allowed"
-            ));
+            return Err(WebhookProblem::Name(name.to_owned()));
         }
         if !is_event_type(event_type) {
-            return Err(format!("{event_type:?} cannot be an event type"));
+            return Err(WebhookProblem::EventType(event_type.to_owned()));
         }
-        let scheme = SignatureScheme::of(scheme)
-            .ok_or_else(|| format!("no scheme is {scheme:?}; allowed: github, stripe"))?;
+        let scheme =
+            SignatureScheme::of(scheme).ok_or_else(|| WebhookProblem::Scheme(scheme.to_owned()))?;
         let texts = words.map(|file| read(file.into())).collect::<Result<Vec<_>, _>>()?;
         if texts.is_empty() {
-            return Err("the file of a secret is needed after the event type".into());
+            return Err(WebhookProblem::NoSecret);
         }
         let secrets = WebhookSecrets::new(texts.iter().map(Vec::as_slice))?;
         Ok(Self { name: name.to_owned(), scheme, event_type: event_type.to_owned(), secrets })
@@ -235,6 +262,8 @@ fn document(headers: &HeaderMap, body: &[u8]) -> Result<Vec<u8>, Problem> {
 
 #[cfg(test)]
 mod tests {
+    use ion_model::errors::chain;
+
     use super::*;
 
     #[test]
@@ -243,7 +272,10 @@ mod tests {
             let read = |file: &Path| match file.to_str().unwrap() {
                 "etc/good" => Ok(b"0123456789abcdef\n".to_vec()),
                 "etc/short" => Ok(b"hush".to_vec()),
-                other => Err(format!("{other} is not there")),
+                other => Err(PrivateFileError::Read {
+                    path: other.to_owned(),
+                    source: std::io::ErrorKind::NotFound.into(),
+                }),
             };
             Webhooks::parse(Path::new("etc/webhooks"), text, read)
         };
@@ -261,10 +293,10 @@ mod tests {
             ("a/b github code.pushed good", "cannot be the name"),
             ("pushes github ../x good", "event type"),
             ("\npushes github x short", "line 2 of etc/webhooks: a secret is short"),
-            ("pushes github x missing", "etc/missing is not there"),
+            ("pushes github x missing", "etc/missing cannot be read: entity not found"),
             ("a github x good\na stripe y good", "already"),
         ] {
-            let said = parse(text).unwrap_err().to_string();
+            let said = chain(&parse(text).unwrap_err());
             assert!(
                 said.contains(why) && !said.contains("hush") && !said.contains("0123"),
                 "{said}"
