@@ -152,8 +152,8 @@ pub(super) async fn commit(
     };
     let event = first.document(&gate.node.plane, uploads.prefix()).await?;
     match (try_commit(gate, &event, &mut uploads).await?, same) {
-        (Ok(()), EventIdentity::None) => Ok(event),
-        (Ok(()), _) => {
+        (CommitAnswer::Committed, EventIdentity::None) => Ok(event),
+        (CommitAnswer::Committed, _) => {
             // If the event already existed with blobs of its own, these uploads are not needed.
             if let Ok(Some(stored)) = gate.in_time(gate.ledger.visible_event(&event.id)).await
                 && !names_the_same(&stored, &event)
@@ -162,7 +162,7 @@ pub(super) async fn commit(
             }
             Ok(event)
         }
-        (Err(Refusal::Differs(id)), same) => {
+        (CommitAnswer::Refused(Refusal::Differs(id)), same) => {
             uploads.are_not_named();
             Err(match same {
                 EventIdentity::Key(key) | EventIdentity::KeyAt(key, _) => Problem::new(
@@ -182,17 +182,22 @@ pub(super) async fn commit(
             }
             .with("eventId", id.to_string()))
         }
-        (Err(refusal), _) => Err(refusal.into()),
+        (CommitAnswer::Refused(refusal), _) => Err(refusal.into()),
     }
 }
 
-/// Commits an event whose files are `uploads`, and publishes it. The inner result is the refusal of
-/// the commit protocol.
-pub(super) async fn try_commit(
+/// The answer of the commit protocol to an event.
+enum CommitAnswer {
+    Committed,
+    Refused(Refusal),
+}
+
+/// Commits an event whose files are `uploads`, and publishes it.
+async fn try_commit(
     gate: &SharedState,
     event: &Event,
     uploads: &mut Uploads,
-) -> Result<Result<(), Refusal>, Problem> {
+) -> Result<CommitAnswer, Problem> {
     failpoint::reach("gateway.stored");
     uploads.are_named();
     // The commit runs in its own task: a client that disconnects must not stop it between insert
@@ -202,22 +207,23 @@ pub(super) async fn try_commit(
         async move { create_event(&plane, event).await }
     });
     let deadline = gate.node.settings.commit_deadline;
-    match tokio::time::timeout(deadline, committing).await {
-        Ok(Ok(committed)) => Ok(committed),
-        Ok(Err(_)) => Err(Problem::new(
-            ProblemKind::Internal,
-            "the commit broke off, so it is not known whether the event is committed; send it \
-             again with the same Idempotency-Key",
-        )),
-        Err(_) => {
-            let detail = format!(
-                "the stores did not answer within {} s, so it is not known whether the event is committed; send it again, best with \
-                 the same Idempotency-Key",
-                deadline.as_secs()
-            );
-            Err(Problem::new(ProblemKind::StoresAway, detail))
-        }
-    }
+    let Ok(ended) = tokio::time::timeout(deadline, committing).await else {
+        let detail = format!(
+            "the stores did not answer within {} s, so it is not known whether the event is \
+             committed; send it again, best with the same Idempotency-Key",
+            deadline.as_secs()
+        );
+        return Err(Problem::new(ProblemKind::StoresAway, detail));
+    };
+    let Ok(committed) = ended else {
+        let detail = "the commit broke off, so it is not known whether the event is committed; \
+                      send it again with the same Idempotency-Key";
+        return Err(Problem::new(ProblemKind::Internal, detail));
+    };
+    Ok(match committed {
+        Ok(()) => CommitAnswer::Committed,
+        Err(refusal) => CommitAnswer::Refused(refusal),
+    })
 }
 
 /// Commits and publishes an event whose id is new, so that any refusal is a problem.
@@ -226,7 +232,10 @@ pub(super) async fn publish(
     event: &Event,
     uploads: &mut Uploads,
 ) -> Result<(), Problem> {
-    Ok(try_commit(gate, event, uploads).await??)
+    match try_commit(gate, event, uploads).await? {
+        CommitAnswer::Committed => Ok(()),
+        CommitAnswer::Refused(refusal) => Err(refusal.into()),
+    }
 }
 
 /// Returns an empty set of uploads for one request.
