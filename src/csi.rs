@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::MetricsArgs;
 use crate::service::until_asked_to_stop;
-use crate::settings::{CommandSettings, ticket_key};
+use crate::settings::{ArgumentError, CommandSettings, ticket_key};
 use crate::{CommandResult, CommandVerdict, output};
 
 /// Mount the trees of jobs for the pods of this Kubernetes node, until SIGTERM
@@ -39,13 +39,9 @@ pub(crate) struct CsiArgs {
     metrics: MetricsArgs,
 }
 
-fn socket(text: &str) -> Result<PathBuf, String> {
+fn socket(text: &str) -> Result<PathBuf, ArgumentError> {
     let path = PathBuf::from(text.strip_prefix("unix://").unwrap_or(text));
-    if path.is_absolute() || text.is_empty() {
-        Ok(path)
-    } else {
-        Err("an absolute path is needed".into())
-    }
+    if path.is_absolute() || text.is_empty() { Ok(path) } else { Err(ArgumentError::Path) }
 }
 
 pub(crate) async fn run(settings: &CommandSettings, args: CsiArgs) -> CommandResult {

@@ -15,7 +15,7 @@ use ionfs::id::{CorrelationId, EventId};
 use ionfs::stores::{DataPlane, ID_BYTES_MAX};
 
 use crate::files::{StoredFiles, store_files};
-use crate::settings::{CommandSettings, any_time};
+use crate::settings::{ArgumentError, CommandSettings, any_time};
 use crate::wait::wait;
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
@@ -82,20 +82,20 @@ pub(crate) struct PeekArgs {
 }
 
 /// Parses `KEY=VALUE`.
-pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
+pub(crate) fn pair(text: &str) -> Result<(String, String), ArgumentError> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err("it must be KEY=VALUE".into()),
+        _ => Err(ArgumentError::Pair),
     }
 }
 
 /// Checks an id that the user has chosen. Every store, message and log can hold it, and it has
 /// nothing that a terminal would obey.
-fn id(text: &str) -> Result<String, String> {
+fn id(text: &str) -> Result<String, ArgumentError> {
     let fits = (1..=ID_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control);
     match fits {
         true => Ok(text.to_owned()),
-        false => Err(format!("an id has 1 to {ID_BYTES_MAX} bytes and no control characters")),
+        false => Err(ArgumentError::Id),
     }
 }
 
@@ -269,7 +269,7 @@ mod tests {
     fn an_id_is_neither_empty_nor_long() {
         assert!(id("n").is_ok() && id(&"n".repeat(255)).is_ok());
         for wrong in ["", "a\nb", &"n".repeat(256)] {
-            assert!(id(wrong).unwrap_err().contains("1 to 255 bytes"), "{wrong:?}");
+            assert!(id(wrong).unwrap_err().to_string().contains("1 to 255 bytes"), "{wrong:?}");
         }
     }
 }

@@ -9,7 +9,7 @@ use dispatcher::logs::{LogRead, LogReader};
 use ionfs::clock;
 use ionfs::record::{JobRecord, JobState};
 
-use crate::settings::CommandSettings;
+use crate::settings::{ArgumentError, CommandSettings};
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// The time between two looks at a log that is followed.
@@ -65,10 +65,8 @@ pub(crate) struct LogArgs {
     follow: bool,
 }
 
-fn state(text: &str) -> Result<JobState, String> {
-    serde_json::from_value(text.into()).map_err(|_| {
-        "allowed: waiting, queued, starting, running, succeeded, dead, cancelled".to_owned()
-    })
+fn state(text: &str) -> Result<JobState, ArgumentError> {
+    serde_json::from_value(text.into()).map_err(|_| ArgumentError::JobState)
 }
 
 pub(crate) async fn run(settings: &CommandSettings, command: JobCommand) -> CommandResult {

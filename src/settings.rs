@@ -17,7 +17,7 @@ use ionfs::limits::{LimitOverrides, Limits};
 use ionfs::node::NodeSettings;
 use ionfs::stores::open::{DATABASE, StoreUrls, open};
 use ionfs::stores::without_credentials;
-use ionfs::stores::{DataPlane, Documents};
+use ionfs::stores::{DataPlane, Documents, ID_BYTES_MAX};
 use ionfs::ticket::{TicketKey, TicketKeyError};
 
 use crate::{CommandFailure, output};
@@ -433,6 +433,19 @@ pub(crate) fn registry_environment() -> Vec<(String, String)> {
 
 fn of_this_process(names: &[&str]) -> Vec<(String, String)> {
     names.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect()
+}
+
+/// The reason why the value of an argument is refused. `clap` adds the argument and the value.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ArgumentError {
+    #[error("an absolute path is needed")]
+    Path,
+    #[error("it must be KEY=VALUE")]
+    Pair,
+    #[error("an id has 1 to {ID_BYTES_MAX} bytes and no control characters")]
+    Id,
+    #[error("allowed: waiting, queued, starting, running, succeeded, dead, cancelled")]
+    JobState,
 }
 
 /// Reads a deadline for an answer or a sign of life: one second to one day.
