@@ -34,7 +34,7 @@ pub fn main() -> ExitCode {
     let matches = Arguments::command().get_matches();
     let settings = Arguments::from_arg_matches(&matches)
         .map_err(Failure::from)
-        .and_then(|arguments| HandlerSettings::resolve(arguments, &matches).map_err(Failure));
+        .and_then(|arguments| Ok(HandlerSettings::resolve(arguments, &matches)?));
     ion_system::environment::take_credentials();
     let outcome = settings.and_then(|settings| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

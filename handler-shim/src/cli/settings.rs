@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, ValueEnum};
-use ion_model::errors::chain;
-use ion_model::limits::{LimitOverrides, Limits};
+use ion_model::limits::{LimitError, LimitOverrides, Limits};
 use ion_model::text::write_field;
 use ion_plane::address::FileUrls;
 #[cfg(feature = "azure")]
@@ -304,12 +303,52 @@ pub(super) struct HandlerSettings {
     printable: Value,
 }
 
+/// The reason why the handler cannot start with its arguments.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HandlerSettingsError {
+    /// The log cannot be written.
+    #[error("--logfile {}", .path.display())]
+    LogFile {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A limit cannot be set.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    /// The group of Azure Service Bus is used.
+    #[error(
+        "--servicebuseventprovider: Azure Service Bus is not supported any more; name a RabbitMQ \
+         with ION_BUS=amqp://HOST/VHOST, which replaces this group of flags"
+    )]
+    ServiceBus,
+    /// A group of flags lacks one.
+    #[error("--{group} needs --{group}.{flag}")]
+    Missing {
+        /// The group.
+        group: &'static str,
+        /// The flag that is missing.
+        flag: &'static str,
+    },
+    /// No Cosmos DB account has such a name.
+    #[error(
+        "--mongodbdocprovider.name {0:?}: letters, digits and '-' are allowed; to use another \
+         server, set ION_DOCUMENTS=mongodb://"
+    )]
+    CosmosName(String),
+}
+
 impl HandlerSettings {
     /// Checks the arguments, and starts the log.
     ///
     /// # Errors
-    /// Returns in words, without secrets, what is wrong and what to do about it.
-    pub(super) fn resolve(arguments: Arguments, matches: &ArgMatches) -> Result<Self, String> {
+    /// Returns what is wrong and what to do about it. No error contains a secret.
+    pub(super) fn resolve(
+        arguments: Arguments,
+        matches: &ArgMatches,
+    ) -> Result<Self, HandlerSettingsError> {
         log(&arguments)?;
         for secret in SECRETS.iter().filter(|name| from_command_line(matches, name)) {
             let variable =
@@ -330,9 +369,7 @@ impl HandlerSettings {
                 .filter(|path| !nothing(path))
                 .unwrap_or_else(|| BASE_DIR.into()),
         };
-        let limits = LimitOverrides::said(&arguments.limits)
-            .map_err(|error| chain(&error))?
-            .over(Limits::default());
+        let limits = LimitOverrides::said(&arguments.limits)?.over(Limits::default());
         let printable = printable(&arguments, &base_dir, &stores);
         let said = |text: Option<String>| text.filter(|text| !text.is_empty());
         let emits = arguments.valideventtypes.iter().map(|name| name.trim().to_owned());
@@ -363,7 +400,7 @@ fn from_command_line(matches: &ArgMatches, name: &str) -> bool {
     matches.value_source(name) == Some(ValueSource::CommandLine)
 }
 
-fn log(arguments: &Arguments) -> Result<(), String> {
+fn log(arguments: &Arguments) -> Result<(), HandlerSettingsError> {
     let level = arguments.loglevel.as_str();
     let others = if arguments.loglevel == Level::Error { level } else { "warn" };
     let spans = ion_system::spans::TARGET;
@@ -377,7 +414,8 @@ fn log(arguments: &Arguments) -> Result<(), String> {
     match &arguments.logfile {
         Some(path) if !path.as_os_str().is_empty() => {
             let file = std::fs::File::options().create(true).append(true).open(path);
-            let file = file.map_err(|error| format!("--logfile {}: {error}", path.display()))?;
+            let file = file
+                .map_err(|source| HandlerSettingsError::LogFile { path: path.clone(), source })?;
             subscriber.with_ansi(false).with_writer(Arc::new(file)).init();
         }
         _ => {
@@ -425,7 +463,7 @@ impl std::fmt::Debug for HandlerStores {
 }
 
 impl HandlerStores {
-    fn choose(arguments: &Arguments, development: bool) -> Result<Self, String> {
+    fn choose(arguments: &Arguments, development: bool) -> Result<Self, HandlerSettingsError> {
         let embedded = StoreUrls::embedded(&arguments.home);
         // Development mode uses no configured store.
         if development {
@@ -440,9 +478,7 @@ impl HandlerStores {
             None => cosmos(&arguments.mongo)?,
         };
         if arguments.bus.is_none() && is_used(&arguments.service_bus) {
-            return Err("--servicebuseventprovider: Azure Service Bus is not supported any more; name a RabbitMQ with \
-                        ION_BUS=amqp://HOST/VHOST, which replaces this group of flags"
-                .into());
+            return Err(HandlerSettingsError::ServiceBus);
         }
         let urls = StoreUrls {
             blobs: arguments.blobs.clone().unwrap_or(embedded.blobs),
@@ -486,13 +522,17 @@ impl HandlerStores {
 /// Returns a value that a group of flags needs.
 ///
 /// # Errors
-/// Returns in words which flag is missing.
-fn needed(group: &str, flag: &str, value: Option<&String>) -> Result<String, String> {
+/// [`HandlerSettingsError::Missing`], which names the flag.
+fn needed(
+    group: &'static str,
+    flag: &'static str,
+    value: Option<&String>,
+) -> Result<String, HandlerSettingsError> {
     let value = value.filter(|value| !value.is_empty());
-    value.cloned().ok_or_else(|| format!("--{group} needs --{group}.{flag}"))
+    value.cloned().ok_or(HandlerSettingsError::Missing { group, flag })
 }
 
-fn azure(group: &AzureArguments) -> Result<Option<Azure>, String> {
+fn azure(group: &AzureArguments) -> Result<Option<Azure>, HandlerSettingsError> {
     let given = group.account.is_some() || group.key.is_some() || group.container.is_some();
     if !group.azure_enabled.unwrap_or(given) {
         return Ok(None);
@@ -507,7 +547,7 @@ fn azure(group: &AzureArguments) -> Result<Option<Azure>, String> {
 
 /// Returns the URL of the Cosmos DB account that older Ion connected to; `None` if the group is not
 /// used.
-fn cosmos(group: &MongoArguments) -> Result<Option<String>, String> {
+fn cosmos(group: &MongoArguments) -> Result<Option<String>, HandlerSettingsError> {
     let given = group.account.is_some() || group.password.is_some() || group.collection.is_some();
     if !group.mongo_enabled.unwrap_or(given) {
         return Ok(None);
@@ -516,10 +556,7 @@ fn cosmos(group: &MongoArguments) -> Result<Option<String>, String> {
     let name = needed("name", &group.account)?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
     if !name.chars().all(allowed) {
-        return Err(format!(
-            "--mongodbdocprovider.name {name:?}: letters, digits and '-' are allowed; to use \
-             another server, set ION_DOCUMENTS=mongodb://"
-        ));
+        return Err(HandlerSettingsError::CosmosName(name));
     }
     let password = escaped(&needed("password", &group.password)?);
     let port = group.port;
