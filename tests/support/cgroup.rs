@@ -1,6 +1,7 @@
 //! A memory cgroup for a daemon: it limits the daemon's memory, and counts the processes that the
 //! kernel killed for exceeding it.
 
+use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,7 +24,7 @@ impl MemoryGroup {
     ///
     /// # Errors
     /// The reason a group cannot be created here.
-    pub fn new(bytes: u64) -> Result<Self, String> {
+    pub fn new(bytes: u64) -> Result<Self, Box<dyn Error>> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() {
             return Err("only root makes memory cgroups".into());
@@ -72,7 +73,7 @@ impl Drop for MemoryGroup {
     }
 }
 
-fn parent() -> Result<(PathBuf, Version), String> {
+fn parent() -> Result<(PathBuf, Version), Box<dyn Error>> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let mounted = |kind: &str, option: &str| {
