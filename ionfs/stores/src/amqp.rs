@@ -32,6 +32,7 @@ use async_trait::async_trait;
 use ion_model::errors::chain;
 use ion_model::event::Message;
 use ion_system::failpoint;
+use ion_system::patience::Retry;
 use lapin::message::Delivery as Received;
 use lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions,
@@ -74,7 +75,7 @@ const REFRESHED_AT: i64 = 50;
 /// How often declaring a queue is tried while others delete it. One try is too few for a dispatcher
 /// that starts at that moment. A broker that reports a missing queue every time has another fault,
 /// which must be reported.
-const DECLARES_MAX: usize = 5;
+const DECLARES: Retry = Retry::times(5);
 
 const EVENTS: &str = "ion.events";
 const DEAD: &str = "ion.dead";
@@ -536,17 +537,12 @@ impl Bus for Amqp {
         event_types: &[String],
         former: &[String],
     ) -> Result<(), StoreError> {
-        let mut declared = self.declare_and_bind(module, event_types, former).await;
-        for _ in 1..DECLARES_MAX {
-            match declared {
-                // Somebody deleted the queue before it was bound to all types.
-                Err(error) if is_missing(&error) => {
-                    declared = self.declare_and_bind(module, event_types, former).await;
-                }
-                _ => break,
-            }
-        }
-        declared.map_err(self.failed(format!("declaring the queue of module {module:?}")))?;
+        let declared = DECLARES.run(
+            async |_| self.declare_and_bind(module, event_types, former).await,
+            // Somebody deleted the queue before it was bound to all types.
+            |failed| is_missing(failed.error),
+        );
+        declared.await.map_err(self.failed(format!("declaring the queue of module {module:?}")))?;
         let known = (module.to_owned(), event_types.to_vec());
         self.declared.lock().unwrap_or_else(PoisonError::into_inner).extend([known]);
         Ok(())

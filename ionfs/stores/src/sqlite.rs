@@ -25,10 +25,11 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub(super) use held::HeldBlob;
 use ion_system::home::private_folder;
+use ion_system::patience::Retry;
 use ion_system::run_blocking;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
@@ -336,22 +337,10 @@ fn connect(database: &Database) -> Result<Connection, Box<dyn std::error::Error 
 /// instead of waiting, because two that waited for each other would never end. So this function
 /// retries, for at most [`BUSY_WAIT`].
 fn log_ahead(connection: &Connection) -> rusqlite::Result<()> {
-    let deadline = Instant::now() + BUSY_WAIT;
-    loop {
-        match connection.pragma_update(None, "journal_mode", "WAL") {
-            Err(error)
-                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
-                    && Instant::now() < deadline =>
-            {
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "SQLite does not report when the file is free"
-                )]
-                std::thread::sleep(OPEN_AGAIN);
-            }
-            done => return done,
-        }
-    }
+    Retry::during(BUSY_WAIT).waiting(OPEN_AGAIN).run_blocking(
+        |_| connection.pragma_update(None, "journal_mode", "WAL"),
+        |failed| failed.error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy),
+    )
 }
 
 /// Makes the tables unless they exist.

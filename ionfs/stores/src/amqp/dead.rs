@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use ion_model::clock::{self, Millis};
 use ion_model::event::Message;
+use ion_system::patience::Retry;
 use lapin::BasicProperties;
 use lapin::message::Delivery as Received;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
@@ -19,10 +20,9 @@ use super::refusal::{BrokerAct, lacks_right};
 use super::{Amqp, Cause, DEAD, QUEUE_PREFIX, asking, header, short, within};
 use crate::DeadLetter;
 
-/// The wait between tries to consume from the queue while another reader has it; [`ASKS_MAX`] is
-/// the number of tries.
-const ASK: Duration = Duration::from_millis(50);
-const ASKS_MAX: usize = 100;
+/// The tries to consume from the queue while another reader has it. Readers hold it for less than a
+/// second, so that several may come first.
+const TURN: Retry = Retry::times(101).waiting(Duration::from_millis(50));
 
 /// How long no letter may arrive before the queue counts as read. Longer makes people wait; shorter
 /// misses letters of a slow broker.
@@ -65,22 +65,27 @@ async fn look(bus: &Amqp, most: u16) -> Result<(Consuming, Vec<Received>), Cause
 
 /// Makes a consumer that has the queue exclusively. Waits while another reader has it.
 async fn alone(bus: &Amqp, most: u16) -> Result<Consuming, Cause> {
-    let mut asks = 0;
-    loop {
-        let channel = bus.publishing.channel().await?;
-        within(channel.basic_qos(most, BasicQosOptions::default())).await?;
+    let consume = async |_| {
+        let channel = bus.publishing.channel().await.map_err(ConsumeFailure::Channel)?;
+        let qos = within(channel.basic_qos(most, BasicQosOptions::default()));
+        qos.await.map_err(ConsumeFailure::Channel)?;
         let exclusive = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
         let consume =
             channel.basic_consume(DEAD.into(), "".into(), exclusive, FieldTable::default());
-        match asking(BrokerAct::Receive, consume).await {
-            Ok(consumer) => return Ok(Consuming::new(channel, consumer)),
-            Err(error) if asks == ASKS_MAX || lacks_right(&error) => return Err(error),
-            Err(_) => {
-                asks += 1;
-                tokio::time::sleep(ASK).await;
-            }
-        }
-    }
+        let consumer = asking(BrokerAct::Receive, consume).await;
+        Ok(Consuming::new(channel, consumer.map_err(ConsumeFailure::Queue)?))
+    };
+    let is_taken = |error: &ConsumeFailure| matches!(error, ConsumeFailure::Queue(cause) if !lacks_right(cause));
+    let consuming = TURN.run(consume, |failed| is_taken(failed.error)).await;
+    consuming.map_err(|(ConsumeFailure::Queue(cause) | ConsumeFailure::Channel(cause))| cause)
+}
+
+/// Why no consumer of the queue could be made.
+enum ConsumeFailure {
+    /// No channel could be prepared.
+    Channel(Cause),
+    /// The broker refused the consumer: another reader may have the queue.
+    Queue(Cause),
 }
 
 pub(super) async fn list(bus: &Amqp, limit: usize) -> Result<Vec<DeadLetter>, Cause> {
