@@ -14,6 +14,7 @@ use ion_stores::{
     Blobs, Bus, BusReport, Collection, Documents, Durability, Query, QueueLength, StoreError,
     known_plane_id,
 };
+use ion_system::patience::Retry;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -31,7 +32,36 @@ pub struct ProbeResult {
     /// The store's URL, without credentials.
     pub url: String,
     /// What the store allows, or what is wrong and the way out.
-    pub outcome: Result<String, String>,
+    pub outcome: Result<String, ProbeError>,
+}
+
+/// What is wrong with a store.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// An operation failed. The text has all causes, and advice if the fault is a common one.
+    #[error("{}", with_advice(chain(.0)))]
+    Failed(StoreError),
+    /// The whole test took too long.
+    #[error("no answer within {} s", WAIT.as_secs())]
+    NoAnswer,
+    /// The store does not return what was written to it.
+    #[error("the store: {0}: it does not return what was written to it")]
+    Disagrees(&'static str),
+    /// A message was published and did not arrive.
+    #[error(
+        "the store: receiving a message: it was published and did not arrive; a policy with \
+         message-ttl or max-length may take messages off Ion's queues (rabbitmqctl list_policies)"
+    )]
+    NotDelivered,
+    /// Queues of modules are not as Ion declares them, or may not be used.
+    #[error("{}", .0.join("\n"))]
+    Queues(Vec<String>),
+}
+
+impl From<StoreError> for ProbeError {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error)
+    }
 }
 
 /// Tests the three stores, and checks the modules' queues.
@@ -87,16 +117,17 @@ async fn queues(urls: &StoreUrls) -> Option<ProbeResult> {
     let look = async {
         open_bus(&urls.bus, registered.plane.as_deref()).await?.inspect(&registered.modules).await
     };
-    let outcome = match tokio::time::timeout(WAIT, look).await {
-        // The test of the bus itself reports the reason.
-        Ok(Err(_)) | Err(_) => return None,
-        Ok(Ok(report)) if report == BusReport::default() => return None,
-        Ok(Ok(report)) if report.complaints.is_empty() => {
-            let waiting =
-                |queue: &QueueLength| format!("{} ({} waiting)", queue.module, queue.messages);
-            Ok(report.queues.iter().map(waiting).collect::<Vec<_>>().join(", "))
-        }
-        Ok(Ok(report)) => Err(report.complaints.join("\n")),
+    // The test of the bus itself reports why the bus cannot be inspected.
+    let report = tokio::time::timeout(WAIT, look).await.ok()?.ok()?;
+    if report == BusReport::default() {
+        return None;
+    }
+    let outcome = if report.complaints.is_empty() {
+        let waiting =
+            |queue: &QueueLength| format!("{} ({} waiting)", queue.module, queue.messages);
+        Ok(report.queues.iter().map(waiting).collect::<Vec<_>>().join(", "))
+    } else {
+        Err(ProbeError::Queues(report.complaints))
     };
     Some(ProbeResult { store: "queues", url: without_credentials(&urls.bus), outcome })
 }
@@ -105,48 +136,22 @@ async fn one(
     store: &'static str,
     url: &str,
     can: &'static str,
-    work: impl Future<Output = Result<(), StoreError>>,
+    work: impl Future<Output = Result<(), ProbeError>>,
 ) -> ProbeResult {
-    let outcome = match tokio::time::timeout(WAIT, work).await {
-        Ok(Ok(())) => Ok(can.to_owned()),
-        Ok(Err(error)) => {
-            let reason = chain(&error);
-            Err(match advice(&reason) {
-                Some(advice) => format!("{reason}\n{advice}"),
-                None => reason,
-            })
-        }
-        Err(_) => Err(format!("no answer within {} s", WAIT.as_secs())),
-    };
-    ProbeResult { store, url: without_credentials(url), outcome }
+    let tested = tokio::time::timeout(WAIT, work).await.unwrap_or(Err(ProbeError::NoAnswer));
+    ProbeResult { store, url: without_credentials(url), outcome: tested.map(|()| can.to_owned()) }
 }
 
-fn disagrees(what: &str) -> StoreError {
-    StoreError::Unavailable {
-        store: "the store".into(),
-        what: what.into(),
-        source: "it does not return what was written to it".into(),
-    }
+/// The tries of a blob store whose blob somebody removed meanwhile: a garbage collection without a
+/// grace may remove the probe's blob, which no document names, at any moment.
+const BLOB_TRIES: Retry = Retry::times(3);
+
+async fn try_blobs(blobs: &dyn Blobs) -> Result<(), ProbeError> {
+    BLOB_TRIES.run(async |_| try_blob(blobs).await, |failed| was_removed(failed.error)).await
 }
 
-/// Tries of a blob store whose blob somebody removed meanwhile: a garbage collection without a grace
-/// may remove the probe's blob, which no document names, at any moment.
-const BLOB_TRIES: usize = 3;
-
-async fn try_blobs(blobs: &dyn Blobs) -> Result<(), StoreError> {
-    for _ in 1..BLOB_TRIES {
-        match try_blob(blobs).await {
-            Ok(false) => {}
-            Err(error) if was_removed(&error) => {}
-            Ok(true) => return Ok(()),
-            Err(error) => return Err(error),
-        }
-    }
-    if try_blob(blobs).await? { Ok(()) } else { Err(disagrees("reading a blob")) }
-}
-
-/// Writes a blob, reads it, lists it and deletes it. Returns whether it was there, as written.
-async fn try_blob(blobs: &dyn Blobs) -> Result<bool, StoreError> {
+/// Writes a blob, reads it, lists it and deletes it.
+async fn try_blob(blobs: &dyn Blobs) -> Result<(), ProbeError> {
     let key = format!(".ion-doctor/{}", Uuid::new_v4());
     let body = stream::once(async { Ok("ion doctor".into()) }).boxed();
     blobs.put(&key, body, Durability::Now).await?;
@@ -155,20 +160,25 @@ async fn try_blob(blobs: &dyn Blobs) -> Result<bool, StoreError> {
         blobs.list(".ion-doctor").await?.try_filter(|blob| std::future::ready(blob.key == key));
     let listed = listed.try_collect::<Vec<_>>().await?.len();
     blobs.delete(&key).await?;
-    Ok(read == "doctor" && listed == 1)
+    let agrees = read == "doctor" && listed == 1;
+    if agrees { Ok(()) } else { Err(ProbeError::Disagrees("reading a blob")) }
 }
 
-/// Whether a blob, or the file that was to become one, is gone. An error of any other kind is final:
-/// another try would only take its time.
-fn was_removed(error: &StoreError) -> bool {
+/// Returns whether a blob, or the file that was to become one, is gone. An error of any other kind
+/// is final: another try would only take its time.
+fn was_removed(error: &ProbeError) -> bool {
+    let error = match error {
+        ProbeError::Disagrees(_) | ProbeError::Failed(StoreError::NoSuchBlob(_)) => return true,
+        ProbeError::Failed(error) => error,
+        _ => return false,
+    };
     let first: &dyn std::error::Error = error;
     let mut causes = std::iter::successors(Some(first), |error| error.source());
     let not_found = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-    matches!(error, StoreError::NoSuchBlob(_))
-        || causes.any(|cause| cause.downcast_ref().is_some_and(not_found))
+    causes.any(|cause| cause.downcast_ref().is_some_and(not_found))
 }
 
-async fn try_documents(documents: &dyn Documents) -> Result<(), StoreError> {
+async fn try_documents(documents: &dyn Documents) -> Result<(), ProbeError> {
     let id = format!("doctor-{}", Uuid::new_v4());
     let at = Collection::Dispatchers;
     documents.insert(at, json!({"id": id, "seen": 0}), None, Durability::Now).await?;
@@ -178,10 +188,10 @@ async fn try_documents(documents: &dyn Documents) -> Result<(), StoreError> {
     let read = documents.get(at, &id).await?;
     let deleted = documents.delete(at, &id, vec![]).await?;
     let agrees = replaced && deleted && read.is_some_and(|document| document["seen"] == 1);
-    if agrees { Ok(()) } else { Err(disagrees("writing a document")) }
+    if agrees { Ok(()) } else { Err(ProbeError::Disagrees("writing a document")) }
 }
 
-async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), StoreError> {
+async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), ProbeError> {
     let id = format!("doctor-{}", Uuid::new_v4());
     let context = Context {
         name: "ion doctor".into(),
@@ -192,38 +202,32 @@ async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), StoreError> {
     };
     let message = Message { context, event_type: id.clone() };
     bus.declare(&id, std::slice::from_ref(&id), &[]).await?;
-    let tried = async {
-        bus.publish(&message).await?;
-        bus.send(&id, &message).await?;
-        let mut subscription = bus.clone().subscribe(&id, 1).await?;
-        for _ in 0..2 {
-            let delivery = subscription.next().await?;
-            subscription.acknowledge(delivery.tag).await?;
-            if delivery.message.ok().as_ref() != Some(&message) {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    };
-    let tried = tokio::time::timeout(ARRIVES, tried).await;
+    let delivered = tokio::time::timeout(ARRIVES, try_message(&bus, &id, &message)).await;
     bus.retire(&id).await?;
-    match tried {
-        Ok(Ok(true)) => Ok(()),
-        Ok(Ok(false)) => Err(disagrees("receiving a message")),
-        Ok(Err(error)) => Err(error),
+    match delivered {
+        Ok(delivered) => delivered,
         Err(_) => {
             // The broker may have dead-lettered the message. It must not stay among the dead
             // letters.
             bus.exhume(&[(id.clone(), id)]).await?;
-            Err(StoreError::Unavailable {
-                store: "the store".into(),
-                what: "receiving a message".into(),
-                source: "it was published and did not arrive; a policy with message-ttl or \
-                         max-length may take messages off Ion's queues (rabbitmqctl list_policies)"
-                    .into(),
-            })
+            Err(ProbeError::NotDelivered)
         }
     }
+}
+
+/// Publishes a message, sends it to the queue as well, and receives both.
+async fn try_message(bus: &Arc<dyn Bus>, queue: &str, message: &Message) -> Result<(), ProbeError> {
+    bus.publish(message).await?;
+    bus.send(queue, message).await?;
+    let mut subscription = bus.clone().subscribe(queue, 1).await?;
+    for _ in 0..2 {
+        let delivery = subscription.next().await?;
+        subscription.acknowledge(delivery.tag).await?;
+        if delivery.message.ok().as_ref() != Some(message) {
+            return Err(ProbeError::Disagrees("receiving a message"));
+        }
+    }
+    Ok(())
 }
 
 /// Advice for the most common errors: texts of the stores' own errors, and what to do about them.
@@ -268,9 +272,11 @@ const ADVICE: [(&[&str], &str); 7] = [
     ),
 ];
 
-fn advice(reason: &str) -> Option<&'static str> {
-    ADVICE
-        .iter()
-        .find(|(words, _)| words.iter().any(|word| reason.contains(word)))
-        .map(|(_, advice)| *advice)
+/// Returns the text of an error, and below it the advice, if there is any.
+fn with_advice(reason: String) -> String {
+    let helps = |(words, _): &&(&[&str], &str)| words.iter().any(|word| reason.contains(word));
+    match ADVICE.iter().find(helps) {
+        Some((_, advice)) => format!("{reason}\n{advice}"),
+        None => reason,
+    }
 }
