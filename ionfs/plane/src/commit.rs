@@ -29,7 +29,7 @@ use ion_stores::{
     Collection, DataPlane, Durability, Guard, Inserted, Routed, StoreError, decode, encode,
 };
 use ion_system::failpoint;
-use ion_system::patience::with_progress_deadline;
+use ion_system::patience::{FailedTry, Retry, with_progress_deadline};
 use ion_system::spans;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -57,16 +57,12 @@ const LIST_BYTES_MAX: usize = 256 << 10;
 /// publishing to the relay.
 const PUBLISH_WAIT: Duration = Duration::from_secs(5);
 
-/// The wait before a commit that the stores did not complete is tried again. A shorter wait
-/// overloads a store that is starting.
-const RETRY_WAIT: Duration = Duration::from_millis(500);
-
 /// How often a commit begins again because modules were registered or removed meanwhile.
 pub(crate) const OUTDATED_MAX: u32 = 100;
 
-/// How often one commit is tried. The limit ends a commit whose store takes most of a file and
-/// fails every time.
-const TRIES_MAX: u32 = 200;
+/// The tries of one commit that the stores do not complete. The limit ends a commit whose store
+/// takes most of a file and fails every time. A shorter wait overloads a store that is starting.
+const TRIES: Retry = Retry::times(200).waiting(Duration::from_millis(500));
 
 /// The receipt of a committed event, in `events/published/<name>.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -438,20 +434,13 @@ impl Committer {
         work: impl Fn() -> F,
     ) -> Result<T, Refusal> {
         let last = Mutex::new(None);
-        let trying = async {
-            let mut tries = 0;
-            loop {
-                tries += 1;
-                match work().await {
-                    Err(Refusal::Stores(reason)) if tries < TRIES_MAX => {
-                        tracing::debug!(reason, "the stores failed; the commit is tried again");
-                        *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
-                        tokio::time::sleep(RETRY_WAIT).await;
-                    }
-                    outcome => return outcome,
-                }
-            }
+        let again = |failed: FailedTry<'_, Refusal>| {
+            let Refusal::Stores(reason) = failed.error else { return false };
+            tracing::debug!(reason, "the stores failed; the commit is tried again");
+            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
+            true
         };
+        let trying = TRIES.run(async |_| work().await, again);
         let tried = with_progress_deadline(self.deadline, moved, trying).await;
         tried.unwrap_or_else(|| {
             let last = last.into_inner().unwrap_or_else(PoisonError::into_inner);

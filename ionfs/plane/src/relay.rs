@@ -19,7 +19,7 @@ use ion_stores::{
     Collection, DataPlane, DeadLetter, Durability, Equals, Query, StoreError, decode, encode,
 };
 use ion_system::failpoint;
-use ion_system::patience::StateAges;
+use ion_system::patience::{FailedTry, Retry, StateAges};
 use ion_system::spans;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -226,24 +226,26 @@ async fn reveal(
     expect: Vec<Equals>,
 ) -> Result<bool, StoreError> {
     let documents = &plane.documents;
-    let mut tries = 0;
-    loop {
-        let registered = plane.address(event).await?;
-        let revealed = documents.replace(
-            Collection::Events,
-            encode(event),
-            expect.clone(),
-            Some(registered),
-            Durability::Now,
-        );
-        match revealed.await {
-            Err(StoreError::Fenced(Collection::Plane)) if tries < OUTDATED_MAX => {
-                plane.forget_registry();
-                tries += 1;
-            }
-            revealed => return revealed,
+    let before = event.clone();
+    let reveal = async |_| {
+        let mut event = before.clone();
+        let registered = Some(plane.address(&mut event).await?);
+        let (at, expect) = (Collection::Events, expect.clone());
+        let replaced =
+            documents.replace(at, encode(&event), expect, registered, Durability::Now).await?;
+        Ok((event, replaced))
+    };
+    let is_outdated = |error: &StoreError| matches!(error, StoreError::Fenced(Collection::Plane));
+    let again = |failed: FailedTry<'_, _>| {
+        let outdated = is_outdated(failed.error);
+        if outdated {
+            plane.forget_registry();
         }
-    }
+        outdated
+    };
+    let (addressed, replaced) = Retry::times(OUTDATED_MAX + 1).run(reveal, again).await?;
+    *event = addressed;
+    Ok(replaced)
 }
 
 async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, StoreError> {

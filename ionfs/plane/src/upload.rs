@@ -24,6 +24,7 @@ use ion_model::errors::chain;
 use ion_model::event::FileEntry;
 use ion_stores::object::IN_FLIGHT_MAX;
 use ion_stores::{Blobs, Durability, StoreError};
+use ion_system::patience::{FailedTry, Retry};
 use ion_system::run_blocking;
 use tokio::sync::watch;
 
@@ -31,14 +32,11 @@ use tokio::sync::watch;
 /// still receives large parts.
 const PIECE: usize = 1 << 20;
 
-/// How often a file is stored at most, where no caller would retry. Each try includes the retries
-/// of the store's own client: more tries would keep a person waiting for minutes when a store is
-/// unavailable.
-const TRIES: u32 = 3;
-
-/// The wait between two tries. It can be short, because a store that fails has mostly failed for
-/// long already.
-const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// The tries to store a file, where no caller would retry. Each try includes the retries of the
+/// store's own client: more tries would keep a person waiting for minutes when a store is
+/// unavailable. The wait can be short, because a store that fails has mostly failed for long
+/// already.
+const TRIES: Retry = Retry::times(3).waiting(Duration::from_secs(1));
 
 /// Why a file did not become a blob.
 #[derive(Debug, thiserror::Error)]
@@ -66,8 +64,8 @@ pub enum UploadError {
     Documents(#[from] StoreError),
 }
 
-/// Calls `store`, and calls it again if the store fails, up to [`TRIES`] times. `store` receives
-/// the number of the try, from 0, and must use another key for each try: see [`try_suffix`].
+/// Calls `store`, and calls it again if the store fails, three times at most. `store` receives the
+/// number of the try, from 0, and must use another key for each try: see [`try_suffix`].
 ///
 /// # Errors
 /// The error of the last try. An error that another try would not fix is returned at once.
@@ -75,19 +73,14 @@ pub async fn in_tries<S>(store: impl Fn(u32) -> S) -> Result<FileEntry, UploadEr
 where
     S: Future<Output = Result<FileEntry, UploadError>>,
 {
-    let mut number = 0;
-    loop {
-        match store(number).await {
-            Err(error @ UploadError::Store { source: StoreError::Unavailable { .. }, .. })
-                if number + 1 < TRIES =>
-            {
-                tracing::warn!(error = chain(&error), "a file could not be stored; trying again");
-                number += 1;
-                tokio::time::sleep(TRY_AGAIN).await;
-            }
-            outcome => return outcome,
+    let again = |failed: FailedTry<'_, UploadError>| match failed.error {
+        UploadError::Store { source: StoreError::Unavailable { .. }, .. } => {
+            tracing::warn!(error = chain(failed.error), "a file could not be stored; trying again");
+            true
         }
-    }
+        _ => false,
+    };
+    TRIES.run(async |number| store(number).await, again).await
 }
 
 /// Returns the suffix that makes a key different for each try of [`in_tries`].

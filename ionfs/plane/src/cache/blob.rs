@@ -13,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt as _;
 use ion_model::event::FileEntry;
 use ion_stores::StoreError;
+use ion_system::patience::{FailedTry, Retry};
 use ion_system::run_blocking;
 use tokio::sync::watch;
 
@@ -21,12 +22,10 @@ use super::buffer::Buffer;
 use super::memory::{CachedBlock, Room};
 use super::{CacheError, CacheShared, disk};
 
-/// How often one fetch is tried before its readers receive EIO. The wait between two tries doubles,
-/// beginning with [`RETRY_WAIT`].
-const TRIES: u32 = 4;
-
-/// The wait before the second try. A shorter wait overloads a store that is restarting.
-const RETRY_WAIT: Duration = Duration::from_millis(100);
+/// The tries of one fetch before its readers receive EIO. A shorter wait overloads a store that is
+/// restarting.
+const FETCH: Retry =
+    Retry::times(4).doubling(Duration::from_millis(100), Duration::from_millis(400));
 
 /// The size of one request to a store, in bytes. With larger requests it takes longer until the
 /// work is spread over several connections; smaller ones pay for a round trip more often.
@@ -383,23 +382,20 @@ impl CachedBlob {
     /// Fetches blocks from the store in one request. If the request breaks off, fetches the
     /// remaining blocks again.
     async fn from_store(self: &Arc<Self>, waiting: &mut Waiting, wanted: bool) {
-        let mut wait = RETRY_WAIT;
-        for tries in 1.. {
-            let error = match self.fetch(waiting, wanted).await {
-                Ok(()) => return,
-                Err(error) => error,
-            };
-            let again = match &error {
-                CacheError::Store { source: StoreError::Unavailable { .. }, .. } => tries < TRIES,
-                // The network may have damaged the bytes.
-                CacheError::Corrupt { .. } => tries < 2,
-                _ => false,
-            };
-            if !again {
-                return self.fail(waiting, error);
-            }
-            tokio::time::sleep(wait).await;
-            wait *= 2;
+        let again = |failed: FailedTry<'_, CacheError>| match failed.error {
+            CacheError::Store { source: StoreError::Unavailable { .. }, .. } => true,
+            // The network may have damaged the bytes.
+            CacheError::Corrupt { .. } => failed.number == 0,
+            _ => false,
+        };
+        // One try at a time has the blocks: no try waits for this lock.
+        let blocks = tokio::sync::Mutex::new(&mut *waiting);
+        let fetch = async |_| {
+            let mut waiting = blocks.lock().await;
+            self.fetch(&mut waiting, wanted).await
+        };
+        if let Err(error) = FETCH.run(fetch, again).await {
+            self.fail(waiting, error);
         }
     }
 
