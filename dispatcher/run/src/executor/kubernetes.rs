@@ -33,6 +33,7 @@ use ion_model::event::Context;
 use ion_model::record::{AttemptEnd, JobRecord};
 use ion_plane::commit::Fence;
 use ion_plane::node::{Node, job_dir};
+use ion_system::patience::{FailedTry, Retry};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, LogParams, PostParams};
@@ -50,9 +51,11 @@ use super::log::{JobLog, OutputNotifier, keep_output, without_log};
 use super::{AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
 use crate::sandbox::{ProcessExit, out_of_memory};
 
-/// The wait between two tries to reach the API server or a store, and how long it is tried.
+/// The wait between two tries to reach the API server or a store.
 const TRY_WAIT: Duration = Duration::from_secs(1);
-const TRIES_FOR: Duration = Duration::from_secs(600);
+
+/// The tries to write an attempt's ticket, and to create its Job.
+const BEGIN: Retry = Retry::during(Duration::from_secs(600)).waiting(TRY_WAIT);
 
 /// How often an attempt's ticket is read while it runs.
 const LOOK: Duration = Duration::from_secs(5);
@@ -61,12 +64,16 @@ const LOOK: Duration = Duration::from_secs(5);
 /// pushed, or a registry may restart.
 const STUCK_MAX: Duration = Duration::from_secs(30);
 
-/// How long a node may take to report how an ended pod's tree ended: the kubelet unmounts it within
+/// The looks for a node's report of how an ended pod's tree ended: the kubelet unmounts it within
 /// seconds.
-const TREE_WAIT: Duration = Duration::from_secs(180);
+const REPORT: Retry = Retry::during(Duration::from_secs(180))
+    .doubling(Duration::from_millis(100), Duration::from_secs(2));
 
 /// How long beyond its grace a deleted pod may take to be gone; after that its node counts as lost.
 const GONE_WAIT: Duration = Duration::from_secs(60);
+
+/// The tries to delete a Job.
+const REMOVE: Retry = Retry::during(GONE_WAIT).waiting(TRY_WAIT);
 
 /// How long the rest of the output may take to arrive after the pod's end.
 const LOG_WAIT: Duration = Duration::from_secs(30);
@@ -262,14 +269,17 @@ impl Kubernetes {
             end: AttemptEnd::Released,
             ..AttemptOutcome::failed(reason)
         };
-        let begun = Instant::now();
-        while let Err(error) = ticket.offer(&self.node.plane).await {
-            if begun.elapsed() > TRIES_FOR {
-                return Err(released(format!("its ticket cannot be written: {}", chain(&error))));
-            }
-            tracing::warn!(job = name, error = chain(&error), "a ticket cannot be written yet");
-            sleep(TRY_WAIT).await;
-        }
+        let offered = BEGIN.run(
+            async |_| ticket.offer(&self.node.plane).await,
+            |failed| {
+                let error = chain(failed.error);
+                tracing::warn!(job = name, error, "a ticket cannot be written yet");
+                true
+            },
+        );
+        offered.await.map_err(|error| {
+            released(format!("its ticket cannot be written: {}", chain(&error)))
+        })?;
         let expires = clock::now() + millis(start.module.timeout + TOKEN_SLACK);
         let token = self.key.sign(&TokenClaims {
             job: start.job.id.clone(),
@@ -279,42 +289,47 @@ impl Kubernetes {
         });
         let job =
             spec::job(start, &token).map_err(|error| AttemptOutcome::failed(chain(&error)))?;
-        let begun = Instant::now();
-        loop {
-            let why = match in_time(self.jobs.create(&PostParams::default(), &job)).await {
-                Ok(_) => return Ok(()),
-                Err(ApiFailure::Answered(status)) if status.code == 409 => {
-                    match self.same(name, &job).await {
-                        Ok(JobMatch::Yes) => return Ok(()),
-                        Ok(JobMatch::No) => {
-                            return Err(AttemptOutcome::failed(format!(
-                                "a Job {name} exists that Ion did not make for this attempt; \
-                                 delete it"
-                            )));
-                        }
-                        Ok(JobMatch::Going) => {
-                            "an earlier Job of its name is still being deleted".to_owned()
-                        }
-                        Err(trouble) => trouble.to_string(),
-                    }
+        let made = BEGIN.run(
+            async |_| self.create(name, &job).await,
+            |failed| {
+                let CreateFailure::NotYet(why) = failed.error else { return false };
+                tracing::warn!(job = name, why, "a Job cannot be made yet");
+                true
+            },
+        );
+        made.await.map_err(|failure| match failure {
+            CreateFailure::Final(reason) => AttemptOutcome::failed(reason),
+            CreateFailure::NotYet(why) => released(format!("its Job cannot be made: {why}")),
+        })
+    }
+
+    /// Tries once to create the Job, or to find it.
+    async fn create(&self, name: &str, job: &Job) -> Result<(), CreateFailure> {
+        match in_time(self.jobs.create(&PostParams::default(), job)).await {
+            Ok(_) => Ok(()),
+            Err(ApiFailure::Answered(status)) if status.code == 409 => {
+                match self.same(name, job).await {
+                    Ok(JobMatch::Yes) => Ok(()),
+                    Ok(JobMatch::No) => Err(CreateFailure::Final(format!(
+                        "a Job {name} exists that Ion did not make for this attempt; delete it"
+                    ))),
+                    Ok(JobMatch::Going) => Err(CreateFailure::NotYet(
+                        "an earlier Job of its name is still being deleted".to_owned(),
+                    )),
+                    Err(trouble) => Err(CreateFailure::NotYet(trouble.to_string())),
                 }
-                // Waiting does not help, except for a quota that others use up.
-                Err(ApiFailure::Answered(status))
-                    if [400, 401, 403, 404, 405, 422].contains(&status.code)
-                        && !status.message.contains("exceeded quota") =>
-                {
-                    return Err(AttemptOutcome::failed(format!(
-                        "the cluster refuses its Job: {}",
-                        status.message
-                    )));
-                }
-                Err(trouble) => trouble.to_string(),
-            };
-            if begun.elapsed() > TRIES_FOR {
-                return Err(released(format!("its Job cannot be made: {why}")));
             }
-            tracing::warn!(job = name, why, "a Job cannot be made yet");
-            sleep(TRY_WAIT).await;
+            // Waiting does not help, except for a quota that others use up.
+            Err(ApiFailure::Answered(status))
+                if [400, 401, 403, 404, 405, 422].contains(&status.code)
+                    && !status.message.contains("exceeded quota") =>
+            {
+                Err(CreateFailure::Final(format!(
+                    "the cluster refuses its Job: {}",
+                    status.message
+                )))
+            }
+            Err(trouble) => Err(CreateFailure::NotYet(trouble.to_string())),
         }
     }
 
@@ -418,29 +433,29 @@ impl Kubernetes {
 
     /// Waits until the node has reported how the attempt's tree ended, and returns that outcome.
     async fn outcome(&self, id: &str) -> Result<TreeOutcome, TreeLoss> {
-        let begun = Instant::now();
-        let mut wait = Duration::from_millis(100);
-        loop {
-            match Ticket::find(&self.node.plane, id).await {
-                Ok(Some(Ticket { ended: Some(TreeEnd::Outcome(outcome)), .. })) => {
-                    return Ok(outcome);
-                }
-                Ok(Some(Ticket { ended: Some(TreeEnd::Lost(reason)), .. })) => {
-                    return Err(TreeLoss::Reported(reason));
-                }
-                // The attempt never had a tree.
-                Ok(Some(Ticket { pod: None, .. })) => return Ok(TreeOutcome::default()),
-                Ok(None) => return Err(TreeLoss::NoTicket),
-                Ok(Some(_)) => {}
-                Err(error) => {
-                    tracing::warn!(id, error = chain(&error), "a ticket cannot be read yet")
-                }
+        REPORT
+            .run(
+                async |_| self.reported(id).await,
+                |failed| matches!(failed.error, TreeLoss::Unreported),
+            )
+            .await
+    }
+
+    /// Looks once for the node's report.
+    async fn reported(&self, id: &str) -> Result<TreeOutcome, TreeLoss> {
+        match Ticket::find(&self.node.plane, id).await {
+            Ok(Some(Ticket { ended: Some(TreeEnd::Outcome(outcome)), .. })) => Ok(outcome),
+            Ok(Some(Ticket { ended: Some(TreeEnd::Lost(reason)), .. })) => {
+                Err(TreeLoss::Reported(reason))
             }
-            if begun.elapsed() > TREE_WAIT {
-                return Err(TreeLoss::Unreported);
+            // The attempt never had a tree.
+            Ok(Some(Ticket { pod: None, .. })) => Ok(TreeOutcome::default()),
+            Ok(None) => Err(TreeLoss::NoTicket),
+            Ok(Some(_)) => Err(TreeLoss::Unreported),
+            Err(error) => {
+                tracing::warn!(id, error = chain(&error), "a ticket cannot be read yet");
+                Err(TreeLoss::Unreported)
             }
-            sleep(wait).await;
-            wait = (wait * 2).min(Duration::from_secs(2));
         }
     }
 
@@ -467,23 +482,29 @@ impl Kubernetes {
 
     /// Deletes the Job and its pod.
     async fn remove(&self, name: &str) {
-        let begun = Instant::now();
-        loop {
-            match in_time(self.jobs.delete(name, &DeleteParams::background())).await {
-                Ok(_) => return,
-                Err(ApiFailure::Answered(status)) if status.code == 404 => return,
-                Err(trouble) if begun.elapsed() < GONE_WAIT => {
-                    tracing::warn!(job = name, %trouble, "a Job cannot be deleted yet");
-                    sleep(TRY_WAIT).await;
-                }
-                Err(trouble) => {
-                    // The Job's deadline ends it, and the cluster removes it some time after its
-                    // end.
-                    return tracing::error!(job = name, %trouble, "a Job could not be deleted");
-                }
-            }
+        let delete =
+            async |_| match in_time(self.jobs.delete(name, &DeleteParams::background())).await {
+                Ok(_) => Ok(()),
+                Err(ApiFailure::Answered(status)) if status.code == 404 => Ok(()),
+                Err(trouble) => Err(trouble),
+            };
+        let again = |failed: FailedTry<'_, ApiFailure>| {
+            tracing::warn!(job = name, trouble = %failed.error, "a Job cannot be deleted yet");
+            true
+        };
+        if let Err(trouble) = REMOVE.run(delete, again).await {
+            // The Job's deadline ends it, and the cluster removes it some time after its end.
+            tracing::error!(job = name, %trouble, "a Job could not be deleted");
         }
     }
+}
+
+/// Why a Job could not be created.
+enum CreateFailure {
+    /// Waiting does not help.
+    Final(String),
+    /// A later try may succeed.
+    NotYet(String),
 }
 
 #[async_trait]
@@ -546,7 +567,7 @@ enum TreeLoss {
     /// The attempt's ticket was removed.
     #[error("its ticket is gone")]
     NoTicket,
-    /// The node sent no report in time.
+    /// The node has not reported, or the ticket cannot be read.
     #[error("its node did not report how its tree ended")]
     Unreported,
 }

@@ -22,6 +22,7 @@ use ion_plane::cache::{BlobReader, CacheError};
 use ion_plane::commit::Fence;
 use ion_plane::node::{Node, job_dir, live_log};
 use ion_stores::StoreError;
+use ion_system::patience::Retry;
 use ion_system::spans;
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::watch;
@@ -44,10 +45,9 @@ use crate::sandbox::{
 /// wait delays every timeout and shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How often opening a job's tree is tried while a store is unavailable, and the wait between two
-/// tries. The stores' own deadlines come on top.
-const STORE_TRIES: u32 = 20;
-const STORE_WAIT: Duration = Duration::from_secs(1);
+/// The tries to open a job's tree while a store is unavailable. The stores' own deadlines come on
+/// top.
+const OPEN: Retry = Retry::times(20).waiting(Duration::from_secs(1));
 
 /// How long a killed job, and its mount, may take to be gone.
 const GONE_WAIT: Duration = Duration::from_secs(10);
@@ -159,37 +159,37 @@ impl LocalExecutor {
             },
         };
         let limits = start.module.limits.over(self.node.settings.limits);
-        let mut tries = 0;
-        let tree = loop {
-            match JobTree::open(&self.node, spec.clone(), limits).await {
-                Ok(tree) => break tree,
-                // An unavailable store is not a failure of the module: the dispatcher waits for the
-                // store, and then leaves the job to another attempt.
-                Err(error @ OpenError::Store(StoreError::Unavailable { .. })) => {
-                    tries += 1;
-                    if tries == STORE_TRIES || stop.borrow().is_some() {
-                        return AttemptOutcome {
-                            end: AttemptEnd::Released,
-                            ..AttemptOutcome::failed(chain(&error))
-                        };
-                    }
-                    tokio::time::sleep(STORE_WAIT).await;
-                }
-                Err(error) if error.is_no_room() => {
-                    return AttemptOutcome {
-                        end: AttemptEnd::NoRoom,
-                        ..AttemptOutcome::failed(chain(&error))
-                    };
-                }
-                Err(error) => {
-                    return AttemptOutcome {
-                        failed_reads: error.failed_reads(),
-                        ..AttemptOutcome::failed(chain(&error))
-                    };
-                }
+        let mut stops = stop.clone();
+        let opened = OPEN.run_until(
+            async move {
+                asked(&mut stops).await;
+            },
+            async |_| JobTree::open(&self.node, spec.clone(), limits).await,
+            |failed| is_unavailable(failed.error),
+        );
+        let tree = match opened.await {
+            Ok(tree) => Arc::new(tree),
+            // An unavailable store is not a failure of the module: the dispatcher has waited for
+            // the store, and leaves the job to another attempt.
+            Err(error) if is_unavailable(&error) => {
+                return AttemptOutcome {
+                    end: AttemptEnd::Released,
+                    ..AttemptOutcome::failed(chain(&error))
+                };
+            }
+            Err(error) if error.is_no_room() => {
+                return AttemptOutcome {
+                    end: AttemptEnd::NoRoom,
+                    ..AttemptOutcome::failed(chain(&error))
+                };
+            }
+            Err(error) => {
+                return AttemptOutcome {
+                    failed_reads: error.failed_reads(),
+                    ..AttemptOutcome::failed(chain(&error))
+                };
             }
         };
-        let tree = Arc::new(tree);
         let folder = job_dir(&self.node.settings.home, &start.job.id, start.job.attempt);
         let commit = start.module.commit;
         let api = match start.module.api {
@@ -470,6 +470,10 @@ impl LocalExecutor {
 }
 
 /// Returns the fence of a local attempt: its process ends with the dispatcher that holds its lease.
+fn is_unavailable(error: &OpenError) -> bool {
+    matches!(error, OpenError::Store(StoreError::Unavailable { .. }))
+}
+
 fn held(start: &AttemptStart) -> Fence {
     Fence::HeldBy(start.job.holder.clone())
 }

@@ -22,15 +22,14 @@ use ion_plane::node::live_log;
 use ion_plane::upload::{UploadError, empty_file, store_open};
 use ion_stores::{Collection, DataPlane, StoreError, encode};
 use ion_system::home::private_folder;
+use ion_system::patience::{FailedTry, Retry};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 pub(super) use self::live::OutputNotifier;
 pub use self::live::{LiveOutput, OutputWatcher};
 
-/// How often storing an attempt's output is tried, and the wait between two tries. The stores' own
-/// deadlines come on top.
-const STORE_TRIES: u32 = 20;
-const STORE_WAIT: Duration = Duration::from_secs(1);
+/// The tries to store an attempt's output. The stores' own deadlines come on top.
+const STORE: Retry = Retry::times(20).waiting(Duration::from_secs(1));
 
 /// The reason why an attempt's output is not stored.
 #[derive(Debug, thiserror::Error)]
@@ -110,28 +109,23 @@ impl JobLog {
     }
 
     /// Stores the attempt's output and the document that names it. It retries for a while, so that
-    /// the output is not lost when a store is unavailable for a moment; returns none after
-    /// [`STORE_TRIES`] tries.
+    /// the output is not lost when a store is unavailable for a moment; returns none after the last
+    /// try.
     pub(super) async fn store(
         &self,
         plane: &DataPlane,
         context: &Context,
         succeeded: bool,
     ) -> Option<StoredLog> {
-        for _ in 1..STORE_TRIES {
-            match self.try_to_store(plane, context, succeeded).await {
-                Ok(stored) => return Some(stored),
-                Err(error) => {
-                    tracing::debug!(error = chain(&error), "a job's output is not stored yet")
-                }
-            }
-            tokio::time::sleep(STORE_WAIT).await;
-        }
-        let last = self.try_to_store(plane, context, succeeded).await;
+        let again = |failed: FailedTry<'_, LogError>| {
+            tracing::debug!(error = chain(failed.error), "a job's output is not stored yet");
+            true
+        };
+        let store = async |_| self.try_to_store(plane, context, succeeded).await;
         let failed = |error: &LogError| {
             tracing::error!(error = chain(error), "a job's output could not be stored");
         };
-        last.inspect_err(failed).ok()
+        STORE.run(store, again).await.inspect_err(failed).ok()
     }
 
     async fn try_to_store(

@@ -8,7 +8,9 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use ion_system::patience::Retry;
 use serde::{Deserialize, Serialize};
 
 use super::error::InitError;
@@ -16,13 +18,12 @@ use super::error::InitError;
 /// The file that a process writes to enter a group.
 const PROCESSES: &str = "cgroup.procs";
 
-/// How often making and entering a group is tried: another process that sweeps empty groups may
-/// remove it in between.
-const TRIES: u32 = 3;
+/// The tries to make and enter a group: another process that sweeps empty groups may remove it in
+/// between.
+const ENTER: Retry = Retry::times(3);
 
-/// How often removing a group is tried, a millisecond apart: it may be busy after its last process
-/// was reaped.
-const REMOVE_TRIES: u32 = 200;
+/// The tries to remove a group: it may be busy after its last process was reaped.
+const REMOVE: Retry = Retry::times(200).waiting(Duration::from_millis(1));
 
 /// One group, in one hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,18 +49,11 @@ impl CgroupLimits {
     /// Makes the groups and moves this process into them.
     pub(super) fn enter(&self) -> Result<(), InitError> {
         self.groups.iter().try_for_each(|group| {
-            let mut tries = 1;
-            loop {
-                match group.make().and_then(|()| enter(&group.folder)) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {
-                        tries += 1
-                    }
-                    entered => {
-                        let folder = group.folder.clone();
-                        return entered.map_err(|source| InitError::Limits { folder, source });
-                    }
-                }
-            }
+            let entered = ENTER.run_blocking(
+                |_| group.make().and_then(|()| enter(&group.folder)),
+                |failed| failed.error.kind() == io::ErrorKind::NotFound,
+            );
+            entered.map_err(|source| InitError::Limits { folder: group.folder.clone(), source })
         })
     }
 
@@ -82,16 +76,11 @@ impl CgroupLimits {
     /// Removes the groups. Every process in them must have been reaped.
     pub(super) fn remove(&self) {
         for group in &self.groups {
-            for _ in 0..REMOVE_TRIES {
-                match fs::remove_dir(&group.folder) {
-                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                        let moment = rustix::event::Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
-                        let _ = rustix::event::poll(&mut [], Some(&moment));
-                    }
-                    // A group that cannot be removed is swept at the daemon's next start.
-                    _ => break,
-                }
-            }
+            // A group that cannot be removed is swept at the daemon's next start.
+            let _ = REMOVE.run_blocking(
+                |_| fs::remove_dir(&group.folder),
+                |failed| failed.error.kind() == io::ErrorKind::ResourceBusy,
+            );
         }
     }
 }
