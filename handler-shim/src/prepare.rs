@@ -16,6 +16,7 @@ use ion_model::errors::chain;
 use ion_model::event::{FileEntry, clean_path, event_json};
 use ion_plane::address::{FileUrls, addresses};
 use ion_stores::DataPlane;
+use ion_system::patience::{FailedTry, Retry};
 use ion_system::run_blocking;
 use serde::Serialize;
 
@@ -37,7 +38,7 @@ const BLOCK_MAX: u64 = 64 << 20;
 
 /// Tries of one range: bytes that were damaged on the wire are right the second time, bytes that
 /// are damaged in the store are not.
-const TRIES: usize = 2;
+const TRIES: Retry = Retry::times(2);
 
 /// The result of `prepare`.
 #[derive(Debug)]
@@ -192,16 +193,12 @@ async fn fetch(
     file: IncomingFile,
     range: Range<u64>,
 ) -> Result<(), HandlerError> {
-    let mut tries = 0;
-    loop {
-        tries += 1;
-        match try_to_fetch(plane, &file, range.clone()).await {
-            Err(HandlerError::Input { name, reason }) if tries < TRIES => {
-                tracing::warn!(file = name, reason, "a range of the file is fetched once more");
-            }
-            outcome => return outcome,
-        }
-    }
+    let again = |failed: FailedTry<'_, HandlerError>| {
+        let HandlerError::Input { name, reason } = failed.error else { return false };
+        tracing::warn!(file = name, reason, "a range of the file is fetched once more");
+        true
+    };
+    TRIES.run(async |_| try_to_fetch(plane, &file, range.clone()).await, again).await
 }
 
 async fn try_to_fetch(

@@ -23,8 +23,9 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use ionfs::patience::Retry;
 use serde_json::Value;
 
 /// The deadline of every wait: long enough for a busy machine of two cores.
@@ -355,11 +356,10 @@ pub fn example_clip() -> String {
 /// Waits until `condition` holds, with this deadline.
 #[track_caller]
 pub fn wait_up_to(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + deadline;
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited for {what} in vain");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let holds = Retry::during(deadline)
+        .waiting(Duration::from_millis(20))
+        .run_blocking(|_| condition().then_some(()).ok_or(()), |_| true);
+    assert!(holds.is_ok(), "waited for {what} in vain");
 }
 
 /// Runs the test `name` of this binary again, with further environment variables or through another
