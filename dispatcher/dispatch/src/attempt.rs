@@ -22,6 +22,7 @@ use ion_model::event::Event;
 use ion_model::record::{JobRecord, JobState};
 use ion_run::executor::{AttemptStart, Executor, RunResult, StopReason, tell};
 use ion_system::failpoint;
+use ion_system::patience::{FailedTry, Retry};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span};
@@ -33,10 +34,9 @@ use super::{DispatchNotice, NoticeSender, STORE_WAIT};
 /// later; each running job costs one read of the ledger in that time.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// How often the write that ends a job is tried. With [`STORE_WAIT`] between them, the tries
-/// outlast a store's restart. After that the lease expires, and another attempt finds the commits
-/// of this one.
-const END_TRIES: u32 = 60;
+/// The tries to write a job's end. They outlast a store's restart. After that the lease expires, and
+/// another attempt finds the commits of this one.
+const WRITE_END: Retry = Retry::times(60).waiting(STORE_WAIT);
 
 /// A claimed job with all that its attempt begins with.
 #[derive(Debug)]
@@ -209,20 +209,14 @@ impl AttemptRunner {
     ) -> Result<JobRecord, LedgerError> {
         let (retries, jitter) = (module.retries, jitter(job));
         let ended = Transition::Ended(EndedAttempt { outcome, retries, jitter });
-        let mut tries = 0;
-        loop {
-            match self.ledger.advance(job, &ended).await {
-                Err(LedgerError::Store(error))
-                    if tries < END_TRIES && !self.stopping.is_cancelled() =>
-                {
-                    tries += 1;
-                    let error = chain(&error);
-                    tracing::warn!(job = %job.id, error, "a job's end could not be written yet");
-                    tokio::time::sleep(STORE_WAIT).await;
-                }
-                outcome => return outcome,
-            }
-        }
+        let is_unavailable = |failed: FailedTry<'_, LedgerError>| {
+            let LedgerError::Store(error) = failed.error else { return false };
+            let error = chain(error);
+            tracing::warn!(job = %job.id, error, "a job's end could not be written yet");
+            true
+        };
+        let write = |_| self.ledger.advance(job, &ended);
+        WRITE_END.run_until(self.stopping.cancelled(), write, is_unavailable).await
     }
 }
 

@@ -10,19 +10,19 @@ use ion_model::errors::chain;
 use ion_model::event::{Event, Message};
 use ion_model::record::{JobRecord, JobState, MissingJobs};
 use ion_stores::{DeadLetter, Delivery, StoreError, encode};
+use ion_system::patience::{FailedTry, Retry};
 
 use super::attempt::ClaimedJob;
 use super::served::ServedModule;
 use super::slots::JobSlot;
 use super::{DispatchState, STORE_WAIT};
 
-/// How often the claim of a message's job is tried before the message goes back to its queue. With
-/// [`STORE_WAIT`] between them, all tries take far less than the half hour after which a broker
-/// takes a message back.
-const CLAIM_TRIES: u32 = 600;
+/// The tries to claim a message's job before the message goes back to its queue. All of them take
+/// far less than the half hour after which a broker takes a message back.
+const CLAIM: Retry = Retry::times(600).waiting(STORE_WAIT);
 
-/// How often the documents that a job begins with are read before the job goes back to its queue.
-const MATERIAL_TRIES: u32 = 20;
+/// The tries to read the documents that a job begins with before the job goes back to its queue.
+const READ_MATERIALS: Retry = Retry::times(20).waiting(STORE_WAIT);
 
 /// What a job begins with.
 #[derive(Debug)]
@@ -92,20 +92,13 @@ impl DispatchState {
         job: &JobRecord,
         module: &Module,
     ) -> Result<JobMaterials, LedgerError> {
-        let mut tries = 0;
-        loop {
-            match self.materials(job, module).await {
-                Err(LedgerError::Store(error))
-                    if tries < MATERIAL_TRIES && !self.stopping.is_cancelled() =>
-                {
-                    tries += 1;
-                    let error = chain(&error);
-                    tracing::debug!(job = %job.id, error, "its event cannot be read yet");
-                    self.rest(STORE_WAIT).await;
-                }
-                outcome => return outcome,
-            }
-        }
+        let is_unavailable = |failed: FailedTry<'_, LedgerError>| {
+            let LedgerError::Store(error) = failed.error else { return false };
+            tracing::debug!(job = %job.id, error = chain(error), "its event cannot be read yet");
+            true
+        };
+        let read = |_| self.materials(job, module);
+        READ_MATERIALS.run_until(self.stopping.cancelled(), read, is_unavailable).await
     }
 
     /// Reads the event of a job and the events that it gathers. The ledger holds only their ids.
@@ -148,26 +141,22 @@ impl DispatchState {
         intent: ClaimIntent,
     ) -> ClaimedMessage {
         let tag = delivery.tag;
-        let mut tries = 0;
-        loop {
-            let which = if tries == 0 { ClaimTry::First } else { ClaimTry::Repeated };
-            match self.claim(&served, &delivery, &intent, which).await {
-                Ok(job) => {
-                    let end = match (job, intent) {
-                        (Some(job), ClaimIntent::Run(slot)) => ClaimEnd::Run(Box::new(job), slot),
-                        _ => ClaimEnd::NothingToRun,
-                    };
-                    return ClaimedMessage { tag, end };
-                }
-                Err(error) if tries < CLAIM_TRIES && !self.stopping.is_cancelled() => {
-                    tries += 1;
-                    let (module, error) = (&served.module.name, chain(&error));
-                    tracing::warn!(module, error, "a job could not be claimed yet");
-                    self.rest(STORE_WAIT).await;
-                }
-                Err(error) => return ClaimedMessage { tag, end: ClaimEnd::Failed(error) },
-            }
-        }
+        let claim = |number| {
+            let which = if number == 0 { ClaimTry::First } else { ClaimTry::Repeated };
+            self.claim(&served, &delivery, &intent, which)
+        };
+        let warn = |failed: FailedTry<'_, LedgerError>| {
+            let (module, error) = (&served.module.name, chain(failed.error));
+            tracing::warn!(module, error, "a job could not be claimed yet");
+            true
+        };
+        let claimed = CLAIM.run_until(self.stopping.cancelled(), claim, warn).await;
+        let end = match (claimed, intent) {
+            (Ok(Some(job)), ClaimIntent::Run(slot)) => ClaimEnd::Run(Box::new(job), slot),
+            (Ok(_), _) => ClaimEnd::NothingToRun,
+            (Err(error), _) => ClaimEnd::Failed(error),
+        };
+        ClaimedMessage { tag, end }
     }
 
     /// Claims the job of a message once. Returns none if there is nothing to run: the job is known
