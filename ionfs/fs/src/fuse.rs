@@ -29,12 +29,12 @@ use self::handles::OpenFile;
 pub(crate) use self::kernel::Kernel;
 use self::kernel::{MARGIN, MountState};
 use self::reply::{
-    file_attr, file_type, fuse_errno, maker, moment, nothing, reply_attr, reply_data, reply_empty,
-    reply_written, reply_xattr, writer_of,
+    file_attr, file_type, fuse_errno, maker, nothing, reply_attr, reply_data, reply_empty,
+    reply_written, reply_xattr, time_change, writer_of,
 };
 use self::requests::RequestKind;
 use crate::output::{
-    ContentChanger, DOT_DOT, OpenRequest, RenameOver, SetAttr, StagedHandle, no_attribute,
+    AttrChange, ContentChanger, DOT_DOT, OpenRequest, RenameOver, StagedHandle, no_attribute,
 };
 use crate::view::ViewItem;
 use crate::{Errno, ListingDetail, Result, Seek, is_staged, seek_dense};
@@ -128,8 +128,8 @@ impl Filesystem for Kernel {
     ) {
         self.shared.requests.count(RequestKind::Setattr);
         let ino = self.shared.tree.current(ino.0);
-        let change =
-            SetAttr { mode, uid, gid, size, atime: atime.map(moment), mtime: mtime.map(moment) };
+        let (atime, mtime) = (time_change(atime), time_change(mtime));
+        let change = AttrChange { mode, uid, gid, size, atime, mtime };
         if !is_staged(ino) {
             return reply.error(fuser::Errno::EROFS);
         }

@@ -2,7 +2,7 @@
 //! store.
 //!
 //! Two kinds of inodes live under one root. [`view`] holds the read-only ones: `in/`, `events/` and
-//! the browsing mount, where each directory is listed when it is first accessed. [`output`] holds
+//! the browsing mount, where each directory is listed when it is first accessed. `output` holds
 //! what a module writes: `out/`, staged on a real local directory. A [`Tree`] combines both;
 //! [`job`] and [`browse`] make one.
 
@@ -12,7 +12,7 @@ mod fuse;
 pub mod job;
 mod lineage;
 pub mod mount;
-pub mod output;
+mod output;
 mod reads;
 mod tree;
 pub mod view;

@@ -21,6 +21,7 @@ mod making;
 mod own_blobs;
 mod place;
 mod reference;
+mod request;
 mod storing;
 mod table;
 mod xattr;
@@ -38,21 +39,23 @@ use ion_model::limits::Limits;
 use ion_plane::commit::{Committer, Receipt, Rejection};
 use ion_plane::node::Node as Daemon;
 use ion_system::beneath::Folder;
-use rustix::fs::{self, Mode, OFlags, Stat, StatVfs, Timespec, Timestamps};
-use serde::{Deserialize, Serialize};
+use rustix::fs::{self, Mode, OFlags, Stat, StatVfs, Timestamps};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use self::bounds::StagingLimit;
 use self::closed::ClosedFiles;
-pub use self::content::{CloseReport, ContentChanger, OpenRequest, StagedHandle};
+pub(crate) use self::content::{CloseReport, StagedHandle};
 use self::content::{content_changed, give_up_rights};
 pub(crate) use self::content::{open_blob, read_within};
 use self::early::InOrder;
-pub use self::making::Maker;
 use self::making::may_hold_more;
 use self::own_blobs::JobBlobs;
 use self::place::OpenFolders;
+pub(crate) use self::request::{
+    AttrChange, ContentChanger, Maker, OpenRequest, RenameOver, TimeChange,
+};
+pub use self::request::{ValueFileNames, Writers};
 pub(crate) use self::table::{DATA, DOT, DOT_DOT, EVENTS, OUT};
 use self::table::{FileNode, NodeBody, OrphanedFile, OutputNode, OutputTable, UnnamedRemains};
 pub(crate) use self::xattr::no_attribute;
@@ -69,59 +72,9 @@ const NAME_MAX: usize = 255;
 const READING_UNITS: usize = 16 << 10;
 const READING_UNIT: u64 = 4096;
 
-/// The names of the files that hold a module's values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ValueFileNames {
-    /// `in/eventmeta.json` and `out/insights.json`.
-    #[default]
-    Current,
-    /// The current names, and also `in/meta.json` and `out/meta.json`.
-    AndSecondGeneration,
-}
-
-/// Which users may write to the folders that a tree begins with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Writers {
-    /// The user that the daemon and its modules run as.
-    #[default]
-    Owner,
-    /// Any user among the job's processes: in a container or a pod the module runs as a user that
-    /// the daemon does not know.
-    AnyUser,
-}
-
-/// A change of attributes. An attribute that is none stays as it is.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct SetAttr {
-    /// Permission bits.
-    pub mode: Option<u32>,
-    /// Owner.
-    pub uid: Option<u32>,
-    /// Group.
-    pub gid: Option<u32>,
-    /// Length.
-    pub size: Option<u64>,
-    /// Time of the last read; `Some(None)` means now.
-    pub atime: Option<Option<SystemTime>>,
-    /// Time of the last write; `Some(None)` means now.
-    pub mtime: Option<Option<SystemTime>>,
-}
-
-/// What a rename may replace.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RenameOver {
-    /// Nothing: the new name must be free (`RENAME_NOREPLACE`).
-    Nothing,
-    /// Everything that POSIX lets it replace, except an event.
-    Anything,
-    /// Also an event, because the renamed file was just found to be the same event.
-    SameEvent,
-}
-
 /// The output tree of one attempt.
 #[derive(Debug)]
-pub struct Output {
+pub(crate) struct Output {
     daemon: Arc<Daemon>,
     committer: Committer,
     limits: Limits,
@@ -225,7 +178,7 @@ impl Output {
     // ---- names and attributes ----
 
     /// Looks up a name. Returns none if it does not exist.
-    pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Option<Attr>> {
+    pub(crate) fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Option<Attr>> {
         if name.len() > NAME_MAX {
             return Err(Errno::NAMETOOLONG);
         }
@@ -234,13 +187,13 @@ impl Output {
     }
 
     /// Returns an inode's attributes.
-    pub fn getattr(&self, ino: Ino) -> Result<Attr> {
+    pub(crate) fn getattr(&self, ino: Ino) -> Result<Attr> {
         self.attr(&self.lock(), ino)
     }
 
     /// Passes the names of a directory behind position `place` of its listing to `take`, each with
     /// its own position, inode and kind, until `take` returns true.
-    pub fn names_behind(
+    pub(crate) fn names_behind(
         &self,
         ino: Ino,
         place: u64,
@@ -259,7 +212,7 @@ impl Output {
 
     /// Like [`Output::names_behind`], but passes the current attributes. Leaves out a name whose
     /// inode is gone.
-    pub fn entries_behind(
+    pub(crate) fn entries_behind(
         &self,
         ino: Ino,
         place: u64,
@@ -277,7 +230,7 @@ impl Output {
     }
 
     /// Returns the parent of a directory.
-    pub fn parent(&self, ino: Ino) -> Ino {
+    pub(crate) fn parent(&self, ino: Ino) -> Ino {
         if ino == OUT {
             return ROOT;
         }
@@ -305,10 +258,10 @@ impl Output {
 
     /// Changes attributes. A new length is set through `through`, the handle that the request
     /// names, if it names one.
-    pub fn setattr(
+    pub(crate) fn setattr(
         &self,
         ino: Ino,
-        change: SetAttr,
+        change: AttrChange,
         through: Option<&StagedHandle>,
         by: ContentChanger,
     ) -> Result<Attr> {
@@ -324,12 +277,11 @@ impl Output {
         if let Some(mode) = change.mode {
             pinned.set_mode(Mode::from_raw_mode(mode & 0o7777))?;
         }
-        if change.atime.is_some() || change.mtime.is_some() {
-            let times = Timestamps {
-                last_access: timespec(change.atime),
-                last_modification: timespec(change.mtime),
-            };
-            pinned.set_times(&times)?;
+        if change.atime != TimeChange::Keep || change.mtime != TimeChange::Keep {
+            pinned.set_times(&Timestamps {
+                last_access: change.atime.timespec(),
+                last_modification: change.mtime.timespec(),
+            })?;
         }
         table.is_changed(ino);
         self.attr(&table, ino)
@@ -375,12 +327,12 @@ impl Output {
     }
 
     /// Returns the target of a symbolic link.
-    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+    pub(crate) fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         self.pin(&self.lock(), ino)?.link_target()
     }
 
     /// Makes a hard link inside `out/data`.
-    pub fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
+    pub(crate) fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
         let mut table = self.lock();
         let kind = match &table.node(ino)?.body {
             NodeBody::File(file) => {
@@ -399,7 +351,7 @@ impl Output {
     }
 
     /// Removes a name of a file or link.
-    pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
+    pub(crate) fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let mut table = self.lock();
         let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
         if let NodeBody::File(file) = &table.node(ino)?.body {
@@ -468,7 +420,7 @@ impl Output {
     }
 
     /// Removes an empty directory.
-    pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
+    pub(crate) fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let mut table = self.lock();
         let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
         if ino == DATA || ino == EVENTS {
@@ -538,7 +490,7 @@ impl Output {
     }
 
     /// Returns the space of the staging disk.
-    pub fn statfs(&self) -> Result<StatVfs> {
+    pub(crate) fn statfs(&self) -> Result<StatVfs> {
         self.folders.root().space()
     }
 }
@@ -598,26 +550,5 @@ fn attr_of(ino: Ino, node: &OutputNode, stat: &Stat) -> Attr {
         gid: stat.st_gid,
         // The file stops showing that number at its first change, and nothing notifies the kernel.
         ttl: if linked_to.is_some() { Duration::ZERO } else { FOREVER },
-    }
-}
-
-fn timespec(time: Option<Option<SystemTime>>) -> Timespec {
-    match time {
-        None => Timespec { tv_sec: 0, tv_nsec: fs::UTIME_OMIT },
-        Some(None) => Timespec { tv_sec: 0, tv_nsec: fs::UTIME_NOW },
-        Some(Some(time)) => match time.duration_since(SystemTime::UNIX_EPOCH) {
-            Ok(since) => Timespec {
-                tv_sec: since.as_secs().cast_signed(),
-                tv_nsec: since.subsec_nanos().into(),
-            },
-            Err(before) => {
-                let before = before.duration();
-                let borrow = i64::from(before.subsec_nanos() > 0);
-                let nanos = if borrow == 1 { 1_000_000_000 - before.subsec_nanos() } else { 0 };
-                let seconds =
-                    0_i64.saturating_sub_unsigned(before.as_secs()).saturating_sub(borrow);
-                Timespec { tv_sec: seconds, tv_nsec: nanos.into() }
-            }
-        },
     }
 }

@@ -8,7 +8,7 @@ use fuser::{
     TimeOrNow,
 };
 
-use crate::output::{ContentChanger, Maker};
+use crate::output::{ContentChanger, Maker, TimeChange};
 use crate::{Attr, Errno, FileKind, Result};
 
 pub(super) fn file_attr(attr: &Attr) -> FileAttr {
@@ -96,16 +96,17 @@ pub(super) fn writer_of(request: &Request) -> ContentChanger {
     if request.uid() == 0 { ContentChanger::Privileged } else { ContentChanger::AnotherUser }
 }
 
-pub(super) fn moment(time: TimeOrNow) -> Option<SystemTime> {
-    match time {
-        TimeOrNow::SpecificTime(time) => Some(as_meant(time)),
-        TimeOrNow::Now => None,
+pub(super) fn time_change(requested: Option<TimeOrNow>) -> TimeChange {
+    match requested {
+        None => TimeChange::Keep,
+        Some(TimeOrNow::Now) => TimeChange::Now,
+        Some(TimeOrNow::SpecificTime(time)) => TimeChange::To(corrected(time)),
     }
 }
 
 /// Corrects a time that fuser made of the kernel's seconds and nanoseconds. Nanoseconds count
 /// upwards from a second even before 1970; fuser 0.18 counts them downwards there.
-fn as_meant(time: SystemTime) -> SystemTime {
+fn corrected(time: SystemTime) -> SystemTime {
     match SystemTime::UNIX_EPOCH.duration_since(time) {
         Ok(before) => time + Duration::from_nanos(2 * u64::from(before.subsec_nanos())),
         Err(_) => time,

@@ -15,17 +15,15 @@ use bytes::Bytes;
 use ion_model::event::FileEntry;
 use ion_plane::cache::{BlobReader, CachedBlob};
 use ion_plane::node::Node as Daemon;
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::{self, Mode};
 
 use super::super::eventfile::DecisionTrigger;
 use super::super::reads::ReadFailure;
 use super::super::{Errno, Ino, Result, Seek, errno, seek_dense};
 use super::early::InOrder;
+use super::request::{ContentChanger, OpenRequest};
 use super::table::{FileNode, OutputTable};
 use super::{Output, forbid_change};
-
-/// The kernel's flag of an open by execve(). No header defines it.
-const FMODE_EXEC: i32 = 0x20;
 
 /// A handle that may write. The table holds it for as long as it is open.
 #[derive(Debug)]
@@ -38,7 +36,7 @@ pub(super) struct ContentWriter {
 
 /// How the kernel reports a close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CloseReport {
+pub(crate) enum CloseReport {
     /// By a FLUSH for each descriptor, which close() waits for, and a RELEASE after the last one.
     Flushes,
     /// By the RELEASE only.
@@ -66,7 +64,7 @@ impl ContentWriter {
 
 /// An open staged file.
 #[derive(Debug)]
-pub struct StagedHandle {
+pub(crate) struct StagedHandle {
     ino: Ino,
     file: File,
     writable: bool,
@@ -78,7 +76,7 @@ pub struct StagedHandle {
 
 impl StagedHandle {
     /// Returns its inode.
-    pub fn ino(&self) -> Ino {
+    pub(crate) fn ino(&self) -> Ino {
         self.ino
     }
 
@@ -96,7 +94,7 @@ impl StagedHandle {
     }
 
     /// Returns how the kernel is to report closes of this handle.
-    pub fn closing(&self) -> CloseReport {
+    pub(crate) fn closing(&self) -> CloseReport {
         self.writer.closing
     }
 
@@ -114,65 +112,17 @@ impl StagedHandle {
     }
 }
 
-/// Which kind of user changes a file's content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ContentChanger {
-    /// A user who may keep the set-user-ID and set-group-ID bits (`CAP_FSETID`).
-    Privileged,
-    /// Any other user: the bits are cleared, or the new content would run with the rights of the
-    /// file's owner.
-    AnotherUser,
-}
-
-/// How a file is to be opened.
-#[derive(Clone, Copy, Debug)]
-pub struct OpenRequest {
-    /// The open flags as the kernel gave them.
-    pub flags: i32,
-    /// Who opens it.
-    pub by: ContentChanger,
-}
-
-impl OpenRequest {
-    fn writes(self) -> bool {
-        self.flags & libc::O_ACCMODE != libc::O_RDONLY
-    }
-
-    /// Returns whether the open may change anything.
-    pub(crate) fn changes(self) -> bool {
-        self.writes() || self.truncates()
-    }
-
-    /// Returns whether the file is opened to run it as a program. The handle then stays open for as
-    /// long as the program runs.
-    fn executes(self) -> bool {
-        self.flags & FMODE_EXEC != 0
-    }
-
-    fn truncates(self) -> bool {
-        self.flags & libc::O_TRUNC != 0
-    }
-
-    /// Returns the flags for opening the staging file. The daemon itself decides about creation,
-    /// append and links.
-    pub(super) fn backing(self) -> OFlags {
-        let access = self.flags & (libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC);
-        OFlags::from_bits_retain(access.cast_unsigned())
-    }
-
-    /// Returns how the kernel is to report closes. A close of a data file decides nothing, so it
-    /// need not wait for the daemon. But the kernel writes out what a mapping changed only by a
-    /// FLUSH, and only a file that is open for both reading and writing can be mapped for writing.
-    fn closing(self, file: &FileNode) -> CloseReport {
-        let maps = self.flags & libc::O_ACCMODE == libc::O_RDWR;
-        let decides = file.event.is_some() && self.writes();
-        if maps || decides { CloseReport::Flushes } else { CloseReport::Releases }
-    }
+/// Returns how the kernel is to report closes of a handle. A close of a data file decides nothing,
+/// so it need not wait for the daemon. But the kernel writes out what a mapping changed only by a
+/// FLUSH, and only a file that is open for both reading and writing can be mapped for writing.
+fn close_report(how: OpenRequest, file: &FileNode) -> CloseReport {
+    let decides = file.event.is_some() && how.writes();
+    if how.may_map_for_writing() || decides { CloseReport::Flushes } else { CloseReport::Releases }
 }
 
 impl Output {
     /// Opens a file.
-    pub fn open(&self, ino: Ino, how: OpenRequest) -> Result<Arc<StagedHandle>> {
+    pub(crate) fn open(&self, ino: Ino, how: OpenRequest) -> Result<Arc<StagedHandle>> {
         let mut table = self.lock();
         let file = table.file(ino)?;
         if how.writes() || how.truncates() {
@@ -199,8 +149,10 @@ impl Output {
         how: OpenRequest,
     ) -> Result<Arc<StagedHandle>> {
         let file = table.file_mut(ino)?;
-        let writer =
-            Arc::new(ContentWriter { flushed: AtomicBool::new(false), closing: how.closing(file) });
+        let writer = Arc::new(ContentWriter {
+            flushed: AtomicBool::new(false),
+            closing: close_report(how, file),
+        });
         file.opens += 1;
         file.programs += u32::from(how.executes());
         if how.writes() {
@@ -220,7 +172,7 @@ impl Output {
     }
 
     /// Reads staged content. Returns fewer than `size` bytes only at the end of the file.
-    pub fn read(&self, staged: &StagedHandle, offset: u64, size: usize) -> Result<Bytes> {
+    pub(crate) fn read(&self, staged: &StagedHandle, offset: u64, size: usize) -> Result<Bytes> {
         let mut buffer = vec![0; size];
         let mut filled = 0;
         while filled < size {
@@ -236,7 +188,7 @@ impl Output {
     }
 
     /// Writes `data` at `offset`. A reference needs [`Output::own_range`] first.
-    pub fn write(
+    pub(crate) fn write(
         &self,
         staged: &StagedHandle,
         offset: u64,
@@ -309,7 +261,7 @@ impl Output {
     }
 
     /// Allocates or frees space (fallocate).
-    pub fn allocate(
+    pub(crate) fn allocate(
         &self,
         staged: &StagedHandle,
         offset: u64,
@@ -330,7 +282,7 @@ impl Output {
     }
 
     /// Returns the offset of the next data or hole of a staged file.
-    pub fn seek(&self, staged: &StagedHandle, offset: u64, whence: Seek) -> Result<u64> {
+    pub(crate) fn seek(&self, staged: &StagedHandle, offset: u64, whence: Seek) -> Result<u64> {
         if self.refers(staged.ino) {
             let length = staged.file.metadata().map_err(|error| errno(&error))?.len();
             return seek_dense(length, offset, whence);
@@ -345,7 +297,7 @@ impl Output {
     }
 
     /// Makes the file durable on the local disk.
-    pub fn sync(&self, staged: &StagedHandle) -> Result<()> {
+    pub(crate) fn sync(&self, staged: &StagedHandle) -> Result<()> {
         staged.file.sync_all().map_err(|error| {
             let errno = errno(&error);
             self.not_whole(staged.ino, 0, errno);
@@ -361,7 +313,7 @@ impl Output {
     }
 
     /// Copies a range between two staged files inside the kernel.
-    pub fn copy_range(
+    pub(crate) fn copy_range(
         &self,
         from: &StagedHandle,
         from_offset: u64,
@@ -395,7 +347,7 @@ impl Output {
     }
 
     /// Handles FLUSH: a descriptor of the file was closed. Returns what close() is to return.
-    pub async fn flush(&self, staged: &StagedHandle) -> Result<()> {
+    pub(crate) async fn flush(&self, staged: &StagedHandle) -> Result<()> {
         staged.writer.flushed.store(true, Ordering::Release);
         if !staged.writable {
             return Ok(());
@@ -404,14 +356,14 @@ impl Output {
     }
 
     /// Handles fsync: makes the file durable on the local disk. An event file commits as at FLUSH.
-    pub async fn fsync(&self, staged: &StagedHandle) -> Result<()> {
+    pub(crate) async fn fsync(&self, staged: &StagedHandle) -> Result<()> {
         self.sync(staged)?;
         self.decide(staged.ino, DecisionTrigger::Flush).await
     }
 
     /// Handles RELEASE: the handle is gone. If it was the last writer of an event file, the content
     /// is final; if it was the last writer of a data file, its upload is queued.
-    pub fn release(self: &Arc<Self>, staged: &StagedHandle) {
+    pub(crate) fn release(self: &Arc<Self>, staged: &StagedHandle) {
         let ino = staged.ino;
         {
             let mut table = self.lock();

@@ -35,7 +35,7 @@ enum EventBefore {
 impl Output {
     /// Renames a file. If the new name is an event's, commits first and then renames (rule 5). If
     /// the new name is `insights.json`, renames first and then keeps the content.
-    pub async fn rename(
+    pub(crate) async fn rename(
         &self,
         parent: Ino,
         name: &OsStr,
@@ -72,7 +72,7 @@ impl Output {
     }
 
     /// Makes a hard link. If the new name is an event's, commits first (rule 6).
-    pub async fn link_or_commit(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
+    pub(crate) async fn link_or_commit(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
         if let Some(event_name) = self.event_name(parent, name)? {
             self.adopt_as_event(ino, &event_name, |_| self.link(ino, parent, name).map(drop))
                 .await?;
@@ -375,12 +375,12 @@ impl Output {
     }
 
     /// Returns the events committed so far, by file name.
-    pub fn receipts(&self) -> BTreeMap<String, Receipt> {
+    pub(crate) fn receipts(&self) -> BTreeMap<String, Receipt> {
         self.receipts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns the event files that were refused and not committed since, by name.
-    pub fn rejections(&self) -> BTreeMap<String, Rejection> {
+    pub(crate) fn rejections(&self) -> BTreeMap<String, Rejection> {
         self.rejections.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -15,28 +15,13 @@ use super::super::{Attr, Errno, FileKind, Ino, Result, errno};
 use super::content::content_changed;
 use super::early::InOrder;
 use super::reference::Reference;
+use super::request::{Maker, OpenRequest, TimeChange};
 use super::table::{DirectoryNames, FileNode, NodeBody, OutputTable};
-use super::{DATA, EVENTS, OUT, OpenRequest, Output, StagedHandle, timespec};
-
-/// The user and group that make something, and own it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Maker {
-    /// The user's ID.
-    pub uid: u32,
-    /// The group's ID.
-    pub gid: u32,
-}
-
-impl Maker {
-    /// Returns the daemon's own user and group.
-    pub fn daemon() -> Self {
-        Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
-    }
-}
+use super::{DATA, EVENTS, OUT, Output, StagedHandle};
 
 impl Output {
     /// Makes a directory.
-    pub fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
+    pub(crate) fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
         let mut table = self.lock();
         may_hold_more(&table, parent, name, FileKind::Directory)?;
         let folder = self.folder_for(&table, parent, name)?;
@@ -49,7 +34,13 @@ impl Output {
     /// Makes a symbolic link. It may point anywhere: the kernel follows it for the module, with the
     /// module's rights. An event that names a path through it stays inside `out/data` or is
     /// refused.
-    pub fn symlink(&self, parent: Ino, name: &OsStr, target: &Path, maker: Maker) -> Result<Attr> {
+    pub(crate) fn symlink(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        target: &Path,
+        maker: Maker,
+    ) -> Result<Attr> {
         let mut table = self.lock();
         may_hold_more(&table, parent, name, FileKind::Symlink)?;
         let folder = self.folder_for(&table, parent, name)?;
@@ -63,7 +54,7 @@ impl Output {
 
     /// Makes a regular file without opening it, a pipe or a socket. Refuses a device (EPERM): a
     /// module has the devices of its executor.
-    pub fn mknod(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
+    pub(crate) fn mknod(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
         let file_type = FileType::from_raw_mode(mode);
         let kind = match file_type {
             FileType::RegularFile => {
@@ -100,7 +91,7 @@ impl Output {
     }
 
     /// Makes a file, or opens the existing one, in one step.
-    pub fn create(
+    pub(crate) fn create(
         &self,
         parent: Ino,
         name: &OsStr,
@@ -110,7 +101,7 @@ impl Output {
     ) -> Result<(Attr, Arc<StagedHandle>)> {
         let existing = self.lock().child(parent, name)?;
         if let Some(ino) = existing {
-            if how.flags & libc::O_EXCL != 0 {
+            if how.needs_new_file() {
                 return Err(Errno::EXIST);
             }
             let staged = self.open(ino, how)?;
@@ -123,17 +114,12 @@ impl Output {
         let backing = self.of_disk(folder.open_file(name, flags, permissions(mode)))?;
         self.hand_over(&folder, name, mode, maker)?;
         let ino = add_file(&mut table, parent, name)?;
-        let staged = self.handle(
-            &mut table,
-            ino,
-            backing,
-            OpenRequest { flags: how.flags & !libc::O_TRUNC, ..how },
-        )?;
+        let staged = self.handle(&mut table, ino, backing, how.without_truncation())?;
         Ok((self.attr(&table, ino)?, staged))
     }
 
     /// Makes a new file in `out/data` that refers to a blob (`ln` and `mv` from `in/data`).
-    pub fn add_reference(
+    pub(crate) fn add_reference(
         &self,
         parent: Ino,
         name: &OsStr,
@@ -151,11 +137,8 @@ impl Output {
         pinned.set_mode(permissions(mode | 0o200))?;
         let file = pinned.open(OFlags::WRONLY)?;
         file.set_len(entry.size).map_err(|error| errno(&error))?;
-        let at = Some(Some(entry.modified()));
-        pinned.set_times(&Timestamps {
-            last_access: timespec(at),
-            last_modification: timespec(at),
-        })?;
+        let at = TimeChange::To(entry.modified()).timespec();
+        pinned.set_times(&Timestamps { last_access: at, last_modification: at })?;
         pinned.set_mode(permissions(mode))?;
         if entry.size > 0 {
             let file = table.file_mut(ino)?;
@@ -167,7 +150,7 @@ impl Output {
 
     /// Like [`Output::add_reference`], for `ln`: the new file shows the inode number of `linked_to`
     /// for as long as both have the same content.
-    pub fn add_link(
+    pub(crate) fn add_link(
         &self,
         parent: Ino,
         name: &OsStr,

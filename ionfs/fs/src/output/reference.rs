@@ -125,20 +125,20 @@ impl From<NotOwned> for io::Error {
 
 impl Output {
     /// Returns whether a handle only reads, and its file is a blob from the first byte to the last.
-    pub fn is_untouched(&self, staged: &StagedHandle) -> bool {
+    pub(crate) fn is_untouched(&self, staged: &StagedHandle) -> bool {
         let table = self.lock();
         let reference = table.file(staged.ino()).ok().and_then(|file| file.reference.as_ref());
         !staged.writes() && reference.is_some_and(Reference::is_whole)
     }
 
     /// Returns whether a file's bytes are, at least in part, a blob's.
-    pub fn refers(&self, ino: Ino) -> bool {
+    pub(crate) fn refers(&self, ino: Ino) -> bool {
         self.lock().file(ino).is_ok_and(|file| file.reference.is_some())
     }
 
     /// Returns the blob that holds a file's bytes, and how many of the blob's bytes the file has;
     /// none if the file has bytes of its own.
-    pub fn referenced(&self, ino: Ino) -> Result<Option<(Arc<FileEntry>, u64)>> {
+    pub(crate) fn referenced(&self, ino: Ino) -> Result<Option<(Arc<FileEntry>, u64)>> {
         let table = self.lock();
         let reference = table.file(ino)?.reference.as_ref().filter(|reference| !reference.touched);
         Ok(reference.map(|reference| (reference.entry.clone(), reference.length)))
@@ -190,7 +190,7 @@ impl Output {
     /// Makes the next bytes of `to` a reference to the blob `entry`, without moving any. Returns
     /// how many. Works only for an empty file, or for a file that is the same blob up to just
     /// there; otherwise returns EOPNOTSUPP, and the caller copies the bytes.
-    pub fn refer(
+    pub(crate) fn refer(
         &self,
         to: &StagedHandle,
         entry: &Arc<FileEntry>,
@@ -225,14 +225,14 @@ impl Output {
 
     /// Copies the blocks that a write to `range` touches from the blob into the staged file. Does
     /// nothing if the file is not a reference.
-    pub async fn own_range(&self, staged: &StagedHandle, range: Range<u64>) -> Result<()> {
+    pub(crate) async fn own_range(&self, staged: &StagedHandle, range: Range<u64>) -> Result<()> {
         let owned = self.own(staged.ino(), staged.file(), range).await;
         owned.map_err(|error| self.not_owned(staged.ino(), &error))
     }
 
     /// Turns a reference into a file of its own, because the module asked for it. Does nothing for
     /// other files.
-    pub async fn own_content(&self, ino: Ino) -> Result<()> {
+    pub(crate) async fn own_content(&self, ino: Ino) -> Result<()> {
         self.own_all(ino).await.map_err(|error| self.not_owned(ino, &error))
     }
 

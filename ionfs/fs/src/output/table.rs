@@ -15,10 +15,10 @@ use tokio::sync::OnceCell;
 
 use super::super::eventfile::EventState;
 use super::super::{Errno, FileKind, Ino, Result, STAGED};
-use super::ValueFileNames;
 use super::content::ContentWriter;
 use super::early::InOrder;
 use super::reference::Reference;
+use super::request::ValueFileNames;
 
 /// `out`
 pub(crate) const OUT: Ino = STAGED;

@@ -34,7 +34,7 @@ impl Output {
     }
 
     /// Returns an extended attribute's value. A name that a module may not set has none.
-    pub fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
+    pub(crate) fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
         if !is_a_users(name) {
             return Err(no_attribute(name));
         }
@@ -46,7 +46,7 @@ impl Output {
     /// # Errors
     /// EOPNOTSUPP for a name that does not begin with `user.`, EDQUOT over the job's limit of
     /// bytes.
-    pub fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
+    pub(crate) fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
         if !is_a_users(name) {
             return Err(Errno::OPNOTSUPP);
         }
@@ -69,7 +69,7 @@ impl Output {
     }
 
     /// Returns the names of the extended attributes, each with a zero byte at its end.
-    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+    pub(crate) fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
         let names = self.pinned(ino)?.xattrs()?;
         let users =
             names.split_inclusive(|byte| *byte == 0).filter(|name| name.starts_with(b"user."));
@@ -77,7 +77,7 @@ impl Output {
     }
 
     /// Removes an extended attribute.
-    pub fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
+    pub(crate) fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
         if !is_a_users(name) {
             return Err(no_attribute(name));
         }
