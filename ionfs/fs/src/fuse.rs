@@ -37,7 +37,7 @@ use crate::output::{
     AttrChange, ContentChanger, DOT_DOT, OpenRequest, RenameOver, StagedHandle, no_attribute,
 };
 use crate::view::ViewItem;
-use crate::{Errno, ListingDetail, Result, Seek, is_staged, seek_dense};
+use crate::{Errno, ListingDetail, LookupOutcome, Result, Seek, is_staged, seek_dense};
 
 /// The most bytes of one write request. The kernel's default of 128 KiB costs eight times the round
 /// trips; more than 1 MiB gains nothing measurable.
@@ -81,18 +81,19 @@ impl Filesystem for Kernel {
         let parent = self.shared.tree.current(parent.0);
         let name = name.to_owned();
         let shared = self.shared.clone();
-        let answer = move |reply: ReplyEntry, outcome: Result<crate::LookupOutcome>| match outcome {
-            Ok(Ok(attr)) => shared.reply_entry(reply, Ok(attr)),
+        let answer = move |reply: ReplyEntry, outcome: Result<LookupOutcome>| match outcome {
+            Ok(LookupOutcome::Found(attr)) => shared.reply_entry(reply, Ok(attr)),
             // An entry with inode 0 lets the kernel remember that the name does not exist.
-            Ok(Err(ttl)) if !ttl.is_zero() => {
+            Ok(LookupOutcome::Missing(ttl)) if !ttl.is_zero() => {
                 reply.entry(&ttl, &file_attr(&nothing()), Generation(0))
             }
-            Ok(Err(_)) => reply.error(fuser::Errno::ENOENT),
+            Ok(LookupOutcome::Missing(_)) => reply.error(fuser::Errno::ENOENT),
             Err(errno) => reply.error(fuse_errno(errno)),
         };
         if is_staged(parent) {
             let found = self.shared.tree.output().and_then(|output| output.lookup(parent, &name));
-            return answer(reply, found.map(|attr| attr.ok_or(Duration::ZERO)));
+            let missing = LookupOutcome::Missing(Duration::ZERO);
+            return answer(reply, found.map(|attr| attr.map_or(missing, LookupOutcome::Found)));
         }
         let work = |shared: Arc<MountState>| async move { shared.tree.lookup(parent, &name).await };
         self.later(parent, self.read_deadline(), work, move |outcome| answer(reply, outcome));

@@ -24,7 +24,7 @@ pub use rustix::io::Errno;
 
 pub use self::reads::failed_read_of_blob;
 pub(crate) use self::tree::ListingDetail;
-pub use self::tree::{LookupOutcome, Tree};
+pub use self::tree::Tree;
 pub(crate) use self::walk::SMALL;
 
 /// The result of a filesystem operation, or the errno that it fails with.
@@ -99,6 +99,25 @@ pub struct Attr {
     pub gid: u32,
     /// How long these attributes stay valid.
     pub ttl: Duration,
+}
+
+/// The outcome of a lookup of a name.
+#[derive(Clone, Copy, Debug)]
+pub enum LookupOutcome {
+    /// The name exists, and its inode has these attributes.
+    Found(Attr),
+    /// The name does not exist. The kernel may remember that for so long.
+    Missing(Duration),
+}
+
+impl LookupOutcome {
+    /// Returns the attributes of the inode, if the name exists.
+    pub fn found(self) -> Option<Attr> {
+        match self {
+            Self::Found(attr) => Some(attr),
+            Self::Missing(_) => None,
+        }
+    }
 }
 
 /// One name in a directory.

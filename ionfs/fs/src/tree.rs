@@ -14,7 +14,7 @@ use super::output::{DOT, DOT_DOT, Maker, OUT, Output, RenameOver, open_blob};
 use super::reads::{ReadFailure, ReadLog};
 use super::view::{Listing, View, ViewItem};
 use super::walk::DirectoryWalks;
-use super::{Attr, Errno, FOREVER, FileKind, Ino, ROOT, Result, is_staged};
+use super::{Attr, Errno, FOREVER, FileKind, Ino, LookupOutcome, ROOT, Result, is_staged};
 
 /// The temporary name of a file that is being moved over another file.
 const BESIDE: &str = ".ion-moved-here";
@@ -52,10 +52,6 @@ impl ListedEntry {
         Self { ino: attr.ino, kind: attr.kind, attr: Some(attr) }
     }
 }
-
-/// The outcome of a lookup: the inode's attributes, or how long the kernel may remember that the
-/// name does not exist.
-pub type LookupOutcome = std::result::Result<Attr, Duration>;
 
 impl Tree {
     /// Makes a tree of a view and, for a job, of its output.
@@ -96,14 +92,15 @@ impl Tree {
     pub(crate) async fn lookup(&self, parent: Ino, name: &OsStr) -> Result<LookupOutcome> {
         if is_staged(parent) {
             // Zero: the kernel must not remember that the name does not exist.
-            return Ok(self.output()?.lookup(parent, name)?.ok_or(Duration::ZERO));
+            let missing = LookupOutcome::Missing(Duration::ZERO);
+            return Ok(self.output()?.lookup(parent, name)?.map_or(missing, LookupOutcome::Found));
         }
         if let (ROOT, Some("out"), Some(output)) = (parent, name.to_str(), &self.output) {
-            return output.getattr(OUT).map(Ok);
+            return output.getattr(OUT).map(LookupOutcome::Found);
         }
         match name.to_str() {
             Some(name) => self.view.lookup(parent, name).await,
-            None => Ok(Err(FOREVER)),
+            None => Ok(LookupOutcome::Missing(FOREVER)),
         }
     }
 
@@ -332,7 +329,7 @@ impl Tree {
         maker: Maker,
     ) -> Result<()> {
         let output = self.output()?;
-        let attr = self.view.lookup(parent, name).await?.map_err(|_| Errno::NOENT)?;
+        let attr = self.view.lookup(parent, name).await?.found().ok_or(Errno::NOENT)?;
         let moved = match self.view.item(attr.ino)? {
             ViewItem::Blob(entry) => {
                 let mode = u32::from(self.view.stored_mode(&entry));

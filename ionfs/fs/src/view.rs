@@ -15,7 +15,7 @@ use ion_model::event::FileEntry;
 use ion_stores::StoreError;
 
 use super::reads::{ReadFailure, ReadLog};
-use super::{Attr, DirEntry, Errno, FOREVER, FileKind, Ino, ROOT, Result};
+use super::{Attr, DirEntry, Errno, FOREVER, FileKind, Ino, LookupOutcome, ROOT, Result};
 
 /// What a name in a view stands for.
 #[derive(Clone, Debug)]
@@ -233,6 +233,24 @@ enum Readers {
     AnyUser,
 }
 
+/// Which listing of a directory a caller needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ListingUse {
+    /// The kept listing, while it is valid.
+    Kept,
+    /// A new listing.
+    Fresh,
+}
+
+/// What the attributes of a name are needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EntryUse {
+    /// The kernel looks the name up, which counts.
+    Lookup,
+    /// A listing shows the name, which does not count as a lookup.
+    Listing,
+}
+
 #[derive(Debug)]
 struct ViewState {
     inodes: HashMap<Ino, ViewInode>,
@@ -325,23 +343,20 @@ impl View {
         self.attr(ino, &item)
     }
 
-    /// Looks up a name and increments the lookup count of its inode. The inner error says how long
-    /// the kernel may remember that the name does not exist.
-    pub async fn lookup(
-        &self,
-        parent: Ino,
-        name: &str,
-    ) -> Result<std::result::Result<Attr, Duration>> {
-        let (listing, ttl) = self.listing(parent, false).await?;
+    /// Looks up a name and increments the lookup count of its inode.
+    pub async fn lookup(&self, parent: Ino, name: &str) -> Result<LookupOutcome> {
+        let (listing, ttl) = self.listing(parent, ListingUse::Kept).await?;
         match listing.get(name).filter(|_| !self.is_moved_away(parent, name)) {
-            Some(item) => self.entry(parent, name, item, true).map(Ok),
-            None => Ok(Err(ttl)),
+            Some(item) => {
+                self.entry(parent, name, item, EntryUse::Lookup).map(LookupOutcome::Found)
+            }
+            None => Ok(LookupOutcome::Missing(ttl)),
         }
     }
 
     /// Returns the current entries of a directory.
     pub async fn list(&self, ino: Ino) -> Result<Listing> {
-        self.listing(ino, true).await.map(|(listing, _)| listing)
+        self.listing(ino, ListingUse::Fresh).await.map(|(listing, _)| listing)
     }
 
     /// Returns the first entry at position `from` or later that was not moved away, with its
@@ -355,7 +370,7 @@ impl View {
         for place in from.. {
             let Some((name, item)) = listing.at(place) else { break };
             if !self.is_moved_away(ino, name) {
-                let attr = self.entry(ino, name, item, false)?;
+                let attr = self.entry(ino, name, item, EntryUse::Listing)?;
                 return Ok(Some((DirEntry { name: name.into(), attr }, place + 1)));
             }
         }
@@ -438,16 +453,16 @@ impl View {
         self.lock().inodes.get(&parent).is_some_and(|inode| inode.moved_away.contains(name))
     }
 
-    /// Returns a directory's listing and how long it stays valid. Uses the kept listing while that
-    /// is valid; with `afresh`, only if the directory never changes.
-    async fn listing(&self, ino: Ino, afresh: bool) -> Result<(Listing, Duration)> {
+    /// Returns a directory's listing and how long it stays valid. Of a directory that never changes,
+    /// this is always the kept listing.
+    async fn listing(&self, ino: Ino, wanted: ListingUse) -> Result<(Listing, Duration)> {
         let directory = {
             let state = self.lock();
             let inode = state.inodes.get(&ino).ok_or(Errno::STALE)?;
             let ViewItem::Directory(directory) = &inode.item else { return Err(Errno::NOTDIR) };
             let ttl = directory.ttl();
             if let Some((since, listing)) = &inode.listing
-                && (ttl == FOREVER || (!afresh && since.elapsed() < ttl))
+                && (ttl == FOREVER || (wanted == ListingUse::Kept && since.elapsed() < ttl))
             {
                 return Ok((listing.clone(), ttl));
             }
@@ -466,7 +481,7 @@ impl View {
     }
 
     /// Returns the attributes of a name's inode. Makes the inode if there is none yet.
-    fn entry(&self, parent: Ino, name: &str, item: &ViewItem, looked_up: bool) -> Result<Attr> {
+    fn entry(&self, parent: Ino, name: &str, item: &ViewItem, purpose: EntryUse) -> Result<Attr> {
         let mut state = self.lock();
         let next = state.next;
         let directory = state.inodes.get_mut(&parent).ok_or(Errno::STALE)?;
@@ -489,7 +504,7 @@ impl View {
         if ino != next {
             inode.item = item.clone();
         }
-        inode.lookups += u64::from(looked_up);
+        inode.lookups += u64::from(purpose == EntryUse::Lookup);
         drop(state);
         let mut attr = self.attr(ino, item)?;
         attr.ttl = attr.ttl.min(ttl);
@@ -599,7 +614,7 @@ mod tests {
             std::future::ready(Err(StoreError::DamagedBlob("k".into())))
         });
         let view = View::new(ViewItem::fixed([("lineage".to_owned(), lost)]), reads.clone());
-        assert!(view.lookup(ROOT, "lineage").await.unwrap().is_ok());
+        assert!(view.lookup(ROOT, "lineage").await.unwrap().found().is_some());
         assert!(reads.so_far().is_empty());
         let ino = directory_of(&view, "lineage");
         assert_eq!(view.list(ino).await.unwrap_err(), Errno::IO);

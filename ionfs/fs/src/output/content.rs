@@ -403,11 +403,10 @@ pub(crate) async fn read_within(
     offset: u64,
     length: u64,
 ) -> std::result::Result<Bytes, ReadFailure> {
-    match tokio::time::timeout(daemon.settings.read_deadline, reader.read(offset, length)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) => Err(ReadFailure::of_blob(&error)),
-        Err(_) => Err(ReadFailure::unanswered(Some(&reader.blob().entry().key))),
-    }
+    let read = reader.read(offset, length);
+    let answered = tokio::time::timeout(daemon.settings.read_deadline, read).await;
+    let unanswered = |_| ReadFailure::unanswered(Some(&reader.blob().entry().key));
+    answered.map_err(unanswered)?.map_err(|error| ReadFailure::of_blob(&error))
 }
 
 /// Clears the set-user-ID and set-group-ID bits of a file, unless the user who changes it may keep
