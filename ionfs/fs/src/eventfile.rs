@@ -29,6 +29,15 @@ pub(crate) struct EventState {
     pub(crate) deciding: std::sync::Arc<tokio::sync::Mutex<()>>,
 }
 
+/// How the content of a file changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ContentChange {
+    /// Bytes are written.
+    Written,
+    /// Only the length is set.
+    Resized,
+}
+
 /// What triggers a decision about a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DecisionTrigger {
@@ -54,15 +63,15 @@ pub(crate) enum EventDecision {
 
 impl EventState {
     /// Notes that the content changed.
-    pub(crate) fn changed(&mut self, by_writing: bool) {
+    pub(crate) fn changed(&mut self, change: ContentChange) {
         self.version += 1;
-        self.wrote |= by_writing;
+        self.wrote |= change == ContentChange::Written;
         self.refused = None;
     }
 
     /// Returns whether there is anything new to decide (rule 1).
-    pub(crate) fn is_news(&self, asked: DecisionTrigger) -> bool {
-        self.committed.is_none() && (asked == DecisionTrigger::Final || self.version != self.seen)
+    pub(crate) fn needs_decision(&self, trigger: DecisionTrigger) -> bool {
+        self.committed.is_none() && (trigger == DecisionTrigger::Final || self.version != self.seen)
     }
 
     /// Returns whether the content may not change, because it is an event or is being committed as
@@ -71,8 +80,8 @@ impl EventState {
         self.committing || self.committed.is_some()
     }
 
-    /// Returns the version of the content. It must be asked for before the content is read, because
-    /// a write may come during the read.
+    /// Returns the version of the content. The caller must take it before it reads the content,
+    /// because a write may come during the read.
     pub(crate) fn version(&self) -> u64 {
         self.version
     }
@@ -86,7 +95,7 @@ impl EventState {
     /// Returns the answer to a FLUSH without new content: the same refusal again, if there was one.
     /// The first answer may have gone to a child that was forked with the file open, and the
     /// process that wrote the file must not take its own close for a commit.
-    pub(crate) fn without_news(&self) -> Result<()> {
+    pub(crate) fn previous_answer(&self) -> Result<()> {
         self.refused.map_or(Ok(()), Err)
     }
 
@@ -94,11 +103,11 @@ impl EventState {
     /// may not be changed.
     pub(crate) fn decide(
         &mut self,
-        asked: DecisionTrigger,
+        trigger: DecisionTrigger,
         version: u64,
         parsed: ParsedEventFile,
     ) -> EventDecision {
-        if !self.is_news(asked) {
+        if !self.needs_decision(trigger) {
             return EventDecision::Nothing;
         }
         self.seen = version;
@@ -106,13 +115,13 @@ impl EventState {
             // The file was written to while it was read: the writer's own close decides.
             return EventDecision::Nothing;
         }
-        let decision = self.meaning(asked, parsed);
+        let decision = self.decide_content(trigger, parsed);
         self.committing = matches!(decision, EventDecision::Commit(_));
         decision
     }
 
-    fn meaning(&self, asked: DecisionTrigger, parsed: ParsedEventFile) -> EventDecision {
-        match (parsed, asked) {
+    fn decide_content(&self, trigger: DecisionTrigger, parsed: ParsedEventFile) -> EventDecision {
+        match (parsed, trigger) {
             // Content that was refused at a close stays refused; the release of the last handle
             // adds nothing.
             _ if self.refused.is_some() => EventDecision::Nothing,
@@ -140,20 +149,20 @@ mod tests {
     use super::*;
     use ion_model::event::parse;
 
-    fn decide(state: &mut EventState, asked: DecisionTrigger, content: &str) -> EventDecision {
-        state.decide(asked, state.version(), parse(content.as_bytes()))
+    fn decide(state: &mut EventState, trigger: DecisionTrigger, content: &str) -> EventDecision {
+        state.decide(trigger, state.version(), parse(content.as_bytes()))
     }
 
     #[test]
     fn a_shells_early_close_and_a_builtins_pieces_commit_once_complete() {
         let mut state = EventState::default();
         assert_eq!(decide(&mut state, DecisionTrigger::Flush, ""), EventDecision::Nothing);
-        state.changed(true);
+        state.changed(ContentChange::Written);
         assert_eq!(
             decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":"),
             EventDecision::Nothing
         );
-        state.changed(true);
+        state.changed(ContentChange::Written);
         assert!(matches!(
             decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":\"a\"}"),
             EventDecision::Commit(_)
@@ -163,14 +172,14 @@ mod tests {
     #[test]
     fn a_second_flush_without_news_does_nothing_and_answers_as_the_first() {
         let mut state = EventState::default();
-        state.changed(true);
+        state.changed(ContentChange::Written);
         assert!(matches!(
             decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":\"a\"}"),
             EventDecision::Commit(_)
         ));
-        assert_eq!(state.without_news(), Ok(()));
+        assert_eq!(state.previous_answer(), Ok(()));
         state.was_refused(state.version(), Errno::NOENT);
-        assert_eq!(state.without_news(), Err(Errno::NOENT));
+        assert_eq!(state.previous_answer(), Err(Errno::NOENT));
         assert_eq!(
             decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":\"a\"}"),
             EventDecision::Nothing
@@ -179,8 +188,8 @@ mod tests {
             decide(&mut state, DecisionTrigger::Final, "{\"eventType\":\"a\"}"),
             EventDecision::Nothing
         );
-        state.changed(true);
-        assert_eq!(state.without_news(), Ok(()));
+        state.changed(ContentChange::Written);
+        assert_eq!(state.previous_answer(), Ok(()));
         assert!(matches!(
             decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":\"b\"}"),
             EventDecision::Commit(_)
@@ -191,13 +200,13 @@ mod tests {
     fn what_is_left_at_the_end_is_final() {
         let mut state = EventState::default();
         assert_eq!(decide(&mut state, DecisionTrigger::Final, ""), EventDecision::Nothing);
-        state.changed(true);
+        state.changed(ContentChange::Written);
         assert!(matches!(
             decide(&mut state, DecisionTrigger::Final, "{\"eventType\""),
             EventDecision::Refuse(_)
         ));
         let mut emptied = EventState::default();
-        emptied.changed(true);
+        emptied.changed(ContentChange::Written);
         assert!(matches!(
             decide(&mut emptied, DecisionTrigger::Final, ""),
             EventDecision::Refuse(_)
@@ -207,7 +216,7 @@ mod tests {
     #[test]
     fn what_can_never_be_a_document_is_refused_at_once() {
         let mut state = EventState::default();
-        state.changed(true);
+        state.changed(ContentChange::Written);
         assert!(matches!(
             decide(&mut state, DecisionTrigger::Flush, "hello"),
             EventDecision::Refuse(_)

@@ -45,8 +45,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::bounds::StagingLimit;
 use self::closed::ClosedFiles;
+use self::content::give_up_rights;
 pub(crate) use self::content::{CloseReport, StagedHandle};
-use self::content::{content_changed, give_up_rights};
 pub(crate) use self::content::{open_blob, read_within};
 use self::early::InOrder;
 use self::making::may_hold_more;
@@ -57,8 +57,9 @@ pub(crate) use self::request::{
 };
 pub use self::request::{ValueFileNames, Writers};
 pub(crate) use self::table::{DATA, DOT, DOT_DOT, EVENTS, OUT};
-use self::table::{FileNode, NodeBody, OrphanedFile, OutputNode, OutputTable, UnnamedRemains};
+use self::table::{NodeBody, OrphanedFile, OutputNode, OutputTable, UnnamedRemains};
 pub(crate) use self::xattr::no_attribute;
+use super::eventfile::ContentChange;
 use super::reads::{ReadFailure, ReadLog};
 use super::{Attr, Errno, FOREVER, FileKind, Ino, ROOT, Result, errno};
 
@@ -295,7 +296,7 @@ impl Output {
         through: Option<&StagedHandle>,
         by: ContentChanger,
     ) -> Result<()> {
-        forbid_change(table.file(ino)?)?;
+        table.file(ino)?.check_change()?;
         let opened;
         let backing = match through.filter(|staged| staged.ino() == ino && staged.writes()) {
             Some(staged) => staged.file(),
@@ -321,7 +322,7 @@ impl Output {
             Some(reference) if size > 0 => reference.resize(size),
             reference => *reference = None,
         }
-        content_changed(file, false);
+        file.changes(ContentChange::Resized);
         file.in_order = (size == 0).then(InOrder::default);
         Ok(())
     }
@@ -336,7 +337,7 @@ impl Output {
         let mut table = self.lock();
         let kind = match &table.node(ino)?.body {
             NodeBody::File(file) => {
-                forbid_move(file)?;
+                file.check_move()?;
                 FileKind::File
             }
             NodeBody::Symlink => FileKind::Symlink,
@@ -355,7 +356,7 @@ impl Output {
         let mut table = self.lock();
         let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
         if let NodeBody::File(file) = &table.node(ino)?.body {
-            forbid_change(file)?;
+            file.check_change()?;
         }
         let remains = self.remains(&table, ino)?;
         self.folder(&table, parent)?.remove_file(name)?;
@@ -448,7 +449,7 @@ impl Output {
         }
         let kind = kind_of(&table.node(ino)?.body);
         if let NodeBody::File(file) = &table.node(ino)?.body {
-            forbid_move(file)?;
+            file.check_move()?;
         }
         may_hold_more(&table, newparent, newname, kind)?;
         if kind == FileKind::Directory && table.is_below(newparent, ino) {
@@ -468,7 +469,7 @@ impl Output {
             && let NodeBody::File(file) = &table.node(target)?.body
             && over != RenameOver::SameEvent
         {
-            forbid_move(file)?;
+            file.check_move()?;
         }
         let remains = target.map(|target| self.remains(&table, target)).transpose()?.flatten();
         let (from, to) = (self.folder(&table, parent)?, self.folder(&table, newparent)?);
@@ -492,23 +493,6 @@ impl Output {
     /// Returns the space of the staging disk.
     pub(crate) fn statfs(&self) -> Result<StatVfs> {
         self.folders.root().space()
-    }
-}
-
-/// Refuses to change content that is an event or is being committed as one (EROFS).
-fn forbid_change(file: &FileNode) -> Result<()> {
-    match &file.event {
-        Some(event) if event.is_fixed() => Err(Errno::ROFS),
-        _ => Ok(()),
-    }
-}
-
-/// Refuses another name for an event (EROFS). A file that is being committed may still be renamed:
-/// its own commit gives it its name.
-fn forbid_move(file: &FileNode) -> Result<()> {
-    match &file.event {
-        Some(event) if event.committed.is_some() => Err(Errno::ROFS),
-        _ => Ok(()),
     }
 }
 

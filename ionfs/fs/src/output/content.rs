@@ -17,13 +17,13 @@ use ion_plane::cache::{BlobReader, CachedBlob};
 use ion_plane::node::Node as Daemon;
 use rustix::fs::{self, Mode};
 
-use super::super::eventfile::DecisionTrigger;
+use super::super::eventfile::{ContentChange, DecisionTrigger};
 use super::super::reads::ReadFailure;
 use super::super::{Errno, Ino, Result, Seek, errno, seek_dense};
+use super::Output;
 use super::early::InOrder;
 use super::request::{ContentChanger, OpenRequest};
 use super::table::{FileNode, OutputTable};
-use super::{Output, forbid_change};
 
 /// A handle that may write. The table holds it for as long as it is open.
 #[derive(Debug)]
@@ -126,7 +126,7 @@ impl Output {
         let mut table = self.lock();
         let file = table.file(ino)?;
         if how.writes() || how.truncates() {
-            forbid_change(file)?;
+            file.check_change()?;
         }
         // For an open for writing, the kernel itself checks for running programs. For an open that
         // only truncates, it asks the daemon first and checks only after the program's content is
@@ -161,7 +161,7 @@ impl Output {
         if how.truncates() {
             file.reference = None;
             file.failed = None;
-            content_changed(file, false);
+            file.changes(ContentChange::Resized);
             file.in_order = Some(InOrder::default());
             table.charge(ino, 0, u64::MAX);
         }
@@ -200,12 +200,12 @@ impl Output {
         let (allowed, in_order) = {
             let mut table = self.lock();
             let file = table.file_mut(staged.ino)?;
-            forbid_change(file)?;
+            file.check_change()?;
             if file.event.is_some() && end > self.limits.event_bytes {
                 return Err(Errno::FBIG);
             }
             let in_order = file.in_order.take().filter(|in_order| in_order.total() == offset);
-            content_changed(file, true);
+            file.changes(ContentChange::Written);
             if let Some(reference) = &mut file.reference {
                 reference.touch();
             }
@@ -272,8 +272,8 @@ impl Output {
         give_up_rights(&staged.file, by)?;
         let mut table = self.lock();
         let file = table.file_mut(staged.ino)?;
-        forbid_change(file)?;
-        content_changed(file, true);
+        file.check_change()?;
+        file.changes(ContentChange::Written);
         let flags = fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
         if !flags.intersects(fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::COLLAPSE_RANGE) {
             self.charge_to(&mut table, staged.ino, offset.saturating_add(length))?;
@@ -329,11 +329,11 @@ impl Output {
             let mut table = self.lock();
             let from_refers = table.file(from.ino)?.reference.is_some();
             let file = table.file_mut(to.ino)?;
-            forbid_change(file)?;
+            file.check_change()?;
             if from_refers || file.reference.is_some() || file.event.is_some() {
                 return Err(Errno::OPNOTSUPP);
             }
-            content_changed(file, true);
+            file.changes(ContentChange::Written);
             self.charge_to(&mut table, to.ino, to_offset.saturating_add(length))?;
         }
         to.writer.wrote();
@@ -420,13 +420,4 @@ pub(super) fn give_up_rights(file: &File, by: ContentChanger) -> Result<()> {
     let group = if mode & libc::S_IXGRP == 0 { 0 } else { libc::S_ISGID };
     let kept = mode & !(libc::S_ISUID | group);
     if kept == mode { Ok(()) } else { fs::fchmod(file, Mode::from_raw_mode(kept)) }
-}
-
-pub(super) fn content_changed(file: &mut FileNode, by_writing: bool) {
-    file.generation += 1;
-    file.in_order = None;
-    file.shown = None;
-    if let Some(event) = &mut file.event {
-        event.changed(by_writing);
-    }
 }

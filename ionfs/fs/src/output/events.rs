@@ -218,15 +218,15 @@ impl Output {
 
     /// Decides whether an event file or `insights.json` is committed, refused or left alone, by the
     /// rule of DESIGN.md section 3. Does nothing for other files.
-    pub(super) async fn decide(&self, ino: Ino, asked: DecisionTrigger) -> Result<()> {
+    pub(super) async fn decide(&self, ino: Ino, trigger: DecisionTrigger) -> Result<()> {
         let begun = Instant::now();
         let Some((name, insights)) = self.decided_name(ino) else { return Ok(()) };
         let deciding = {
             let table = self.lock();
             let Some(state) = &table.file(ino)?.event else { return Ok(()) };
             // While another close is being decided, the answer to this one is not known yet.
-            if !state.is_news(asked) && state.deciding.try_lock().is_ok() {
-                return state.without_news();
+            if !state.needs_decision(trigger) && state.deciding.try_lock().is_ok() {
+                return state.previous_answer();
             }
             state.deciding.clone()
         };
@@ -236,11 +236,11 @@ impl Output {
             let file = table.file(ino)?;
             let Some(state) = &file.event else { return Ok(()) };
             // The file was opened for writing again: that writer's close decides.
-            if asked == DecisionTrigger::Final && !file.writers.is_empty() {
+            if trigger == DecisionTrigger::Final && !file.writers.is_empty() {
                 return Ok(());
             }
-            if !state.is_news(asked) {
-                return state.without_news();
+            if !state.needs_decision(trigger) {
+                return state.previous_answer();
             }
             state.version()
         };
@@ -254,7 +254,7 @@ impl Output {
             let Some(state) = &mut table.file_mut(ino)?.event else { return Ok(()) };
             match parsed {
                 Ok(parsed) => {
-                    let decision = state.decide(asked, version, parsed);
+                    let decision = state.decide(trigger, version, parsed);
                     // Insights may be written again, even while they are being kept: the latest
                     // decision counts.
                     state.committing &= !insights;

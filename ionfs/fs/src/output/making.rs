@@ -11,8 +11,8 @@ use ion_model::event::{FileEntry, is_event_draft};
 use ion_system::beneath::{Folder, Pinned};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Timestamps, Uid};
 
+use super::super::eventfile::ContentChange;
 use super::super::{Attr, Errno, FileKind, Ino, Result, errno};
-use super::content::content_changed;
 use super::early::InOrder;
 use super::reference::Reference;
 use super::request::{Maker, OpenRequest, TimeChange};
@@ -142,7 +142,7 @@ impl Output {
         pinned.set_mode(permissions(mode))?;
         if entry.size > 0 {
             let file = table.file_mut(ino)?;
-            content_changed(file, false);
+            file.changes(ContentChange::Resized);
             file.reference = Some(Reference::to(entry.clone(), entry.size));
         }
         self.attr(&table, ino)

@@ -17,11 +17,12 @@ use ion_model::event::FileEntry;
 use ion_plane::cache::BlobReader;
 use rustix::fs::{self, OFlags, Timespec, Timestamps};
 
+use super::super::eventfile::ContentChange;
 use super::super::reads::ReadFailure;
 use super::super::{Errno, Ino, Result, errno};
-use super::content::{StagedHandle, content_changed, open_blob, read_within};
+use super::Output;
+use super::content::{StagedHandle, open_blob, read_within};
 use super::table::OutputTable;
-use super::{Output, forbid_change};
 
 /// Content that equals the first bytes of a blob, except for the blocks that were written to. Those
 /// lie in the staged file, which is a hole elsewhere.
@@ -200,7 +201,7 @@ impl Output {
     ) -> Result<u64> {
         let mut table = self.lock();
         let file = table.file_mut(to.ino())?;
-        forbid_change(file)?;
+        file.check_change()?;
         let held = match &file.reference {
             Some(reference) if reference.entry.key == entry.key && !reference.touched => {
                 reference.length
@@ -217,7 +218,7 @@ impl Output {
         // The kernel accepts at most 4 GiB less a page as the answer.
         let end = end.min(held + (u64::from(u32::MAX) & !0xfff));
         to.file().set_len(end).map_err(|error| errno(&error))?;
-        content_changed(file, true);
+        file.changes(ContentChange::Written);
         file.reference = Some(Reference::to(entry.clone(), end));
         to.writer().wrote();
         Ok(end - held)

@@ -13,7 +13,7 @@ use ion_system::beneath::Pinned;
 use rustix::fs::Stat;
 use tokio::sync::OnceCell;
 
-use super::super::eventfile::EventState;
+use super::super::eventfile::{ContentChange, EventState};
 use super::super::{Errno, FileKind, Ino, Result, STAGED};
 use super::content::ContentWriter;
 use super::early::InOrder;
@@ -72,6 +72,34 @@ pub(super) struct FileNode {
 }
 
 impl FileNode {
+    /// Returns EROFS if the content may not change, because it is an event or is being committed as
+    /// one.
+    pub(super) fn check_change(&self) -> Result<()> {
+        match &self.event {
+            Some(event) if event.is_fixed() => Err(Errno::ROFS),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns EROFS if the file may not get another name, because it is an event. A file that is
+    /// being committed may still be renamed: its own commit gives it its name.
+    pub(super) fn check_move(&self) -> Result<()> {
+        match &self.event {
+            Some(event) if event.committed.is_some() => Err(Errno::ROFS),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes that the content changes.
+    pub(super) fn changes(&mut self, change: ContentChange) {
+        self.generation += 1;
+        self.in_order = None;
+        self.shown = None;
+        if let Some(event) = &mut self.event {
+            event.changed(change);
+        }
+    }
+
     /// Returns the number of the file of `in/` that this file is a hard link of, if it still has
     /// that file's content.
     pub(super) fn shares_number_with(&self) -> Option<Ino> {
