@@ -453,8 +453,8 @@ impl View {
         self.lock().inodes.get(&parent).is_some_and(|inode| inode.moved_away.contains(name))
     }
 
-    /// Returns a directory's listing and how long it stays valid. Of a directory that never changes,
-    /// this is always the kept listing.
+    /// Returns a directory's listing and how long it stays valid. For a directory that never
+    /// changes, this is always the kept listing.
     async fn listing(&self, ino: Ino, wanted: ListingUse) -> Result<(Listing, Duration)> {
         let directory = {
             let state = self.lock();
