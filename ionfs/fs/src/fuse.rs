@@ -388,7 +388,11 @@ impl Filesystem for Kernel {
                 }
             }
             OpenFile::Staged(staged)
-                if self.shared.tree.output().is_ok_and(|output| !output.refers(staged.ino())) =>
+                if self
+                    .shared
+                    .tree
+                    .output()
+                    .is_ok_and(|output| !output.is_reference(staged.ino())) =>
             {
                 reply_data(reply, self.shared.read_staged(staged, offset, size));
             }
@@ -432,10 +436,10 @@ impl Filesystem for Kernel {
         let length = data.len() as u64;
         let kills = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let by = if kills { ContentChanger::AnotherUser } else { ContentChanger::Privileged };
-        if output.refers(staged.ino()) {
+        if output.is_reference(staged.ino()) {
             let data = Bytes::copy_from_slice(data);
             let work = move |_| async move {
-                output.own_range(&staged, offset..offset.saturating_add(length)).await?;
+                output.fill_range(&staged, offset..offset.saturating_add(length)).await?;
                 output.write(&staged, offset, &data, by)
             };
             return self
@@ -694,7 +698,7 @@ impl Filesystem for Kernel {
         };
         let by = writer_of(req);
         let work = move |_| async move {
-            output.own_content(staged.ino()).await?;
+            output.fill_content(staged.ino()).await?;
             output.allocate(&staged, offset, length, mode, by)
         };
         self.patiently(work, move |outcome| reply_empty(reply, outcome));
@@ -757,7 +761,7 @@ impl Filesystem for Kernel {
                 return if len == 0 {
                     Ok(0)
                 } else {
-                    output.refer(&to, &entry, offset_in, offset_out, len)
+                    output.extend_reference(&to, &entry, offset_in, offset_out, len)
                 };
             }
             // On EOPNOTSUPP the kernel reads and writes instead.

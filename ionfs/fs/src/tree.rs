@@ -240,7 +240,7 @@ impl Tree {
     /// has: for a file of `in/`, or a reference in `out/`. Returns none for other inodes.
     pub(crate) fn blob_of(&self, ino: Ino) -> Result<Option<(Arc<FileEntry>, u64)>> {
         if is_staged(ino) {
-            return self.output()?.referenced(ino);
+            return self.output()?.blob_of(ino);
         }
         Ok(match self.view.item(ino)? {
             ViewItem::Blob(entry) => {

@@ -109,7 +109,7 @@ impl MountState {
         if let Some(id) = modes.backing.clone() {
             // The file was moved here from `in/data`, and is still being read there.
             if let OpenFile::Staged(staged) = open
-                && !self.tree.output()?.is_untouched(staged)
+                && !self.tree.output()?.reads_whole_blob(staged)
             {
                 return Err(Errno::TXTBSY);
             }

@@ -8,8 +8,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use ion_model::event::FileEntry;
@@ -21,96 +20,10 @@ use super::super::eventfile::{ContentChange, DecisionTrigger};
 use super::super::reads::ReadFailure;
 use super::super::{Errno, Ino, Result, Seek, errno, seek_dense};
 use super::Output;
-use super::early::InOrder;
+use super::handle::{CloseReport, StagedHandle};
+use super::in_order::InOrder;
 use super::request::{ContentChanger, OpenRequest};
 use super::table::{FileNode, OutputTable};
-
-/// A handle that may write. The table holds it for as long as it is open.
-#[derive(Debug)]
-pub(super) struct ContentWriter {
-    /// Whether a FLUSH came after the last write: a process closed a descriptor, and the RELEASE
-    /// should follow.
-    flushed: AtomicBool,
-    closing: CloseReport,
-}
-
-/// How the kernel reports a close.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CloseReport {
-    /// By a FLUSH for each descriptor, which close() waits for, and a RELEASE after the last one.
-    Flushes,
-    /// By the RELEASE only.
-    Releases,
-}
-
-impl ContentWriter {
-    /// Returns whether the handle is certainly open. Returns false also for a handle whose RELEASE
-    /// may be on its way.
-    pub(super) fn is_surely_open(&self) -> bool {
-        self.closing == CloseReport::Flushes && !self.flushed.load(Ordering::Acquire)
-    }
-
-    /// Returns whether a process may go on to write through the handle, as far as the daemon can
-    /// know.
-    pub(super) fn may_write_on(&self) -> bool {
-        self.closing == CloseReport::Releases || self.is_surely_open()
-    }
-
-    /// Notes a write through the handle.
-    pub(super) fn wrote(&self) {
-        self.flushed.store(false, Ordering::Release);
-    }
-}
-
-/// An open staged file.
-#[derive(Debug)]
-pub(crate) struct StagedHandle {
-    ino: Ino,
-    file: File,
-    writable: bool,
-    executes: bool,
-    writer: Arc<ContentWriter>,
-    /// The reader of the blob that the file refers to, if it refers to one.
-    reader: Mutex<Option<Arc<BlobReader>>>,
-}
-
-impl StagedHandle {
-    /// Returns its inode.
-    pub(crate) fn ino(&self) -> Ino {
-        self.ino
-    }
-
-    /// Returns whether the handle may write.
-    pub(super) fn writes(&self) -> bool {
-        self.writable
-    }
-
-    pub(super) fn file(&self) -> &File {
-        &self.file
-    }
-
-    pub(super) fn writer(&self) -> &ContentWriter {
-        &self.writer
-    }
-
-    /// Returns how the kernel is to report closes of this handle.
-    pub(crate) fn closing(&self) -> CloseReport {
-        self.writer.closing
-    }
-
-    /// Returns this handle's reader of a blob. Opens one if the handle has none of this blob.
-    pub(super) fn reader(
-        &self,
-        entry: &FileEntry,
-        open: impl FnOnce() -> std::result::Result<Arc<BlobReader>, ReadFailure>,
-    ) -> std::result::Result<Arc<BlobReader>, ReadFailure> {
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        match reader.as_ref().filter(|reader| reader.blob().is_of(entry)) {
-            Some(reader) => Ok(reader.clone()),
-            None => Ok(reader.insert(open()?).clone()),
-        }
-    }
-}
 
 /// Returns how the kernel is to report closes of a handle. A close of a data file decides nothing,
 /// so it need not wait for the daemon. But the kernel writes out what a mapping changed only by a
@@ -149,14 +62,11 @@ impl Output {
         how: OpenRequest,
     ) -> Result<Arc<StagedHandle>> {
         let file = table.file_mut(ino)?;
-        let writer = Arc::new(ContentWriter {
-            flushed: AtomicBool::new(false),
-            closing: close_report(how, file),
-        });
+        let staged = StagedHandle::new(ino, backing, how, close_report(how, file));
         file.opens += 1;
         file.programs += u32::from(how.executes());
         if how.writes() {
-            file.writers.push(writer.clone());
+            file.writers.push(staged.writer().clone());
         }
         if how.truncates() {
             file.reference = None;
@@ -166,9 +76,7 @@ impl Output {
             table.charge(ino, 0, u64::MAX);
         }
         table.look_after_unnamed(ino);
-        let (writable, executes) = (how.writes(), how.executes());
-        let reader = Mutex::default();
-        Ok(Arc::new(StagedHandle { ino, file: backing, writable, executes, writer, reader }))
+        Ok(staged)
     }
 
     /// Reads staged content. Returns fewer than `size` bytes only at the end of the file.
@@ -176,7 +84,7 @@ impl Output {
         let mut buffer = vec![0; size];
         let mut filled = 0;
         while filled < size {
-            match staged.file.read_at(&mut buffer[filled..], offset + filled as u64) {
+            match staged.file().read_at(&mut buffer[filled..], offset + filled as u64) {
                 Ok(0) => break,
                 Ok(n) => filled += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -187,7 +95,7 @@ impl Output {
         Ok(buffer.into())
     }
 
-    /// Writes `data` at `offset`. A reference needs [`Output::own_range`] first.
+    /// Writes `data` at `offset`. A reference needs [`Output::fill_range`] first.
     pub(crate) fn write(
         &self,
         staged: &StagedHandle,
@@ -195,11 +103,11 @@ impl Output {
         data: &[u8],
         by: ContentChanger,
     ) -> Result<()> {
-        give_up_rights(&staged.file, by)?;
+        give_up_rights(staged.file(), by)?;
         let end = offset.saturating_add(data.len() as u64);
         let (allowed, in_order) = {
             let mut table = self.lock();
-            let file = table.file_mut(staged.ino)?;
+            let file = table.file_mut(staged.ino())?;
             file.check_change()?;
             if file.event.is_some() && end > self.limits.event_bytes {
                 return Err(Errno::FBIG);
@@ -207,20 +115,20 @@ impl Output {
             let in_order = file.in_order.take().filter(|in_order| in_order.total() == offset);
             file.changes(ContentChange::Written);
             if let Some(reference) = &mut file.reference {
-                reference.touch();
+                reference.note_write();
             }
             let in_order = in_order.map(|in_order| (file.generation, in_order));
-            (self.charge_to(&mut table, staged.ino, end), in_order)
+            (self.charge_to(&mut table, staged.ino(), end), in_order)
         };
-        staged.writer.wrote();
+        staged.writer().note_write();
         let in_order = in_order.map(|(generation, mut in_order)| {
             in_order.update(data);
             (generation, in_order)
         });
         let written = allowed.and_then(|()| {
-            self.of_disk(staged.file.write_all_at(data, offset).map_err(|error| errno(&error)))
+            self.of_disk(staged.file().write_all_at(data, offset).map_err(|error| errno(&error)))
         });
-        self.written(staged.ino, offset..end, in_order, written)
+        self.written(staged.ino(), offset..end, in_order, written)
     }
 
     /// Notes that the announced write was made, or a part of it: an upload that began in between
@@ -240,8 +148,8 @@ impl Output {
                 .filter(|(generation, _)| *generation == file.generation && outcome.is_ok());
             file.in_order = alone.map(|(_, in_order)| in_order);
             if let Some(in_order) = &file.in_order {
-                in_order.are_written();
-                is_long = file.event.is_none() && in_order.is_to_begin();
+                in_order.note_written();
+                is_long = file.event.is_none() && in_order.should_begin_upload();
             }
             file.generation += 1;
             match &outcome {
@@ -269,26 +177,26 @@ impl Output {
         mode: i32,
         by: ContentChanger,
     ) -> Result<()> {
-        give_up_rights(&staged.file, by)?;
+        give_up_rights(staged.file(), by)?;
         let mut table = self.lock();
-        let file = table.file_mut(staged.ino)?;
+        let file = table.file_mut(staged.ino())?;
         file.check_change()?;
         file.changes(ContentChange::Written);
         let flags = fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
         if !flags.intersects(fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::COLLAPSE_RANGE) {
-            self.charge_to(&mut table, staged.ino, offset.saturating_add(length))?;
+            self.charge_to(&mut table, staged.ino(), offset.saturating_add(length))?;
         }
-        self.of_disk(fs::fallocate(&staged.file, flags, offset, length))
+        self.of_disk(fs::fallocate(staged.file(), flags, offset, length))
     }
 
     /// Returns the offset of the next data or hole of a staged file.
     pub(crate) fn seek(&self, staged: &StagedHandle, offset: u64, whence: Seek) -> Result<u64> {
-        if self.refers(staged.ino) {
-            let length = staged.file.metadata().map_err(|error| errno(&error))?.len();
+        if self.is_reference(staged.ino()) {
+            let length = staged.file().metadata().map_err(|error| errno(&error))?.len();
             return seek_dense(length, offset, whence);
         }
         fs::seek(
-            &staged.file,
+            staged.file(),
             match whence {
                 Seek::Data => fs::SeekFrom::Data(offset),
                 Seek::Hole => fs::SeekFrom::Hole(offset),
@@ -298,9 +206,9 @@ impl Output {
 
     /// Makes the file durable on the local disk.
     pub(crate) fn sync(&self, staged: &StagedHandle) -> Result<()> {
-        staged.file.sync_all().map_err(|error| {
+        staged.file().sync_all().map_err(|error| {
             let errno = errno(&error);
-            self.not_whole(staged.ino, 0, errno);
+            self.not_whole(staged.ino(), 0, errno);
             errno
         })
     }
@@ -322,56 +230,61 @@ impl Output {
         length: u64,
         by: ContentChanger,
     ) -> Result<u64> {
-        give_up_rights(&to.file, by)?;
-        let size = from.file.metadata().map_err(|error| errno(&error))?.len();
+        give_up_rights(to.file(), by)?;
+        let size = from.file().metadata().map_err(|error| errno(&error))?.len();
         let length = length.min(size.saturating_sub(from_offset));
         {
             let mut table = self.lock();
-            let from_refers = table.file(from.ino)?.reference.is_some();
-            let file = table.file_mut(to.ino)?;
+            let from_refers = table.file(from.ino())?.reference.is_some();
+            let file = table.file_mut(to.ino())?;
             file.check_change()?;
             if from_refers || file.reference.is_some() || file.event.is_some() {
                 return Err(Errno::OPNOTSUPP);
             }
             file.changes(ContentChange::Written);
-            self.charge_to(&mut table, to.ino, to_offset.saturating_add(length))?;
+            self.charge_to(&mut table, to.ino(), to_offset.saturating_add(length))?;
         }
-        to.writer.wrote();
+        to.writer().note_write();
         let (mut from_at, mut to_at) = (from_offset, to_offset);
         let length = usize::try_from(length.min(1 << 30)).unwrap_or(1 << 30);
-        let copied =
-            fs::copy_file_range(&from.file, Some(&mut from_at), &to.file, Some(&mut to_at), length);
+        let copied = fs::copy_file_range(
+            from.file(),
+            Some(&mut from_at),
+            to.file(),
+            Some(&mut to_at),
+            length,
+        );
         let copied = self.of_disk(copied);
-        self.written(to.ino, to_offset..to_offset.saturating_add(length as u64), None, copied)
+        self.written(to.ino(), to_offset..to_offset.saturating_add(length as u64), None, copied)
             .map(|copied| copied as u64)
     }
 
     /// Handles FLUSH: a descriptor of the file was closed. Returns what close() is to return.
     pub(crate) async fn flush(&self, staged: &StagedHandle) -> Result<()> {
-        staged.writer.flushed.store(true, Ordering::Release);
-        if !staged.writable {
+        staged.writer().note_flush();
+        if !staged.writes() {
             return Ok(());
         }
-        self.decide(staged.ino, DecisionTrigger::Flush).await
+        self.decide(staged.ino(), DecisionTrigger::Flush).await
     }
 
     /// Handles fsync: makes the file durable on the local disk. An event file commits as at FLUSH.
     pub(crate) async fn fsync(&self, staged: &StagedHandle) -> Result<()> {
         self.sync(staged)?;
-        self.decide(staged.ino, DecisionTrigger::Flush).await
+        self.decide(staged.ino(), DecisionTrigger::Flush).await
     }
 
     /// Handles RELEASE: the handle is gone. If it was the last writer of an event file, the content
     /// is final; if it was the last writer of a data file, its upload is queued.
     pub(crate) fn release(self: &Arc<Self>, staged: &StagedHandle) {
-        let ino = staged.ino;
+        let ino = staged.ino();
         {
             let mut table = self.lock();
             let Ok(file) = table.file_mut(ino) else { return };
             file.opens -= 1;
-            file.programs -= u32::from(staged.executes);
-            file.writers.retain(|writer| !Arc::ptr_eq(writer, &staged.writer));
-            let last = staged.writable && file.writers.is_empty();
+            file.programs -= u32::from(staged.executes());
+            file.writers.retain(|writer| !Arc::ptr_eq(writer, staged.writer()));
+            let last = staged.writes() && file.writers.is_empty();
             let decides = file.event.is_some();
             // An upload that still waits for its turn will take this content too.
             let stores = last && !decides && !std::mem::replace(&mut file.upload_waits, true);

@@ -134,7 +134,7 @@ impl Output {
         let (writing, version) = {
             let table = self.lock();
             let file = table.file(ino)?;
-            let writing = file.writers.iter().any(|writer| writer.may_write_on());
+            let writing = file.writers.iter().any(|writer| writer.may_write_more());
             let Some(state) = &file.event else { return Err(Errno::IO) };
             if state.committed.is_some() {
                 return Err(Errno::ROFS);
@@ -320,7 +320,7 @@ impl Output {
     }
 
     async fn event_content(&self, ino: Ino) -> Result<Vec<u8>> {
-        self.own_content(ino).await?;
+        self.fill_content(ino).await?;
         let file = self.open_staged(&self.lock(), ino, OFlags::RDONLY)?;
         let most = self.limits.event_bytes;
         ion_system::run_blocking(move || {

@@ -13,7 +13,7 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, Timestamps, Uid};
 
 use super::super::eventfile::ContentChange;
 use super::super::{Attr, Errno, FileKind, Ino, Result, errno};
-use super::early::InOrder;
+use super::in_order::InOrder;
 use super::reference::Reference;
 use super::request::{Maker, OpenRequest, TimeChange};
 use super::table::{DirectoryNames, FileNode, NodeBody, OutputTable};

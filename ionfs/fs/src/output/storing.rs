@@ -77,7 +77,7 @@ impl Output {
             if let Some(reference) =
                 file.reference.as_ref().filter(|reference| reference.is_whole())
             {
-                return Ok(ContentBlob::OfAnAncestor(FileEntry::clone(&reference.entry)));
+                return Ok(ContentBlob::OfAnAncestor(FileEntry::clone(reference.entry())));
             }
             match &file.stored {
                 Some((generation, cell)) if *generation == file.generation => {
@@ -139,8 +139,8 @@ impl Output {
             |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
         // A failure here is not recorded as a failed read: an event that names the file is refused,
         // and if no event names it, nothing has read the bytes.
-        let owned = self.own_all(ino).await;
-        owned
+        let filled = self.fill_all(ino).await;
+        filled
             .map_err(|error| Refusal::Unreadable { path: path.to_owned(), source: error.into() })?;
         let written = self.lock().file_mut(ino).ok().and_then(|file| {
             let (summer, upload) = file.in_order.as_mut()?.take_upload();

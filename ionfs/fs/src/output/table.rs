@@ -15,8 +15,8 @@ use tokio::sync::OnceCell;
 
 use super::super::eventfile::{ContentChange, EventState};
 use super::super::{Errno, FileKind, Ino, Result, STAGED};
-use super::content::ContentWriter;
-use super::early::InOrder;
+use super::handle::ContentWriter;
+use super::in_order::InOrder;
 use super::reference::Reference;
 use super::request::ValueFileNames;
 
