@@ -12,21 +12,23 @@
 //! Follow a symbolic link out of `out/data` (a link may point anywhere: only the module's own
 //! processes go there); hold its lock across a wait; let an event file change after its commit.
 
-mod bounds;
 mod closed;
 mod content;
 mod early;
 mod events;
 mod filling;
+mod folders;
 mod handle;
 mod in_order;
+mod limits;
 mod making;
 mod own_blobs;
-mod place;
 mod reference;
 mod request;
+mod staging;
 mod storing;
 mod table;
+mod tasks;
 mod xattr;
 
 use std::collections::BTreeMap;
@@ -34,40 +36,35 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex};
 
 use ion_model::event::FileEntry;
 use ion_model::limits::Limits;
 use ion_plane::commit::{Committer, Receipt, Rejection};
 use ion_plane::node::Node as Daemon;
 use ion_system::beneath::Folder;
-use rustix::fs::{self, Mode, OFlags, Stat, StatVfs, Timestamps};
+use rustix::fs::{self, Mode, OFlags, StatVfs, Timestamps};
 use tokio::sync::{Notify, Semaphore};
-use tokio_util::sync::CancellationToken;
 
-use self::bounds::StagingLimit;
 use self::closed::ClosedFiles;
 use self::content::give_up_rights;
 pub(crate) use self::content::{open_blob, read_within};
 pub(crate) use self::handle::{CloseReport, StagedHandle};
 use self::in_order::InOrder;
-use self::making::may_hold_more;
+use self::limits::{NAME_MAX, StagingLimits, check_length};
 use self::own_blobs::JobBlobs;
-use self::place::OpenFolders;
 pub(crate) use self::request::{
     AttrChange, ContentChanger, Maker, OpenRequest, RenameOver, TimeChange,
 };
 pub use self::request::{ValueFileNames, Writers};
+use self::staging::StagingArea;
 pub(crate) use self::table::{DATA, DOT, DOT_DOT, EVENTS, OUT};
-use self::table::{NodeBody, OrphanedFile, OutputNode, OutputTable, UnnamedRemains};
+use self::table::{NodeBody, OrphanedFile, OutputTable, UnnamedRemains};
+use self::tasks::JobTasks;
 pub(crate) use self::xattr::no_attribute;
 use super::eventfile::ContentChange;
 use super::reads::{ReadFailure, ReadLog};
-use super::{Attr, Errno, FOREVER, FileKind, Ino, ROOT, Result, errno};
-
-/// The longest name, in bytes. The kernel passes on longer names, but the staging disk holds none.
-const NAME_MAX: usize = 255;
+use super::{Attr, Errno, FileKind, Ino, ROOT, Result, errno};
 
 /// The memory that one job may use for event files that are read and decided at the same time, in
 /// units of [`READING_UNIT`] bytes: enough for four event files of the largest size that is allowed
@@ -81,16 +78,8 @@ const READING_UNIT: u64 = 4096;
 pub(crate) struct Output {
     daemon: Arc<Daemon>,
     committer: Committer,
-    limits: Limits,
-    /// Cancelled when the job ends: everything that waits for a store or an upload then stops
-    /// waiting.
-    stopped: CancellationToken,
-    /// The first staging limit that the job exceeded.
-    exceeded: OnceLock<StagingLimit>,
-    /// The errno of the first operation for which the disk had no room.
-    no_room: OnceLock<Errno>,
-    folders: OpenFolders,
-    table: Mutex<OutputTable>,
+    staging: Arc<StagingArea>,
+    tasks: JobTasks,
     /// Notified whenever a handle is released.
     released: Notify,
     /// Files whose last writer is gone, and the work that is left to do for them.
@@ -105,7 +94,6 @@ pub(crate) struct Output {
     own_blobs: Arc<JobBlobs>,
     /// Permits for the memory that event files are read into ([`READING_UNITS`]).
     reading: Semaphore,
-    runtime: tokio::runtime::Handle,
     reads: ReadLog,
 }
 
@@ -135,17 +123,14 @@ impl Output {
         for part in ["data", "events"] {
             root.make_folder(OsStr::new(part), Mode::from_raw_mode(0o755))?;
         }
-        let own_blobs =
-            JobBlobs::new(daemon.plane.blobs.clone(), tokio::runtime::Handle::current());
+        let tasks = JobTasks::new();
+        let own_blobs = JobBlobs::new(daemon.plane.blobs.clone(), tasks.runtime().clone());
+        let limits = StagingLimits::new(committer.origin().job_id.clone(), limits);
         let output = Self {
             daemon,
             committer,
-            limits,
-            stopped: CancellationToken::new(),
-            exceeded: OnceLock::new(),
-            no_room: OnceLock::new(),
-            folders: OpenFolders::new(root),
-            table: Mutex::new(OutputTable::new(names)),
+            staging: StagingArea::new(OutputTable::new(names), root, limits),
+            tasks,
             released: Notify::new(),
             closed: ClosedFiles::default(),
             blobs_made: AtomicU64::new(0),
@@ -155,28 +140,60 @@ impl Output {
             named: Mutex::default(),
             reading: Semaphore::new(READING_UNITS),
             own_blobs,
-            runtime: tokio::runtime::Handle::current(),
             reads,
         };
         let insights_mode = match writers {
             Writers::Owner => 0o644,
             Writers::AnyUser => {
                 for ino in [OUT, DATA, EVENTS] {
-                    output.pin(&output.lock(), ino)?.set_mode(Mode::from_raw_mode(0o777))?;
+                    output
+                        .staging
+                        .pin(&output.staging.lock(), ino)?
+                        .set_mode(Mode::from_raw_mode(0o777))?;
                 }
                 0o666
             }
         };
         // Older modules open insights.json without creating it.
-        let insights = output.lock().insights();
+        let insights = output.staging.lock().insights();
         for name in insights {
             output.make_file(OUT, OsStr::new(name), insights_mode, Maker::daemon())?;
         }
         Ok(Arc::new(output))
     }
 
-    fn lock(&self) -> MutexGuard<'_, OutputTable> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns the limits on what the job may use.
+    pub(crate) fn limits(&self) -> &Limits {
+        self.staging.limits().most()
+    }
+
+    /// Returns the staging limit that the job exceeded, in words. Exceeding it fails the job.
+    pub(crate) fn exceeded(&self) -> Option<String> {
+        self.staging.limits().exceeded()
+    }
+
+    /// Returns what the machine had no room for, in words.
+    pub(crate) fn no_room(&self) -> Option<String> {
+        self.staging.limits().no_room()
+    }
+
+    /// Returns the path of an inode as seen from `ION_DIR`.
+    pub(crate) fn shown_path(&self, ino: Ino) -> String {
+        self.staging.shown_path(ino)
+    }
+
+    /// Ends the waits of a job that is ended by force: requests that wait for a store are answered
+    /// now, and nothing is committed any more.
+    pub(crate) fn stop(&self) {
+        self.tasks.stop();
+    }
+
+    /// Awaits `work`. Returns EIO when the job is ended by force.
+    pub(crate) async fn unless_stopped<T>(
+        &self,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        self.tasks.unless_stopped(work).await
     }
 
     // ---- names and attributes ----
@@ -186,13 +203,13 @@ impl Output {
         if name.len() > NAME_MAX {
             return Err(Errno::NAMETOOLONG);
         }
-        let table = self.lock();
-        table.child(parent, name)?.map(|ino| self.attr(&table, ino)).transpose()
+        let table = self.staging.lock();
+        table.child(parent, name)?.map(|ino| self.staging.attr(&table, ino)).transpose()
     }
 
     /// Returns an inode's attributes.
     pub(crate) fn getattr(&self, ino: Ino) -> Result<Attr> {
-        self.attr(&self.lock(), ino)
+        self.staging.attr(&self.staging.lock(), ino)
     }
 
     /// Passes the names of a directory behind position `place` of its listing to `take`, each with
@@ -203,11 +220,11 @@ impl Output {
         place: u64,
         mut take: impl FnMut(u64, &OsStr, Ino, FileKind) -> bool,
     ) -> Result<()> {
-        let table = self.lock();
+        let table = self.staging.lock();
         let directory = table.directory(ino)?;
         for (at, name, child) in directory.behind(place) {
             let Ok(node) = table.node(child) else { continue };
-            if take(at, name, child, kind_of(&node.body)) {
+            if take(at, name, child, node.body.kind()) {
                 break;
             }
         }
@@ -222,9 +239,9 @@ impl Output {
         place: u64,
         mut take: impl FnMut(u64, &OsStr, &Attr) -> bool,
     ) -> Result<()> {
-        let table = self.lock();
+        let table = self.staging.lock();
         for (at, name, child) in table.directory(ino)?.behind(place) {
-            match self.attr(&table, child) {
+            match self.staging.attr(&table, child) {
                 Ok(attr) if take(at, name, &attr) => break,
                 Ok(_) | Err(Errno::NOENT | Errno::STALE) => {}
                 Err(error) => return Err(error),
@@ -238,26 +255,13 @@ impl Output {
         if ino == OUT {
             return ROOT;
         }
-        self.lock().place(ino).map_or(OUT, |(parent, _)| parent)
+        self.staging.lock().place(ino).map_or(OUT, |(parent, _)| parent)
     }
 
     /// Records a failed read of bytes that a file refers to. Returns the errno that the module
     /// receives.
     fn read_failed(&self, ino: Ino, failure: &ReadFailure) -> Errno {
-        self.reads.note(&self.shown_path(ino), failure)
-    }
-
-    /// Returns the path of an inode as seen from `ION_DIR`.
-    pub(super) fn shown_path(&self, ino: Ino) -> String {
-        match self.lock().path(ino) {
-            Some(path) => format!("out/{}", path.display()),
-            None => "a removed file of out/".to_owned(),
-        }
-    }
-
-    fn attr(&self, table: &OutputTable, ino: Ino) -> Result<Attr> {
-        let stat = self.stat(table, ino)?;
-        Ok(attr_of(ino, table.node(ino)?, &stat))
+        self.reads.note(&self.staging.shown_path(ino), failure)
     }
 
     /// Changes attributes. A new length is set through `through`, the handle that the request
@@ -269,11 +273,11 @@ impl Output {
         through: Option<&StagedHandle>,
         by: ContentChanger,
     ) -> Result<Attr> {
-        let mut table = self.lock();
+        let mut table = self.staging.lock();
         if let Some(size) = change.size {
             self.resize(&mut table, ino, size, through, by)?;
         }
-        let pinned = self.pin(&table, ino)?;
+        let pinned = self.staging.pin(&table, ino)?;
         if change.uid.is_some() || change.gid.is_some() {
             pinned
                 .set_owner(change.uid.map(fs::Uid::from_raw), change.gid.map(fs::Gid::from_raw))?;
@@ -288,7 +292,7 @@ impl Output {
             })?;
         }
         table.is_changed(ino);
-        self.attr(&table, ino)
+        self.staging.attr(&table, ino)
     }
 
     fn resize(
@@ -304,7 +308,7 @@ impl Output {
         let backing = match through.filter(|staged| staged.ino() == ino && staged.writes()) {
             Some(staged) => staged.file(),
             None => {
-                opened = self.open_staged(table, ino, OFlags::WRONLY)?;
+                opened = self.staging.open_file(table, ino, OFlags::WRONLY)?;
                 &opened
             }
         };
@@ -315,7 +319,7 @@ impl Output {
             .reference
             .as_ref()
             .is_none_or(|reference| reference.takes_room_at(size));
-        self.charge(table, ino, if takes { size } else { 0 })?;
+        self.staging.limits().charge(table, ino, if takes { size } else { 0 })?;
         let file = table.file_mut(ino)?;
         backing.set_len(size).map_err(|error| errno(&error))?;
         if file.failed.is_some_and(|(at, _)| at >= size) {
@@ -332,12 +336,12 @@ impl Output {
 
     /// Returns the target of a symbolic link.
     pub(crate) fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
-        self.pin(&self.lock(), ino)?.link_target()
+        self.staging.pin(&self.staging.lock(), ino)?.link_target()
     }
 
     /// Makes a hard link inside `out/data`.
     pub(crate) fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
-        let mut table = self.lock();
+        let mut table = self.staging.lock();
         let kind = match &table.node(ino)?.body {
             NodeBody::File(file) => {
                 file.check_move()?;
@@ -347,22 +351,22 @@ impl Output {
             NodeBody::Special(kind) => *kind,
             NodeBody::Directory(_) => return Err(Errno::PERM),
         };
-        may_hold_more(&table, parent, name, kind)?;
-        let folder = self.folder_for(&table, parent, name)?;
-        self.pin(&table, ino)?.link(&folder, name)?;
+        table.check_place(parent, name, kind)?;
+        let folder = self.staging.folder_for_new(&table, parent, name)?;
+        self.staging.pin(&table, ino)?.link(&folder, name)?;
         table.link(ino, parent, name)?;
-        self.attr(&table, ino)
+        self.staging.attr(&table, ino)
     }
 
     /// Removes a name of a file or link.
     pub(crate) fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
-        let mut table = self.lock();
+        let mut table = self.staging.lock();
         let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
         if let NodeBody::File(file) = &table.node(ino)?.body {
             file.check_change()?;
         }
         let remains = self.remains(&table, ino)?;
-        self.folder(&table, parent)?.remove_file(name)?;
+        self.staging.folder(&table, parent)?.remove_file(name)?;
         table.unlink(parent, name, remains)?;
         self.discard_orphans(&mut table);
         Ok(())
@@ -392,13 +396,13 @@ impl Output {
         }
         Ok(match &node.body {
             NodeBody::File(file) if file.opens > 0 => {
-                Some(UnnamedRemains::Open(self.pin(table, ino)?))
+                Some(UnnamedRemains::Open(self.staging.pin(table, ino)?))
             }
             NodeBody::File(_) if node.known > 0 && table.may_hold_unnamed() => {
-                Some(UnnamedRemains::Known(self.pin(table, ino)?))
+                Some(UnnamedRemains::Known(self.staging.pin(table, ino)?))
             }
             _ if node.known > 0 => {
-                let mut stat = self.stat(table, ino)?;
+                let mut stat = self.staging.stat(table, ino)?;
                 stat.st_nlink = 0;
                 Some(UnnamedRemains::Seen(Box::new(stat)))
             }
@@ -408,14 +412,14 @@ impl Output {
 
     /// Increments the kernel's lookup count of this inode.
     pub(super) fn remember(&self, ino: Ino) {
-        if let Ok(node) = self.lock().node_mut(ino) {
+        if let Ok(node) = self.staging.lock().node_mut(ino) {
             node.known += 1;
         }
     }
 
     /// Lowers the kernel's lookup count of this inode by `times`.
     pub(super) fn forget(&self, ino: Ino, times: u64) {
-        let mut table = self.lock();
+        let mut table = self.staging.lock();
         if let Ok(node) = table.node_mut(ino) {
             node.known = node.known.saturating_sub(times);
         }
@@ -425,14 +429,14 @@ impl Output {
 
     /// Removes an empty directory.
     pub(crate) fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
-        let mut table = self.lock();
+        let mut table = self.staging.lock();
         let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
         if ino == DATA || ino == EVENTS {
             return Err(Errno::PERM);
         }
         let remains = self.remains(&table, ino)?;
-        self.folder(&table, parent)?.remove_folder(name)?;
-        self.folders.forget(ino);
+        self.staging.folder(&table, parent)?.remove_folder(name)?;
+        self.staging.close_folder(ino);
         table.unlink(parent, name, remains)
     }
 
@@ -445,21 +449,21 @@ impl Output {
         newname: &OsStr,
         over: RenameOver,
     ) -> Result<()> {
-        let mut table = self.lock();
+        let mut table = self.staging.lock();
         let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
         if ino == DATA || ino == EVENTS {
             return Err(Errno::PERM);
         }
-        let kind = kind_of(&table.node(ino)?.body);
+        let kind = table.node(ino)?.body.kind();
         if let NodeBody::File(file) = &table.node(ino)?.body {
             file.check_move()?;
         }
-        may_hold_more(&table, newparent, newname, kind)?;
+        table.check_place(newparent, newname, kind)?;
         if kind == FileKind::Directory && table.is_below(newparent, ino) {
             return Err(Errno::INVAL);
         }
         // What lies below a directory moves with it and must fit the longest path too.
-        self.may_reach(&table.path_in(newparent, newname)?, || table.reach(ino))?;
+        check_length(&table.path_in(newparent, newname)?, || table.reach(ino))?;
         let target = table.child(newparent, newname)?;
         if target.is_some() && over == RenameOver::Nothing {
             return Err(Errno::EXIST);
@@ -475,10 +479,11 @@ impl Output {
             file.check_move()?;
         }
         let remains = target.map(|target| self.remains(&table, target)).transpose()?.flatten();
-        let (from, to) = (self.folder(&table, parent)?, self.folder(&table, newparent)?);
+        let (from, to) =
+            (self.staging.folder(&table, parent)?, self.staging.folder(&table, newparent)?);
         from.rename(name, &to, newname)?;
         if let Some(target) = target {
-            self.folders.forget(target);
+            self.staging.close_folder(target);
             table.unlink(newparent, newname, remains)?;
             self.discard_orphans(&mut table);
         }
@@ -495,47 +500,6 @@ impl Output {
 
     /// Returns the space of the staging disk.
     pub(crate) fn statfs(&self) -> Result<StatVfs> {
-        self.folders.root().space()
-    }
-}
-
-fn kind_of(body: &NodeBody) -> FileKind {
-    match body {
-        NodeBody::Directory(_) => FileKind::Directory,
-        NodeBody::File(_) => FileKind::File,
-        NodeBody::Symlink => FileKind::Symlink,
-        NodeBody::Special(kind) => *kind,
-    }
-}
-
-fn attr_of(ino: Ino, node: &OutputNode, stat: &Stat) -> Attr {
-    let time = |seconds: i64, nanos: u64| {
-        let nanos = Duration::from_nanos(nanos);
-        match u64::try_from(seconds) {
-            Ok(seconds) => SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + nanos,
-            Err(_) => SystemTime::UNIX_EPOCH - Duration::from_secs(seconds.unsigned_abs()) + nanos,
-        }
-    };
-    let size = stat.st_size.cast_unsigned();
-    let file = if let NodeBody::File(file) = &node.body { Some(file) } else { None };
-    let refers = file.is_some_and(|file| file.reference.is_some());
-    let times = file.and_then(|file| file.shown.as_deref()).unwrap_or(stat);
-    let linked_to = file.and_then(|file| file.shares_number_with());
-    Attr {
-        ino,
-        shown_ino: linked_to.unwrap_or(ino),
-        kind: kind_of(&node.body),
-        size,
-        // A reference is a hole on the disk and full of data to read: `cp` must not skip it.
-        blocks: if refers { size.div_ceil(512) } else { stat.st_blocks.cast_unsigned() },
-        atime: time(times.st_atime, times.st_atime_nsec),
-        mtime: time(times.st_mtime, times.st_mtime_nsec),
-        ctime: time(times.st_ctime, times.st_ctime_nsec),
-        perm: u16::try_from(stat.st_mode & 0o7777).unwrap_or(0),
-        nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
-        uid: stat.st_uid,
-        gid: stat.st_gid,
-        // The file stops showing that number at its first change, and nothing notifies the kernel.
-        ttl: if linked_to.is_some() { Duration::ZERO } else { FOREVER },
+        self.staging.space()
     }
 }

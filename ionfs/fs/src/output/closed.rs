@@ -109,14 +109,14 @@ impl Output {
     pub(super) fn work_off_closed(self: &Arc<Self>) {
         while let Some(worker) = self.closed.hire() {
             let this = self.clone();
-            self.runtime.spawn(async move {
+            self.tasks.spawn(async move {
                 while let Some(work) = this.closed.next(worker) {
                     let done = async {
                         this.do_closed(work).await;
                         Ok(())
                     };
                     // If the job was ended by force, the rest is only taken from the queue.
-                    let _ = this.unless_stopped(done).await;
+                    let _ = this.tasks.unless_stopped(done).await;
                 }
             });
         }

@@ -36,7 +36,7 @@ fn close_report(how: OpenRequest, file: &FileNode) -> CloseReport {
 impl Output {
     /// Opens a file.
     pub(crate) fn open(&self, ino: Ino, how: OpenRequest) -> Result<Arc<StagedHandle>> {
-        let mut table = self.lock();
+        let mut table = self.staging.lock();
         let file = table.file(ino)?;
         if how.writes() || how.truncates() {
             file.check_change()?;
@@ -47,7 +47,11 @@ impl Output {
         if how.truncates() && !how.writes() && file.programs > 0 {
             return Err(Errno::TXTBSY);
         }
-        let backing = self.of_disk(self.open_staged(&table, ino, how.backing()))?;
+        let backing = self.staging.limits().remember_no_room(self.staging.open_file(
+            &table,
+            ino,
+            how.backing(),
+        ))?;
         if how.truncates() {
             give_up_rights(&backing, how.by)?;
         }
@@ -106,10 +110,10 @@ impl Output {
         give_up_rights(staged.file(), by)?;
         let end = offset.saturating_add(data.len() as u64);
         let (allowed, in_order) = {
-            let mut table = self.lock();
+            let mut table = self.staging.lock();
             let file = table.file_mut(staged.ino())?;
             file.check_change()?;
-            if file.event.is_some() && end > self.limits.event_bytes {
+            if file.event.is_some() && end > self.staging.limits().most().event_bytes {
                 return Err(Errno::FBIG);
             }
             let in_order = file.in_order.take().filter(|in_order| in_order.total() == offset);
@@ -118,7 +122,7 @@ impl Output {
                 reference.note_write();
             }
             let in_order = in_order.map(|in_order| (file.generation, in_order));
-            (self.charge_to(&mut table, staged.ino(), end), in_order)
+            (self.staging.limits().charge_to(&mut table, staged.ino(), end), in_order)
         };
         staged.writer().note_write();
         let in_order = in_order.map(|(generation, mut in_order)| {
@@ -126,7 +130,9 @@ impl Output {
             (generation, in_order)
         });
         let written = allowed.and_then(|()| {
-            self.of_disk(staged.file().write_all_at(data, offset).map_err(|error| errno(&error)))
+            self.staging.limits().remember_no_room(
+                staged.file().write_all_at(data, offset).map_err(|error| errno(&error)),
+            )
         });
         self.written(staged.ino(), offset..end, in_order, written)
     }
@@ -142,7 +148,7 @@ impl Output {
         outcome: Result<T>,
     ) -> Result<T> {
         let mut is_long = false;
-        if let Ok(file) = self.lock().file_mut(ino) {
+        if let Ok(file) = self.staging.lock().file_mut(ino) {
             // Keep `in_order` only if there was no other write in between.
             let alone = in_order
                 .filter(|(generation, _)| *generation == file.generation && outcome.is_ok());
@@ -178,15 +184,19 @@ impl Output {
         by: ContentChanger,
     ) -> Result<()> {
         give_up_rights(staged.file(), by)?;
-        let mut table = self.lock();
+        let mut table = self.staging.lock();
         let file = table.file_mut(staged.ino())?;
         file.check_change()?;
         file.changes(ContentChange::Written);
         let flags = fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
         if !flags.intersects(fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::COLLAPSE_RANGE) {
-            self.charge_to(&mut table, staged.ino(), offset.saturating_add(length))?;
+            self.staging.limits().charge_to(
+                &mut table,
+                staged.ino(),
+                offset.saturating_add(length),
+            )?;
         }
-        self.of_disk(fs::fallocate(staged.file(), flags, offset, length))
+        self.staging.limits().remember_no_room(fs::fallocate(staged.file(), flags, offset, length))
     }
 
     /// Returns the offset of the next data or hole of a staged file.
@@ -215,7 +225,7 @@ impl Output {
 
     /// Notes that the file may lack what was written from `at` on.
     pub(super) fn not_whole(&self, ino: Ino, at: u64, errno: Errno) {
-        if let Ok(file) = self.lock().file_mut(ino) {
+        if let Ok(file) = self.staging.lock().file_mut(ino) {
             file.failed = Some((at, errno));
         }
     }
@@ -234,7 +244,7 @@ impl Output {
         let size = from.file().metadata().map_err(|error| errno(&error))?.len();
         let length = length.min(size.saturating_sub(from_offset));
         {
-            let mut table = self.lock();
+            let mut table = self.staging.lock();
             let from_refers = table.file(from.ino())?.reference.is_some();
             let file = table.file_mut(to.ino())?;
             file.check_change()?;
@@ -242,7 +252,11 @@ impl Output {
                 return Err(Errno::OPNOTSUPP);
             }
             file.changes(ContentChange::Written);
-            self.charge_to(&mut table, to.ino(), to_offset.saturating_add(length))?;
+            self.staging.limits().charge_to(
+                &mut table,
+                to.ino(),
+                to_offset.saturating_add(length),
+            )?;
         }
         to.writer().note_write();
         let (mut from_at, mut to_at) = (from_offset, to_offset);
@@ -254,7 +268,7 @@ impl Output {
             Some(&mut to_at),
             length,
         );
-        let copied = self.of_disk(copied);
+        let copied = self.staging.limits().remember_no_room(copied);
         self.written(to.ino(), to_offset..to_offset.saturating_add(length as u64), None, copied)
             .map(|copied| copied as u64)
     }
@@ -279,7 +293,7 @@ impl Output {
     pub(crate) fn release(self: &Arc<Self>, staged: &StagedHandle) {
         let ino = staged.ino();
         {
-            let mut table = self.lock();
+            let mut table = self.staging.lock();
             let Ok(file) = table.file_mut(ino) else { return };
             file.opens -= 1;
             file.programs -= u32::from(staged.executes());

@@ -18,7 +18,7 @@ use super::in_order::EarlyUpload;
 impl Output {
     /// Begins to upload a file that is being written, if there is a permit for one more upload.
     pub(super) fn upload_early(&self, ino: Ino) {
-        let mut table = self.lock();
+        let mut table = self.staging.lock();
         let Some(path) = table.path(ino) else { return };
         let Ok(Some(in_order)) = table.file_mut(ino).map(|file| file.in_order.as_mut()) else {
             return;
@@ -33,7 +33,7 @@ impl Output {
         let (key, name) = (self.fresh_key(name), name.to_owned());
         let (written, more) = watch::channel(WriteProgress::default());
         let (blobs, moved) = (self.daemon.plane.blobs.clone(), self.moved.clone());
-        let upload = self.runtime.spawn({
+        let upload = self.tasks.spawn({
             let key = key.clone();
             async move { store_file(&*blobs, key, name, file, &moved, Some(more)).await }
         });

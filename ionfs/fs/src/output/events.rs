@@ -44,7 +44,7 @@ impl Output {
         over: RenameOver,
     ) -> Result<()> {
         if let Some(event_name) = self.event_name(newparent, newname)? {
-            let ino = self.lock().child(parent, name)?.ok_or(Errno::NOENT)?;
+            let ino = self.staging.lock().child(parent, name)?.ok_or(Errno::NOENT)?;
             return self
                 .adopt_as_event(ino, &event_name, |same| {
                     let over = if same == EventBefore::Same && over == RenameOver::Anything {
@@ -58,7 +58,7 @@ impl Output {
         }
         self.rename_plain(parent, name, newparent, newname, over)?;
         let insights = {
-            let table = self.lock();
+            let table = self.staging.lock();
             if table.is_insights(newparent, newname) {
                 table.child(newparent, newname)?
             } else {
@@ -76,7 +76,7 @@ impl Output {
         if let Some(event_name) = self.event_name(parent, name)? {
             self.adopt_as_event(ino, &event_name, |_| self.link(ino, parent, name).map(drop))
                 .await?;
-            return self.getattr(ino);
+            return self.staging.getattr(ino);
         }
         self.link(ino, parent, name)
     }
@@ -102,7 +102,7 @@ impl Output {
     ) -> Result<()> {
         let begun = Instant::now();
         let (deciding, was_event) = {
-            let mut table = self.lock();
+            let mut table = self.staging.lock();
             let file = table.file_mut(ino)?;
             let was_event = file.event.is_some();
             (file.event.get_or_insert_default().deciding.clone(), was_event)
@@ -112,7 +112,7 @@ impl Output {
             self.adopt_alone(ino, name, moved).await
         };
         self.daemon.metrics.closes.since(begun);
-        if let Ok(file) = self.lock().file_mut(ino)
+        if let Ok(file) = self.staging.lock().file_mut(ino)
             && let Some(state) = &mut file.event
             && state.committed.is_none()
         {
@@ -132,7 +132,7 @@ impl Output {
         moved: impl Fn(EventBefore) -> Result<()>,
     ) -> Result<()> {
         let (writing, version) = {
-            let table = self.lock();
+            let table = self.staging.lock();
             let file = table.file(ino)?;
             let writing = file.writers.iter().any(|writer| writer.may_write_more());
             let Some(state) = &file.event else { return Err(Errno::IO) };
@@ -146,7 +146,7 @@ impl Output {
             Ok(content) => content,
             Err(error) => return Err(self.reject(name, &self.unreadable(name, error))),
         };
-        let decision = match event::parse_within(&content, &self.limits) {
+        let decision = match event::parse_within(&content, self.staging.limits().most()) {
             ParsedEventFile::Complete(file) => EventDecision::Commit(file),
             ParsedEventFile::Invalid(reason) => EventDecision::Refuse(reason),
             ParsedEventFile::TooBig(reason) => EventDecision::TooBig(reason),
@@ -167,7 +167,7 @@ impl Output {
             EventDecision::Refuse(reason) => Err(self.reject(name, &Refusal::Invalid(reason))),
             EventDecision::TooBig(reason) => Err(self.reject(name, &Refusal::TooBig(reason))),
             EventDecision::Commit(file) => {
-                if let Some(state) = &mut self.lock().file_mut(ino)?.event {
+                if let Some(state) = &mut self.staging.lock().file_mut(ino)?.event {
                     if state.version() != version {
                         return Err(self.reject(name, &Refusal::StillOpen(name.to_owned())));
                     }
@@ -196,7 +196,7 @@ impl Output {
         loop {
             let released = self.released.notified();
             {
-                let table = self.lock();
+                let table = self.staging.lock();
                 let Ok(file) = table.file(ino) else { return false };
                 if file.writers.is_empty()
                     || file.writers.iter().any(|writer| writer.is_surely_open())
@@ -211,7 +211,7 @@ impl Output {
     }
 
     fn committed_under(&self, name: &str) -> Option<Receipt> {
-        let table = self.lock();
+        let table = self.staging.lock();
         let ino = table.child(EVENTS, OsStr::new(name)).ok()??;
         table.file(ino).ok()?.event.as_ref()?.committed.clone()
     }
@@ -222,7 +222,7 @@ impl Output {
         let begun = Instant::now();
         let Some((name, insights)) = self.decided_name(ino) else { return Ok(()) };
         let deciding = {
-            let table = self.lock();
+            let table = self.staging.lock();
             let Some(state) = &table.file(ino)?.event else { return Ok(()) };
             // While another close is being decided, the answer to this one is not known yet.
             if !state.needs_decision(trigger) && state.deciding.try_lock().is_ok() {
@@ -232,7 +232,7 @@ impl Output {
         };
         let _one_decision = deciding.lock().await;
         let version = {
-            let table = self.lock();
+            let table = self.staging.lock();
             let file = table.file(ino)?;
             let Some(state) = &file.event else { return Ok(()) };
             // The file was opened for writing again: that writer's close decides.
@@ -248,9 +248,9 @@ impl Output {
         let parsed = self
             .event_content(ino)
             .await
-            .map(|content| event::parse_within(&content, &self.limits));
+            .map(|content| event::parse_within(&content, self.staging.limits().most()));
         let decision = {
-            let mut table = self.lock();
+            let mut table = self.staging.lock();
             let Some(state) = &mut table.file_mut(ino)?.event else { return Ok(()) };
             match parsed {
                 Ok(parsed) => {
@@ -295,7 +295,7 @@ impl Output {
         };
         let errno = self.reject(&name, &refused);
         self.daemon.metrics.closes.since(begun);
-        if let Ok(file) = self.lock().file_mut(ino)
+        if let Ok(file) = self.staging.lock().file_mut(ino)
             && let Some(state) = &mut file.event
         {
             state.was_refused(version, errno);
@@ -306,7 +306,7 @@ impl Output {
     /// Returns the name under which a file is decided, and whether it is kept as insights; none for
     /// drafts and data files.
     fn decided_name(&self, ino: Ino) -> Option<(String, bool)> {
-        let table = self.lock();
+        let table = self.staging.lock();
         let links = &table.node(ino).ok()?.links;
         if let Some((_, name)) =
             links.iter().find(|(parent, name)| table.is_insights(*parent, name))
@@ -321,8 +321,8 @@ impl Output {
 
     async fn event_content(&self, ino: Ino) -> Result<Vec<u8>> {
         self.fill_content(ino).await?;
-        let file = self.open_staged(&self.lock(), ino, OFlags::RDONLY)?;
-        let most = self.limits.event_bytes;
+        let file = self.staging.open_file(&self.staging.lock(), ino, OFlags::RDONLY)?;
+        let most = self.staging.limits().most().event_bytes;
         ion_system::run_blocking(move || {
             let mut content = Vec::new();
             io::Read::read_to_end(&mut io::Read::take(&file, most + 1), &mut content)
@@ -334,8 +334,13 @@ impl Output {
 
     /// Waits for memory to read an event file. The caller holds it until the file is decided.
     async fn room_to_read(&self, ino: Ino) -> Result<SemaphorePermit<'_>> {
-        let units =
-            self.getattr(ino)?.size.min(self.limits.event_bytes).div_ceil(READING_UNIT).max(1);
+        let units = self
+            .staging
+            .getattr(ino)?
+            .size
+            .min(self.staging.limits().most().event_bytes)
+            .div_ceil(READING_UNIT)
+            .max(1);
         let units = u32::try_from(units).unwrap_or(u32::MAX).min(READING_UNITS as u32);
         Ok(self.reading.acquire_many(units).await.expect("the semaphore is never closed"))
     }
@@ -343,14 +348,14 @@ impl Output {
     /// Returns the refusal of an event file whose own content cannot be read.
     fn unreadable(&self, name: &str, error: Errno) -> Refusal {
         if error == Errno::TOOBIG {
-            let most = bytes_in_words(self.limits.event_bytes);
+            let most = bytes_in_words(self.staging.limits().most().event_bytes);
             return Refusal::TooBig(format!("an event file may have at most {most}"));
         }
         Refusal::Unreadable { path: name.to_owned(), source: error.into() }
     }
 
     fn accept(&self, ino: Ino, receipt: Receipt) {
-        if let Ok(file) = self.lock().file_mut(ino) {
+        if let Ok(file) = self.staging.lock().file_mut(ino) {
             file.event.get_or_insert_default().committed = Some(receipt.clone());
         }
         self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(&receipt.name);
@@ -406,7 +411,7 @@ impl Output {
     /// Returns the files of `out/events`, and those kept for analysis, that are not committed as
     /// events.
     fn undecided(&self) -> Vec<Ino> {
-        let table = self.lock();
+        let table = self.staging.lock();
         let events = table.files_in(EVENTS).into_iter();
         let insights =
             table.files_in(OUT).into_iter().filter(|(name, _)| table.is_insights(OUT, name));
@@ -425,7 +430,7 @@ impl Output {
         for ino in self.undecided() {
             let Some(name) = self.doubtful_draft(ino) else { continue };
             let Ok(content) = self.event_content(ino).await else { continue };
-            let parsed = event::parse_within(&content, &self.limits);
+            let parsed = event::parse_within(&content, self.staging.limits().most());
             if matches!(parsed, ParsedEventFile::Complete(file) if file.event_type.is_some()) {
                 self.reject(&name, &Refusal::Invalid(WHOLE_DRAFT.into()));
             }
@@ -433,7 +438,7 @@ impl Output {
     }
 
     fn doubtful_draft(&self, ino: Ino) -> Option<String> {
-        let table = self.lock();
+        let table = self.staging.lock();
         let (_, name) = table.node(ino).ok()?.links.iter().find(|(parent, _)| *parent == EVENTS)?;
         let name = name.to_str()?;
         (is_doubtful_draft(name) && !is_draft(name)).then(|| name.to_owned())
@@ -444,21 +449,21 @@ impl Output {
     pub(crate) async fn finish(self: &Arc<Self>) {
         for ino in self.undecided() {
             // The processes that had it open are gone.
-            if let Ok(file) = self.lock().file_mut(ino) {
+            if let Ok(file) = self.staging.lock().file_mut(ino) {
                 file.writers.clear();
             }
             // A job that was ended by force decides nothing more: a commit now would hold up its
             // end again.
-            if !self.stopped.is_cancelled() {
+            if !self.tasks.are_stopped() {
                 let _ = self.decide(ino, DecisionTrigger::Final).await;
             }
         }
-        if !self.stopped.is_cancelled() {
+        if !self.tasks.are_stopped() {
             self.refuse_whole_drafts().await;
         }
         self.committer.wait_for_marks().await;
         // Ends the uploads that no event waits for.
-        self.stopped.cancel();
+        self.tasks.stop();
         self.own_blobs.discard_unnamed().await;
         let this = self.clone();
         ion_system::run_blocking(move || this.hand_down()).await;

@@ -56,20 +56,20 @@ impl From<FillFailure> for io::Error {
 impl Output {
     /// Returns whether a handle only reads, and its file is a blob from the first byte to the last.
     pub(crate) fn reads_whole_blob(&self, staged: &StagedHandle) -> bool {
-        let table = self.lock();
+        let table = self.staging.lock();
         let reference = table.file(staged.ino()).ok().and_then(|file| file.reference.as_ref());
         !staged.writes() && reference.is_some_and(Reference::is_whole)
     }
 
     /// Returns whether a file's bytes are, at least in part, a blob's.
     pub(crate) fn is_reference(&self, ino: Ino) -> bool {
-        self.lock().file(ino).is_ok_and(|file| file.reference.is_some())
+        self.staging.lock().file(ino).is_ok_and(|file| file.reference.is_some())
     }
 
     /// Returns the blob that holds a file's bytes, and how many of the blob's bytes the file has;
     /// none if the file has bytes of its own.
     pub(crate) fn blob_of(&self, ino: Ino) -> Result<Option<(Arc<FileEntry>, u64)>> {
-        let table = self.lock();
+        let table = self.staging.lock();
         let reference =
             table.file(ino)?.reference.as_ref().filter(|reference| reference.is_untouched());
         Ok(reference.map(|reference| (reference.entry().clone(), reference.length())))
@@ -86,7 +86,7 @@ impl Output {
         let mut at = offset;
         let mut all = BytesMut::new();
         while at < end {
-            let (of_blob, upto) = match &self.lock().file(staged.ino())?.reference {
+            let (of_blob, upto) = match &self.staging.lock().file(staged.ino())?.reference {
                 Some(reference) => match reference.piece(at, end) {
                     ReferencePiece::OfBlob(end) => (Some(reference.entry().clone()), end),
                     ReferencePiece::OfFile(end) => (None, end),
@@ -130,7 +130,7 @@ impl Output {
         to_offset: u64,
         length: u64,
     ) -> Result<u64> {
-        let mut table = self.lock();
+        let mut table = self.staging.lock();
         let file = table.file_mut(to.ino())?;
         file.check_change()?;
         let held = match &file.reference {
@@ -181,7 +181,7 @@ impl Output {
         if !self.is_reference(ino) {
             return Ok(());
         }
-        let file = self.open_staged(&self.lock(), ino, OFlags::WRONLY)?;
+        let file = self.staging.open_file(&self.staging.lock(), ino, OFlags::WRONLY)?;
         self.fill_blocks(ino, &file, 0..u64::MAX).await
     }
 
@@ -192,12 +192,12 @@ impl Output {
         range: Range<u64>,
     ) -> std::result::Result<(), FillFailure> {
         let (entry, missing, block) = {
-            let mut table = self.lock();
+            let mut table = self.staging.lock();
             let Some(reference) = &mut table.file_mut(ino)?.reference else { return Ok(()) };
             let (entry, missing) = (reference.entry().clone(), reference.missing(&range));
             let (length, block) = (reference.length(), reference.block_size());
             // In the end the whole content may lie on the staging disk, so charge all of it.
-            self.charge_to(&mut table, ino, length)?;
+            self.staging.limits().charge_to(&mut table, ino, length)?;
             (entry, missing, block)
         };
         let reader = self.open_reader(&entry)?;
@@ -206,7 +206,7 @@ impl Output {
             let bytes = read_within(&self.daemon, &reader, start, block).await?;
             // Check again for each block: another task may have copied it first and its writer may
             // have written to it, or the file was cut. The result must not be overwritten.
-            let mut table = self.lock();
+            let mut table = self.staging.lock();
             let Some(reference) = &mut table.file_mut(ino)?.reference else { return Ok(()) };
             if reference.entry().key != entry.key {
                 return Ok(());
@@ -214,7 +214,7 @@ impl Output {
             let Some(kept) = reference.take_block(index, bytes.len()) else { continue };
             self.write_block(&mut table, ino, file, &bytes[..kept], start)?;
         }
-        let mut table = self.lock();
+        let mut table = self.staging.lock();
         let node = table.file_mut(ino)?;
         let all = |reference: &Reference| {
             reference.entry().key == entry.key && reference.missing(&(0..u64::MAX)).is_empty()
@@ -236,9 +236,11 @@ impl Output {
         at: u64,
     ) -> Result<()> {
         let before = fs::fstat(file)?;
-        let shown = self.stat(table, ino)?;
+        let shown = self.staging.stat(table, ino)?;
         table.file_mut(ino)?.shown.get_or_insert_with(|| Box::new(shown));
-        self.of_disk(file.write_all_at(bytes, at).map_err(|error| errno(&error)))?;
+        self.staging
+            .limits()
+            .remember_no_room(file.write_all_at(bytes, at).map_err(|error| errno(&error)))?;
         let time = |seconds, nanos: u64| Timespec { tv_sec: seconds, tv_nsec: nanos.cast_signed() };
         let times = Timestamps {
             last_access: time(before.st_atime, before.st_atime_nsec),

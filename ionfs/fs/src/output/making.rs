@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
-use ion_model::event::{FileEntry, is_event_draft};
+use ion_model::event::FileEntry;
 use ion_system::beneath::{Folder, Pinned};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Timestamps, Uid};
 
@@ -22,13 +22,13 @@ use super::{DATA, EVENTS, OUT, Output, StagedHandle};
 impl Output {
     /// Makes a directory.
     pub(crate) fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
-        let mut table = self.lock();
-        may_hold_more(&table, parent, name, FileKind::Directory)?;
-        let folder = self.folder_for(&table, parent, name)?;
-        self.of_disk(folder.make_folder(name, permissions(mode)))?;
+        let mut table = self.staging.lock();
+        table.check_place(parent, name, FileKind::Directory)?;
+        let folder = self.staging.folder_for_new(&table, parent, name)?;
+        self.staging.limits().remember_no_room(folder.make_folder(name, permissions(mode)))?;
         self.hand_over(&folder, name, mode, maker)?;
         let ino = table.add(parent, name, NodeBody::Directory(DirectoryNames::default()))?;
-        self.attr(&table, ino)
+        self.staging.attr(&table, ino)
     }
 
     /// Makes a symbolic link. It may point anywhere: the kernel follows it for the module, with the
@@ -41,15 +41,15 @@ impl Output {
         target: &Path,
         maker: Maker,
     ) -> Result<Attr> {
-        let mut table = self.lock();
-        may_hold_more(&table, parent, name, FileKind::Symlink)?;
-        let folder = self.folder_for(&table, parent, name)?;
-        self.may_take(&mut table, target.as_os_str().len() as u64)?;
-        self.of_disk(folder.make_symlink(name, target))?;
+        let mut table = self.staging.lock();
+        table.check_place(parent, name, FileKind::Symlink)?;
+        let folder = self.staging.folder_for_new(&table, parent, name)?;
+        self.staging.limits().may_take(&mut table, target.as_os_str().len() as u64)?;
+        self.staging.limits().remember_no_room(folder.make_symlink(name, target))?;
         self.hand_over(&folder, name, 0, maker)?;
         let ino = table.add(parent, name, NodeBody::Symlink)?;
-        self.attach(&mut table, ino, target.as_os_str().len() as u64)?;
-        self.attr(&table, ino)
+        self.staging.limits().attach(&mut table, ino, target.as_os_str().len() as u64)?;
+        self.staging.attr(&table, ino)
     }
 
     /// Makes a regular file without opening it, a pipe or a socket. Refuses a device (EPERM): a
@@ -59,19 +59,23 @@ impl Output {
         let kind = match file_type {
             FileType::RegularFile => {
                 let ino = self.make_file(parent, name, mode, maker)?;
-                return self.getattr(ino);
+                return self.staging.getattr(ino);
             }
             FileType::Fifo => FileKind::Pipe,
             FileType::Socket => FileKind::Socket,
             _ => return Err(Errno::PERM),
         };
-        let mut table = self.lock();
-        may_hold_more(&table, parent, name, kind)?;
-        let folder = self.folder_for(&table, parent, name)?;
-        self.of_disk(folder.make_node(name, file_type, permissions(mode)))?;
+        let mut table = self.staging.lock();
+        table.check_place(parent, name, kind)?;
+        let folder = self.staging.folder_for_new(&table, parent, name)?;
+        self.staging.limits().remember_no_room(folder.make_node(
+            name,
+            file_type,
+            permissions(mode),
+        ))?;
         self.hand_over(&folder, name, mode, maker)?;
         let ino = table.add(parent, name, NodeBody::Special(kind))?;
-        self.attr(&table, ino)
+        self.staging.attr(&table, ino)
     }
 
     pub(super) fn make_file(
@@ -81,11 +85,15 @@ impl Output {
         mode: u32,
         maker: Maker,
     ) -> Result<Ino> {
-        let mut table = self.lock();
-        may_hold_more(&table, parent, name, FileKind::File)?;
-        let folder = self.folder_for(&table, parent, name)?;
+        let mut table = self.staging.lock();
+        table.check_place(parent, name, FileKind::File)?;
+        let folder = self.staging.folder_for_new(&table, parent, name)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-        drop(self.of_disk(folder.open_file(name, flags, permissions(mode)))?);
+        drop(self.staging.limits().remember_no_room(folder.open_file(
+            name,
+            flags,
+            permissions(mode),
+        ))?);
         self.hand_over(&folder, name, mode, maker)?;
         add_file(&mut table, parent, name)
     }
@@ -99,23 +107,27 @@ impl Output {
         maker: Maker,
         how: OpenRequest,
     ) -> Result<(Attr, Arc<StagedHandle>)> {
-        let existing = self.lock().child(parent, name)?;
+        let existing = self.staging.lock().child(parent, name)?;
         if let Some(ino) = existing {
             if how.needs_new_file() {
                 return Err(Errno::EXIST);
             }
             let staged = self.open(ino, how)?;
-            return Ok((self.getattr(ino)?, staged));
+            return Ok((self.staging.getattr(ino)?, staged));
         }
-        let mut table = self.lock();
-        may_hold_more(&table, parent, name, FileKind::File)?;
-        let folder = self.folder_for(&table, parent, name)?;
+        let mut table = self.staging.lock();
+        table.check_place(parent, name, FileKind::File)?;
+        let folder = self.staging.folder_for_new(&table, parent, name)?;
         let flags = how.backing() | OFlags::CREATE | OFlags::EXCL;
-        let backing = self.of_disk(folder.open_file(name, flags, permissions(mode)))?;
+        let backing = self.staging.limits().remember_no_room(folder.open_file(
+            name,
+            flags,
+            permissions(mode),
+        ))?;
         self.hand_over(&folder, name, mode, maker)?;
         let ino = add_file(&mut table, parent, name)?;
         let staged = self.handle(&mut table, ino, backing, how.without_truncation())?;
-        Ok((self.attr(&table, ino)?, staged))
+        Ok((self.staging.attr(&table, ino)?, staged))
     }
 
     /// Makes a new file in `out/data` that refers to a blob (`ln` and `mv` from `in/data`).
@@ -127,12 +139,12 @@ impl Output {
         mode: u32,
         maker: Maker,
     ) -> Result<Attr> {
-        if !self.lock().is_below(parent, DATA) {
+        if !self.staging.lock().is_below(parent, DATA) {
             return Err(Errno::XDEV);
         }
         let ino = self.make_file(parent, name, mode | libc::S_IFREG, maker)?;
-        let mut table = self.lock();
-        let pinned = self.pin(&table, ino)?;
+        let mut table = self.staging.lock();
+        let pinned = self.staging.pin(&table, ino)?;
         // Make it writable first, or an ordinary user could not open a read-only file.
         pinned.set_mode(permissions(mode | 0o200))?;
         let file = pinned.open(OFlags::WRONLY)?;
@@ -145,7 +157,7 @@ impl Output {
             file.changes(ContentChange::Resized);
             file.reference = Some(Reference::to(entry.clone(), entry.size));
         }
-        self.attr(&table, ino)
+        self.staging.attr(&table, ino)
     }
 
     /// Like [`Output::add_reference`], for `ln`: the new file shows the inode number of `linked_to`
@@ -160,10 +172,10 @@ impl Output {
         linked_to: Ino,
     ) -> Result<Attr> {
         let attr = self.add_reference(parent, name, entry, mode, maker)?;
-        let mut table = self.lock();
+        let mut table = self.staging.lock();
         let file = table.file_mut(attr.ino)?;
         file.linked_to = Some((linked_to, file.generation));
-        self.attr(&table, attr.ino)
+        self.staging.attr(&table, attr.ino)
     }
 
     /// Gives a new inode its owner and its exact mode, or removes it again. The kernel has applied
@@ -202,27 +214,6 @@ fn own(folder: &Folder, made: &Pinned, mode: u32, maker: Maker) -> Result<()> {
     // Set the mode after the owner: a change of owner clears the set-user-ID and set-group-ID bits.
     let stays = now.st_mode & 0o7777 == mode & 0o7777 && mode & 0o7000 == 0;
     if stays || kind.is_symlink() { Ok(()) } else { made.set_mode(permissions(mode)) }
-}
-
-/// Returns an error if a directory of the fixed part of the tree may not hold this name and kind.
-pub(super) fn may_hold_more(
-    table: &OutputTable,
-    parent: Ino,
-    name: &OsStr,
-    kind: FileKind,
-) -> Result<()> {
-    match parent {
-        // An event is identified by its name, in documents that hold only UTF-8.
-        EVENTS if name.to_str().is_none() => Err(Errno::ILSEQ),
-        EVENTS if kind != FileKind::File => Err(Errno::PERM),
-        // Editors and `sed -i` put a draft beside insights.json; anything else there is a mistake
-        // worth an error.
-        OUT if kind != FileKind::File => Err(Errno::PERM),
-        OUT if !table.is_insights(parent, name) && !is_event_draft(&name.to_string_lossy()) => {
-            Err(Errno::PERM)
-        }
-        _ => Ok(()),
-    }
 }
 
 fn add_file(table: &mut OutputTable, parent: Ino, name: &OsStr) -> Result<Ino> {

@@ -43,13 +43,13 @@ impl Output {
     pub(super) async fn upload_in_background(&self, ino: Ino) -> std::result::Result<(), Refusal> {
         let _place = self.daemon.background.acquire().await.expect("the semaphore is never closed");
         let _turn = self.upload_turn(ino).await;
-        match self.lock().file_mut(ino) {
+        match self.staging.lock().file_mut(ino) {
             Ok(file) => file.upload_waits = false,
             // The file was removed while it waited.
             Err(_) => return Ok(()),
         }
         let path = {
-            let table = self.lock();
+            let table = self.staging.lock();
             let Some(path) = table.path(ino) else { return Ok(()) };
             let Ok(path) = path.strip_prefix("data") else { return Ok(()) };
             let Some(path) = path.to_str().map(str::to_owned) else { return Ok(()) };
@@ -63,7 +63,7 @@ impl Output {
 
     /// Waits for a permit to upload a file of its current length.
     async fn upload_turn(&self, ino: Ino) -> SemaphorePermit<'_> {
-        let bytes = self.getattr(ino).map_or(0, |attr| attr.size);
+        let bytes = self.staging.getattr(ino).map_or(0, |attr| attr.size);
         self.daemon.upload_turn(bytes).await
     }
 
@@ -71,7 +71,7 @@ impl Output {
     /// must hold an upload permit.
     async fn stored(&self, ino: Ino, path: &str) -> std::result::Result<ContentBlob, Refusal> {
         let (generation, cell, former) = {
-            let mut table = self.lock();
+            let mut table = self.staging.lock();
             let missing = |_| Refusal::Missing(path.to_owned());
             let file = table.file_mut(ino).map_err(missing)?;
             if let Some(reference) =
@@ -97,7 +97,7 @@ impl Output {
         }
         let entry = cell.get_or_try_init(|| self.upload(ino, path)).await?.clone();
         let now = {
-            let table = self.lock();
+            let table = self.staging.lock();
             table.file(ino).ok().filter(|_| table.is_in_use(ino)).map(|file| file.generation)
         };
         // The file was written to while it was read: the blob may hold parts of both contents.
@@ -132,7 +132,7 @@ impl Output {
     }
 
     async fn upload(&self, ino: Ino, path: &str) -> std::result::Result<FileEntry, Refusal> {
-        if let Some((_, errno)) = self.lock().file(ino).ok().and_then(|file| file.failed) {
+        if let Some((_, errno)) = self.staging.lock().file(ino).ok().and_then(|file| file.failed) {
             return Err(Refusal::NotWhole { path: path.to_owned(), source: errno.into() });
         }
         let unreadable =
@@ -142,7 +142,7 @@ impl Output {
         let filled = self.fill_all(ino).await;
         filled
             .map_err(|error| Refusal::Unreadable { path: path.to_owned(), source: error.into() })?;
-        let written = self.lock().file_mut(ino).ok().and_then(|file| {
+        let written = self.staging.lock().file_mut(ino).ok().and_then(|file| {
             let (summer, upload) = file.in_order.as_mut()?.take_upload();
             Some((file.generation, summer, upload))
         });
@@ -174,7 +174,7 @@ impl Output {
         if let Some((generation, sums)) = written
             && sums.total() == entry.size
             && sums.finish() != entry.checksums
-            && self.lock().file(ino).is_ok_and(|file| file.generation == generation)
+            && self.staging.lock().file(ino).is_ok_and(|file| file.generation == generation)
         {
             tracing::error!(path, "the disk gives back other bytes than were written to it");
             self.not_whole(ino, 0, Errno::IO);
@@ -191,7 +191,7 @@ impl Output {
     }
 
     fn read_only(&self, ino: Ino) -> super::super::Result<File> {
-        self.read_only_in(&self.lock(), ino)
+        self.read_only_in(&self.staging.lock(), ino)
     }
 
     pub(super) fn read_only_in(&self, table: &OutputTable, ino: Ino) -> super::super::Result<File> {
@@ -199,7 +199,7 @@ impl Output {
         if table.file(ino)?.reference.is_some() {
             return Err(Errno::NOENT);
         }
-        self.open_staged(table, ino, OFlags::RDONLY)
+        self.staging.open_file(table, ino, OFlags::RDONLY)
     }
 
     /// Gives the node's cache the files that still are as events named them. Called when the job
@@ -208,7 +208,7 @@ impl Output {
         let named = std::mem::take(&mut *self.named.lock().unwrap_or_else(PoisonError::into_inner));
         for (ino, entry) in named {
             let unchanged = {
-                let table = self.lock();
+                let table = self.staging.lock();
                 let file = table.file(ino).ok().filter(|file| file.writers.is_empty());
                 file.and_then(|file| file.stored.as_ref().filter(|(at, _)| *at == file.generation))
                     .is_some_and(|(_, cell)| {
@@ -223,7 +223,7 @@ impl Output {
     /// Returns the inode of a file at a path below `out/data`. Follows symbolic links that stay
     /// inside.
     fn resolve(&self, path: &str) -> std::result::Result<Ino, Refusal> {
-        let table = self.lock();
+        let table = self.staging.lock();
         let at = self.resolve_any(&table, path)?;
         match table.file(at) {
             Ok(_) => Ok(at),
@@ -261,7 +261,7 @@ impl Output {
                 continue;
             }
             links += 1;
-            let target = self.pin(table, child).and_then(|link| link.link_target());
+            let target = self.staging.pin(table, child).and_then(|link| link.link_target());
             let target = target.map_err(|_| missing())?;
             if links > LINKS_MAX || target.starts_with(b"/") {
                 return Err(Refusal::Invalid(format!("{path:?} leads out of out/data")));
@@ -278,7 +278,7 @@ impl Output {
         &self,
         path: &str,
     ) -> std::result::Result<Option<DirectoryContent>, Refusal> {
-        let table = self.lock();
+        let table = self.staging.lock();
         let top = self.resolve_any(&table, path)?;
         if table.directory(top).is_err() {
             return Ok(None);
@@ -288,7 +288,7 @@ impl Output {
         while let Some((path, ino)) = todo.pop() {
             let Ok(directory) = table.directory(ino) else {
                 below.files.push(path);
-                if below.files.len() as u64 > self.limits.event_files {
+                if below.files.len() as u64 > self.staging.limits().most().event_files {
                     // The event will be refused: the rest of a large tree need not be walked.
                     break;
                 }
@@ -296,7 +296,7 @@ impl Output {
             };
             let mut entries: Vec<_> = directory.iter().collect();
             if entries.is_empty() {
-                self.may_name(&path)?;
+                self.check_name(&path)?;
                 below.empty.push(path);
                 continue;
             }
@@ -323,7 +323,7 @@ impl Output {
         loop {
             let released = self.released.notified();
             {
-                let table = self.lock();
+                let table = self.staging.lock();
                 let file = table.file(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
                 if file.writers.is_empty() {
                     return Ok(());
@@ -339,15 +339,22 @@ impl Output {
     }
 }
 
+impl Output {
+    /// Returns a refusal if an event may not name this path.
+    fn check_name(&self, path: &str) -> std::result::Result<(), Refusal> {
+        self.staging.limits().most().may_name(path).map_err(|error| Refusal::TooLong(error.to_string()))
+    }
+}
+
 #[async_trait]
 impl Staging for Output {
     async fn durable(&self, path: &str) -> std::result::Result<FileEntry, Refusal> {
-        self.may_name(path)?;
+        self.check_name(path)?;
         let ino = self.resolve(path)?;
         self.closed(ino, path).await?;
         let stored = self.stored_for_an_event(ino, path).await?;
         self.offer(ino, &stored);
-        let attr = self.getattr(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
+        let attr = self.staging.getattr(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
         let (mtime, mtime_nanos) = ion_model::clock::millis_and_nanos(attr.mtime);
         Ok(FileEntry {
             name: path.to_owned(),
@@ -367,7 +374,7 @@ impl Staging for Output {
     }
 
     fn files_max(&self) -> u64 {
-        self.limits.event_files
+        self.staging.limits().most().event_files
     }
 
     fn moved(&self) -> u64 {

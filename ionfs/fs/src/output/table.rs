@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ion_model::event::FileEntry;
+use ion_model::event::{FileEntry, is_event_draft};
 use ion_system::beneath::Pinned;
 use rustix::fs::Stat;
 use tokio::sync::OnceCell;
@@ -115,6 +115,17 @@ pub(super) enum NodeBody {
     /// A pipe or a socket. The kernel handles its content, and asks only for its name and
     /// attributes.
     Special(FileKind),
+}
+
+impl NodeBody {
+    pub(super) fn kind(&self) -> FileKind {
+        match self {
+            Self::Directory(_) => FileKind::Directory,
+            Self::File(_) => FileKind::File,
+            Self::Symlink => FileKind::Symlink,
+            Self::Special(kind) => *kind,
+        }
+    }
 }
 
 /// A file that is gone, and of which something was stored.
@@ -362,6 +373,23 @@ impl OutputTable {
                 Some((parent, _)) => at = *parent,
                 None => return false,
             }
+        }
+    }
+
+    /// Returns an error if a directory may not hold this name and kind: one of the directories that
+    /// every tree begins with.
+    pub(super) fn check_place(&self, parent: Ino, name: &OsStr, kind: FileKind) -> Result<()> {
+        match parent {
+            // An event is identified by its name, in documents that hold only UTF-8.
+            EVENTS if name.to_str().is_none() => Err(Errno::ILSEQ),
+            EVENTS if kind != FileKind::File => Err(Errno::PERM),
+            // Editors and `sed -i` put a draft beside insights.json; anything else there is a
+            // mistake worth an error.
+            OUT if kind != FileKind::File => Err(Errno::PERM),
+            OUT if !self.is_insights(parent, name) && !is_event_draft(&name.to_string_lossy()) => {
+                Err(Errno::PERM)
+            }
+            _ => Ok(()),
         }
     }
 

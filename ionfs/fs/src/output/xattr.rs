@@ -30,7 +30,7 @@ pub(crate) fn no_attribute(name: &OsStr) -> Errno {
 
 impl Output {
     fn pinned(&self, ino: Ino) -> Result<Arc<Pinned>> {
-        self.pin(&self.lock(), ino)
+        self.staging.pin(&self.staging.lock(), ino)
     }
 
     /// Returns an extended attribute's value. A name that a module may not set has none.
@@ -50,12 +50,12 @@ impl Output {
         if !is_a_users(name) {
             return Err(Errno::OPNOTSUPP);
         }
-        let mut table = self.lock();
-        let pinned = self.pin(&table, ino)?;
+        let mut table = self.staging.lock();
+        let pinned = self.staging.pin(&table, ino)?;
         let counts = |value: usize| (name.len() + value) as u64;
         let before = pinned.xattr(name).map_or(0, |value| counts(value.len()));
         let attached = table.attached(ino).saturating_sub(before) + counts(value.len());
-        self.attach(&mut table, ino, attached)?;
+        self.staging.limits().attach(&mut table, ino, attached)?;
         let set =
             pinned.set_xattr(name, value, XattrFlags::from_bits_retain(flags.cast_unsigned()));
         match set {
@@ -81,8 +81,8 @@ impl Output {
         if !is_a_users(name) {
             return Err(no_attribute(name));
         }
-        let mut table = self.lock();
-        let pinned = self.pin(&table, ino)?;
+        let mut table = self.staging.lock();
+        let pinned = self.staging.pin(&table, ino)?;
         let counted = pinned.xattr(name).map_or(0, |value| name.len() + value.len());
         pinned.remove_xattr(name)?;
         let attached = table.attached(ino).saturating_sub(counted as u64);
