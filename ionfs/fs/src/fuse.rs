@@ -91,7 +91,8 @@ impl Filesystem for Kernel {
             Err(errno) => reply.error(fuse_errno(errno)),
         };
         if is_staged(parent) {
-            let found = self.shared.tree.output().and_then(|output| output.lookup(parent, &name));
+            let found =
+                self.shared.tree.output().and_then(|output| output.names.lookup(parent, &name));
             let missing = LookupOutcome::Missing(Duration::ZERO);
             return answer(reply, found.map(|attr| attr.map_or(missing, LookupOutcome::Found)));
         }
@@ -139,7 +140,7 @@ impl Filesystem for Kernel {
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
         let through = fh.and_then(|fh| self.shared.staged(fh).ok());
-        let changed = output.setattr(ino, change, through.as_deref(), writer_of(req));
+        let changed = output.content.setattr(ino, change, through.as_deref(), writer_of(req));
         reply_attr(reply, changed.map(|attr| self.shared.tree.as_known(attr)));
     }
 
@@ -147,7 +148,7 @@ impl Filesystem for Kernel {
         self.shared.requests.count(RequestKind::Readlink);
         let ino = self.shared.tree.current(ino.0);
         let target = if is_staged(ino) {
-            self.shared.tree.output().and_then(|output| output.readlink(ino)).map(Bytes::from)
+            self.shared.tree.output().and_then(|output| output.names.readlink(ino)).map(Bytes::from)
         } else {
             self.shared.tree.view.item(ino).and_then(|item| match item {
                 ViewItem::Link(target) => Ok(Bytes::from(target)),
@@ -171,7 +172,8 @@ impl Filesystem for Kernel {
         let parent = self.shared.tree.current(parent.0);
         self.shared.reply_entry(
             reply,
-            self.output_at(parent).and_then(|output| output.mknod(parent, name, mode, maker(req))),
+            self.output_at(parent)
+                .and_then(|output| output.names.mknod(parent, name, mode, maker(req))),
         );
     }
 
@@ -188,7 +190,8 @@ impl Filesystem for Kernel {
         let parent = self.shared.tree.current(parent.0);
         self.shared.reply_entry(
             reply,
-            self.output_at(parent).and_then(|output| output.mkdir(parent, name, mode, maker(req))),
+            self.output_at(parent)
+                .and_then(|output| output.names.mkdir(parent, name, mode, maker(req))),
         );
     }
 
@@ -201,7 +204,10 @@ impl Filesystem for Kernel {
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.shared.requests.count(RequestKind::Rmdir);
         let parent = self.shared.tree.current(parent.0);
-        reply_empty(reply, self.output_at(parent).and_then(|output| output.rmdir(parent, name)));
+        reply_empty(
+            reply,
+            self.output_at(parent).and_then(|output| output.names.rmdir(parent, name)),
+        );
     }
 
     fn symlink(
@@ -217,7 +223,7 @@ impl Filesystem for Kernel {
         self.shared.reply_entry(
             reply,
             self.output_at(parent)
-                .and_then(|output| output.symlink(parent, link_name, target, maker(req))),
+                .and_then(|output| output.names.symlink(parent, link_name, target, maker(req))),
         );
     }
 
@@ -252,7 +258,7 @@ impl Filesystem for Kernel {
             if is_staged(parent) {
                 return output.rename(parent, &name, newparent, &newname, over).await;
             }
-            if over == RenameOver::Nothing && output.lookup(newparent, &newname)?.is_some() {
+            if over == RenameOver::Nothing && output.names.lookup(newparent, &newname)?.is_some() {
                 return Err(Errno::EXIST);
             }
             shared.tree.move_in(parent, &name, newparent, &newname, maker).await
@@ -281,7 +287,7 @@ impl Filesystem for Kernel {
         }
         let newname = newname.to_owned();
         let work = move |shared: Arc<MountState>| async move {
-            shared.tree.output()?.link_or_commit(ino, newparent, &newname).await
+            shared.tree.output()?.link(ino, newparent, &newname).await
         };
         let shared = self.shared.clone();
         self.patiently(work, move |outcome| shared.reply_entry(reply, outcome));
@@ -316,7 +322,7 @@ impl Filesystem for Kernel {
             Ok(staged) => shared.finish_open(node, OpenFile::Staged(staged), reply),
             Err(errno) => reply.error(fuse_errno(errno)),
         };
-        finish(&self.shared, reply, output.open(ino, how));
+        finish(&self.shared, reply, output.content.open(ino, how));
     }
 
     fn create(
@@ -392,7 +398,7 @@ impl Filesystem for Kernel {
                     .shared
                     .tree
                     .output()
-                    .is_ok_and(|output| !output.is_reference(staged.ino())) =>
+                    .is_ok_and(|output| !output.content.is_reference(staged.ino())) =>
             {
                 reply_data(reply, self.shared.read_staged(staged, offset, size));
             }
@@ -436,10 +442,10 @@ impl Filesystem for Kernel {
         let length = data.len() as u64;
         let kills = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let by = if kills { ContentChanger::AnotherUser } else { ContentChanger::Privileged };
-        if output.is_reference(staged.ino()) {
+        if output.content.is_reference(staged.ino()) {
             let data = Bytes::copy_from_slice(data);
             let work = move |_| async move {
-                output.fill_range(&staged, offset..offset.saturating_add(length)).await?;
+                output.content.fill_range(&staged, offset..offset.saturating_add(length)).await?;
                 output.write(&staged, offset, &data, by)
             };
             return self
@@ -643,7 +649,7 @@ impl Filesystem for Kernel {
         let ino = self.shared.tree.current(ino.0);
         reply_empty(
             reply,
-            self.output_at(ino).and_then(|output| output.setxattr(ino, name, value, flags)),
+            self.output_at(ino).and_then(|output| output.content.setxattr(ino, name, value, flags)),
         );
     }
 
@@ -652,7 +658,7 @@ impl Filesystem for Kernel {
         let ino = self.shared.tree.current(ino.0);
         // ENOSYS would switch extended attributes off for the whole mount.
         let value = if is_staged(ino) {
-            self.output_at(ino).and_then(|output| output.getxattr(ino, name))
+            self.output_at(ino).and_then(|output| output.content.getxattr(ino, name))
         } else {
             Err(no_attribute(name))
         };
@@ -663,7 +669,7 @@ impl Filesystem for Kernel {
         self.shared.requests.count(RequestKind::Listxattr);
         let ino = self.shared.tree.current(ino.0);
         let names = if is_staged(ino) {
-            self.output_at(ino).and_then(|output| output.listxattr(ino))
+            self.output_at(ino).and_then(|output| output.content.listxattr(ino))
         } else {
             Ok(Vec::new())
         };
@@ -673,7 +679,10 @@ impl Filesystem for Kernel {
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         self.shared.requests.count(RequestKind::Removexattr);
         let ino = self.shared.tree.current(ino.0);
-        reply_empty(reply, self.output_at(ino).and_then(|output| output.removexattr(ino, name)));
+        reply_empty(
+            reply,
+            self.output_at(ino).and_then(|output| output.content.removexattr(ino, name)),
+        );
     }
 
     fn fallocate(
@@ -698,8 +707,8 @@ impl Filesystem for Kernel {
         };
         let by = writer_of(req);
         let work = move |_| async move {
-            output.fill_content(staged.ino()).await?;
-            output.allocate(&staged, offset, length, mode, by)
+            output.content.fill_content(staged.ino()).await?;
+            output.content.allocate(&staged, offset, length, mode, by)
         };
         self.patiently(work, move |outcome| reply_empty(reply, outcome));
     }
@@ -721,9 +730,11 @@ impl Filesystem for Kernel {
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(fuser::Errno::ENXIO) };
         let found = match self.shared.staged(fh) {
-            Ok(staged) => {
-                self.shared.tree.output().and_then(|output| output.seek(&staged, offset, whence))
-            }
+            Ok(staged) => self
+                .shared
+                .tree
+                .output()
+                .and_then(|output| output.content.seek(&staged, offset, whence)),
             Err(_) => self
                 .shared
                 .tree
@@ -761,12 +772,12 @@ impl Filesystem for Kernel {
                 return if len == 0 {
                     Ok(0)
                 } else {
-                    output.extend_reference(&to, &entry, offset_in, offset_out, len)
+                    output.content.extend_reference(&to, &entry, offset_in, offset_out, len)
                 };
             }
             // On EOPNOTSUPP the kernel reads and writes instead.
             let from = self.shared.staged(fh_in).map_err(|_| Errno::OPNOTSUPP)?;
-            output.copy_range(&from, offset_in, &to, offset_out, len, writer_of(req))
+            output.content.copy_range(&from, offset_in, &to, offset_out, len, writer_of(req))
         })();
         reply_written(reply, copied);
     }

@@ -21,7 +21,7 @@ use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::output::Output;
+use super::output::{Output, OutputSpec};
 pub use super::output::{ValueFileNames, Writers};
 use super::reads::{ReadLog, failed_listing};
 use super::view::{View, ViewItem, files_tree};
@@ -147,16 +147,8 @@ impl JobTree {
         let committer = Committer::new(daemon.plane.clone(), spec.origin.clone(), depth, deadline);
         let reads = ReadLog::default();
         let (names, writers) = (spec.older.names, spec.writers);
-        let output = Output::new(
-            daemon.clone(),
-            committer,
-            limits,
-            names,
-            writers,
-            &directory,
-            reads.clone(),
-        );
-        let output = output.map_err(staging)?;
+        let output = OutputSpec { committer, limits, names, writers, directory: &directory };
+        let output = Output::new(daemon.clone(), output, reads.clone()).map_err(staging)?;
         let input = input_items(daemon, &spec).await?;
         let events =
             events_item(daemon.clone(), output.clone(), reads.clone(), Arc::new(spec.event));
@@ -196,8 +188,8 @@ impl JobTree {
     /// Decides every event file as it is now, and returns the outcome so far. Called when the
     /// module reports that it has done its work and goes on running. A file that a process still
     /// has open for writing is among the rejections, because its final content is not known.
-    pub async fn settle(&self) -> TreeOutcome {
-        let still_open = self.output.settle().await;
+    pub async fn decide_event_files(&self) -> TreeOutcome {
+        let still_open = self.output.decide_event_files().await;
         let mut outcome = self.outcome();
         outcome.rejections.extend(still_open);
         outcome

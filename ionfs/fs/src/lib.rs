@@ -6,6 +6,7 @@
 //! what a module writes: `out/`, staged on a real local directory. A [`Tree`] combines both;
 //! [`job`] and [`browse`] make one.
 
+mod blob;
 pub mod browse;
 mod eventfile;
 mod fuse;

@@ -10,7 +10,8 @@ use ion_plane::cache::CachedBlob;
 use ion_plane::node::Node as Daemon;
 use ion_system::failpoint::linger;
 
-use super::output::{DOT, DOT_DOT, Maker, OUT, Output, RenameOver, open_blob};
+use super::blob::open_blob;
+use super::output::{DOT, DOT_DOT, Maker, OUT, Output, RenameOver};
 use super::reads::{ReadFailure, ReadLog};
 use super::view::{Listing, View, ViewItem};
 use super::walk::DirectoryWalks;
@@ -93,10 +94,14 @@ impl Tree {
         if is_staged(parent) {
             // Zero: the kernel must not remember that the name does not exist.
             let missing = LookupOutcome::Missing(Duration::ZERO);
-            return Ok(self.output()?.lookup(parent, name)?.map_or(missing, LookupOutcome::Found));
+            return Ok(self
+                .output()?
+                .names
+                .lookup(parent, name)?
+                .map_or(missing, LookupOutcome::Found));
         }
         if let (ROOT, Some("out"), Some(output)) = (parent, name.to_str(), &self.output) {
-            return output.getattr(OUT).map(LookupOutcome::Found);
+            return output.content.getattr(OUT).map(LookupOutcome::Found);
         }
         match name.to_str() {
             Some(name) => self.view.lookup(parent, name).await,
@@ -107,7 +112,7 @@ impl Tree {
     /// Returns an inode's attributes.
     pub(crate) fn getattr(&self, ino: Ino) -> Result<Attr> {
         if is_staged(ino) {
-            return self.output()?.getattr(ino).map(|attr| self.as_known(attr));
+            return self.output()?.content.getattr(ino).map(|attr| self.as_known(attr));
         }
         let mut attr = self.view.getattr(ino)?;
         // The view's own link count does not include `out/`.
@@ -135,7 +140,7 @@ impl Tree {
     /// lookup itself does that.
     pub(crate) fn remember_staged(&self, ino: Ino) {
         match &self.output {
-            Some(output) if is_staged(ino) => output.remember(ino),
+            Some(output) if is_staged(ino) => output.names.remember(ino),
             // It was moved to `out/`, and the kernel knows it by its old number.
             Some(_) if is_staged(self.view.current(ino)) => self.view.remember(ino),
             _ => {}
@@ -192,7 +197,7 @@ impl Tree {
             at += 1;
             let (name, inode) = match at {
                 DOT => (".", ino),
-                _ if is_staged(ino) => ("..", self.output()?.parent(ino)),
+                _ if is_staged(ino) => ("..", self.output()?.names.parent(ino)),
                 _ => ("..", self.view.parent(ino)),
             };
             if take(at, OsStr::new(name), directory(inode)?) {
@@ -202,13 +207,13 @@ impl Tree {
         if is_staged(ino) {
             return match wanted {
                 ListingDetail::Names => {
-                    self.output()?.names_behind(ino, at, |at, name, ino, kind| {
+                    self.output()?.names.names_behind(ino, at, |at, name, ino, kind| {
                         let ino = self.view.known_as(ino).unwrap_or(ino);
                         take(at, name, ListedEntry { ino, kind, attr: None })
                     })
                 }
                 ListingDetail::Attributes => {
-                    self.output()?.entries_behind(ino, at, |at, name, attr| {
+                    self.output()?.names.entries_behind(ino, at, |at, name, attr| {
                         take(at, name, ListedEntry::with(self.as_known(*attr)))
                     })
                 }
@@ -240,7 +245,7 @@ impl Tree {
     /// has: for a file of `in/`, or a reference in `out/`. Returns none for other inodes.
     pub(crate) fn blob_of(&self, ino: Ino) -> Result<Option<(Arc<FileEntry>, u64)>> {
         if is_staged(ino) {
-            return self.output()?.blob_of(ino);
+            return self.output()?.content.blob_of(ino);
         }
         Ok(match self.view.item(ino)? {
             ViewItem::Blob(entry) => {
@@ -280,7 +285,7 @@ impl Tree {
         maker: Maker,
     ) -> Result<Attr> {
         let ViewItem::Blob(entry) = self.view.item(ino)? else { return Err(Errno::XDEV) };
-        self.output()?.add_link(
+        self.output()?.names.add_link(
             parent,
             name,
             &entry,
@@ -307,7 +312,7 @@ impl Tree {
             return Err(Errno::ROFS);
         }
         let output = self.output()?;
-        let Some(target) = output.lookup(newparent, newname)? else {
+        let Some(target) = output.names.lookup(newparent, newname)? else {
             return self.move_item(parent, text, newparent, newname, maker).await;
         };
         if target.kind == FileKind::Directory {
@@ -333,10 +338,10 @@ impl Tree {
         let moved = match self.view.item(attr.ino)? {
             ViewItem::Blob(entry) => {
                 let mode = u32::from(self.view.stored_mode(&entry));
-                output.add_reference(newparent, newname, &entry, mode, maker)?.ino
+                output.names.add_reference(newparent, newname, &entry, mode, maker)?.ino
             }
             ViewItem::Directory(_) => {
-                let directory = output.mkdir(newparent, newname, 0o755, maker)?.ino;
+                let directory = output.names.mkdir(newparent, newname, 0o755, maker)?.ino;
                 for (child, _) in self.view.list(attr.ino).await?.iter() {
                     match Box::pin(self.move_item(
                         attr.ino,
@@ -357,7 +362,7 @@ impl Tree {
             _ => return Err(Errno::XDEV),
         };
         // The staged inode is kept as long as the kernel knows it by its old number.
-        output.remember(moved);
+        output.names.remember(moved);
         self.view.carry(parent, name, moved);
         // The lookup above was the daemon's, not the kernel's.
         self.forget(attr.ino, 1);

@@ -188,7 +188,7 @@ async fn decide(shared: &SidecarState) -> Response {
         DoneState::Done => return answer(StatusCode::BAD_REQUEST, "GET /done was answered before"),
         DoneState::Ready => {}
     }
-    let outcome = shared.tree.settle().await;
+    let outcome = shared.tree.decide_event_files().await;
     if let Some((status, message)) = wrong(&outcome) {
         return answer(status, &message);
     }

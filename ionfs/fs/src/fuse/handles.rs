@@ -12,7 +12,8 @@ use ion_plane::cache::BlobReader;
 
 use super::kernel::MountState;
 use super::reply::{file_attr, fuse_errno};
-use crate::output::{CloseReport, StagedHandle, read_within};
+use crate::blob::read_blob;
+use crate::output::{CloseReport, StagedHandle};
 use crate::view::{Listing, ViewItem};
 use crate::{Attr, Errno, Ino, Result, SMALL, is_staged};
 
@@ -109,7 +110,7 @@ impl MountState {
         if let Some(id) = modes.backing.clone() {
             // The file was moved here from `in/data`, and is still being read there.
             if let OpenFile::Staged(staged) = open
-                && !self.tree.output()?.reads_whole_blob(staged)
+                && !self.tree.output()?.content.reads_whole_blob(staged)
             {
                 return Err(Errno::TXTBSY);
             }
@@ -243,13 +244,13 @@ impl MountState {
         match &handle.open {
             OpenFile::Blob(reader) => {
                 self.begins(handle.ino, reader);
-                let read = read_within(&self.tree.daemon, reader, offset, size.into()).await;
+                let read = read_blob(&self.tree.daemon, reader, offset, size.into()).await;
                 read.map_err(|failure| {
                     self.tree.read_failed(self.tree.current(handle.ino.0), &failure)
                 })
             }
             OpenFile::Staged(staged) => {
-                self.tree.output()?.read_through(staged, offset, size).await
+                self.tree.output()?.content.read_through(staged, offset, size).await
             }
             _ => Err(Errno::BADF),
         }
@@ -261,7 +262,7 @@ impl MountState {
         offset: u64,
         size: u32,
     ) -> Result<Bytes> {
-        self.tree.output()?.read(staged, offset, size as usize)
+        self.tree.output()?.content.read(staged, offset, size as usize)
     }
 
     /// Returns what a view directory listed when it was last read from the start; none for a

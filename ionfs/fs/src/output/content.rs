@@ -1,39 +1,97 @@
-//! Open files: reads, writes and truncation, and what happens when a descriptor or the last handle
-//! is closed.
+//! The staged content: what open files hold, and the attributes of every inode.
 //!
 //! The table notes each change before and after it is made. So an upload that ran at the same time
-//! counts as the blob of neither the old content nor the new.
+//! counts as the blob of neither the old content nor the new. What a close means for an upload or
+//! an event is not decided here: [`StagedContent::release`] reports it to the caller.
+
+mod attributes;
+mod filling;
+mod xattr;
 
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use ion_model::event::FileEntry;
-use ion_plane::cache::{BlobReader, CachedBlob};
 use ion_plane::node::Node as Daemon;
-use rustix::fs::{self, Mode};
+use rustix::fs;
+use tokio::sync::Notify;
 
-use super::super::eventfile::{ContentChange, DecisionTrigger};
-use super::super::reads::ReadFailure;
-use super::super::{Errno, Ino, Result, Seek, errno, seek_dense};
-use super::Output;
+use self::attributes::clear_set_id_bits;
+pub(crate) use self::xattr::no_attribute;
+use super::super::eventfile::ContentChange;
+use super::super::reads::{ReadFailure, ReadLog};
+use super::super::{Attr, Errno, Ino, Result, Seek, errno, seek_dense};
 use super::handle::{CloseReport, StagedHandle};
 use super::in_order::InOrder;
 use super::request::{ContentChanger, OpenRequest};
-use super::table::{FileNode, OutputTable};
+use super::staging::StagingArea;
+use super::table::{FileNode, Orphans, OutputTable};
 
-/// Returns how the kernel is to report closes of a handle. A close of a data file decides nothing,
-/// so it need not wait for the daemon. But the kernel writes out what a mapping changed only by a
-/// FLUSH, and only a file that is open for both reading and writing can be mapped for writing.
-fn close_report(how: OpenRequest, file: &FileNode) -> CloseReport {
-    let decides = file.event.is_some() && how.writes();
-    if how.may_map_for_writing() || decides { CloseReport::Flushes } else { CloseReport::Releases }
+/// The staged content of one attempt.
+#[derive(Debug)]
+pub(crate) struct StagedContent {
+    staging: Arc<StagingArea>,
+    daemon: Arc<Daemon>,
+    reads: ReadLog,
+    /// Notified whenever a handle is released.
+    released: Notify,
 }
 
-impl Output {
+/// What a write means for the upload of its file.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WriteEffect {
+    /// Nothing.
+    None,
+    /// The file is long and written in order: its upload should begin now.
+    BeginUpload,
+}
+
+/// What the release of a handle leaves to be done.
+#[must_use]
+#[derive(Debug)]
+pub(super) struct ReleaseEffect {
+    pub(super) next: AfterRelease,
+    /// The files that are gone because of the release.
+    pub(super) orphans: Orphans,
+}
+
+/// What is to be done with a file of which a handle was released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AfterRelease {
+    /// Nothing: another handle can still write, or the file waits for its upload already.
+    Nothing,
+    /// The file is an event file, and its content is final: it is to be decided.
+    Decide,
+    /// The file is a data file, and is to be stored.
+    Store,
+}
+
+/// Whether any handle can still write to a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WritersLeft {
+    /// No handle can.
+    None,
+    /// A handle can, as far as the daemon knows.
+    Some,
+    /// The file is gone.
+    NoFile,
+}
+
+impl StagedContent {
+    pub(super) fn new(staging: Arc<StagingArea>, daemon: Arc<Daemon>, reads: ReadLog) -> Self {
+        Self { staging, daemon, reads, released: Notify::new() }
+    }
+
+    /// Returns an inode's attributes.
+    pub(crate) fn getattr(&self, ino: Ino) -> Result<Attr> {
+        self.staging.getattr(ino)
+    }
+
     /// Opens a file.
     pub(crate) fn open(&self, ino: Ino, how: OpenRequest) -> Result<Arc<StagedHandle>> {
         let mut table = self.staging.lock();
@@ -47,17 +105,15 @@ impl Output {
         if how.truncates() && !how.writes() && file.programs > 0 {
             return Err(Errno::TXTBSY);
         }
-        let backing = self.staging.limits().remember_no_room(self.staging.open_file(
-            &table,
-            ino,
-            how.backing(),
-        ))?;
+        let opened = self.staging.open_file(&table, ino, how.backing());
+        let backing = self.staging.limits().remember_no_room(opened)?;
         if how.truncates() {
-            give_up_rights(&backing, how.by)?;
+            clear_set_id_bits(&backing, how.by)?;
         }
         self.handle(&mut table, ino, backing, how)
     }
 
+    /// Makes the handle of a file that was just opened on the disk.
     pub(super) fn handle(
         &self,
         table: &mut OutputTable,
@@ -79,7 +135,7 @@ impl Output {
             file.in_order = Some(InOrder::default());
             table.charge(ino, 0, u64::MAX);
         }
-        table.look_after_unnamed(ino);
+        table.update_unnamed(ino);
         Ok(staged)
     }
 
@@ -99,15 +155,15 @@ impl Output {
         Ok(buffer.into())
     }
 
-    /// Writes `data` at `offset`. A reference needs [`Output::fill_range`] first.
-    pub(crate) fn write(
+    /// Writes `data` at `offset`. A reference needs [`StagedContent::fill_range`] first.
+    pub(super) fn write(
         &self,
         staged: &StagedHandle,
         offset: u64,
         data: &[u8],
         by: ContentChanger,
-    ) -> Result<()> {
-        give_up_rights(staged.file(), by)?;
+    ) -> Result<WriteEffect> {
+        clear_set_id_bits(staged.file(), by)?;
         let end = offset.saturating_add(data.len() as u64);
         let (allowed, in_order) = {
             let mut table = self.staging.lock();
@@ -130,48 +186,45 @@ impl Output {
             (generation, in_order)
         });
         let written = allowed.and_then(|()| {
-            self.staging.limits().remember_no_room(
-                staged.file().write_all_at(data, offset).map_err(|error| errno(&error)),
-            )
+            let written = staged.file().write_all_at(data, offset);
+            self.staging.limits().remember_no_room(written.map_err(|error| errno(&error)))
         });
-        self.written(staged.ino(), offset..end, in_order, written)
+        let effect = self.note_written(staged.ino(), offset..end, in_order, &written);
+        written.map(|()| effect)
     }
 
     /// Notes that the announced write was made, or a part of it: an upload that began in between
     /// may hold either content. If the write failed, no event may name the file until that part is
     /// written again.
-    fn written<T>(
+    fn note_written<T>(
         &self,
         ino: Ino,
         range: Range<u64>,
         in_order: Option<(u64, InOrder)>,
-        outcome: Result<T>,
-    ) -> Result<T> {
-        let mut is_long = false;
-        if let Ok(file) = self.staging.lock().file_mut(ino) {
-            // Keep `in_order` only if there was no other write in between.
-            let alone = in_order
-                .filter(|(generation, _)| *generation == file.generation && outcome.is_ok());
-            file.in_order = alone.map(|(_, in_order)| in_order);
-            if let Some(in_order) = &file.in_order {
-                in_order.note_written();
-                is_long = file.event.is_none() && in_order.should_begin_upload();
-            }
-            file.generation += 1;
-            match &outcome {
-                // The caller copies by other means.
-                Err(Errno::OPNOTSUPP) => {}
-                Err(errno) => file.failed = Some((range.start, *errno)),
-                Ok(_) if file.failed.is_some_and(|(at, _)| range.contains(&at)) => {
-                    file.failed = None
-                }
-                Ok(_) => {}
+        outcome: &Result<T>,
+    ) -> WriteEffect {
+        let mut table = self.staging.lock();
+        let Ok(file) = table.file_mut(ino) else { return WriteEffect::None };
+        // Keep `in_order` only if there was no other write in between.
+        let alone =
+            in_order.filter(|(generation, _)| *generation == file.generation && outcome.is_ok());
+        file.in_order = alone.map(|(_, in_order)| in_order);
+        let mut effect = WriteEffect::None;
+        if let Some(in_order) = &file.in_order {
+            in_order.note_written();
+            if file.event.is_none() && in_order.should_begin_upload() {
+                effect = WriteEffect::BeginUpload;
             }
         }
-        if is_long {
-            self.upload_early(ino);
+        file.generation += 1;
+        match outcome {
+            // The caller copies by other means.
+            Err(Errno::OPNOTSUPP) => {}
+            Err(errno) => file.failed = Some((range.start, *errno)),
+            Ok(_) if file.failed.is_some_and(|(at, _)| range.contains(&at)) => file.failed = None,
+            Ok(_) => {}
         }
-        outcome
+        effect
     }
 
     /// Allocates or frees space (fallocate).
@@ -183,18 +236,15 @@ impl Output {
         mode: i32,
         by: ContentChanger,
     ) -> Result<()> {
-        give_up_rights(staged.file(), by)?;
+        clear_set_id_bits(staged.file(), by)?;
         let mut table = self.staging.lock();
         let file = table.file_mut(staged.ino())?;
         file.check_change()?;
         file.changes(ContentChange::Written);
         let flags = fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
         if !flags.intersects(fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::COLLAPSE_RANGE) {
-            self.staging.limits().charge_to(
-                &mut table,
-                staged.ino(),
-                offset.saturating_add(length),
-            )?;
+            let end = offset.saturating_add(length);
+            self.staging.limits().charge_to(&mut table, staged.ino(), end)?;
         }
         self.staging.limits().remember_no_room(fs::fallocate(staged.file(), flags, offset, length))
     }
@@ -218,13 +268,13 @@ impl Output {
     pub(crate) fn sync(&self, staged: &StagedHandle) -> Result<()> {
         staged.file().sync_all().map_err(|error| {
             let errno = errno(&error);
-            self.not_whole(staged.ino(), 0, errno);
+            self.note_failure(staged.ino(), 0, errno);
             errno
         })
     }
 
     /// Notes that the file may lack what was written from `at` on.
-    pub(super) fn not_whole(&self, ino: Ino, at: u64, errno: Errno) {
+    pub(super) fn note_failure(&self, ino: Ino, at: u64, errno: Errno) {
         if let Ok(file) = self.staging.lock().file_mut(ino) {
             file.failed = Some((at, errno));
         }
@@ -240,7 +290,7 @@ impl Output {
         length: u64,
         by: ContentChanger,
     ) -> Result<u64> {
-        give_up_rights(to.file(), by)?;
+        clear_set_id_bits(to.file(), by)?;
         let size = from.file().metadata().map_err(|error| errno(&error))?.len();
         let length = length.min(size.saturating_sub(from_offset));
         {
@@ -252,99 +302,83 @@ impl Output {
                 return Err(Errno::OPNOTSUPP);
             }
             file.changes(ContentChange::Written);
-            self.staging.limits().charge_to(
-                &mut table,
-                to.ino(),
-                to_offset.saturating_add(length),
-            )?;
+            let end = to_offset.saturating_add(length);
+            self.staging.limits().charge_to(&mut table, to.ino(), end)?;
         }
         to.writer().note_write();
-        let (mut from_at, mut to_at) = (from_offset, to_offset);
         let length = usize::try_from(length.min(1 << 30)).unwrap_or(1 << 30);
-        let copied = fs::copy_file_range(
-            from.file(),
-            Some(&mut from_at),
-            to.file(),
-            Some(&mut to_at),
-            length,
-        );
+        let (mut from_at, mut to_at) = (from_offset, to_offset);
+        let (from_at, to_at) = (Some(&mut from_at), Some(&mut to_at));
+        let copied = fs::copy_file_range(from.file(), from_at, to.file(), to_at, length);
         let copied = self.staging.limits().remember_no_room(copied);
-        self.written(to.ino(), to_offset..to_offset.saturating_add(length as u64), None, copied)
-            .map(|copied| copied as u64)
-    }
-
-    /// Handles FLUSH: a descriptor of the file was closed. Returns what close() is to return.
-    pub(crate) async fn flush(&self, staged: &StagedHandle) -> Result<()> {
-        staged.writer().note_flush();
-        if !staged.writes() {
-            return Ok(());
-        }
-        self.decide(staged.ino(), DecisionTrigger::Flush).await
-    }
-
-    /// Handles fsync: makes the file durable on the local disk. An event file commits as at FLUSH.
-    pub(crate) async fn fsync(&self, staged: &StagedHandle) -> Result<()> {
-        self.sync(staged)?;
-        self.decide(staged.ino(), DecisionTrigger::Flush).await
+        let range = to_offset..to_offset.saturating_add(length as u64);
+        // A file that is copied into is not written in order, so no upload of it begins.
+        let _ = self.note_written(to.ino(), range, None, &copied);
+        copied.map(|copied| copied as u64)
     }
 
     /// Handles RELEASE: the handle is gone. If it was the last writer of an event file, the content
-    /// is final; if it was the last writer of a data file, its upload is queued.
-    pub(crate) fn release(self: &Arc<Self>, staged: &StagedHandle) {
+    /// is final; if it was the last writer of a data file, the file can be stored.
+    pub(super) fn release(&self, staged: &StagedHandle) -> ReleaseEffect {
         let ino = staged.ino();
-        {
+        let effect = {
             let mut table = self.staging.lock();
-            let Ok(file) = table.file_mut(ino) else { return };
+            let Ok(file) = table.file_mut(ino) else {
+                return ReleaseEffect { next: AfterRelease::Nothing, orphans: Orphans::default() };
+            };
             file.opens -= 1;
             file.programs -= u32::from(staged.executes());
             file.writers.retain(|writer| !Arc::ptr_eq(writer, staged.writer()));
-            let last = staged.writes() && file.writers.is_empty();
-            let decides = file.event.is_some();
-            // An upload that still waits for its turn will take this content too.
-            let stores = last && !decides && !std::mem::replace(&mut file.upload_waits, true);
-            if last && decides {
-                self.closed.to_decide(ino);
-            } else if stores {
-                self.closed.to_store(ino);
-            }
-            table.look_after_unnamed(ino);
-            self.discard_orphans(&mut table);
-        }
+            let next = if !staged.writes() || !file.writers.is_empty() {
+                AfterRelease::Nothing
+            } else if file.event.is_some() {
+                AfterRelease::Decide
+            } else if std::mem::replace(&mut file.upload_waits, true) {
+                // The upload that still waits for its turn will take this content too.
+                AfterRelease::Nothing
+            } else {
+                AfterRelease::Store
+            };
+            table.update_unnamed(ino);
+            ReleaseEffect { next, orphans: table.take_orphans() }
+        };
         self.released.notify_waiters();
-        self.work_off_closed();
+        effect
+    }
+
+    /// Waits until no handle can write to the file any more. Waits for at most `wait`, and only for
+    /// a RELEASE that may be on its way: a handle that is certainly open is reported at once.
+    pub(super) async fn wait_for_writers(&self, ino: Ino, wait: Duration) -> WritersLeft {
+        let deadline = tokio::time::Instant::now() + wait;
+        loop {
+            let released = self.released.notified();
+            {
+                let table = self.staging.lock();
+                let Ok(file) = table.file(ino) else { return WritersLeft::NoFile };
+                if file.writers.is_empty() {
+                    return WritersLeft::None;
+                }
+                if file.writers.iter().any(|writer| writer.is_surely_open()) {
+                    return WritersLeft::Some;
+                }
+            }
+            if tokio::time::timeout_at(deadline, released).await.is_err() {
+                return WritersLeft::Some;
+            }
+        }
+    }
+
+    /// Records a failed read of bytes that a file refers to. Returns the errno that the module
+    /// receives.
+    fn read_failed(&self, ino: Ino, failure: &ReadFailure) -> Errno {
+        self.reads.note(&self.staging.shown_path(ino), failure)
     }
 }
 
-/// Opens the blob of an entry.
-pub(crate) fn open_blob(
-    daemon: &Daemon,
-    entry: &FileEntry,
-) -> std::result::Result<Arc<CachedBlob>, ReadFailure> {
-    daemon.cache.open(entry).map_err(|error| ReadFailure::of_blob(&error))
-}
-
-/// Reads a blob within the daemon's deadline.
-pub(crate) async fn read_within(
-    daemon: &Daemon,
-    reader: &BlobReader,
-    offset: u64,
-    length: u64,
-) -> std::result::Result<Bytes, ReadFailure> {
-    let read = reader.read(offset, length);
-    let answered = tokio::time::timeout(daemon.settings.read_deadline, read).await;
-    let unanswered = |_| ReadFailure::unanswered(Some(&reader.blob().entry().key));
-    answered.map_err(unanswered)?.map_err(|error| ReadFailure::of_blob(&error))
-}
-
-/// Clears the set-user-ID and set-group-ID bits of a file, unless the user who changes it may keep
-/// them.
-pub(super) fn give_up_rights(file: &File, by: ContentChanger) -> Result<()> {
-    if by == ContentChanger::Privileged {
-        return Ok(());
-    }
-    let mode = fs::fstat(file)?.st_mode & 0o7777;
-    // Without the group's right to execute, the set-group-ID bit means a mandatory lock and stays.
-    let group = if mode & libc::S_IXGRP == 0 { 0 } else { libc::S_ISGID };
-    let kept = mode & !(libc::S_ISUID | group);
-    if kept == mode { Ok(()) } else { fs::fchmod(file, Mode::from_raw_mode(kept)) }
+/// Returns how the kernel is to report closes of a handle. A close of a data file decides nothing,
+/// so it need not wait for the daemon. But the kernel writes out what a mapping changed only by a
+/// FLUSH, and only a file that is open for both reading and writing can be mapped for writing.
+fn close_report(how: OpenRequest, file: &FileNode) -> CloseReport {
+    let decides = file.event.is_some() && how.writes();
+    if how.may_map_for_writing() || decides { CloseReport::Flushes } else { CloseReport::Releases }
 }

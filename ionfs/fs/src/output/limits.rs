@@ -99,7 +99,7 @@ impl StagingLimits {
 
     /// Returns EDQUOT if the job may not make one more inode.
     pub(super) fn may_make(&self, table: &OutputTable) -> Result<()> {
-        if table.made() < self.most.staged_files {
+        if table.counted_inodes() < self.most.staged_files {
             Ok(())
         } else {
             Err(self.exceed(StagingLimit::Files))
@@ -115,7 +115,7 @@ impl StagingLimits {
         fits: impl Fn(&mut OutputTable, u64) -> bool,
     ) -> Result<()> {
         let most = self.most.staged_bytes;
-        if fits(table, most) || (table.let_go_of_held() && fits(table, most)) {
+        if fits(table, most) || (table.drop_held() && fits(table, most)) {
             return Ok(());
         }
         Err(self.exceed(StagingLimit::Bytes))

@@ -137,6 +137,12 @@ pub(super) struct OrphanedFile {
     pub(super) known: Option<Arc<Pinned>>,
 }
 
+/// The files that are gone since the orphans were last taken. The caller must let the
+/// uploads discard their blobs.
+#[must_use]
+#[derive(Debug, Default)]
+pub(super) struct Orphans(pub(super) Vec<OrphanedFile>);
+
 /// What is kept of an inode without a name.
 #[derive(Clone, Debug)]
 pub(super) enum UnnamedRemains {
@@ -336,7 +342,7 @@ impl OutputTable {
     /// Returns the number of the job's inodes that count against its limit: those with a name or
     /// open. Other inodes, which the kernel has not reported as forgotten yet, are free as long as
     /// there are no more of them than of those.
-    pub(super) fn made(&self) -> u64 {
+    pub(super) fn counted_inodes(&self) -> u64 {
         let unused = self.unused.len() as u64;
         (self.nodes.len() as u64).saturating_sub(FIXED + unused).max(unused)
     }
@@ -406,8 +412,8 @@ impl OutputTable {
         let name: Arc<OsStr> = name.into();
         self.directory_mut(parent)?.insert(name.clone(), ino);
         self.node_mut(ino)?.links.push((parent, name));
-        self.look_after_unnamed(ino);
-        self.is_changed(ino);
+        self.update_unnamed(ino);
+        self.note_change(ino);
         Ok(())
     }
 
@@ -424,27 +430,27 @@ impl OutputTable {
         if node.links.is_empty() {
             node.remains = remains;
         }
-        self.is_changed(ino);
-        self.look_after_unnamed(ino);
+        self.note_change(ino);
+        self.update_unnamed(ino);
         Ok(())
     }
 
     /// Returns whether the content of one more file without a name may be held.
-    pub(super) fn may_hold_unnamed(&self) -> bool {
+    pub(super) fn has_room_for_unnamed(&self) -> bool {
         self.held.len() < HELD_UNNAMED_MAX
     }
 
     /// Drops the content that is held of files that no process can reach any more, and returns
     /// whether there was any. On a disk its space would be free already.
-    pub(super) fn let_go_of_held(&mut self) -> bool {
+    pub(super) fn drop_held(&mut self) -> bool {
         let held: Vec<Ino> = self.held.intersection(&self.unused).copied().collect();
         for ino in &held {
-            self.let_go(*ino);
+            self.drop_remains(*ino);
         }
         !held.is_empty()
     }
 
-    fn let_go(&mut self, ino: Ino) {
+    fn drop_remains(&mut self, ino: Ino) {
         if let Some(node) = self.nodes.get_mut(&ino)
             && !matches!(node.remains, Some(UnnamedRemains::Seen(_)))
         {
@@ -469,14 +475,14 @@ impl OutputTable {
     }
 
     /// Returns the files that are gone since the last call.
-    pub(super) fn take_orphans(&mut self) -> Vec<OrphanedFile> {
-        std::mem::take(&mut self.orphans)
+    pub(super) fn take_orphans(&mut self) -> Orphans {
+        Orphans(std::mem::take(&mut self.orphans))
     }
 
     /// Updates what is kept of an inode. Of an inode without a name that no process has open, only
     /// what the kernel may ask for is kept, and nothing once the kernel has forgotten it.
-    pub(super) fn look_after_unnamed(&mut self, ino: Ino) {
-        let may_hold = self.may_hold_unnamed();
+    pub(super) fn update_unnamed(&mut self, ino: Ino) {
+        let may_hold = self.has_room_for_unnamed();
         let Some(node) = self.nodes.get_mut(&ino).filter(|_| ino > EVENTS) else { return };
         let open = matches!(&node.body, NodeBody::File(file) if file.opens > 0);
         if !node.links.is_empty() || open {
@@ -503,15 +509,15 @@ impl OutputTable {
             }
             seen @ Some(UnnamedRemains::Seen(_)) => {
                 node.remains = seen;
-                self.let_go(ino);
+                self.drop_remains(ino);
             }
-            _ => self.let_go(ino),
+            _ => self.drop_remains(ino),
         }
     }
 
     /// Notes that the module changed an inode: the attributes that were shown until now are no
     /// longer valid.
-    pub(super) fn is_changed(&mut self, ino: Ino) {
+    pub(super) fn note_change(&mut self, ino: Ino) {
         if let Ok(file) = self.file_mut(ino) {
             file.shown = None;
         }
@@ -557,7 +563,7 @@ impl OutputTable {
 
     /// Returns the length in bytes of the longest path below a directory, counted from the
     /// directory.
-    pub(super) fn reach(&self, ino: Ino) -> usize {
+    pub(super) fn longest_path_below(&self, ino: Ino) -> usize {
         let (mut longest, mut left) = (0, vec![(ino, 0)]);
         while let Some((ino, length)) = left.pop() {
             longest = longest.max(length);

@@ -14,18 +14,18 @@ use ion_model::event::FileEntry;
 use ion_plane::cache::BlobReader;
 use rustix::fs::{self, OFlags, Timespec, Timestamps};
 
-use super::super::eventfile::ContentChange;
-use super::super::reads::ReadFailure;
-use super::super::{Errno, Ino, Result, errno};
-use super::Output;
-use super::content::{open_blob, read_within};
-use super::handle::StagedHandle;
-use super::reference::{Reference, ReferencePiece};
-use super::table::OutputTable;
+use super::StagedContent;
+use crate::blob::{open_blob, read_blob};
+use crate::eventfile::ContentChange;
+use crate::output::handle::StagedHandle;
+use crate::output::reference::{Reference, ReferencePiece};
+use crate::output::table::OutputTable;
+use crate::reads::ReadFailure;
+use crate::{Errno, Ino, Result, errno};
 
 /// Why bytes of a blob could not be copied into the staged file that refers to it.
 #[derive(Debug)]
-pub(super) enum FillFailure {
+pub(in crate::output) enum FillFailure {
     /// The blob could not be read.
     Read(ReadFailure),
     /// The staged file could not be written, or is gone.
@@ -53,7 +53,7 @@ impl From<FillFailure> for io::Error {
     }
 }
 
-impl Output {
+impl StagedContent {
     /// Returns whether a handle only reads, and its file is a blob from the first byte to the last.
     pub(crate) fn reads_whole_blob(&self, staged: &StagedHandle) -> bool {
         let table = self.staging.lock();
@@ -98,7 +98,7 @@ impl Output {
                     let failed = |failure: ReadFailure| self.read_failed(staged.ino(), &failure);
                     let reader =
                         staged.reader(&entry, || self.open_reader(&entry)).map_err(failed)?;
-                    read_within(&self.daemon, &reader, at, upto - at).await.map_err(failed)?
+                    read_blob(&self.daemon, &reader, at, upto - at).await.map_err(failed)?
                 }
                 None => self.read(staged, at, usize::try_from(upto - at).unwrap_or(0))?,
             };
@@ -177,7 +177,10 @@ impl Output {
     }
 
     /// Turns a reference into a file of its own. Does nothing for other files.
-    pub(super) async fn fill_all(&self, ino: Ino) -> std::result::Result<(), FillFailure> {
+    pub(in crate::output) async fn fill_all(
+        &self,
+        ino: Ino,
+    ) -> std::result::Result<(), FillFailure> {
         if !self.is_reference(ino) {
             return Ok(());
         }
@@ -203,7 +206,7 @@ impl Output {
         let reader = self.open_reader(&entry)?;
         for index in missing {
             let start = index * block;
-            let bytes = read_within(&self.daemon, &reader, start, block).await?;
+            let bytes = read_blob(&self.daemon, &reader, start, block).await?;
             // Check again for each block: another task may have copied it first and its writer may
             // have written to it, or the file was cut. The result must not be overwritten.
             let mut table = self.staging.lock();

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use ion_system::beneath::Pinned;
 use rustix::fs::XattrFlags;
 
-use super::super::{Errno, Ino, Result};
-use super::Output;
+use super::StagedContent;
+use crate::{Errno, Ino, Result};
 
 /// Returns whether a module may have an attribute of this name.
-fn is_a_users(name: &OsStr) -> bool {
+fn belongs_to_users(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b"user.")
 }
 
@@ -25,17 +25,17 @@ fn is_a_users(name: &OsStr) -> bool {
 /// filesystem has no attributes of that kind: `ls -l`, which asks each file for `security.selinux`,
 /// then stops asking.
 pub(crate) fn no_attribute(name: &OsStr) -> Errno {
-    if is_a_users(name) { Errno::NODATA } else { Errno::OPNOTSUPP }
+    if belongs_to_users(name) { Errno::NODATA } else { Errno::OPNOTSUPP }
 }
 
-impl Output {
+impl StagedContent {
     fn pinned(&self, ino: Ino) -> Result<Arc<Pinned>> {
         self.staging.pin(&self.staging.lock(), ino)
     }
 
     /// Returns an extended attribute's value. A name that a module may not set has none.
     pub(crate) fn getxattr(&self, ino: Ino, name: &OsStr) -> Result<Vec<u8>> {
-        if !is_a_users(name) {
+        if !belongs_to_users(name) {
             return Err(no_attribute(name));
         }
         self.pinned(ino)?.xattr(name)
@@ -47,7 +47,7 @@ impl Output {
     /// EOPNOTSUPP for a name that does not begin with `user.`, EDQUOT over the job's limit of
     /// bytes.
     pub(crate) fn setxattr(&self, ino: Ino, name: &OsStr, value: &[u8], flags: i32) -> Result<()> {
-        if !is_a_users(name) {
+        if !belongs_to_users(name) {
             return Err(Errno::OPNOTSUPP);
         }
         let mut table = self.staging.lock();
@@ -59,7 +59,7 @@ impl Output {
         let set =
             pinned.set_xattr(name, value, XattrFlags::from_bits_retain(flags.cast_unsigned()));
         match set {
-            Ok(()) => table.is_changed(ino),
+            Ok(()) => table.note_change(ino),
             Err(_) => {
                 let attached = attached - counts(value.len()) + before;
                 table.attach(ino, attached, u64::MAX);
@@ -78,7 +78,7 @@ impl Output {
 
     /// Removes an extended attribute.
     pub(crate) fn removexattr(&self, ino: Ino, name: &OsStr) -> Result<()> {
-        if !is_a_users(name) {
+        if !belongs_to_users(name) {
             return Err(no_attribute(name));
         }
         let mut table = self.staging.lock();
@@ -87,7 +87,7 @@ impl Output {
         pinned.remove_xattr(name)?;
         let attached = table.attached(ino).saturating_sub(counted as u64);
         table.attach(ino, attached, u64::MAX);
-        table.is_changed(ino);
+        table.note_change(ino);
         Ok(())
     }
 }

@@ -7,17 +7,16 @@
 use std::path::Path;
 
 use ion_model::event::{FileEntry, is_draft};
-use ion_plane::commit::Staging as _;
 use ion_plane::upload::{UploadError, WriteProgress, store_file};
 use tokio::sync::watch;
 
-use super::super::Ino;
-use super::Output;
-use super::in_order::EarlyUpload;
+use super::StagedUploads;
+use crate::Ino;
+use crate::output::in_order::EarlyUpload;
 
-impl Output {
+impl StagedUploads {
     /// Begins to upload a file that is being written, if there is a permit for one more upload.
-    pub(super) fn upload_early(&self, ino: Ino) {
+    pub(in crate::output) fn begin_early(&self, ino: Ino) {
         let mut table = self.staging.lock();
         let Some(path) = table.path(ino) else { return };
         let Ok(Some(in_order)) = table.file_mut(ino).map(|file| file.in_order.as_mut()) else {
@@ -29,8 +28,8 @@ impl Output {
             return;
         }
         let Ok(place) = self.daemon.early_uploads.clone().try_acquire_owned() else { return };
-        let Ok(file) = self.read_only_in(&table, ino) else { return };
-        let (key, name) = (self.fresh_key(name), name.to_owned());
+        let Ok(file) = self.open_own_content_in(&table, ino) else { return };
+        let (key, name) = (self.own_blobs.fresh_key(name), name.to_owned());
         let (written, more) = watch::channel(WriteProgress::default());
         let (blobs, moved) = (self.daemon.plane.blobs.clone(), self.moved.clone());
         let upload = self.tasks.spawn({
@@ -44,13 +43,13 @@ impl Output {
 
     /// Waits for an upload that followed its writer, and returns its outcome. Returns none if there
     /// was no such upload or the store failed: the caller then stores the file again.
-    pub(super) async fn followed(
+    pub(super) async fn finish_early(
         &self,
         upload: Option<EarlyUpload>,
     ) -> Option<Result<FileEntry, UploadError>> {
         let upload = upload?;
         let key = upload.key().to_owned();
-        self.own_blobs.made(&key);
+        self.own_blobs.note_upload(&key);
         match upload.finish().await {
             Err(UploadError::Store { source, .. }) => {
                 tracing::debug!(key, %source, "an early upload failed; the file will be uploaded \

@@ -4,6 +4,7 @@
 //! who asked for it, so that a module that runs as an ordinary user may use what it made.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,22 +12,22 @@ use ion_model::event::FileEntry;
 use ion_system::beneath::{Folder, Pinned};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Timestamps, Uid};
 
-use super::super::eventfile::ContentChange;
-use super::super::{Attr, Errno, FileKind, Ino, Result, errno};
-use super::in_order::InOrder;
-use super::reference::Reference;
-use super::request::{Maker, OpenRequest, TimeChange};
-use super::table::{DirectoryNames, FileNode, NodeBody, OutputTable};
-use super::{DATA, EVENTS, OUT, Output, StagedHandle};
+use super::StagedNames;
+use crate::eventfile::ContentChange;
+use crate::output::in_order::InOrder;
+use crate::output::reference::Reference;
+use crate::output::request::{Maker, TimeChange};
+use crate::output::table::{DATA, DirectoryNames, EVENTS, FileNode, NodeBody, OUT, OutputTable};
+use crate::{Attr, Errno, FileKind, Ino, Result, errno};
 
-impl Output {
+impl StagedNames {
     /// Makes a directory.
     pub(crate) fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
         let mut table = self.staging.lock();
         table.check_place(parent, name, FileKind::Directory)?;
         let folder = self.staging.folder_for_new(&table, parent, name)?;
         self.staging.limits().remember_no_room(folder.make_folder(name, permissions(mode)))?;
-        self.hand_over(&folder, name, mode, maker)?;
+        set_owner_and_mode(&folder, name, mode, maker)?;
         let ino = table.add(parent, name, NodeBody::Directory(DirectoryNames::default()))?;
         self.staging.attr(&table, ino)
     }
@@ -46,7 +47,7 @@ impl Output {
         let folder = self.staging.folder_for_new(&table, parent, name)?;
         self.staging.limits().may_take(&mut table, target.as_os_str().len() as u64)?;
         self.staging.limits().remember_no_room(folder.make_symlink(name, target))?;
-        self.hand_over(&folder, name, 0, maker)?;
+        set_owner_and_mode(&folder, name, 0, maker)?;
         let ino = table.add(parent, name, NodeBody::Symlink)?;
         self.staging.limits().attach(&mut table, ino, target.as_os_str().len() as u64)?;
         self.staging.attr(&table, ino)
@@ -73,61 +74,47 @@ impl Output {
             file_type,
             permissions(mode),
         ))?;
-        self.hand_over(&folder, name, mode, maker)?;
+        set_owner_and_mode(&folder, name, mode, maker)?;
         let ino = table.add(parent, name, NodeBody::Special(kind))?;
         self.staging.attr(&table, ino)
     }
 
-    pub(super) fn make_file(
+    /// Makes an empty file.
+    pub(in crate::output) fn make_file(
         &self,
         parent: Ino,
         name: &OsStr,
         mode: u32,
         maker: Maker,
     ) -> Result<Ino> {
-        let mut table = self.staging.lock();
-        table.check_place(parent, name, FileKind::File)?;
-        let folder = self.staging.folder_for_new(&table, parent, name)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
-        drop(self.staging.limits().remember_no_room(folder.open_file(
-            name,
-            flags,
-            permissions(mode),
-        ))?);
-        self.hand_over(&folder, name, mode, maker)?;
-        add_file(&mut table, parent, name)
+        let table = &mut self.staging.lock();
+        self.make_open_file(table, parent, name, mode, maker, OFlags::WRONLY).map(|(ino, _)| ino)
     }
 
-    /// Makes a file, or opens the existing one, in one step.
-    pub(crate) fn create(
+    /// Makes an empty file and opens it on the disk.
+    pub(in crate::output) fn make_open_file(
         &self,
+        table: &mut OutputTable,
         parent: Ino,
         name: &OsStr,
         mode: u32,
         maker: Maker,
-        how: OpenRequest,
-    ) -> Result<(Attr, Arc<StagedHandle>)> {
-        let existing = self.staging.lock().child(parent, name)?;
-        if let Some(ino) = existing {
-            if how.needs_new_file() {
-                return Err(Errno::EXIST);
-            }
-            let staged = self.open(ino, how)?;
-            return Ok((self.staging.getattr(ino)?, staged));
-        }
-        let mut table = self.staging.lock();
+        flags: OFlags,
+    ) -> Result<(Ino, File)> {
         table.check_place(parent, name, FileKind::File)?;
-        let folder = self.staging.folder_for_new(&table, parent, name)?;
-        let flags = how.backing() | OFlags::CREATE | OFlags::EXCL;
-        let backing = self.staging.limits().remember_no_room(folder.open_file(
-            name,
-            flags,
-            permissions(mode),
-        ))?;
-        self.hand_over(&folder, name, mode, maker)?;
-        let ino = add_file(&mut table, parent, name)?;
-        let staged = self.handle(&mut table, ino, backing, how.without_truncation())?;
-        Ok((self.staging.attr(&table, ino)?, staged))
+        let folder = self.staging.folder_for_new(table, parent, name)?;
+        let flags = flags | OFlags::CREATE | OFlags::EXCL;
+        let opened = folder.open_file(name, flags, permissions(mode));
+        let opened = self.staging.limits().remember_no_room(opened)?;
+        set_owner_and_mode(&folder, name, mode, maker)?;
+        let decides_an_event = parent == EVENTS || parent == OUT;
+        let file = FileNode {
+            event: decides_an_event.then(Box::default),
+            in_order: Some(InOrder::default()),
+            ..FileNode::default()
+        };
+        let ino = table.add(parent, name, NodeBody::File(Box::new(file)))?;
+        Ok((ino, opened))
     }
 
     /// Makes a new file in `out/data` that refers to a blob (`ln` and `mv` from `in/data`).
@@ -160,7 +147,7 @@ impl Output {
         self.staging.attr(&table, ino)
     }
 
-    /// Like [`Output::add_reference`], for `ln`: the new file shows the inode number of `linked_to`
+    /// Like [`StagedNames::add_reference`], for `ln`: the new file shows the inode number of `linked_to`
     /// for as long as both have the same content.
     pub(crate) fn add_link(
         &self,
@@ -177,24 +164,23 @@ impl Output {
         file.linked_to = Some((linked_to, file.generation));
         self.staging.attr(&table, attr.ino)
     }
+}
 
-    /// Gives a new inode its owner and its exact mode, or removes it again. The kernel has applied
-    /// the module's umask already; the daemon's own umask must not take more away.
-    fn hand_over(&self, folder: &Folder, name: &OsStr, mode: u32, maker: Maker) -> Result<()> {
-        let pinned = folder.pin(name)?;
-        own(folder, &pinned, mode, maker).inspect_err(|_| {
-            // If the removal fails too, the inode is not in the table and goes with the staging
-            // folder.
-            let _ = folder.remove_all(name);
-        })
-    }
+/// Gives a new inode its owner and its exact mode, or removes it again. The kernel has applied the
+/// module's umask already; the daemon's own umask must not take more away.
+fn set_owner_and_mode(folder: &Folder, name: &OsStr, mode: u32, maker: Maker) -> Result<()> {
+    let pinned = folder.pin(name)?;
+    apply_owner_and_mode(folder, &pinned, mode, maker).inspect_err(|_| {
+        // If the removal fails too, the inode is not in the table and goes with the staging folder.
+        let _ = folder.remove_all(name);
+    })
 }
 
 fn permissions(mode: u32) -> Mode {
     Mode::from_raw_mode(mode & 0o7777)
 }
 
-fn own(folder: &Folder, made: &Pinned, mode: u32, maker: Maker) -> Result<()> {
+fn apply_owner_and_mode(folder: &Folder, made: &Pinned, mode: u32, maker: Maker) -> Result<()> {
     let above = folder.itself()?.stat()?;
     let now = made.stat()?;
     let kind = FileType::from_raw_mode(now.st_mode);
@@ -214,14 +200,4 @@ fn own(folder: &Folder, made: &Pinned, mode: u32, maker: Maker) -> Result<()> {
     // Set the mode after the owner: a change of owner clears the set-user-ID and set-group-ID bits.
     let stays = now.st_mode & 0o7777 == mode & 0o7777 && mode & 0o7000 == 0;
     if stays || kind.is_symlink() { Ok(()) } else { made.set_mode(permissions(mode)) }
-}
-
-fn add_file(table: &mut OutputTable, parent: Ino, name: &OsStr) -> Result<Ino> {
-    let decided = parent == EVENTS || parent == OUT;
-    let file = FileNode {
-        event: decided.then(Box::default),
-        in_order: Some(InOrder::default()),
-        ..FileNode::default()
-    };
-    table.add(parent, name, NodeBody::File(Box::new(file)))
 }

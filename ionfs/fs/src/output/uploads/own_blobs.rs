@@ -5,6 +5,7 @@
 //! can do that. So a job keeps no more in the store than it has staged.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ion_stores::Blobs;
@@ -28,6 +29,10 @@ enum BlobFate {
 pub(super) struct JobBlobs {
     store: Arc<dyn Blobs>,
     runtime: Runtime,
+    /// What the keys of the attempt's blobs begin with.
+    prefix: String,
+    /// How many keys were made.
+    keys: AtomicU64,
     state: Mutex<JobBlobsState>,
     /// Notified when no blob is left to be removed.
     removed: Notify,
@@ -41,23 +46,31 @@ struct JobBlobsState {
 }
 
 impl JobBlobs {
-    pub(super) fn new(store: Arc<dyn Blobs>, runtime: Runtime) -> Arc<Self> {
-        Arc::new(Self { store, runtime, state: Mutex::default(), removed: Notify::new() })
+    pub(super) fn new(store: Arc<dyn Blobs>, runtime: Runtime, prefix: String) -> Arc<Self> {
+        let (keys, state, removed) = (AtomicU64::new(0), Mutex::default(), Notify::new());
+        Arc::new(Self { store, runtime, prefix, keys, state, removed })
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut JobBlobsState) -> T) -> T {
         work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Returns a new key for a blob of the file at `path`: the attempt and a number. Each key is
+    /// written once, also when a later attempt makes the same file again.
+    pub(super) fn fresh_key(&self, path: &str) -> String {
+        let number = self.keys.fetch_add(1, Ordering::Relaxed);
+        format!("{}.{number}/{path}", self.prefix)
+    }
+
     /// Notes that a blob of this key may be in the store from now on.
-    pub(super) fn made(&self, key: &str) {
+    pub(super) fn note_upload(&self, key: &str) {
         self.with(|state| state.fates.insert(key.to_owned(), BlobFate::Unnamed));
     }
 
     /// Marks a blob that an event is about to name, so that it stays. Returns false if the blob is
     /// removed or being removed. Must be called before the event's document is written: `ion gc`
     /// removes a blob that no event names, but an event whose blob is missing is lost data.
-    pub(super) fn is_named(&self, key: &str) -> bool {
+    pub(super) fn keep_for_event(&self, key: &str) -> bool {
         self.with(|state| state.fates.get_mut(key).map(|fate| *fate = BlobFate::Named)).is_some()
     }
 
@@ -133,19 +146,19 @@ mod tests {
     #[tokio::test]
     async fn what_no_event_names_goes_and_what_one_names_stays() {
         let store: Arc<dyn Blobs> = Arc::new(ObjectBlobs::memory());
-        let own = JobBlobs::new(store.clone(), Runtime::current());
+        let own = JobBlobs::new(store.clone(), Runtime::current(), "c/j/1".to_owned());
         let keys: Vec<String> = (0..2500).map(|n| format!("c/j/1.{n}/f")).collect();
         for key in &keys {
-            own.made(key);
+            own.note_upload(key);
             let bytes = Bytes::from_static(b"x");
             store.put_bytes(key, bytes, Durability::WithNextSync).await.unwrap();
         }
-        assert!(own.is_named(&keys[3]));
+        assert!(own.keep_for_event(&keys[3]));
         for key in &keys[..2000] {
             own.discard(key);
         }
-        assert!(!own.is_named(&keys[4]), "it is being removed");
-        assert!(own.is_named(&keys[3]) && own.is_named(&keys[2400]));
+        assert!(!own.keep_for_event(&keys[4]), "it is being removed");
+        assert!(own.keep_for_event(&keys[3]) && own.keep_for_event(&keys[2400]));
         own.discard_unnamed().await;
         let left: Vec<_> = store.list("c").await.unwrap().try_collect().await.unwrap();
         let mut left: Vec<&str> = left.iter().map(|blob| blob.key.as_str()).collect();
