@@ -113,7 +113,7 @@ fn what_others_may_change_is_reached_by_no_path() {
     // Which file may make which of these calls, how many times, and what it reaches by them.
     let allowed = [
         ("ionfs/fs/src/view.rs", "std::fs::", 1, "a running job's log, which is the daemon's own"),
-        ("ionfs/fs/src/fuse/handles.rs", "File::open(", 1, "the same"),
+        ("ionfs/fs/src/tree/files.rs", "File::open(", 1, "the same"),
         ("handler-shim/src/folder.rs", "std::fs::", 2, "the root itself, which the operator named"),
         ("handler-shim/src/folder.rs", "openat2(", 1, "below the root, without links out of it"),
         ("handler-shim/src/prepare.rs", "std::fs::", 1, "a type: the mode of an open file"),

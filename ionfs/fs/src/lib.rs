@@ -6,6 +6,7 @@
 //! what a module writes: `out/`, staged on a real local directory. A [`Tree`] combines both;
 //! [`job`] and [`browse`] make one.
 
+mod answer;
 mod blob;
 pub mod browse;
 mod eventfile;
@@ -13,6 +14,7 @@ mod fuse;
 pub mod job;
 mod lineage;
 pub mod mount;
+mod open;
 mod output;
 mod reads;
 mod tree;
@@ -24,9 +26,7 @@ use std::time::{Duration, SystemTime};
 pub use rustix::io::Errno;
 
 pub use self::reads::failed_read_of_blob;
-pub(crate) use self::tree::ListingDetail;
 pub use self::tree::Tree;
-pub(crate) use self::walk::SMALL;
 
 /// The result of a filesystem operation, or the errno that it fails with.
 pub type Result<T> = std::result::Result<T, Errno>;

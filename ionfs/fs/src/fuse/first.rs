@@ -22,8 +22,7 @@ pub(super) struct FirstRead {
 
 impl FirstRead {
     pub(super) fn of(tree: &Tree) -> Self {
-        let of_job =
-            tree.output.as_ref().map(|output| (tree.daemon.metrics.clone(), output.span().clone()));
+        let of_job = tree.job_span().map(|span| (tree.daemon().metrics.clone(), span.clone()));
         Self { of_job, mounted: OnceLock::new(), answered: AtomicBool::new(false) }
     }
 

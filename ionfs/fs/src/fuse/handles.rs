@@ -4,38 +4,23 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use fuser::{BackingId, FileHandle, FopenFlags, Generation, INodeNo, ReplyEntry, ReplyOpen};
-use ion_plane::cache::BlobReader;
 
 use super::kernel::MountState;
 use super::reply::{file_attr, fuse_errno};
-use crate::blob::read_blob;
-use crate::output::{CloseReport, StagedHandle};
-use crate::view::{Listing, ViewItem};
-use crate::{Attr, Errno, Ino, Result, SMALL, is_staged};
-
-/// An open file or directory.
-#[derive(Debug, Clone)]
-pub(super) enum OpenFile {
-    Staged(Arc<StagedHandle>),
-    Blob(Arc<BlobReader>),
-    Text(Bytes),
-    Live(Arc<File>),
-    /// A directory. Holds what a view directory listed when it was last read from the start; none
-    /// before that, and for a directory below `out/`.
-    Directory(Arc<Mutex<Option<Listing>>>),
-}
+use crate::open::{KernelCaching, OpenFile};
+use crate::output::CloseReport;
+use crate::{Attr, Errno, Result};
 
 #[derive(Debug)]
 pub(super) struct OpenHandle {
     /// The inode's number as the kernel knows it.
-    ino: INodeNo,
+    pub(super) ino: INodeNo,
     pub(super) open: OpenFile,
     /// None for a directory.
-    mode: Option<ByteMover>,
+    mover: Option<ByteMover>,
 }
 
 /// Who moves an open file's bytes.
@@ -60,7 +45,7 @@ struct InodeOpens {
 #[derive(Debug, Default)]
 pub(super) struct Handles {
     by_number: HashMap<u64, Arc<OpenHandle>>,
-    modes: HashMap<INodeNo, InodeOpens>,
+    of_inodes: HashMap<INodeNo, InodeOpens>,
 }
 
 impl MountState {
@@ -71,7 +56,7 @@ impl MountState {
     /// Returns EMFILE if no further file may be open. Each open file takes a descriptor of the
     /// daemon, which all jobs share.
     pub(super) fn may_open(&self) -> Result<()> {
-        let most = self.tree.output.as_ref().map_or(u64::MAX, |output| output.limits().open_files);
+        let most = self.tree.open_files_max();
         if (self.handles().by_number.len() as u64) < most { Ok(()) } else { Err(Errno::MFILE) }
     }
 
@@ -79,50 +64,36 @@ impl MountState {
         self.handles().by_number.get(&number.0).cloned().ok_or(Errno::BADF)
     }
 
-    pub(super) fn staged(&self, number: FileHandle) -> Result<Arc<StagedHandle>> {
-        match &self.handle(number)?.open {
-            OpenFile::Staged(staged) => Ok(staged.clone()),
-            OpenFile::Directory(_) => Err(Errno::ISDIR),
-            _ => Err(Errno::ROFS),
-        }
-    }
-
-    pub(super) fn add(&self, ino: INodeNo, open: OpenFile, mode: Option<ByteMover>) -> FileHandle {
+    pub(super) fn add(&self, ino: INodeNo, open: OpenFile, mover: Option<ByteMover>) -> FileHandle {
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.handles().by_number.insert(number, Arc::new(OpenHandle { ino, open, mode }));
+        self.handles().by_number.insert(number, Arc::new(OpenHandle { ino, open, mover }));
         FileHandle(number)
     }
 
     /// Decides who moves the bytes of a file that is being opened, and counts the open.
-    pub(super) fn choose(
+    pub(super) fn choose_mover(
         &self,
         ino: INodeNo,
         open: &OpenFile,
         open_backing: impl FnOnce(&File) -> io::Result<BackingId>,
     ) -> Result<(ByteMover, Option<Arc<BackingId>>)> {
-        let daemon = &self.tree.daemon;
-        let whole = match open {
-            OpenFile::Blob(reader) => reader.blob().whole(),
-            _ => None,
-        };
+        let daemon = self.tree.daemon();
+        let whole = open.whole_blob();
         let mut handles = self.handles();
-        let modes = handles.modes.entry(ino).or_default();
-        if let Some(id) = modes.backing.clone() {
-            // The file was moved here from `in/data`, and is still being read there.
-            if let OpenFile::Staged(staged) = open
-                && !self.tree.output()?.content.reads_whole_blob(staged)
-            {
+        let opens = handles.of_inodes.entry(ino).or_default();
+        if let Some(id) = opens.backing.clone() {
+            if !self.tree.may_share_blob(open)? {
                 return Err(Errno::TXTBSY);
             }
-            modes.passed += 1;
+            opens.passed += 1;
             daemon.metrics.opens_passthrough.add(1);
             return Ok((ByteMover::Passed, Some(id)));
         }
-        if let Some(file) = whole.filter(|_| modes.cached == 0 && daemon.may_pass_through()) {
+        if let Some(file) = whole.filter(|_| opens.cached == 0 && daemon.may_pass_through()) {
             match open_backing(file).map(Arc::new) {
                 Ok(id) => {
-                    modes.passed += 1;
-                    modes.backing = Some(id.clone());
+                    opens.passed += 1;
+                    opens.backing = Some(id.clone());
                     daemon.metrics.opens_passthrough.add(1);
                     return Ok((ByteMover::Passed, Some(id)));
                 }
@@ -130,41 +101,25 @@ impl MountState {
             }
         }
         daemon.metrics.opens_served.add(1);
-        modes.cached += 1;
+        opens.cached += 1;
         Ok((ByteMover::Cached, None))
     }
 
-    /// Opens a file of the view.
-    pub(super) async fn open_view(&self, ino: Ino) -> Result<OpenFile> {
-        Ok(match self.tree.view.item(ino)? {
-            ViewItem::Directory(_) => return Err(Errno::ISDIR),
-            ViewItem::Link(_) => return Err(Errno::LOOP),
-            ViewItem::Text(bytes, _) => OpenFile::Text(bytes),
-            ViewItem::Live(path) => {
-                OpenFile::Live(Arc::new(File::open(path).map_err(|error| crate::errno(&error))?))
-            }
-            ViewItem::Blob(entry) => {
-                // Nothing is fetched yet: many files are opened only to be copied, which moves no
-                // bytes.
-                OpenFile::Blob(Arc::new(BlobReader::new(self.tree.open_blob(ino, &entry)?)))
-            }
-        })
-    }
-
-    pub(super) fn finish_open(&self, ino: INodeNo, open: OpenFile, reply: ReplyOpen) {
-        let (mode, id) = match self.choose(ino, &open, |file| reply.open_backing(file)) {
+    /// Replies with a file that was opened.
+    pub(super) fn reply_opened(&self, ino: INodeNo, open: OpenFile, reply: ReplyOpen) {
+        let (mover, id) = match self.choose_mover(ino, &open, |file| reply.open_backing(file)) {
             Ok(chosen) => chosen,
             Err(errno) => {
-                self.closed(&open);
+                self.tree.release(&open);
                 return reply.error(fuse_errno(errno));
             }
         };
-        let flags = self.flags(ino, &open);
+        let flags = self.open_flags(ino, &open);
         // The daemon will see no read of the file.
-        if let (ByteMover::Passed, OpenFile::Blob(reader)) = (mode, &open) {
-            self.begins(ino, reader);
+        if mover == ByteMover::Passed {
+            self.tree.begin_read(ino.0, &open);
         }
-        let number = self.add(ino, open, Some(mode));
+        let number = self.add(ino, open, Some(mover));
         match id {
             Some(id) => {
                 reply.opened_passthrough(number, FopenFlags::empty(), &id);
@@ -176,23 +131,16 @@ impl MountState {
     }
 
     /// Returns what the kernel may cache of a file, and whether it is to report each close.
-    pub(super) fn flags(&self, ino: INodeNo, open: &OpenFile) -> FopenFlags {
-        let (keep, quiet) = (FopenFlags::FOPEN_KEEP_CACHE, FopenFlags::FOPEN_NOFLUSH);
-        match open {
-            // Its length may have changed by the time it is read.
-            OpenFile::Live(_) => FopenFlags::FOPEN_DIRECT_IO | quiet,
-            OpenFile::Text(_) if !self.tree.view.stays(ino.0) => {
-                FopenFlags::FOPEN_DIRECT_IO | quiet
-            }
-            // The file never changes: what the kernel caches of it stays correct.
-            OpenFile::Blob(_) | OpenFile::Text(_) => keep | quiet,
-            // Each change comes through the kernel, which keeps its pages correct.
-            OpenFile::Staged(staged) if staged.closing() == CloseReport::Releases => keep | quiet,
-            OpenFile::Staged(_) => keep,
-            OpenFile::Directory(_) if self.tree.is_fixed(self.tree.current(ino.0)) => {
-                keep | FopenFlags::FOPEN_CACHE_DIR
-            }
-            OpenFile::Directory(_) => FopenFlags::empty(),
+    pub(super) fn open_flags(&self, ino: INodeNo, open: &OpenFile) -> FopenFlags {
+        let caching = match self.tree.kernel_caching(ino.0, open) {
+            KernelCaching::Pages => FopenFlags::FOPEN_KEEP_CACHE,
+            KernelCaching::NoPages => FopenFlags::FOPEN_DIRECT_IO,
+            KernelCaching::Names => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR,
+            KernelCaching::NoNames => FopenFlags::empty(),
+        };
+        match open.close_report() {
+            CloseReport::Flushes => caching,
+            CloseReport::Releases => caching | FopenFlags::FOPEN_NOFLUSH,
         }
     }
 
@@ -200,8 +148,7 @@ impl MountState {
     pub(super) fn reply_entry(&self, reply: ReplyEntry, outcome: Result<Attr>) {
         match outcome {
             Ok(attr) => {
-                let attr = self.tree.as_known(attr);
-                self.tree.remember_staged(attr.ino);
+                self.tree.remember_entry(attr.ino);
                 reply.entry(&attr.ttl, &file_attr(&attr), Generation(0));
             }
             Err(errno) => reply.error(fuse_errno(errno)),
@@ -211,76 +158,16 @@ impl MountState {
     pub(super) fn release(&self, number: FileHandle) {
         let mut handles = self.handles();
         let Some(handle) = handles.by_number.remove(&number.0) else { return };
-        if let (Some(mode), Some(modes)) = (handle.mode, handles.modes.get_mut(&handle.ino)) {
-            match mode {
-                ByteMover::Cached => modes.cached -= 1,
-                ByteMover::Passed => modes.passed -= 1,
+        if let (Some(mover), Some(opens)) = (handle.mover, handles.of_inodes.get_mut(&handle.ino)) {
+            match mover {
+                ByteMover::Cached => opens.cached -= 1,
+                ByteMover::Passed => opens.passed -= 1,
             }
-            if modes.cached == 0 && modes.passed == 0 {
-                handles.modes.remove(&handle.ino);
+            if opens.cached == 0 && opens.passed == 0 {
+                handles.of_inodes.remove(&handle.ino);
             }
         }
         drop(handles);
-        self.closed(&handle.open);
-    }
-
-    /// Releases an open file that the kernel no longer uses.
-    pub(super) fn closed(&self, open: &OpenFile) {
-        if let (OpenFile::Staged(staged), Some(output)) = (open, &self.tree.output) {
-            output.release(staged);
-        }
-    }
-
-    /// Notes that a file is being read. On the handle's first read, fetches a small file whole, and
-    /// also the next files if a program walks the file's directory.
-    fn begins(&self, ino: INodeNo, reader: &Arc<BlobReader>) {
-        if reader.begins() && reader.blob().entry().size <= SMALL {
-            self.tree.walked_to(self.tree.current(ino.0));
-            reader.blob().fetch_ahead();
-        }
-    }
-
-    pub(super) async fn read(&self, handle: &OpenHandle, offset: u64, size: u32) -> Result<Bytes> {
-        match &handle.open {
-            OpenFile::Blob(reader) => {
-                self.begins(handle.ino, reader);
-                let read = read_blob(&self.tree.daemon, reader, offset, size.into()).await;
-                read.map_err(|failure| {
-                    self.tree.read_failed(self.tree.current(handle.ino.0), &failure)
-                })
-            }
-            OpenFile::Staged(staged) => {
-                self.tree.output()?.content.read_through(staged, offset, size).await
-            }
-            _ => Err(Errno::BADF),
-        }
-    }
-
-    pub(super) fn read_staged(
-        &self,
-        staged: &StagedHandle,
-        offset: u64,
-        size: u32,
-    ) -> Result<Bytes> {
-        self.tree.output()?.content.read(staged, offset, size as usize)
-    }
-
-    /// Returns what a view directory listed when it was last read from the start; none for a
-    /// directory below `out/`. A read from the start lists the directory again, because the kernel
-    /// does not report rewinddir().
-    pub(super) async fn listing(&self, number: FileHandle, offset: u64) -> Result<Option<Listing>> {
-        let handle = self.handle(number)?;
-        let OpenFile::Directory(kept) = &handle.open else { return Err(Errno::NOTDIR) };
-        let ino = self.tree.current(handle.ino.0);
-        if is_staged(ino) {
-            return Ok(None);
-        }
-        let held = || kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(listing) = held().filter(|_| offset != 0) {
-            return Ok(Some(listing));
-        }
-        let listing = self.tree.list(ino).await?;
-        *kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(listing.clone());
-        Ok(Some(listing))
+        self.tree.release(&handle.open);
     }
 }

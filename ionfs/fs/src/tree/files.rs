@@ -1,0 +1,320 @@
+//! Open files: from open to release, whichever part has them.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, PoisonError};
+
+use bytes::Bytes;
+use ion_model::event::FileEntry;
+use ion_plane::cache::BlobReader;
+
+use super::{Tree, TreePart};
+use crate::answer::Answer;
+use crate::blob::{open_blob, read_blob};
+use crate::open::{KernelCaching, OpenFile};
+use crate::output::{AttrChange, ContentChanger, Maker, OpenRequest};
+use crate::view::ViewItem;
+use crate::walk::SMALL;
+use crate::{Attr, Errno, Ino, Result, Seek, errno, seek_dense};
+
+/// One of the two files of a copy, and where the copied bytes begin in it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CopyEnd<'open> {
+    pub(crate) ino: Ino,
+    pub(crate) open: &'open OpenFile,
+    pub(crate) offset: u64,
+}
+
+impl Tree {
+    /// Opens a file.
+    pub(crate) fn open(self: &Arc<Self>, ino: Ino, how: OpenRequest) -> Answer<OpenFile> {
+        match self.part(ino) {
+            Err(error) => Answer::Now(Err(error)),
+            Ok(TreePart::Staged(output, ino)) => {
+                Answer::Now(output.content.open(ino, how).map(OpenFile::Staged))
+            }
+            Ok(TreePart::View(_)) if how.changes() => Answer::Now(Err(Errno::ROFS)),
+            Ok(TreePart::View(ino)) => {
+                let tree = self.clone();
+                Answer::later(async move { tree.open_view(ino) })
+            }
+        }
+    }
+
+    fn open_view(&self, ino: Ino) -> Result<OpenFile> {
+        Ok(match self.view.item(ino)? {
+            ViewItem::Directory(_) => return Err(Errno::ISDIR),
+            ViewItem::Link(_) => return Err(Errno::LOOP),
+            ViewItem::Text(bytes, _) => OpenFile::Text(bytes),
+            ViewItem::Live(path) => {
+                OpenFile::Live(Arc::new(File::open(path).map_err(|error| errno(&error))?))
+            }
+            ViewItem::Blob(entry) => {
+                // Nothing is fetched yet: many files are opened only to be copied, which moves no
+                // bytes.
+                let blob = open_blob(&self.daemon, &entry);
+                let blob = blob.map_err(|failure| self.read_failed(ino, &failure))?;
+                OpenFile::Blob(Arc::new(BlobReader::new(blob)))
+            }
+        })
+    }
+
+    /// Opens a directory. It is not listed before it is read.
+    pub(crate) fn open_directory(&self) -> OpenFile {
+        OpenFile::Directory(Arc::default())
+    }
+
+    /// Makes a file, or opens the existing one, in one step.
+    pub(crate) fn create(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        maker: Maker,
+        how: OpenRequest,
+    ) -> Result<(Attr, OpenFile)> {
+        let (output, parent) = self.output_at(parent)?;
+        let (attr, staged) = output.create(parent, name, mode, maker, how)?;
+        Ok((self.as_known(attr), OpenFile::Staged(staged)))
+    }
+
+    /// Returns what the kernel may cache of an open file or directory.
+    ///
+    /// The kernel may cache the names of a directory only if they never change. Its cached listing
+    /// goes wrong when names change while several processes list the directory, even if the change
+    /// came through the kernel itself (Linux 6.18 checks the age of its copy only at the start of a
+    /// listing).
+    pub(crate) fn kernel_caching(&self, ino: Ino, open: &OpenFile) -> KernelCaching {
+        match open {
+            // Its length may have changed by the time it is read.
+            OpenFile::Live(_) => KernelCaching::NoPages,
+            OpenFile::Text(_) if !self.view.stays(ino) => KernelCaching::NoPages,
+            // The file never changes: what the kernel caches of it stays correct.
+            OpenFile::Blob(_) | OpenFile::Text(_) => KernelCaching::Pages,
+            // Each change comes through the kernel, which keeps its pages correct.
+            OpenFile::Staged(_) => KernelCaching::Pages,
+            OpenFile::Directory(_) => match self.part(ino) {
+                Ok(TreePart::View(ino)) if self.view.is_fixed(ino) => KernelCaching::Names,
+                _ => KernelCaching::NoNames,
+            },
+        }
+    }
+
+    /// Returns whether an open file may be read from the local file of a blob that another handle of
+    /// the same inode reads: the file was moved to `out/` while it was read in `in/data`.
+    pub(crate) fn may_share_blob(&self, open: &OpenFile) -> Result<bool> {
+        match open {
+            OpenFile::Staged(staged) => Ok(self.output()?.content.reads_whole_blob(staged)),
+            _ => Ok(true),
+        }
+    }
+
+    /// Notes that a file is about to be read. On the handle's first read, fetches a small file
+    /// whole, and also the next files if a program walks the file's directory.
+    pub(crate) fn begin_read(&self, ino: Ino, open: &OpenFile) {
+        if let OpenFile::Blob(reader) = open
+            && reader.begins()
+            && reader.blob().entry().size <= SMALL
+        {
+            self.fetch_next_of_walk(self.current(ino));
+            reader.blob().fetch_ahead();
+        }
+    }
+
+    /// Notes that a small file of a view is being read. If a program walks the file's directory,
+    /// starts to fetch the next files.
+    fn fetch_next_of_walk(&self, ino: Ino) {
+        let Some((directory, listing, name)) = self.view.place(ino) else { return };
+        let mut walks = self.walks.lock().unwrap_or_else(PoisonError::into_inner);
+        let ahead = walks.reached(directory, &listing, &name);
+        drop(walks);
+        for entry in ahead {
+            if let Ok(blob) = open_blob(&self.daemon, &entry) {
+                blob.fetch_ahead();
+            }
+        }
+    }
+
+    /// Reads an open file. Returns fewer than `size` bytes only at the end of the file.
+    pub(crate) fn read(
+        self: &Arc<Self>,
+        ino: Ino,
+        open: &OpenFile,
+        offset: u64,
+        size: u32,
+    ) -> Answer<Bytes> {
+        match open {
+            OpenFile::Text(bytes) => {
+                let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                let end = start.saturating_add(size as usize).min(bytes.len());
+                Answer::Now(Ok(bytes.slice(start..end)))
+            }
+            OpenFile::Live(file) => {
+                let mut buffer = vec![0; size as usize];
+                let read = file.read_at(&mut buffer, offset).map_err(|error| errno(&error));
+                Answer::Now(read.map(|length| {
+                    buffer.truncate(length);
+                    buffer.into()
+                }))
+            }
+            OpenFile::Directory(_) => Answer::Now(Err(Errno::ISDIR)),
+            OpenFile::Staged(staged) => {
+                let output = match self.output() {
+                    Ok(output) => output.clone(),
+                    Err(error) => return Answer::Now(Err(error)),
+                };
+                if !output.content.is_reference(staged.ino()) {
+                    return Answer::Now(output.content.read(staged, offset, size as usize));
+                }
+                let staged = staged.clone();
+                Answer::later(
+                    async move { output.content.read_through(&staged, offset, size).await },
+                )
+            }
+            OpenFile::Blob(reader) => {
+                let (tree, open, reader) = (self.clone(), open.clone(), reader.clone());
+                Answer::later(async move {
+                    tree.begin_read(ino, &open);
+                    let read = read_blob(&tree.daemon, &reader, offset, size.into()).await;
+                    read.map_err(|failure| tree.read_failed(ino, &failure))
+                })
+            }
+        }
+    }
+
+    /// Writes `data` at `offset` of an open file. Returns its length.
+    pub(crate) fn write(
+        &self,
+        open: &OpenFile,
+        offset: u64,
+        data: &[u8],
+        by: ContentChanger,
+    ) -> Answer<u64> {
+        let length = data.len() as u64;
+        let (output, staged) = match self.output().and_then(|output| Ok((output, open.staged()?))) {
+            Ok(found) => found,
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        if !output.content.is_reference(staged.ino()) {
+            return Answer::Now(output.write(staged, offset, data, by).map(|()| length));
+        }
+        let (output, staged) = (output.clone(), staged.clone());
+        let data = Bytes::copy_from_slice(data);
+        Answer::later(async move {
+            let range = offset..offset.saturating_add(length);
+            output.content.fill_range(&staged, range).await?;
+            output.write(&staged, offset, &data, by).map(|()| length)
+        })
+    }
+
+    /// Handles FLUSH: a descriptor of the file was closed. Returns what close() is to return.
+    pub(crate) fn flush(&self, open: &OpenFile) -> Answer<()> {
+        match (&self.output, open) {
+            (Some(output), OpenFile::Staged(staged)) => {
+                let (output, staged) = (output.clone(), staged.clone());
+                Answer::later(async move { output.flush(&staged).await })
+            }
+            _ => Answer::Now(Ok(())),
+        }
+    }
+
+    /// Handles fsync: makes a staged file durable on the local disk.
+    pub(crate) fn fsync(&self, open: &OpenFile) -> Answer<()> {
+        match (&self.output, open) {
+            (Some(output), OpenFile::Staged(staged)) => {
+                let (output, staged) = (output.clone(), staged.clone());
+                Answer::later(async move { output.fsync(&staged).await })
+            }
+            _ => Answer::Now(Ok(())),
+        }
+    }
+
+    /// Releases an open file that the kernel no longer uses.
+    pub(crate) fn release(&self, open: &OpenFile) {
+        if let (Some(output), OpenFile::Staged(staged)) = (&self.output, open) {
+            output.release(staged);
+        }
+    }
+
+    /// Changes attributes. A new length is set through `through`, the open file that the request
+    /// names, if it names one.
+    pub(crate) fn setattr(
+        &self,
+        ino: Ino,
+        change: AttrChange,
+        through: Option<&OpenFile>,
+        by: ContentChanger,
+    ) -> Result<Attr> {
+        let (output, ino) = self.output_at(ino)?;
+        let through = through.and_then(|open| open.staged().ok());
+        let changed = output.content.setattr(ino, change, through.map(|staged| &**staged), by);
+        changed.map(|attr| self.as_known(attr))
+    }
+
+    /// Allocates or frees space of an open file (fallocate).
+    pub(crate) fn allocate(
+        &self,
+        open: &OpenFile,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        by: ContentChanger,
+    ) -> Answer<()> {
+        let (output, staged) = match self.output().and_then(|output| Ok((output, open.staged()?))) {
+            Ok((output, staged)) => (output.clone(), staged.clone()),
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        Answer::later(async move {
+            output.content.fill_content(staged.ino()).await?;
+            output.content.allocate(&staged, offset, length, mode, by)
+        })
+    }
+
+    /// Returns the offset of the next data or hole of a file.
+    pub(crate) fn seek(&self, ino: Ino, open: &OpenFile, offset: u64, whence: Seek) -> Result<u64> {
+        match open {
+            OpenFile::Staged(staged) => self.output()?.content.seek(staged, offset, whence),
+            _ => seek_dense(self.getattr(ino)?.size, offset, whence),
+        }
+    }
+
+    /// Copies `length` bytes between two open files without moving them through the kernel. Returns
+    /// how many were copied. On EOPNOTSUPP the kernel reads and writes instead.
+    pub(crate) fn copy_range(
+        &self,
+        from: CopyEnd<'_>,
+        to: CopyEnd<'_>,
+        length: u64,
+        by: ContentChanger,
+    ) -> Result<u64> {
+        let output = self.output()?;
+        let target = to.open.staged()?;
+        if let Some((entry, held)) = self.blob_of(from.ino)? {
+            // Copy only the bytes that the file has: a copy of a cut reference is cut too.
+            let length = length.min(held.saturating_sub(from.offset));
+            if length == 0 {
+                return Ok(0);
+            }
+            let (content, offset) = (&output.content, from.offset);
+            return content.extend_reference(target, &entry, offset, to.offset, length);
+        }
+        let source = from.open.staged().map_err(|_| Errno::OPNOTSUPP)?;
+        output.content.copy_range(source, from.offset, target, to.offset, length, by)
+    }
+
+    /// Returns the blob that holds an inode's bytes, and how many of the blob's bytes the inode
+    /// has: for a file of `in/`, or a reference in `out/`. Returns none for other inodes.
+    fn blob_of(&self, ino: Ino) -> Result<Option<(Arc<FileEntry>, u64)>> {
+        match self.part(ino)? {
+            TreePart::Staged(output, ino) => output.content.blob_of(ino),
+            TreePart::View(ino) => Ok(match self.view.item(ino)? {
+                ViewItem::Blob(entry) => {
+                    let size = entry.size;
+                    Some((entry, size))
+                }
+                _ => None,
+            }),
+        }
+    }
+}
