@@ -28,7 +28,7 @@ use fuser::{
 pub(crate) use self::kernel::Kernel;
 use self::kernel::MARGIN;
 use self::reply::{
-    file_attr, file_type, fuse_errno, maker, nothing, reply_attr, reply_data, reply_empty,
+    file_attr, file_type, fuse_errno, maker, missing_attr, reply_attr, reply_data, reply_empty,
     reply_written, reply_xattr, time_change, writer_of,
 };
 use self::requests::RequestKind;
@@ -71,7 +71,7 @@ impl Filesystem for Kernel {
         let _ = config.set_max_write(WRITE_MAX);
         let _ = config.set_max_readahead(WRITE_MAX).or_else(|most| config.set_max_readahead(most));
         let _ = config.set_max_background(BACKGROUND_MAX);
-        self.mount.first_read.mounted();
+        self.mount.first_read.note_mount();
         Ok(())
     }
 
@@ -83,7 +83,7 @@ impl Filesystem for Kernel {
             Ok(LookupOutcome::Found(attr)) => mount.reply_entry(reply, Ok(attr)),
             // An entry with inode 0 lets the kernel remember that the name does not exist.
             Ok(LookupOutcome::Missing(ttl)) if !ttl.is_zero() => {
-                reply.entry(&ttl, &file_attr(&nothing()), Generation(0))
+                reply.entry(&ttl, &file_attr(&missing_attr()), Generation(0))
             }
             Ok(LookupOutcome::Missing(_)) => reply.error(fuser::Errno::ENOENT),
             Err(errno) => reply.error(fuse_errno(errno)),
@@ -295,7 +295,7 @@ impl Filesystem for Kernel {
         self.answer_read(ino.0, self.read_deadline() + MARGIN, answer, move |outcome| {
             reply_data(reply, outcome);
             if is_of_input {
-                mount.first_read.answered();
+                mount.first_read.note_answer();
             }
         });
     }

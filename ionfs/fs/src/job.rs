@@ -140,7 +140,7 @@ impl JobTree {
             _ => {}
         }
         if spec.writers == Writers::AnyUser {
-            shut_out_others(&directory).map_err(staging)?;
+            restrict_to_owner(&directory).map_err(staging)?;
         }
         let deadline = daemon.settings.commit_deadline;
         let depth = TooDeep::check(spec.event.depth_below(), limits.lineage_depth);
@@ -234,7 +234,7 @@ pub async fn remove_attempt(home: &Path, job: &JobId, attempt: u32) {
 
 /// Lets only the daemon's user reach the staging folder, whose modes let any user write: jobs reach
 /// it through their mount.
-fn shut_out_others(directory: &Path) -> io::Result<()> {
+fn restrict_to_owner(directory: &Path) -> io::Result<()> {
     let Some(above) = directory.parent() else { return Ok(()) };
     Ok(Folder::made(above)?.itself()?.set_mode(Mode::RWXU)?)
 }

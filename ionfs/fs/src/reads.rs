@@ -112,7 +112,7 @@ impl ReadLog {
     /// Records a failed read of the file or folder at `path`, as seen from `ION_DIR`. Returns the
     /// errno that the module receives.
     pub(crate) fn note(&self, path: &str, failure: &ReadFailure) -> Errno {
-        let (path, reason) = (cut(path), cut(&failure.reason));
+        let (path, reason) = (shortened(path), shortened(&failure.reason));
         let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |one: &FailedRead| {
             one.path == path && one.blob == failure.blob && one.cause == failure.cause
@@ -142,7 +142,7 @@ impl ReadLog {
     }
 }
 
-fn cut(text: &str) -> String {
+fn shortened(text: &str) -> String {
     if text.len() <= TEXT_MAX {
         return text.to_owned();
     }

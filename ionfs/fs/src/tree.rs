@@ -118,8 +118,8 @@ impl Tree {
     }
 
     /// Returns the attributes of a staged inode under the number by which the kernel knows it.
-    fn as_known(&self, attr: Attr) -> Attr {
-        match self.view.known_as(attr.ino) {
+    fn with_kernel_number(&self, attr: Attr) -> Attr {
+        match self.view.kernel_number_of(attr.ino) {
             Some(ino) if attr.shown_ino == attr.ino => Attr { ino, shown_ino: ino, ..attr },
             Some(ino) => Attr { ino, ..attr },
             None => attr,
@@ -159,7 +159,7 @@ impl Tree {
 
     fn lookup_staged(&self, output: &Output, parent: Ino, name: &OsStr) -> Result<LookupOutcome> {
         Ok(match output.names.lookup(parent, name)? {
-            Some(attr) => LookupOutcome::Found(self.as_known(attr)),
+            Some(attr) => LookupOutcome::Found(self.with_kernel_number(attr)),
             // Zero: the kernel must not remember that the name does not exist.
             None => LookupOutcome::Missing(Duration::ZERO),
         })
@@ -262,7 +262,7 @@ impl Tree {
     pub(crate) fn getattr(&self, ino: Ino) -> Result<Attr> {
         match self.part(ino)? {
             TreePart::Staged(output, ino) => {
-                output.content.getattr(ino).map(|attr| self.as_known(attr))
+                output.content.getattr(ino).map(|attr| self.with_kernel_number(attr))
             }
             TreePart::View(ino) => {
                 let mut attr = self.view.getattr(ino)?;

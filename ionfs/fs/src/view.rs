@@ -104,7 +104,7 @@ pub trait Directory: Send + Sync + std::fmt::Debug {
     async fn list(&self) -> std::result::Result<Listing, StoreError>;
 
     /// Returns the entries if they are known without asking a store.
-    fn known(&self) -> Option<&FixedDirectory> {
+    fn fixed_entries(&self) -> Option<&FixedDirectory> {
         None
     }
 
@@ -160,7 +160,7 @@ impl Directory for FixedDirectory {
         Ok(self.listing.clone())
     }
 
-    fn known(&self) -> Option<&FixedDirectory> {
+    fn fixed_entries(&self) -> Option<&FixedDirectory> {
         Some(self)
     }
 }
@@ -173,10 +173,10 @@ pub fn files_tree(files: &[FileEntry], empty: &[String]) -> ViewItem {
         branches: BTreeMap<String, Branch>,
         leaves: BTreeMap<String, Arc<FileEntry>>,
     }
-    fn grown(branch: Branch) -> ViewItem {
+    fn item_of(branch: Branch) -> ViewItem {
         let leaves = branch.leaves.into_iter().map(|(name, entry)| (name, ViewItem::Blob(entry)));
         // A directory wins over a file of the same name: its files could not be reached otherwise.
-        let branches = branch.branches.into_iter().map(|(name, branch)| (name, grown(branch)));
+        let branches = branch.branches.into_iter().map(|(name, branch)| (name, item_of(branch)));
         ViewItem::fixed(leaves.chain(branches))
     }
     let mut root = Branch::default();
@@ -197,7 +197,7 @@ pub fn files_tree(files: &[FileEntry], empty: &[String]) -> ViewItem {
             branch = branch.branches.entry(part.to_owned()).or_default();
         }
     }
-    grown(root)
+    item_of(root)
 }
 
 #[derive(Debug)]
@@ -257,9 +257,9 @@ struct ViewState {
     next: Ino,
     /// View inodes that `mv` moved to `out/`, each with the staged inode that it became: the kernel
     /// still uses the old number.
-    carried: HashMap<Ino, Ino>,
-    /// The reverse of `carried`: the number by which the kernel knows a staged inode.
-    known_as: HashMap<Ino, Ino>,
+    moved_to_output: HashMap<Ino, Ino>,
+    /// The reverse of `moved_to_output`: the number by which the kernel knows a staged inode.
+    kernel_numbers: HashMap<Ino, Ino>,
 }
 
 impl View {
@@ -271,8 +271,8 @@ impl View {
             state: Mutex::new(ViewState {
                 inodes: HashMap::from([(ROOT, root)]),
                 next: ROOT + 1,
-                carried: HashMap::new(),
-                known_as: HashMap::new(),
+                moved_to_output: HashMap::new(),
+                kernel_numbers: HashMap::new(),
             }),
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
@@ -295,14 +295,14 @@ impl View {
     /// Returns the inode that the kernel means by this number: the staged inode if `mv` moved it to
     /// `out/`, otherwise `ino` itself.
     pub fn current(&self, ino: Ino) -> Ino {
-        self.lock().carried.get(&ino).copied().unwrap_or(ino)
+        self.lock().moved_to_output.get(&ino).copied().unwrap_or(ino)
     }
 
     /// Returns the number by which the kernel knows a staged inode, if that is not its own. With
     /// two numbers for one file, the kernel would see two files, each with its own pages and
     /// length.
-    pub fn known_as(&self, staged: Ino) -> Option<Ino> {
-        self.lock().known_as.get(&staged).copied()
+    pub fn kernel_number_of(&self, staged: Ino) -> Option<Ino> {
+        self.lock().kernel_numbers.get(&staged).copied()
     }
 
     /// Returns what an inode is.
@@ -388,7 +388,7 @@ impl View {
     }
 
     /// Returns whether a file's bytes can never change, because its directory is fixed.
-    pub fn stays(&self, ino: Ino) -> bool {
+    pub fn never_changes(&self, ino: Ino) -> bool {
         self.is_fixed(self.parent(ino))
     }
 
@@ -423,8 +423,8 @@ impl View {
             }
             let (parent, name) = (inode.parent, inode.name.clone());
             state.inodes.remove(&at);
-            if let Some(staged) = state.carried.remove(&at) {
-                state.known_as.remove(&staged);
+            if let Some(staged) = state.moved_to_output.remove(&at) {
+                state.kernel_numbers.remove(&staged);
                 released.push(staged);
             }
             if let Some(parent) = state.inodes.get_mut(&parent)
@@ -439,13 +439,13 @@ impl View {
 
     /// Records that `mv` took `name` out of `parent`: the name is gone, and its inode is the staged
     /// inode `to` from now on.
-    pub fn carry(&self, parent: Ino, name: &str, to: Ino) {
+    pub fn record_move(&self, parent: Ino, name: &str, to: Ino) {
         let mut state = self.lock();
         let Some(inode) = state.inodes.get_mut(&parent) else { return };
         inode.moved_away.insert(name.to_owned());
         if let Some(ino) = inode.children.remove(name) {
-            state.carried.insert(ino, to);
-            state.known_as.insert(to, ino);
+            state.moved_to_output.insert(ino, to);
+            state.kernel_numbers.insert(to, ino);
         }
     }
 
@@ -526,7 +526,7 @@ impl View {
     /// it, as on a plain disk. Programs that walk a tree stop looking for directories once they
     /// have found that many. 1 means that the count is not known.
     fn links_of(&self, ino: Ino, directory: &dyn Directory) -> u32 {
-        let Some(fixed) = directory.known() else { return 1 };
+        let Some(fixed) = directory.fixed_entries() else { return 1 };
         let state = self.lock();
         let moved_away = state.inodes.get(&ino).map(|inode| &inode.moved_away);
         let is_there =

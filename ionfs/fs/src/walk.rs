@@ -44,7 +44,7 @@ struct DirectoryWalk {
 impl DirectoryWalks {
     /// Notes that the file `name` of a directory is being read. Returns the files to fetch ahead:
     /// none, unless `name` follows the file that was read before.
-    pub(crate) fn reached(
+    pub(crate) fn note_read(
         &mut self,
         directory: Ino,
         listing: &Listing,
@@ -60,7 +60,7 @@ impl DirectoryWalks {
         };
         // The walk that was used last stays at the end.
         let mut walk = self.walks.remove(at);
-        let ahead = walk.goes_on(listing, name);
+        let ahead = walk.advance(listing, name);
         self.walks.push(walk);
         ahead
     }
@@ -71,7 +71,7 @@ impl DirectoryWalk {
         Self { directory, last: name.to_owned(), ahead: name.to_owned(), left: 0, window: 1 }
     }
 
-    fn goes_on(&mut self, listing: &Listing, name: &str) -> Vec<Arc<FileEntry>> {
+    fn advance(&mut self, listing: &Listing, name: &str) -> Vec<Arc<FileEntry>> {
         if name == self.last {
             return vec![];
         }
@@ -131,7 +131,7 @@ mod tests {
         let mut walks = DirectoryWalks::default();
         let (mut asked, mut largest) = (Vec::new(), 0);
         for (name, _) in listing.iter() {
-            let ahead = walks.reached(7, &listing, name);
+            let ahead = walks.note_read(7, &listing, name);
             assert!(ahead.iter().all(|entry| *entry.name > *name), "only names that come later");
             largest = largest.max(ahead.len());
             asked.extend(ahead.iter().map(|entry| entry.name.clone()));
@@ -152,7 +152,7 @@ mod tests {
         let mut asked = [0, 0];
         for n in (0..200).step_by(3) {
             for (at, directory) in [3, 4].into_iter().enumerate() {
-                asked[at] += walks.reached(directory, &listing, &format!("{n:05}")).len();
+                asked[at] += walks.note_read(directory, &listing, &format!("{n:05}")).len();
             }
         }
         assert!(asked.iter().all(|asked| *asked > 150), "{asked:?}");
@@ -164,14 +164,14 @@ mod tests {
         let mut walks = DirectoryWalks::default();
         for n in 0..1000 {
             let name = format!("{:05}", n * 389 % 1000);
-            assert!(walks.reached(1, &listing, &name).is_empty());
-            assert!(walks.reached(1, &listing, &name).is_empty(), "the same again");
+            assert!(walks.note_read(1, &listing, &name).is_empty());
+            assert!(walks.note_read(1, &listing, &name).is_empty(), "the same again");
         }
         let large = directory(100, SMALL + 1);
-        assert!(large.iter().all(|(name, _)| walks.reached(2, &large, name).is_empty()));
+        assert!(large.iter().all(|(name, _)| walks.note_read(2, &large, name).is_empty()));
         let halves = directory(100, SMALL);
         let mut first = DirectoryWalks::default();
-        let most = halves.iter().map(|(name, _)| first.reached(2, &halves, name).len()).max();
+        let most = halves.iter().map(|(name, _)| first.note_read(2, &halves, name).len()).max();
         assert!(most.is_some_and(|most| most as u64 * SMALL <= AHEAD_BYTES_MAX), "{most:?}");
     }
 }

@@ -27,12 +27,12 @@ impl FirstRead {
     }
 
     /// Notes that the FUSE handshake is done: the tree is mounted.
-    pub(super) fn mounted(&self) {
+    pub(super) fn note_mount(&self) {
         let _ = self.mounted.set((Instant::now(), SystemTime::now()));
     }
 
     /// Notes that a read was answered.
-    pub(super) fn answered(&self) {
+    pub(super) fn note_answer(&self) {
         // Load first: a swap by every reader would move the cache line between processors.
         if self.answered.load(Ordering::Relaxed) || self.answered.swap(true, Ordering::Relaxed) {
             return;

@@ -124,7 +124,7 @@ impl MountState {
             Some(id) => {
                 reply.opened_passthrough(number, FopenFlags::empty(), &id);
                 // The kernel answers the reads that follow.
-                self.first_read.answered();
+                self.first_read.note_answer();
             }
             None => reply.opened(number, flags),
         }

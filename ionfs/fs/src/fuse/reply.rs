@@ -100,13 +100,13 @@ pub(super) fn time_change(requested: Option<TimeOrNow>) -> TimeChange {
     match requested {
         None => TimeChange::Keep,
         Some(TimeOrNow::Now) => TimeChange::Now,
-        Some(TimeOrNow::SpecificTime(time)) => TimeChange::To(corrected(time)),
+        Some(TimeOrNow::SpecificTime(time)) => TimeChange::To(corrected_time(time)),
     }
 }
 
 /// Corrects a time that fuser made of the kernel's seconds and nanoseconds. Nanoseconds count
 /// upwards from a second even before 1970; fuser 0.18 counts them downwards there.
-fn corrected(time: SystemTime) -> SystemTime {
+fn corrected_time(time: SystemTime) -> SystemTime {
     match SystemTime::UNIX_EPOCH.duration_since(time) {
         Ok(before) => time + Duration::from_nanos(2 * u64::from(before.subsec_nanos())),
         Err(_) => time,
@@ -114,7 +114,7 @@ fn corrected(time: SystemTime) -> SystemTime {
 }
 
 /// Returns the attributes of a name that does not exist: inode 0.
-pub(super) fn nothing() -> Attr {
+pub(super) fn missing_attr() -> Attr {
     let epoch = SystemTime::UNIX_EPOCH;
     Attr {
         ino: 0,

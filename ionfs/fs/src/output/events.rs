@@ -156,7 +156,7 @@ impl EventFiles {
         };
         let _one_decision = deciding.lock().await;
         let Some(version) = self.version_to_decide(ino, trigger)? else { return Ok(()) };
-        let _room = self.room_to_read(ino).await?;
+        let _room = self.wait_for_memory(ino).await?;
         let content = self.event_content(ino).await;
         let parsed =
             content.map(|content| event::parse_within(&content, self.staging.limits().most()));
@@ -258,7 +258,7 @@ impl EventFiles {
     }
 
     /// Waits for memory to read an event file. The caller holds it until the file is decided.
-    async fn room_to_read(&self, ino: Ino) -> Result<SemaphorePermit<'_>> {
+    async fn wait_for_memory(&self, ino: Ino) -> Result<SemaphorePermit<'_>> {
         let size = self.staging.getattr(ino)?.size;
         let read = size.min(self.staging.limits().most().event_bytes);
         let units = u32::try_from(read.div_ceil(READING_UNIT).max(1)).unwrap_or(u32::MAX);

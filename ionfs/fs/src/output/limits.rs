@@ -88,8 +88,8 @@ impl StagingLimits {
     }
 
     /// Sets the bytes that an inode counts in addition to its content.
-    pub(super) fn attach(&self, table: &mut OutputTable, ino: Ino, bytes: u64) -> Result<()> {
-        self.within_bytes(table, |table, most| table.attach(ino, bytes, most))
+    pub(super) fn charge_extra(&self, table: &mut OutputTable, ino: Ino, bytes: u64) -> Result<()> {
+        self.within_bytes(table, |table, most| table.charge_extra(ino, bytes, most))
     }
 
     /// Returns EDQUOT if the job may not stage `bytes` more.

@@ -217,7 +217,7 @@ pub(super) struct OutputNode {
     pub(super) remains: Option<UnnamedRemains>,
     /// Bytes that count against the job's limit in addition to its content: extended attributes,
     /// and the target of a symbolic link.
-    attached: u64,
+    extra_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -257,7 +257,7 @@ impl OutputTable {
             )),
             known: 0,
             remains: None,
-            attached: 0,
+            extra_bytes: 0,
         };
         let nodes = HashMap::from([
             (OUT, directory(OUT, "", &[("data", DATA), ("events", EVENTS)])),
@@ -402,8 +402,10 @@ impl OutputTable {
     pub(super) fn add(&mut self, parent: Ino, name: &OsStr, body: NodeBody) -> Result<Ino> {
         let ino = self.next;
         self.next += 1;
-        self.nodes
-            .insert(ino, OutputNode { links: vec![], body, known: 0, remains: None, attached: 0 });
+        self.nodes.insert(
+            ino,
+            OutputNode { links: vec![], body, known: 0, remains: None, extra_bytes: 0 },
+        );
         self.link(ino, parent, name)?;
         Ok(ino)
     }
@@ -458,7 +460,7 @@ impl OutputTable {
         }
         self.held.remove(&ino);
         self.charge(ino, 0, u64::MAX);
-        self.attach(ino, 0, u64::MAX);
+        self.charge_extra(ino, 0, u64::MAX);
     }
 
     /// Records that a file is gone: nothing can name its blob any more.
@@ -491,7 +493,7 @@ impl OutputTable {
         }
         if node.known == 0 {
             let _ = self.charge(ino, 0, u64::MAX);
-            let _ = self.attach(ino, 0, u64::MAX);
+            let _ = self.charge_extra(ino, 0, u64::MAX);
             self.unused.remove(&ino);
             self.held.remove(&ino);
             if let Some(node) = self.nodes.remove(&ino) {
@@ -529,19 +531,19 @@ impl OutputTable {
     }
 
     /// Returns the bytes of an inode's extended attributes, or of a symbolic link's target.
-    pub(super) fn attached(&self, ino: Ino) -> u64 {
-        self.nodes.get(&ino).map_or(0, |node| node.attached)
+    pub(super) fn extra_bytes(&self, ino: Ino) -> u64 {
+        self.nodes.get(&ino).map_or(0, |node| node.extra_bytes)
     }
 
     /// Sets the bytes that an inode counts in addition to its content. Returns false, and changes
     /// nothing, if all inodes together would count more than `most`.
-    pub(super) fn attach(&mut self, ino: Ino, bytes: u64, most: u64) -> bool {
+    pub(super) fn charge_extra(&mut self, ino: Ino, bytes: u64, most: u64) -> bool {
         let Some(node) = self.nodes.get_mut(&ino) else { return true };
-        let after = (self.staged_bytes - node.attached).saturating_add(bytes);
-        if bytes > node.attached && after > most {
+        let after = (self.staged_bytes - node.extra_bytes).saturating_add(bytes);
+        if bytes > node.extra_bytes && after > most {
             return false;
         }
-        node.attached = bytes;
+        node.extra_bytes = bytes;
         self.staged_bytes = after;
         true
     }

@@ -76,7 +76,7 @@ impl Tree {
     ) -> Result<(Attr, OpenFile)> {
         let (output, parent) = self.output_at(parent)?;
         let (attr, staged) = output.create(parent, name, mode, maker, how)?;
-        Ok((self.as_known(attr), OpenFile::Staged(staged)))
+        Ok((self.with_kernel_number(attr), OpenFile::Staged(staged)))
     }
 
     /// Returns what the kernel may cache of an open file or directory.
@@ -89,7 +89,7 @@ impl Tree {
         match open {
             // Its length may have changed by the time it is read.
             OpenFile::Live(_) => KernelCaching::NoPages,
-            OpenFile::Text(_) if !self.view.stays(ino) => KernelCaching::NoPages,
+            OpenFile::Text(_) if !self.view.never_changes(ino) => KernelCaching::NoPages,
             // The file never changes: what the kernel caches of it stays correct.
             OpenFile::Blob(_) | OpenFile::Text(_) => KernelCaching::Pages,
             // Each change comes through the kernel, which keeps its pages correct.
@@ -127,7 +127,7 @@ impl Tree {
     fn fetch_next_of_walk(&self, ino: Ino) {
         let Some((directory, listing, name)) = self.view.place(ino) else { return };
         let mut walks = self.walks.lock().unwrap_or_else(PoisonError::into_inner);
-        let ahead = walks.reached(directory, &listing, &name);
+        let ahead = walks.note_read(directory, &listing, &name);
         drop(walks);
         for entry in ahead {
             if let Ok(blob) = open_blob(&self.daemon, &entry) {
@@ -249,7 +249,7 @@ impl Tree {
         let (output, ino) = self.output_at(ino)?;
         let through = through.and_then(|open| open.staged().ok());
         let changed = output.content.setattr(ino, change, through.map(|staged| &**staged), by);
-        changed.map(|attr| self.as_known(attr))
+        changed.map(|attr| self.with_kernel_number(attr))
     }
 
     /// Allocates or frees space of an open file (fallocate).

@@ -133,11 +133,11 @@ impl Tree {
         let names = &self.output()?.names;
         match wanted {
             ListingDetail::Names => names.names_behind(ino, place, |at, name, ino, kind| {
-                let ino = self.view.known_as(ino).unwrap_or(ino);
+                let ino = self.view.kernel_number_of(ino).unwrap_or(ino);
                 take(at, name, ListedEntry { ino, kind, attr: None })
             }),
             ListingDetail::Attributes => names.entries_behind(ino, place, |at, name, attr| {
-                take(at, name, ListedEntry::with(self.as_known(*attr)))
+                take(at, name, ListedEntry::with(self.with_kernel_number(*attr)))
             }),
         }
     }

@@ -70,7 +70,7 @@ impl Tree {
                 let newname = newname.to_owned();
                 Answer::later(async move {
                     let attr = output.link(ino, newparent, &newname).await?;
-                    Ok(tree.as_known(attr))
+                    Ok(tree.with_kernel_number(attr))
                 })
             }
         }
@@ -158,7 +158,7 @@ impl Tree {
         };
         // The staged inode is kept as long as the kernel knows it by its old number.
         output.names.remember(moved);
-        self.view.carry(parent, name, moved);
+        self.view.record_move(parent, name, moved);
         // The lookup above was the daemon's, not the kernel's.
         self.forget(attr.ino, 1);
         Ok(())

@@ -54,15 +54,15 @@ impl StagedContent {
         let pinned = self.staging.pin(&table, ino)?;
         let counts = |value: usize| (name.len() + value) as u64;
         let before = pinned.xattr(name).map_or(0, |value| counts(value.len()));
-        let attached = table.attached(ino).saturating_sub(before) + counts(value.len());
-        self.staging.limits().attach(&mut table, ino, attached)?;
+        let attached = table.extra_bytes(ino).saturating_sub(before) + counts(value.len());
+        self.staging.limits().charge_extra(&mut table, ino, attached)?;
         let set =
             pinned.set_xattr(name, value, XattrFlags::from_bits_retain(flags.cast_unsigned()));
         match set {
             Ok(()) => table.note_change(ino),
             Err(_) => {
                 let attached = attached - counts(value.len()) + before;
-                table.attach(ino, attached, u64::MAX);
+                table.charge_extra(ino, attached, u64::MAX);
             }
         }
         set
@@ -85,8 +85,8 @@ impl StagedContent {
         let pinned = self.staging.pin(&table, ino)?;
         let counted = pinned.xattr(name).map_or(0, |value| name.len() + value.len());
         pinned.remove_xattr(name)?;
-        let attached = table.attached(ino).saturating_sub(counted as u64);
-        table.attach(ino, attached, u64::MAX);
+        let attached = table.extra_bytes(ino).saturating_sub(counted as u64);
+        table.charge_extra(ino, attached, u64::MAX);
         table.note_change(ino);
         Ok(())
     }

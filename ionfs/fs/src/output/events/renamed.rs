@@ -79,7 +79,7 @@ impl EventFiles {
         put_there: impl Fn(EventBefore) -> Result<()>,
     ) -> Result<()> {
         let file = self.renamed_file(ino, name)?;
-        let _room = self.room_to_read(ino).await?;
+        let _room = self.wait_for_memory(ino).await?;
         let decision = self.decide_renamed(&file).await?;
         let over_committed = self.is_committed(name);
         match decision {

@@ -49,7 +49,7 @@ impl StagedNames {
         self.staging.limits().remember_no_room(folder.make_symlink(name, target))?;
         set_owner_and_mode(&folder, name, 0, maker)?;
         let ino = table.add(parent, name, NodeBody::Symlink)?;
-        self.staging.limits().attach(&mut table, ino, target.as_os_str().len() as u64)?;
+        self.staging.limits().charge_extra(&mut table, ino, target.as_os_str().len() as u64)?;
         self.staging.attr(&table, ino)
     }
 
