@@ -121,7 +121,7 @@ impl Filesystem for Kernel {
         self.mount.requests.count(RequestKind::Setattr);
         let (atime, mtime) = (time_change(atime), time_change(mtime));
         let change = AttrChange { mode, uid, gid, size, atime, mtime };
-        let through = fh.and_then(|fh| self.mount.handle(fh).ok());
+        let through = fh.and_then(|fh| self.mount.handles.get(fh).ok());
         let through = through.as_ref().map(|handle| &handle.open);
         reply_attr(reply, self.mount.tree.setattr(ino.0, change, through, writer_of(req)));
     }
@@ -224,7 +224,7 @@ impl Filesystem for Kernel {
     fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.mount.requests.count(RequestKind::Open);
         let how = OpenRequest { flags: flags.0, by: writer_of(req) };
-        if let Err(errno) = self.mount.may_open() {
+        if let Err(errno) = self.mount.handles.may_open() {
             return reply.error(fuse_errno(errno));
         }
         let opened = self.mount.tree.open(node.0, how);
@@ -248,8 +248,10 @@ impl Filesystem for Kernel {
         self.mount.requests.count(RequestKind::Create);
         let how = OpenRequest { flags, by: writer_of(req) };
         let (mount, tree) = (&self.mount, &self.mount.tree);
-        let created =
-            mount.may_open().and_then(|()| tree.create(parent.0, name, mode, maker(req), how));
+        let created = mount
+            .handles
+            .may_open()
+            .and_then(|()| tree.create(parent.0, name, mode, maker(req), how));
         let (attr, open) = match created {
             Ok(created) => created,
             Err(errno) => return reply.error(fuse_errno(errno)),
@@ -257,10 +259,10 @@ impl Filesystem for Kernel {
         let ino = INodeNo(attr.ino);
         // A new file has no blob that the kernel could read by itself.
         let never = |_: &File| Err(io::ErrorKind::Unsupported.into());
-        match mount.choose_mover(ino, &open, never) {
+        match mount.handles.choose_mover(ino, &open, never) {
             Ok((mover, _)) => {
                 let flags = mount.open_flags(ino, &open);
-                let number = mount.add(ino, open, Some(mover));
+                let number = mount.handles.add(ino, open, Some(mover));
                 tree.remember_entry(attr.ino);
                 reply.created(&attr.ttl, &file_attr(&attr), Generation(0), number, flags);
             }
@@ -283,7 +285,7 @@ impl Filesystem for Kernel {
         reply: ReplyData,
     ) {
         self.mount.requests.count(RequestKind::Read);
-        let handle = match self.mount.handle(fh) {
+        let handle = match self.mount.handles.get(fh) {
             Ok(handle) => handle,
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
@@ -313,7 +315,7 @@ impl Filesystem for Kernel {
         reply: ReplyWrite,
     ) {
         self.mount.requests.count(RequestKind::Write);
-        let handle = match self.mount.handle(fh) {
+        let handle = match self.mount.handles.get(fh) {
             Ok(handle) => handle,
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
@@ -332,7 +334,7 @@ impl Filesystem for Kernel {
         reply: ReplyEmpty,
     ) {
         self.mount.requests.count(RequestKind::Flush);
-        let Ok(handle) = self.mount.handle(fh) else { return reply.ok() };
+        let Ok(handle) = self.mount.handles.get(fh) else { return reply.ok() };
         let flushed = self.mount.tree.flush(&handle.open);
         self.answer_commit(flushed, move |outcome| reply_empty(reply, outcome));
     }
@@ -348,7 +350,7 @@ impl Filesystem for Kernel {
         reply: ReplyEmpty,
     ) {
         self.mount.requests.count(RequestKind::Release);
-        self.mount.release(fh);
+        self.mount.handles.release(fh);
         reply.ok();
     }
 
@@ -361,19 +363,19 @@ impl Filesystem for Kernel {
         reply: ReplyEmpty,
     ) {
         self.mount.requests.count(RequestKind::Fsync);
-        let Ok(handle) = self.mount.handle(fh) else { return reply.ok() };
+        let Ok(handle) = self.mount.handles.get(fh) else { return reply.ok() };
         let synced = self.mount.tree.fsync(&handle.open);
         self.answer_commit(synced, move |outcome| reply_empty(reply, outcome));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.mount.requests.count(RequestKind::Opendir);
-        if let Err(errno) = self.mount.may_open() {
+        if let Err(errno) = self.mount.handles.may_open() {
             return reply.error(fuse_errno(errno));
         }
         let open = self.mount.tree.open_directory();
         let flags = self.mount.open_flags(ino, &open);
-        reply.opened(self.mount.add(ino, open, None), flags);
+        reply.opened(self.mount.handles.add(ino, open, None), flags);
     }
 
     fn readdir(
@@ -440,7 +442,7 @@ impl Filesystem for Kernel {
         reply: ReplyEmpty,
     ) {
         self.mount.requests.count(RequestKind::Releasedir);
-        self.mount.release(fh);
+        self.mount.handles.release(fh);
         reply.ok();
     }
 
@@ -519,7 +521,7 @@ impl Filesystem for Kernel {
         reply: ReplyEmpty,
     ) {
         self.mount.requests.count(RequestKind::Fallocate);
-        let handle = match self.mount.handle(fh) {
+        let handle = match self.mount.handles.get(fh) {
             Ok(handle) => handle,
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
@@ -544,10 +546,9 @@ impl Filesystem for Kernel {
             _ => return reply.error(fuser::Errno::EINVAL),
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(fuser::Errno::ENXIO) };
-        let found = self
-            .mount
-            .handle(fh)
-            .and_then(|handle| self.mount.tree.seek(ino.0, &handle.open, offset, whence));
+        let handle = self.mount.handles.get(fh);
+        let found =
+            handle.and_then(|handle| self.mount.tree.seek(ino.0, &handle.open, offset, whence));
         match found {
             Ok(offset) => reply.offset(offset.cast_signed()),
             Err(errno) => reply.error(fuse_errno(errno)),
@@ -568,8 +569,8 @@ impl Filesystem for Kernel {
         reply: ReplyWrite,
     ) {
         self.mount.requests.count(RequestKind::CopyFileRange);
-        let copied = self.mount.handle(fh_in).and_then(|from| {
-            let to = self.mount.handle(fh_out)?;
+        let copied = self.mount.handles.get(fh_in).and_then(|from| {
+            let to = self.mount.handles.get(fh_out)?;
             let from = CopyEnd { ino: ino_in.0, open: &from.open, offset: offset_in };
             let to = CopyEnd { ino: ino_out.0, open: &to.open, offset: offset_out };
             self.mount.tree.copy_range(from, to, len, writer_of(req))

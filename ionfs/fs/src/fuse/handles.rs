@@ -3,21 +3,19 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fuser::{BackingId, FileHandle, FopenFlags, Generation, INodeNo, ReplyEntry, ReplyOpen};
+use fuser::{BackingId, FileHandle, INodeNo};
 
-use super::kernel::MountState;
-use super::reply::{file_attr, fuse_errno};
-use crate::open::{KernelCaching, OpenFile};
-use crate::output::CloseReport;
-use crate::{Attr, Errno, Result};
+use crate::open::OpenFile;
+use crate::{Errno, Result, Tree};
 
+/// An open file or directory, by the kernel's numbers.
 #[derive(Debug)]
 pub(super) struct OpenHandle {
     /// The inode's number as the kernel knows it.
-    pub(super) ino: INodeNo,
+    ino: INodeNo,
     pub(super) open: OpenFile,
     /// None for a directory.
     mover: Option<ByteMover>,
@@ -42,31 +40,45 @@ struct InodeOpens {
     backing: Option<Arc<BackingId>>,
 }
 
-#[derive(Debug, Default)]
+/// The handles of one mount.
+#[derive(Debug)]
 pub(super) struct Handles {
+    tree: Arc<Tree>,
+    table: Mutex<HandleTable>,
+    next: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct HandleTable {
     by_number: HashMap<u64, Arc<OpenHandle>>,
     of_inodes: HashMap<INodeNo, InodeOpens>,
 }
 
-impl MountState {
-    fn handles(&self) -> MutexGuard<'_, Handles> {
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+impl Handles {
+    pub(super) fn new(tree: Arc<Tree>) -> Self {
+        Self { tree, table: Mutex::default(), next: AtomicU64::new(1) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HandleTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns EMFILE if no further file may be open. Each open file takes a descriptor of the
     /// daemon, which all jobs share.
     pub(super) fn may_open(&self) -> Result<()> {
         let most = self.tree.open_files_max();
-        if (self.handles().by_number.len() as u64) < most { Ok(()) } else { Err(Errno::MFILE) }
+        if (self.lock().by_number.len() as u64) < most { Ok(()) } else { Err(Errno::MFILE) }
     }
 
-    pub(super) fn handle(&self, number: FileHandle) -> Result<Arc<OpenHandle>> {
-        self.handles().by_number.get(&number.0).cloned().ok_or(Errno::BADF)
+    /// Returns an open handle.
+    pub(super) fn get(&self, number: FileHandle) -> Result<Arc<OpenHandle>> {
+        self.lock().by_number.get(&number.0).cloned().ok_or(Errno::BADF)
     }
 
+    /// Adds a handle, and returns its number.
     pub(super) fn add(&self, ino: INodeNo, open: OpenFile, mover: Option<ByteMover>) -> FileHandle {
-        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.handles().by_number.insert(number, Arc::new(OpenHandle { ino, open, mover }));
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lock().by_number.insert(number, Arc::new(OpenHandle { ino, open, mover }));
         FileHandle(number)
     }
 
@@ -79,8 +91,8 @@ impl MountState {
     ) -> Result<(ByteMover, Option<Arc<BackingId>>)> {
         let daemon = self.tree.daemon();
         let whole = open.whole_blob();
-        let mut handles = self.handles();
-        let opens = handles.of_inodes.entry(ino).or_default();
+        let mut table = self.lock();
+        let opens = table.of_inodes.entry(ino).or_default();
         if let Some(id) = opens.backing.clone() {
             if !self.tree.may_share_blob(open)? {
                 return Err(Errno::TXTBSY);
@@ -105,69 +117,20 @@ impl MountState {
         Ok((ByteMover::Cached, None))
     }
 
-    /// Replies with a file that was opened.
-    pub(super) fn reply_opened(&self, ino: INodeNo, open: OpenFile, reply: ReplyOpen) {
-        let (mover, id) = match self.choose_mover(ino, &open, |file| reply.open_backing(file)) {
-            Ok(chosen) => chosen,
-            Err(errno) => {
-                self.tree.release(&open);
-                return reply.error(fuse_errno(errno));
-            }
-        };
-        let flags = self.open_flags(ino, &open);
-        // The daemon will see no read of the file.
-        if mover == ByteMover::Passed {
-            self.tree.begin_read(ino.0, &open);
-        }
-        let number = self.add(ino, open, Some(mover));
-        match id {
-            Some(id) => {
-                reply.opened_passthrough(number, FopenFlags::empty(), &id);
-                // The kernel answers the reads that follow.
-                self.first_read.note_answer();
-            }
-            None => reply.opened(number, flags),
-        }
-    }
-
-    /// Returns what the kernel may cache of a file, and whether it is to report each close.
-    pub(super) fn open_flags(&self, ino: INodeNo, open: &OpenFile) -> FopenFlags {
-        let caching = match self.tree.kernel_caching(ino.0, open) {
-            KernelCaching::Pages => FopenFlags::FOPEN_KEEP_CACHE,
-            KernelCaching::NoPages => FopenFlags::FOPEN_DIRECT_IO,
-            KernelCaching::Names => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR,
-            KernelCaching::NoNames => FopenFlags::empty(),
-        };
-        match open.close_report() {
-            CloseReport::Flushes => caching,
-            CloseReport::Releases => caching | FopenFlags::FOPEN_NOFLUSH,
-        }
-    }
-
-    /// Replies with an inode. The kernel knows the inode from now on until it forgets it.
-    pub(super) fn reply_entry(&self, reply: ReplyEntry, outcome: Result<Attr>) {
-        match outcome {
-            Ok(attr) => {
-                self.tree.remember_entry(attr.ino);
-                reply.entry(&attr.ttl, &file_attr(&attr), Generation(0));
-            }
-            Err(errno) => reply.error(fuse_errno(errno)),
-        }
-    }
-
+    /// Releases a handle that the kernel no longer uses.
     pub(super) fn release(&self, number: FileHandle) {
-        let mut handles = self.handles();
-        let Some(handle) = handles.by_number.remove(&number.0) else { return };
-        if let (Some(mover), Some(opens)) = (handle.mover, handles.of_inodes.get_mut(&handle.ino)) {
+        let mut table = self.lock();
+        let Some(handle) = table.by_number.remove(&number.0) else { return };
+        if let (Some(mover), Some(opens)) = (handle.mover, table.of_inodes.get_mut(&handle.ino)) {
             match mover {
                 ByteMover::Cached => opens.cached -= 1,
                 ByteMover::Passed => opens.passed -= 1,
             }
             if opens.cached == 0 && opens.passed == 0 {
-                handles.of_inodes.remove(&handle.ino);
+                table.of_inodes.remove(&handle.ino);
             }
         }
-        drop(handles);
+        drop(table);
         self.tree.release(&handle.open);
     }
 }

@@ -1,19 +1,22 @@
-//! What answers the kernel: the state of one mount, and work that takes its time.
+//! What answers the kernel: the state of one mount, answers that take their time, and the replies
+//! that open a file or hand out an inode.
 
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{FileHandle, INodeNo};
+use fuser::{FileHandle, FopenFlags, Generation, INodeNo, ReplyEntry, ReplyOpen};
 use ion_system::patience::with_progress_deadline;
 use tokio::runtime::Handle as Runtime;
 
 use super::first::FirstRead;
-use super::handles::Handles;
+use super::handles::{ByteMover, Handles};
+use super::reply::{file_attr, fuse_errno};
 use super::requests::Requests;
 use crate::answer::Answer;
+use crate::open::{KernelCaching, OpenFile};
+use crate::output::CloseReport;
 use crate::tree::ListedDirectory;
-use crate::{Errno, Ino, Result, Tree};
+use crate::{Attr, Errno, Ino, Result, Tree};
 
 /// How long a request may take beyond the deadline of the commit or the read that it waits for.
 pub(super) const MARGIN: Duration = Duration::from_secs(10);
@@ -29,8 +32,7 @@ pub(crate) struct Kernel {
 pub(super) struct MountState {
     pub(super) tree: Arc<Tree>,
     pub(super) runtime: Runtime,
-    pub(super) handles: Mutex<Handles>,
-    pub(super) next_handle: AtomicU64,
+    pub(super) handles: Handles,
     pub(super) first_read: FirstRead,
     pub(super) requests: Requests,
 }
@@ -38,9 +40,9 @@ pub(super) struct MountState {
 impl Kernel {
     pub(crate) fn new(tree: Arc<Tree>, runtime: Runtime) -> Self {
         let first_read = FirstRead::of(&tree);
-        let (handles, next_handle) = (Mutex::default(), AtomicU64::new(1));
+        let handles = Handles::new(tree.clone());
         let requests = Requests::of(&tree.daemon().metrics);
-        let mount = MountState { tree, runtime, handles, next_handle, first_read, requests };
+        let mount = MountState { tree, runtime, handles, first_read, requests };
         Self { mount: Arc::new(mount) }
     }
 
@@ -97,7 +99,7 @@ impl Kernel {
         reply: impl FnOnce(&Tree, Result<ListedDirectory>) + Send + 'static,
     ) {
         let tree = self.mount.tree.clone();
-        let answer = match self.mount.handle(fh) {
+        let answer = match self.mount.handles.get(fh) {
             Ok(handle) => tree.list(ino.0, &handle.open, offset),
             Err(errno) => Answer::Now(Err(errno)),
         };
@@ -106,5 +108,58 @@ impl Kernel {
 
     pub(super) fn read_deadline(&self) -> Duration {
         self.mount.tree.daemon().settings.read_deadline
+    }
+}
+
+impl MountState {
+    /// Replies with a file that was opened.
+    pub(super) fn reply_opened(&self, ino: INodeNo, open: OpenFile, reply: ReplyOpen) {
+        let (mover, id) =
+            match self.handles.choose_mover(ino, &open, |file| reply.open_backing(file)) {
+                Ok(chosen) => chosen,
+                Err(errno) => {
+                    self.tree.release(&open);
+                    return reply.error(fuse_errno(errno));
+                }
+            };
+        let flags = self.open_flags(ino, &open);
+        // The daemon will see no read of the file.
+        if mover == ByteMover::Passed {
+            self.tree.begin_read(ino.0, &open);
+        }
+        let number = self.handles.add(ino, open, Some(mover));
+        match id {
+            Some(id) => {
+                reply.opened_passthrough(number, FopenFlags::empty(), &id);
+                // The kernel answers the reads that follow.
+                self.first_read.note_answer();
+            }
+            None => reply.opened(number, flags),
+        }
+    }
+
+    /// Returns what the kernel may cache of a file, and whether it is to report each close.
+    pub(super) fn open_flags(&self, ino: INodeNo, open: &OpenFile) -> FopenFlags {
+        let caching = match self.tree.kernel_caching(ino.0, open) {
+            KernelCaching::Pages => FopenFlags::FOPEN_KEEP_CACHE,
+            KernelCaching::NoPages => FopenFlags::FOPEN_DIRECT_IO,
+            KernelCaching::Names => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR,
+            KernelCaching::NoNames => FopenFlags::empty(),
+        };
+        match open.close_report() {
+            CloseReport::Flushes => caching,
+            CloseReport::Releases => caching | FopenFlags::FOPEN_NOFLUSH,
+        }
+    }
+
+    /// Replies with an inode. The kernel knows the inode from now on until it forgets it.
+    pub(super) fn reply_entry(&self, reply: ReplyEntry, outcome: Result<Attr>) {
+        match outcome {
+            Ok(attr) => {
+                self.tree.remember_entry(attr.ino);
+                reply.entry(&attr.ttl, &file_attr(&attr), Generation(0));
+            }
+            Err(errno) => reply.error(fuse_errno(errno)),
+        }
     }
 }
