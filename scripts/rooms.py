@@ -3,8 +3,9 @@
 
     scripts/rooms.py            prints a Graphviz picture of the crates (dot -Tsvg draws it)
     scripts/rooms.py --modules  prints a picture of the crates and of the modules of each crate
-    scripts/rooms.py --check    fails if modules of one crate import each other in a circle, or if a
-                                crate imports one that is not on an earlier floor
+    scripts/rooms.py --check    fails when modules of one crate import each other in a circle, or when
+                                a crate imports one that its floor does not allow. In the crates of
+                                CHECKED_INSIDE, the modules of each folder are checked as well
 
 The crates come from `cargo metadata`, and the modules from the `use` lines and the paths in their
 files. Code in `#[cfg(test)]` modules does not count.
@@ -33,6 +34,9 @@ FLOORS = [
     ["ion"],
 ]
 
+# Crates in which modules of the same folder may not import each other in a circle either.
+CHECKED_INSIDE = ["ion-fs"]
+
 
 def crates():
     """Returns each crate of the workspace with its folder and the other crates that it uses."""
@@ -56,9 +60,11 @@ def without_tests(text):
     return re.sub(r"//.*", "", text)
 
 
-def modules(folder):
-    """Returns the top-level modules of a crate, and the other ones that each of them names."""
-    source = folder / "src"
+def modules(folder, inside=()):
+    """Returns the top-level modules of a crate, and the other ones that each of them names. With
+    `inside`, returns the same for the modules of one folder of the crate."""
+    source = (folder / "src").joinpath(*inside)
+    room = "::".join(["crate", *inside])
     texts = {}
     for path in sorted(source.rglob("*.rs")):
         parts = path.relative_to(source).with_suffix("").parts
@@ -70,11 +76,17 @@ def modules(folder):
     for module, files in texts.items():
         named = set()
         for depth, text in files:
-            named.update(re.findall(r"\bcrate::([a-z_]+)", text))
-            # A path with one `super` for each level of its file names another top-level module.
+            named.update(re.findall(r"\b" + room + "::([a-z_]+)", text))
+            # A path with one `super` for each level of its file names a neighbour.
             named.update(re.findall(r"(?<![:\w])" + "super::" * depth + r"([a-z_]+)", text))
         found[module] = sorted((named & set(texts)) - {module})
     return found
+
+
+def folders_of_modules(folder):
+    """Returns the folders below a crate's source, each as the names of its path."""
+    source = folder / "src"
+    return [path.relative_to(source).parts for path in sorted(source.rglob("*/")) if path.is_dir()]
 
 
 def circles(edges):
@@ -105,8 +117,13 @@ def check(all_crates):
         for other in imports:
             if floor.get(other, -1) >= floor[name]:
                 yield f"crate {name} imports {other}, which is not below it"
-        for group in circles(modules(folder)):
-            yield f"modules of {name} import each other in a circle: {', '.join(group)}"
+        rooms = [()]
+        if name in CHECKED_INSIDE:
+            rooms += [inside for inside in folders_of_modules(folder) if inside]
+        for inside in rooms:
+            for group in circles(modules(folder, inside)):
+                room = "::".join([name, *inside])
+                yield f"modules of {room} import each other in a circle: {', '.join(group)}"
 
 
 def draw(all_crates, with_modules):

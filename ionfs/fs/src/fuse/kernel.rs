@@ -85,7 +85,9 @@ impl Kernel {
         let limit = tree.daemon().settings.commit_deadline + MARGIN;
         self.mount.runtime.spawn(async move {
             let moved = || tree.bytes_moved();
-            let work = async { with_progress_deadline(limit, moved, work).await.unwrap_or(Err(Errno::IO)) };
+            let work = async {
+                with_progress_deadline(limit, moved, work).await.unwrap_or(Err(Errno::IO))
+            };
             reply(tree.unless_stopped(work).await);
         });
     }
