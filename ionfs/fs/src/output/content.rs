@@ -29,7 +29,7 @@ use super::handle::{CloseReport, StagedHandle};
 use super::in_order::InOrder;
 use super::request::{ContentChanger, OpenRequest};
 use super::staging::StagingArea;
-use super::table::{FileNode, Orphans, OutputTable};
+use super::table::{FailedWrite, FileNode, Orphans, OutputTable};
 
 /// The staged content of one attempt.
 #[derive(Debug)]
@@ -220,8 +220,10 @@ impl StagedContent {
         match outcome {
             // The caller copies by other means.
             Err(Errno::OPNOTSUPP) => {}
-            Err(errno) => file.failed = Some((range.start, *errno)),
-            Ok(_) if file.failed.is_some_and(|(at, _)| range.contains(&at)) => file.failed = None,
+            Err(errno) => file.failed = Some(FailedWrite { at: range.start, errno: *errno }),
+            Ok(_) if file.failed.is_some_and(|write| range.contains(&write.at)) => {
+                file.failed = None
+            }
             Ok(_) => {}
         }
         effect
@@ -276,7 +278,7 @@ impl StagedContent {
     /// Notes that the file may lack what was written from `at` on.
     pub(super) fn note_failure(&self, ino: Ino, at: u64, errno: Errno) {
         if let Ok(file) = self.staging.lock().file_mut(ino) {
-            file.failed = Some((at, errno));
+            file.failed = Some(FailedWrite { at, errno });
         }
     }
 

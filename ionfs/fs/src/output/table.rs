@@ -38,6 +38,29 @@ const FIXED: u64 = 3;
 /// The blob of one generation of a file, stored or still being stored.
 pub(super) type BlobCell = Arc<OnceCell<FileEntry>>;
 
+/// The blob of one generation of a file.
+#[derive(Debug)]
+pub(super) struct StoredContent {
+    pub(super) generation: u64,
+    pub(super) blob: BlobCell,
+}
+
+/// A write that failed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FailedWrite {
+    /// The offset from which the file may lack what was written.
+    pub(super) at: u64,
+    pub(super) errno: Errno,
+}
+
+/// The file of `in/` that a file is a hard link of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct InputLink {
+    pub(super) ino: Ino,
+    /// The generation of the linking file when the link was made.
+    pub(super) generation: u64,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct FileNode {
     /// Open handles.
@@ -51,22 +74,23 @@ pub(super) struct FileNode {
     pub(super) reference: Option<Reference>,
     /// Bytes that count against the job's limit.
     pub(super) charged: u64,
-    /// The offset of a write that failed, and its errno. Until that offset is written again, the
-    /// file does not hold what its writer meant.
-    pub(super) failed: Option<(u64, Errno)>,
+    /// A write that failed. Until its offset is written again, the file does not hold what its
+    /// writer meant.
+    pub(super) failed: Option<FailedWrite>,
     /// Present if each byte was written once and in order. None otherwise, and while bytes are
     /// being written.
     pub(super) in_order: Option<InOrder>,
-    pub(super) stored: Option<(u64, BlobCell)>,
+    /// The blob of the file's content, or of an earlier generation of it.
+    pub(super) stored: Option<StoredContent>,
     /// Whether a background upload waits for its turn.
     pub(super) upload_waits: bool,
     /// The attributes that the file had before the daemon copied bytes of its blob into the staged
     /// file. They are shown until the module changes the file: filling a reference is not a change
     /// that the module made.
     pub(super) shown: Option<Box<Stat>>,
-    /// The file of `in/` that this file is a hard link of, and this file's generation when the link
-    /// was made. The file shows that inode's number while their content is the same.
-    pub(super) linked_to: Option<(Ino, u64)>,
+    /// The file of `in/` that this file is a hard link of. The file shows that inode's number while
+    /// their content is the same.
+    pub(super) linked_to: Option<InputLink>,
     /// Present for files in `out/events` and for `insights.json`.
     pub(super) event: Option<Box<EventState>>,
 }
@@ -103,7 +127,7 @@ impl FileNode {
     /// Returns the number of the file of `in/` that this file is a hard link of, if it still has
     /// that file's content.
     pub(super) fn shares_number_with(&self) -> Option<Ino> {
-        self.linked_to.filter(|(_, generation)| *generation == self.generation).map(|(ino, _)| ino)
+        self.linked_to.filter(|link| link.generation == self.generation).map(|link| link.ino)
     }
 }
 
@@ -132,7 +156,7 @@ impl NodeBody {
 #[derive(Debug)]
 pub(super) struct OrphanedFile {
     /// The blob that was stored of it, or is still being stored.
-    pub(super) stored: BlobCell,
+    pub(super) blob: BlobCell,
     /// Its staged content, if the table still held it.
     pub(super) known: Option<Arc<Pinned>>,
 }
@@ -470,9 +494,9 @@ impl OutputTable {
             _ => None,
         };
         if let NodeBody::File(file) = node.body
-            && let Some((_, stored)) = file.stored
+            && let Some(StoredContent { blob, .. }) = file.stored
         {
-            self.orphans.push(OrphanedFile { stored, known });
+            self.orphans.push(OrphanedFile { blob, known });
         }
     }
 

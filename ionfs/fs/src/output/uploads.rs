@@ -28,7 +28,7 @@ use super::super::{Errno, Ino, errno};
 use super::closed::ClosedFiles;
 use super::content::{StagedContent, WritersLeft};
 use super::staging::StagingArea;
-use super::table::{BlobCell, OrphanedFile, Orphans, OutputTable};
+use super::table::{BlobCell, OrphanedFile, Orphans, OutputTable, StoredContent};
 use super::tasks::JobTasks;
 
 /// How long a commit waits for the RELEASE of a handle that was closed: the kernel sends it after
@@ -167,24 +167,24 @@ impl StagedUploads {
             let mut table = self.staging.lock();
             let missing = |_| Refusal::Missing(path.to_owned());
             let file = table.file_mut(ino).map_err(missing)?;
-            if let Some(reference) =
-                file.reference.as_ref().filter(|reference| reference.is_whole())
-            {
-                return Ok(ContentBlob::OfAnAncestor(FileEntry::clone(reference.entry())));
+            let reference = file.reference.as_ref();
+            if let Some(whole) = reference.filter(|reference| reference.is_whole()) {
+                return Ok(ContentBlob::OfAnAncestor(FileEntry::clone(whole.entry())));
             }
+            let generation = file.generation;
             match &file.stored {
-                Some((generation, cell)) if *generation == file.generation => {
-                    (*generation, cell.clone(), None)
+                Some(stored) if stored.generation == generation => {
+                    (generation, stored.blob.clone(), None)
                 }
                 _ => {
                     let cell = BlobCell::default();
-                    let former = file.stored.replace((file.generation, cell.clone()));
-                    (file.generation, cell, former)
+                    let stored = StoredContent { generation, blob: cell.clone() };
+                    (generation, cell, file.stored.replace(stored))
                 }
             }
         };
-        if let Some((_, former)) = former
-            && let Some(entry) = former.get()
+        if let Some(former) = former
+            && let Some(entry) = former.blob.get()
         {
             self.own_blobs.discard(&entry.key);
         }
@@ -224,8 +224,8 @@ impl StagedUploads {
 
     /// Uploads the file's current content.
     async fn upload(&self, ino: Ino, path: &str) -> Result<FileEntry, Refusal> {
-        if let Some((_, errno)) = self.staging.lock().file(ino).ok().and_then(|file| file.failed) {
-            return Err(Refusal::NotWhole { path: path.to_owned(), source: errno.into() });
+        if let Some(write) = self.staging.lock().file(ino).ok().and_then(|file| file.failed) {
+            return Err(Refusal::NotWhole { path: path.to_owned(), source: write.errno.into() });
         }
         let unreadable =
             |errno: Errno| Refusal::Unreadable { path: path.to_owned(), source: errno.into() };
@@ -301,8 +301,8 @@ impl StagedUploads {
     /// blob when it ends. The file's local space is freed now, because a module that removed a file
     /// counts on that space; what the upload reads after that is named by no event.
     pub(super) fn discard(&self, orphans: Orphans) {
-        for OrphanedFile { stored, known } in orphans.0 {
-            match (stored.get(), known) {
+        for OrphanedFile { blob, known } in orphans.0 {
+            match (blob.get(), known) {
                 (Some(entry), _) => self.own_blobs.discard(&entry.key),
                 // If the truncation is refused, the space is freed when the upload ends.
                 (None, Some(content)) => drop(content.open(OFlags::WRONLY | OFlags::TRUNC)),
@@ -340,8 +340,10 @@ impl StagedUploads {
     fn is_as_named(&self, ino: Ino, entry: &FileEntry) -> bool {
         let table = self.staging.lock();
         let file = table.file(ino).ok().filter(|file| file.writers.is_empty());
-        file.and_then(|file| file.stored.as_ref().filter(|(at, _)| *at == file.generation))
-            .is_some_and(|(_, cell)| cell.get().is_some_and(|stored| stored.key == entry.key))
+        let stored = file.and_then(|file| {
+            file.stored.as_ref().filter(|stored| stored.generation == file.generation)
+        });
+        stored.and_then(|stored| stored.blob.get()).is_some_and(|blob| blob.key == entry.key)
     }
 }
 

@@ -71,7 +71,7 @@ impl StagedContent {
         self.staging.limits().charge(table, ino, if takes { size } else { 0 })?;
         let file = table.file_mut(ino)?;
         backing.set_len(size).map_err(|error| errno(&error))?;
-        if file.failed.is_some_and(|(at, _)| at >= size) {
+        if file.failed.is_some_and(|write| write.at >= size) {
             file.failed = None;
         }
         match &mut file.reference {

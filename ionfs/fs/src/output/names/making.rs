@@ -17,7 +17,9 @@ use crate::eventfile::ContentChange;
 use crate::output::in_order::InOrder;
 use crate::output::reference::Reference;
 use crate::output::request::{Maker, TimeChange};
-use crate::output::table::{DATA, DirectoryNames, EVENTS, FileNode, NodeBody, OUT, OutputTable};
+use crate::output::table::{
+    DATA, DirectoryNames, EVENTS, FileNode, InputLink, NodeBody, OUT, OutputTable,
+};
 use crate::{Attr, Errno, FileKind, Ino, Result, errno};
 
 impl StagedNames {
@@ -161,7 +163,7 @@ impl StagedNames {
         let attr = self.add_reference(parent, name, entry, mode, maker)?;
         let mut table = self.staging.lock();
         let file = table.file_mut(attr.ino)?;
-        file.linked_to = Some((linked_to, file.generation));
+        file.linked_to = Some(InputLink { ino: linked_to, generation: file.generation });
         self.staging.attr(&table, attr.ino)
     }
 }
