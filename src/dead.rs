@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use dispatcher::find::find_job;
 use dispatcher::ledger::{JobFilter, Ledger, LedgerError};
-use ionfs::errors::chain;
+use ionfs::errors::error_chain;
 use ionfs::id::{EventId, JobId};
 use ionfs::record::{JobRecord, JobState};
 use ionfs::stores::DeadLetter;
@@ -113,7 +113,7 @@ impl DeadJobTally {
             "job {} of {} cannot be {what}: {}",
             job.id,
             job.module,
-            chain(error)
+            error_chain(error)
         ));
         self.failed += 1;
     }

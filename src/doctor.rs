@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::Args as ClapArgs;
 use dispatcher::container;
 use dispatcher::sandbox::{self, ForkServer, SandboxMode};
-use ionfs::errors::chain;
+use ionfs::errors::error_chain;
 use serde_json::json;
 
 use crate::output::{self, Colour};
@@ -37,7 +37,7 @@ pub(crate) async fn run(settings: &CommandSettings, _args: DoctorArgs) -> Comman
             needed: false,
             text: format!(
                 "{}; jobs find their tree at $ION_DIR instead{}",
-                chain(&error),
+                error_chain(&error),
                 if root { "" } else { " (this needs the program fusermount3, of package fuse3)" }
             ),
         },
@@ -143,13 +143,13 @@ fn containers() -> [DoctorFinding; 2] {
     let path = search_path();
     let runtime = match container::runtime(&path).and_then(|program| container::version(&program)) {
         Ok(version) => good("containers", &format!("{version} runs modules that have an image")),
-        Err(error) => so_so("containers", chain(&error)),
+        Err(error) => so_so("containers", error_chain(&error)),
     };
     let registry = match container::fetcher(&path) {
         Ok(program) => {
             good("images", &format!("{} fetches them from registries", program.display()))
         }
-        Err(error) => so_so("images", chain(&error)),
+        Err(error) => so_so("images", error_chain(&error)),
     };
     [runtime, registry]
 }

@@ -8,7 +8,7 @@ use dispatcher::find::find_event;
 use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::starts_nothing;
 use ionfs::commit::{Refusal, create_event};
-use ionfs::errors::chain;
+use ionfs::errors::error_chain;
 use ionfs::event::{Event, KeyValue, is_event_type};
 use ionfs::first::FirstEvent;
 use ionfs::id::{CorrelationId, EventId};
@@ -165,7 +165,10 @@ async fn create(settings: &CommandSettings, args: EventCreateArgs) -> CommandRes
         },
         // The event is committed all the same.
         Err(error) => {
-            output::say(&format!("the modules that it starts cannot be read: {}", chain(&error)));
+            output::say(&format!(
+                "the modules that it starts cannot be read: {}",
+                error_chain(&error)
+            ));
             true
         }
     };
@@ -202,7 +205,7 @@ fn keys(event: &Event) -> Vec<String> {
 
 async fn remove_blobs(plane: &DataPlane, keys: &[String]) {
     if let Err(error) = plane.blobs.delete_all(keys).await {
-        output::say(&format!("blobs of this call stay until `ion gc`: {}", chain(&error)));
+        output::say(&format!("blobs of this call stay until `ion gc`: {}", error_chain(&error)));
     }
 }
 

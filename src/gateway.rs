@@ -11,7 +11,7 @@ use dispatcher::gateway::{
     read_private,
 };
 use dispatcher::pipeline::{ExecutorKind, Module, Network};
-use ionfs::errors::chain;
+use ionfs::errors::error_chain;
 use ionfs::node::Node;
 
 use crate::metrics::MetricsArgs;
@@ -72,8 +72,9 @@ impl GatewayFlags {
             None => Tokens::default(),
         };
         let said = gateway_tokens().map(|lines| Tokens::parse(&lines)).transpose();
-        let said =
-            said.map_err(|error| CommandFailure(format!("ION_GATEWAY_TOKENS: {}", chain(&error))))?;
+        let said = said.map_err(|error| {
+            CommandFailure(format!("ION_GATEWAY_TOKENS: {}", error_chain(&error)))
+        })?;
         Ok(listed.and(said.unwrap_or_default()))
     }
 

@@ -95,7 +95,7 @@ pub(crate) struct CommandFailure(pub(crate) String);
 
 impl<E: std::error::Error> From<E> for CommandFailure {
     fn from(error: E) -> Self {
-        Self(ionfs::errors::chain(&error))
+        Self(ionfs::errors::error_chain(&error))
     }
 }
 

@@ -19,7 +19,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use ionfs::errors::chain;
+use ionfs::errors::error_chain;
 use ionfs::spans;
 use opentelemetry::trace::{
     SpanContext, SpanId, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId, TraceState,
@@ -271,7 +271,7 @@ impl HttpClient for CollectorClient {
         let failed = match &sent {
             Ok(response) if response.status().is_success() => None,
             Ok(response) => Some(format!("it answered {}", response.status())),
-            Err(error) => Some(chain(error)),
+            Err(error) => Some(error_chain(error)),
         };
         match failed {
             None => self.failing.store(false, Ordering::Relaxed),

@@ -126,7 +126,9 @@ pub(crate) async fn relay(settings: &CommandSettings, args: RelayArgs) -> Comman
         match relay.round().await {
             Ok(0) => {}
             Ok(published) => output::say(&format!("published {published} events")),
-            Err(error) => tracing::warn!(error = ionfs::errors::chain(&error), "not published yet"),
+            Err(error) => {
+                tracing::warn!(error = ionfs::errors::error_chain(&error), "not published yet")
+            }
         }
         tokio::select! {
             () = &mut stop => {

@@ -17,7 +17,7 @@ use dispatcher::ledger::Ledger;
 use dispatcher::progress::{CorrelationStatus, Obstacle, obstacles, status};
 use humantime::format_duration;
 use indicatif::{MultiProgress, ProgressBar};
-use ionfs::errors::chain;
+use ionfs::errors::error_chain;
 use ionfs::id::JobId;
 use ionfs::stores::StoreError;
 use tokio::time::Instant;
@@ -85,7 +85,7 @@ pub(crate) async fn wait(
                     let most = format_duration(Duration::from_secs(most.as_secs()));
                     output::say(&format!(
                         "waiting for the document store, for {most} at most: {}",
-                        chain(&error)
+                        error_chain(&error)
                     ));
                     begun
                 });
@@ -94,7 +94,7 @@ pub(crate) async fn wait(
                     return Err(CommandFailure(format!(
                         "the document store was unavailable for {most}: {}; `ion trace \
                          {correlation}` shows the rest",
-                        chain(&error)
+                        error_chain(&error)
                     )));
                 }
             }

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::{Event, is_event_type};
 use ion_model::id::{CorrelationId, EventId};
 use ion_stores::{Collection, DataPlane};
@@ -24,7 +24,7 @@ struct Failure(String);
 
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self(chain(&error))
+        Self(error_chain(&error))
     }
 }
 

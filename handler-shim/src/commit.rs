@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ion_model::checksum::{BLOCK, BlockChecksummer};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::{
     Event, EventFile, FileEntry, KeyValue, ParsedEventFile, PublicationState, WHOLE_DRAFT,
     clean_path, is_doubtful_draft, parse_within,
@@ -113,7 +113,7 @@ async fn give_up(plane: &DataPlane, attempt: HandlerAttempt, error: HandlerError
         HandlerError::Rejected { refusal, .. } if !matches!(refusal, Refusal::Stores(_)) => {
             if let Err(failed) = attempt.fail(plane, &error.to_string()).await {
                 tracing::warn!(
-                    error = chain(&failed),
+                    error = error_chain(&failed),
                     "the ledger cannot record that the attempt failed"
                 );
             }
@@ -242,7 +242,7 @@ async fn show(
 ) -> Result<HandlerCommit, HandlerError> {
     if let Err(error) = relay::promote(plane, &job.id).await {
         tracing::warn!(
-            error = chain(&error),
+            error = error_chain(&error),
             "the events are committed but not all published yet; a relay publishes them later"
         );
     }

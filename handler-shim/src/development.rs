@@ -161,7 +161,7 @@ pub async fn first_event(
         let stored = in_tries(store).await;
         let why = |error| HandlerError::Input {
             name: name.clone(),
-            reason: ion_model::errors::chain(&error),
+            reason: ion_model::errors::error_chain(&error),
         };
         files.push(stored.map_err(why)?);
     }
@@ -177,7 +177,7 @@ pub async fn first_event(
     };
     let event = first.document(plane, &prefix).await.map_err(|error| HandlerError::Input {
         name: "in/data".into(),
-        reason: ion_model::errors::chain(&error),
+        reason: ion_model::errors::error_chain(&error),
     })?;
     let created = record_event(plane, event.clone()).await;
     created

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::{FileEntry, clean_path, event_json};
 use ion_plane::address::{FileUrls, addresses};
 use ion_stores::DataPlane;
@@ -211,14 +211,14 @@ async fn try_to_fetch(
     let opened = run_blocking(move || made.folder.made_file(&made.path)).await;
     let opened = Arc::new(opened.map_err(HandlerError::folder(file.shown(), "cannot be written"))?);
     let body = plane.blobs.get(&file.entry.key, range.clone()).await;
-    let mut body = body.map_err(|error| wrong(chain(&error)))?;
+    let mut body = body.map_err(|error| wrong(error_chain(&error)))?;
     let block = file.entry.checksums.block;
     let mut gathered = Vec::new();
     let mut at = range.start;
     while at < range.end {
         let whole = usize::try_from(block.min(range.end - at)).expect("a block fits memory");
         while gathered.len() < whole {
-            let piece = body.try_next().await.map_err(|error| wrong(chain(&error)))?;
+            let piece = body.try_next().await.map_err(|error| wrong(error_chain(&error)))?;
             let Some(piece) = piece else {
                 return Err(wrong("the store holds fewer bytes than were written".into()));
             };

@@ -758,7 +758,7 @@ fn bus_over_tls_with_a_clients_certificate() {
         let begun = Instant::now();
         // The broker's port answers before the broker serves.
         while let Err(error) = tried(&url).await {
-            assert!(begun.elapsed() < DEADLINE, "{}", ionfs::errors::chain(&error));
+            assert!(begun.elapsed() < DEADLINE, "{}", ionfs::errors::error_chain(&error));
         }
         let bus = Arc::new(Amqp::open(&url).unwrap());
         assert!(matches!(bus.publish(&message("tls", "1")).await.unwrap(), Routed::To(_)));
@@ -766,7 +766,7 @@ fn bus_over_tls_with_a_clients_certificate() {
         let ca_only = url.split("&certfile").next().unwrap();
         assert!(tried(ca_only).await.is_err(), "the broker refuses a client without a certificate");
         let no_ca = url.split('?').next().unwrap();
-        let refused = ionfs::errors::chain(&tried(no_ca).await.unwrap_err());
+        let refused = ionfs::errors::error_chain(&tried(no_ca).await.unwrap_err());
         assert!(refused.contains("certificate"), "{refused}");
     });
 }

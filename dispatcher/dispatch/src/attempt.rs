@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use ion_jobs::job::{AttemptOutcome, EndedAttempt, Transition};
 use ion_jobs::ledger::{Ledger, LedgerError};
 use ion_jobs::pipeline::Module;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::Event;
 use ion_model::record::{JobRecord, JobState};
 use ion_run::executor::{AttemptStart, Executor, RunResult, StopReason, tell};
@@ -166,7 +166,7 @@ impl AttemptRunner {
         match self.ledger.advance(job, &Transition::Running).await {
             Ok(record) => self.notices.send(DispatchNotice::Started(record)),
             Err(LedgerError::Store(error)) => {
-                let error = chain(&error);
+                let error = error_chain(&error);
                 tracing::warn!(job = %job.id, error, "that a job runs could not be written yet");
                 return None;
             }
@@ -189,7 +189,7 @@ impl AttemptRunner {
                 held(record.cancel)
             }
             Err(LedgerError::Store(error)) => {
-                let error = chain(&error);
+                let error = error_chain(&error);
                 tracing::warn!(job = %job.id, error, "the lease could not be renewed");
                 LeaseHappening::StoreFailed
             }
@@ -211,7 +211,7 @@ impl AttemptRunner {
         let ended = Transition::Ended(EndedAttempt { outcome, retries, jitter });
         let is_unavailable = |failed: FailedTry<'_, LedgerError>| {
             let LedgerError::Store(error) = failed.error else { return false };
-            let error = chain(error);
+            let error = error_chain(error);
             tracing::warn!(job = %job.id, error, "a job's end could not be written yet");
             true
         };

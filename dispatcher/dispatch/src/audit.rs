@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ion_jobs::ledger::{Ledger, LedgerError};
 use ion_model::clock::{self, Millis};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::Event;
 use ion_model::id::JobId;
 use ion_model::record::{JobRecord, JobState};
@@ -51,7 +51,7 @@ pub async fn check(ledger: &Ledger, repair: CheckRepair) -> Result<LedgerReport,
         while let Some(page) = pages.next(&**documents).await? {
             let readable = |job| {
                 let job = decode::<JobRecord>(Collection::Jobs, job);
-                job.inspect_err(|error| report.found(chain(error))).ok()
+                job.inspect_err(|error| report.found(error_chain(error))).ok()
             };
             let jobs: Vec<JobRecord> = page.into_iter().filter_map(readable).collect();
             check_events_of(ledger, &jobs, &mut report).await?;

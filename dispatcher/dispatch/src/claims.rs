@@ -6,7 +6,7 @@ use ion_jobs::gather::{Readiness, readiness};
 use ion_jobs::ledger::{ClaimOutcome, LedgerError, MessageSubject};
 use ion_jobs::pipeline::Module;
 use ion_model::clock;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::{Event, Message};
 use ion_model::record::{JobRecord, JobState, MissingJobs};
 use ion_stores::{DeadLetter, Delivery, StoreError, encode};
@@ -94,7 +94,7 @@ impl DispatchState {
     ) -> Result<JobMaterials, LedgerError> {
         let is_unavailable = |failed: FailedTry<'_, LedgerError>| {
             let LedgerError::Store(error) = failed.error else { return false };
-            tracing::debug!(job = %job.id, error = chain(error), "its event cannot be read yet");
+            tracing::debug!(job = %job.id, error = error_chain(error), "its event cannot be read yet");
             true
         };
         let read = |_| self.materials(job, module);
@@ -116,7 +116,7 @@ impl DispatchState {
                 )));
             }
             Err(malformed @ StoreError::Malformed { .. }) => {
-                return Ok(JobMaterials::Missing(chain(&malformed)));
+                return Ok(JobMaterials::Missing(error_chain(&malformed)));
             }
             Err(error) => return Err(error.into()),
         };
@@ -146,7 +146,7 @@ impl DispatchState {
             self.claim(&served, &delivery, &intent, which)
         };
         let warn = |failed: FailedTry<'_, LedgerError>| {
-            let (module, error) = (&served.module.name, chain(failed.error));
+            let (module, error) = (&served.module.name, error_chain(failed.error));
             tracing::warn!(module, error, "a job could not be claimed yet");
             true
         };
@@ -181,7 +181,7 @@ impl DispatchState {
         match self.claim_announced(served, message, intent, which).await {
             // Another read would give the same document.
             Err(LedgerError::Store(malformed @ StoreError::Malformed { .. })) => {
-                self.reject_message(module, message, chain(&malformed)).await?;
+                self.reject_message(module, message, error_chain(&malformed)).await?;
                 Ok(None)
             }
             claimed => claimed,

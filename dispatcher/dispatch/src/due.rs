@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use ion_jobs::job::{AttemptOutcome, Transition};
 use ion_jobs::ledger::LedgerError;
 use ion_jobs::pipeline::Module;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::record::{AttemptEnd, JobRecord};
 
 use super::DispatchState;
@@ -58,7 +58,7 @@ impl ModuleTask {
     async fn take_due(&mut self) -> Result<TakenJob, DueLook> {
         let (dispatch, module) = (&self.dispatch, &self.served.module.name);
         let unreadable = |error: &LedgerError| {
-            tracing::debug!(module, error = chain(error), "the ledger cannot be read");
+            tracing::debug!(module, error = error_chain(error), "the ledger cannot be read");
             DueLook::Nothing
         };
         // The look itself takes no slot, so modules that have nothing to run take none from the
@@ -104,7 +104,7 @@ impl ModuleTask {
                 if let Err(error) =
                     self.dispatch.ledger.advance(&job, &Transition::WaitsAgain).await
                 {
-                    let error = chain(&error);
+                    let error = error_chain(&error);
                     tracing::warn!(job = %job.id, error, "that it waits again was not written");
                 }
             }
@@ -119,7 +119,7 @@ impl DispatchState {
     /// Gives a taken job back, because the ledger cannot be read.
     async fn return_taken(&self, taken: TakenJob, module: &Module, error: &LedgerError) {
         let TakenJob { job, source, slot: _ } = taken;
-        let error = chain(error);
+        let error = error_chain(error);
         match source {
             JobSource::Adopted => {
                 tracing::warn!(

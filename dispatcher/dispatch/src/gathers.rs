@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use ion_jobs::job::Transition;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::id::JobId;
 use ion_model::record::{GatherObstacles, JobRecord, MissingJobs};
 
@@ -39,7 +39,7 @@ impl DispatchState {
         noted.insert(job.id.clone(), Instant::now());
         // Another dispatcher may have updated the record, or advanced the job.
         if let Err(error) = self.ledger.advance(job, &Transition::WaitsFor(now)).await {
-            tracing::debug!(job = %job.id, error = chain(&error), "what it waits for was not \
+            tracing::debug!(job = %job.id, error = error_chain(&error), "what it waits for was not \
                                                                    written");
         }
     }
@@ -52,7 +52,7 @@ impl DispatchState {
         match self.ledger.advance(&job, &Transition::Gathers(without)).await {
             Ok(job) => job,
             Err(error) => {
-                tracing::warn!(job = %job.id, error = chain(&error), "what it runs without was not \
+                tracing::warn!(job = %job.id, error = error_chain(&error), "what it runs without was not \
                                                                       written");
                 job
             }

@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use ion_jobs::job::Transition;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::record::{AttemptEnd, JobRecord};
 use ion_stores::StoreError;
 
@@ -27,7 +27,7 @@ impl DispatchState {
     pub(super) async fn hand_over(&self, job: &JobRecord) {
         if let Err(error) = self.ledger.advance(job, &Transition::Left).await {
             // The job is adopted when its lease has expired.
-            tracing::debug!(job = %job.id, error = chain(&error), "that a job is left could not be \
+            tracing::debug!(job = %job.id, error = error_chain(&error), "that a job is left could not be \
                                                                    written");
         }
     }
@@ -58,7 +58,7 @@ impl DispatchState {
                 }
                 // Another dispatcher has adopted it, or it has ended.
                 Err(error) => {
-                    tracing::debug!(job = %job.id, error = chain(&error), "a left job was not ours")
+                    tracing::debug!(job = %job.id, error = error_chain(&error), "a left job was not ours")
                 }
             }
         }
@@ -74,7 +74,7 @@ impl DispatchState {
             }
             // Another dispatcher has done it, which is as good.
             Err(error) => {
-                tracing::debug!(job = %job.id, error = chain(&error), "a lost job was not ours to \
+                tracing::debug!(job = %job.id, error = error_chain(&error), "a lost job was not ours to \
                                                                        move")
             }
         }

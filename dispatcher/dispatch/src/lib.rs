@@ -44,7 +44,7 @@ use ion_jobs::ledger::{Ledger, LedgerError};
 use ion_jobs::metrics::DispatchMetrics;
 use ion_jobs::pipeline::{AT_A_TIME_MAX, Module};
 use ion_model::clock::{Millis, millis};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::record::JobRecord;
 use ion_plane::relay;
 use ion_run::executor::{Executor, RunResult, StopReason};
@@ -288,7 +288,7 @@ impl DispatchState {
         let record = match self.attempts.write_end(job, module, outcome).await {
             Ok(record) => record,
             Err(error) => {
-                let error = chain(&error);
+                let error = error_chain(&error);
                 tracing::warn!(job = %job.id, error, "a job's end was not written");
                 return;
             }
@@ -296,7 +296,7 @@ impl DispatchState {
         if record.outbox
             && let Err(error) = relay::promote(self.ledger.plane(), &record.id).await
         {
-            let error = chain(&error);
+            let error = error_chain(&error);
             tracing::warn!(job = %job.id, error, "the bus is not told of its end yet; the relay will");
         }
         self.executor.settled(module, job).await;
@@ -312,7 +312,7 @@ fn warn_once(outcome: Result<(), LedgerError>, failing: &mut bool, what: &str) {
     if let Err(error) = outcome
         && !*failing
     {
-        tracing::warn!(error = chain(&error), "{what}; trying again");
+        tracing::warn!(error = error_chain(&error), "{what}; trying again");
     }
     *failing = failed;
 }

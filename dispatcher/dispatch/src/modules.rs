@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ion_jobs::ledger::{LedgerError, RegisteredModules};
 use ion_jobs::pipeline::Module;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_stores::registry::Registration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -124,7 +124,7 @@ impl DispatchState {
         if let Err(error) = retired.await {
             tracing::warn!(
                 module = name,
-                error = chain(&error),
+                error = error_chain(&error),
                 "the queue of a module that is gone was not removed"
             );
         }

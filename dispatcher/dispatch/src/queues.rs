@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_stores::Bus;
 
 /// The findings that were logged. Each is logged once.
@@ -17,7 +17,7 @@ impl QueueWatch {
         let report = match bus.inspect(modules).await {
             Ok(report) => report,
             Err(error) => {
-                tracing::debug!(error = chain(&error), "the queues could not be looked at");
+                tracing::debug!(error = error_chain(&error), "the queues could not be looked at");
                 return;
             }
         };

@@ -15,7 +15,7 @@ mod plan;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_stores::{Delivery, StoreError, Subscription};
 use ion_system::failpoint;
 use ion_system::patience::StateAges;
@@ -123,7 +123,7 @@ impl ModuleTask {
     }
 
     fn warn_of_queue(&self, error: &StoreError) {
-        let (module, error) = (&self.served.module.name, chain(error));
+        let (module, error) = (&self.served.module.name, error_chain(error));
         tracing::warn!(module, error, "the queue cannot be read; trying again");
     }
 
@@ -145,7 +145,7 @@ impl ModuleTask {
     async fn finish(&mut self, claimed: ClaimedMessage) -> TaskProgress {
         let ClaimedMessage { tag, end } = claimed;
         if let ClaimEnd::Failed(error) = end {
-            let (module, error) = (&self.served.module.name, chain(&error));
+            let (module, error) = (&self.served.module.name, error_chain(&error));
             tracing::warn!(module, error, "a job could not be claimed; its message goes back");
             let _ = self.queue.give_back(tag).await;
             return match self.dispatch.stopping.is_cancelled() {
@@ -159,7 +159,7 @@ impl ModuleTask {
             self.begin_job(*job, slot);
         }
         if let Err(error) = self.queue.acknowledge(tag).await {
-            let error = chain(&error);
+            let error = error_chain(&error);
             tracing::warn!(
                 error,
                 "a message could not be acknowledged; it will come again and find its job there"
@@ -175,7 +175,7 @@ impl ModuleTask {
         let ahead = match self.queue.pause().await {
             Ok(ahead) => ahead,
             Err(error) => {
-                let (module, error) = (&self.served.module.name, chain(&error));
+                let (module, error) = (&self.served.module.name, error_chain(&error));
                 tracing::warn!(module, error, "the queue cannot be paused");
                 return TaskProgress::GoesOn;
             }

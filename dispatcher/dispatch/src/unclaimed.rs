@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use ion_jobs::ledger::{Ledger, LedgerError, RegisteredModules};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::Event;
 use ion_model::id::JobId;
 use ion_stores::{Collection, Durability, Pages, StoreError, decode, encode};
@@ -196,7 +196,11 @@ impl Unclaimed {
             "its message never reached the module; it is sent again"
         );
         if let Err(error) = ledger.send_again(definition, event).await {
-            tracing::warn!(module, error = chain(&error), "a message could not be sent again yet");
+            tracing::warn!(
+                module,
+                error = error_chain(&error),
+                "a message could not be sent again yet"
+            );
             return Err(error);
         }
         if let Some(seen) = self.seen.get_mut(job) {

@@ -413,7 +413,7 @@ fn host_of<B>(request: &Request<B>) -> Result<&str, Problem> {
 #[cfg(test)]
 mod tests {
     use axum::http::Method;
-    use ion_model::errors::chain;
+    use ion_model::errors::error_chain;
 
     use super::*;
 
@@ -469,7 +469,7 @@ mod tests {
             ("ci all sha256:0123456789abcdef", "64 hexadecimal"),
             ("a all 0123456789abcdef\na all 0123456789abcdef", "already"),
         ] {
-            let said = chain(&Tokens::parse(line).unwrap_err());
+            let said = error_chain(&Tokens::parse(line).unwrap_err());
             assert!(said.contains(why) && !said.contains("0123456789abcdef"), "{said}");
         }
     }

@@ -157,7 +157,7 @@ impl PacedBody {
                 Err(_) => return Err(BodyError::Stalled(self.stall)),
                 Ok(None) => return Ok(None),
                 Ok(Some(Err(error))) => {
-                    return Err(BodyError::Broken(ion_model::errors::chain(&error)));
+                    return Err(BodyError::Broken(ion_model::errors::error_chain(&error)));
                 }
                 Ok(Some(Ok(piece))) => piece,
             };

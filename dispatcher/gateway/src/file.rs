@@ -13,7 +13,7 @@ use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use ion_model::checksum::hex;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::{FileEntry, clean_path};
 use ion_plane::cache::{BlobReader, CacheError};
 use ion_stores::StoreError;
@@ -228,7 +228,7 @@ fn broken() -> std::io::Error {
 }
 
 fn unreadable(error: &CacheError) -> Problem {
-    let detail = chain(error);
+    let detail = error_chain(error);
     match error {
         CacheError::Store { source: StoreError::Unavailable { .. }, .. } => {
             Problem::new(ProblemKind::StoresAway, format!("{detail}; try again later"))

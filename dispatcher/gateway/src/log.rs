@@ -76,7 +76,7 @@ impl From<LogError> for Problem {
             error @ (LogError::Ledger(LedgerError::NoSuchJob(_)) | LogError::NoAttempt { .. }) => {
                 Self::new(ProblemKind::NotFound, error.to_string())
             }
-            error => Self::new(ProblemKind::Internal, ion_model::errors::chain(&error)),
+            error => Self::new(ProblemKind::Internal, ion_model::errors::error_chain(&error)),
         }
     }
 }

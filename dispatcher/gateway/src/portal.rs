@@ -442,7 +442,7 @@ impl Drop for CancelJob {
         let gate = self.gate.clone();
         self.gate.tasks.spawn(async move {
             if let Err(error) = gate.ledger.cancel(&job).await {
-                tracing::debug!(%job, error = ion_model::errors::chain(&error), "a run that no \
+                tracing::debug!(%job, error = ion_model::errors::error_chain(&error), "a run that no \
                                                                                  client waits for cannot be cancelled");
             }
         });

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ion_jobs::ledger::LedgerError;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::text::{REASON_MAX, cut_off};
 use ion_plane::commit::Refusal;
 use ion_plane::upload::UploadError;
@@ -260,7 +260,7 @@ impl IntoResponse for Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
-        let detail = chain(&error);
+        let detail = error_chain(&error);
         match error {
             StoreError::Unavailable { .. } => {
                 Self::new(ProblemKind::StoresAway, format!("{detail}; try again later"))
@@ -278,7 +278,7 @@ impl From<LedgerError> for Problem {
     fn from(error: LedgerError) -> Self {
         match error {
             LedgerError::Store(error) => error.into(),
-            error => Self::new(ProblemKind::Internal, chain(&error)),
+            error => Self::new(ProblemKind::Internal, error_chain(&error)),
         }
     }
 }
@@ -287,7 +287,9 @@ impl From<UploadError> for Problem {
     fn from(error: UploadError) -> Self {
         match error {
             UploadError::Store { source, .. } | UploadError::Documents(source) => source.into(),
-            error @ UploadError::Read { .. } => Self::new(ProblemKind::Internal, chain(&error)),
+            error @ UploadError::Read { .. } => {
+                Self::new(ProblemKind::Internal, error_chain(&error))
+            }
         }
     }
 }

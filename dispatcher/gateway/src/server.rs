@@ -105,7 +105,7 @@ pub(super) async fn serve(
             };
             if let Err(error) = ended {
                 tracing::debug!(
-                    error = ion_model::errors::chain(&error),
+                    error = ion_model::errors::error_chain(&error),
                     "a connection ended early"
                 );
                 // The gateway's answer broke off, not the client's connection.

@@ -17,7 +17,7 @@ use axum::http::header::CONTENT_DISPOSITION;
 use bytes::Bytes;
 use futures_util::Stream;
 use ion_model::checksum::BlockChecksummer;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::{FileEntry, KeyValue, clean_path};
 use ion_model::text::quote;
 use ion_plane::commit::FileNames;
@@ -249,7 +249,7 @@ impl Drop for Uploads {
                 if let Err(error) = plane.blobs.delete(&entry.key).await {
                     tracing::warn!(
                         key = entry.key,
-                        error = chain(&error),
+                        error = error_chain(&error),
                         "a blob that no event names cannot be removed; `ion gc` removes it"
                     );
                 }
@@ -334,7 +334,7 @@ fn form_problem(error: multer::Error) -> Problem {
             },
             Err(source) => malformed(source.to_string()),
         },
-        error => malformed(chain(&error)),
+        error => malformed(error_chain(&error)),
     }
 }
 

@@ -262,7 +262,7 @@ fn document(headers: &HeaderMap, body: &[u8]) -> Result<Vec<u8>, Problem> {
 
 #[cfg(test)]
 mod tests {
-    use ion_model::errors::chain;
+    use ion_model::errors::error_chain;
 
     use super::*;
 
@@ -296,7 +296,7 @@ mod tests {
             ("pushes github x missing", "etc/missing cannot be read: entity not found"),
             ("a github x good\na stripe y good", "already"),
         ] {
-            let said = chain(&parse(text).unwrap_err());
+            let said = error_chain(&parse(text).unwrap_err());
             assert!(
                 said.contains(why) && !said.contains("hush") && !said.contains("0123"),
                 "{said}"

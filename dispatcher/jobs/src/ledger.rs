@@ -14,7 +14,7 @@ mod model;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ion_model::clock::{self, Millis, millis};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::{DocumentType, Event, PublicationState};
 use ion_model::id::{EventId, JobId};
 use ion_model::record::{AttemptEnd, JobRecord, JobState};
@@ -600,7 +600,7 @@ impl Ledger {
     /// letter stays, people see one letter too many, and nothing else is wrong.
     async fn forget_letter(&self, job: &JobRecord) {
         if let Err(error) = self.plane.bus.exhume(&[letter_of(job)]).await {
-            tracing::warn!(job = %job.id, error = chain(&error), "its dead letter could not be \
+            tracing::warn!(job = %job.id, error = error_chain(&error), "its dead letter could not be \
                                                                   removed");
         }
     }
@@ -672,7 +672,7 @@ impl Ledger {
         };
         let event: Event = match decode(Collection::Events, document) {
             Ok(event) => event,
-            Err(error) => return Ok(MessageSubject::NoEvent(chain(&error))),
+            Err(error) => return Ok(MessageSubject::NoEvent(error_chain(&error))),
         };
         let context = &event.context;
         Ok(match event.publication {

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use ion_jobs::pipeline::{Container, Network};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::id::EventId;
 use rustix::fs::{Mode as Permissions, OFlags, ResolveFlags};
 use serde_json::{Value, json};
@@ -226,7 +226,7 @@ impl Containers {
         let cgroups = self.cgroups.get_or_init(|| {
             let found = Cgroups::find().inspect_err(|error| {
                 tracing::warn!(
-                    reason = chain(error),
+                    reason = error_chain(error),
                     "containers have no control groups: their memory and processors are not limited"
                 );
             });

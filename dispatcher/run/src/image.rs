@@ -34,7 +34,7 @@ use std::time::{Duration, SystemTime};
 
 use ion_jobs::pipeline::ImageReference;
 use ion_model::checksum::hex;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -182,7 +182,7 @@ impl Images {
         turn.leave("");
         let brought = self.bring(reference, note, say).await;
         if let Err(error) = &brought {
-            turn.leave(&chain(error));
+            turn.leave(&error_chain(error));
         }
         brought
     }
@@ -461,6 +461,6 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, ImageError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|error| {
-        Err(ImageError::Wrong(format!("unpacking broke off: {}", chain(&error))))
+        Err(ImageError::Wrong(format!("unpacking broke off: {}", error_chain(&error))))
     })
 }

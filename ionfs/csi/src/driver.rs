@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ion_fs::job::{JobSpec, JobTree, OpenError, TreeOutcome, Writers, remove_attempt};
 use ion_fs::mount::{ServedMount, Visitors, mount_at};
 use ion_model::clock;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::Event;
 use ion_model::id::EventId;
 use ion_model::limits::Limits;
@@ -140,7 +140,7 @@ impl Driver {
         for (note, outcome) in ended {
             if let Err(error) = self.say(&note, outcome).await {
                 return tracing::warn!(
-                    error = chain(&error),
+                    error = error_chain(&error),
                     "a ticket does not say yet how its tree ended"
                 );
             }
@@ -411,11 +411,11 @@ fn not_given(error: TicketError) -> Status {
 }
 
 fn unavailable(error: &StoreError) -> Status {
-    Status::unavailable(chain(error))
+    Status::unavailable(error_chain(error))
 }
 
 fn internal(what: &str, error: &dyn std::error::Error) -> Status {
-    Status::internal(format!("{what}: {}", chain(error)))
+    Status::internal(format!("{what}: {}", error_chain(error)))
 }
 
 /// Awaits `work` and returns its answer, or an error after [`CALL_WAIT`]. The work itself continues

@@ -11,7 +11,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ion_model::clock;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::record::{FailedRead, FailedReads, ReadFailureCause};
 use ion_plane::cache::CacheError;
 use ion_stores::StoreError;
@@ -50,7 +50,7 @@ impl ReadFailure {
             }
             CacheError::Local { key, .. } => (key, ReadFailureCause::LocalDisk),
         };
-        Self { blob: Some(key.clone()), cause, reason: chain(error) }
+        Self { blob: Some(key.clone()), cause, reason: error_chain(error) }
     }
 
     /// Makes the failure of a read of a document or of a list of files.
@@ -59,7 +59,7 @@ impl ReadFailure {
             StoreError::NoSuchBlob(key) | StoreError::DamagedBlob(key) => Some(key.clone()),
             _ => None,
         };
-        Self { blob, cause: cause_of(error), reason: chain(error) }
+        Self { blob, cause: cause_of(error), reason: error_chain(error) }
     }
 
     /// Makes the failure of a read that was not answered within the daemon's deadline.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use ion_model::clock::{self, Millis};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::FileEntry;
 use ion_stores::StoreError;
 
@@ -471,7 +471,7 @@ impl View {
         let listed = directory.list().await;
         let listing = listed.map_err(|error| {
             let path = self.path(ino);
-            tracing::error!(path, error = chain(&error), "a folder cannot be listed");
+            tracing::error!(path, error = error_chain(&error), "a folder cannot be listed");
             self.reads.note(&path, &ReadFailure::of_store(&error))
         })?;
         if let Some(inode) = self.lock().inodes.get_mut(&ino) {

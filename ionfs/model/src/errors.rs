@@ -1,8 +1,8 @@
 //! Errors: their text for people, and one question that callers ask about them.
 
-/// Returns an error and its causes in one line. A cause whose text the line already contains is not
-/// repeated.
-pub fn chain(error: &dyn std::error::Error) -> String {
+/// Returns the texts of an error and its causes in one line, joined by `: `. A cause whose text the
+/// line already contains is not repeated.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

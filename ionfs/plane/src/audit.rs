@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::{DocumentType, Event, FileEntry, PublicationState};
 use ion_model::record::{JobRecord, JobState, LogRecord};
 use ion_stores::{Collection, DataPlane, Pages, Query, StoreError, decode};
@@ -95,7 +95,7 @@ pub async fn check(
             let event: Event = match decode(Collection::Events, document) {
                 Ok(event) => event,
                 Err(error) => {
-                    report.found(chain(&error));
+                    report.found(error_chain(&error));
                     continue;
                 }
             };
@@ -118,7 +118,7 @@ pub async fn check(
                         .await?;
                 }
                 Ok(_) => {}
-                Err(error) => report.found(chain(&error)),
+                Err(error) => report.found(error_chain(&error)),
             }
         }
     }
@@ -141,9 +141,8 @@ async fn check_event(
                 examine(plane, &what, file, depth, report).await?;
             }
         }
-        Err(error) => {
-            report.found(format!("{what}: its list of files cannot be read: {}", chain(&error)))
-        }
+        Err(error) => report
+            .found(format!("{what}: its list of files cannot be read: {}", error_chain(&error))),
     }
     if event.publication == PublicationState::Staged && is_lost(plane, event).await? {
         report.found(format!("{what} was staged by an attempt that succeeded, and is not visible"));

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::try_join_all;
 use ion_model::clock::{self, Millis};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::{
     Context, DocumentType, Event, EventFile, FileEntry, KeyValue, PublicationState, TYPE_BYTES_MAX,
     is_event_type,
@@ -381,7 +381,7 @@ impl Committer {
             Ok(Ok(())) => return true,
             Ok(Err(_)) => match task.await {
                 Ok(Ok(())) => return true,
-                Ok(Err(error)) => chain(&error),
+                Ok(Err(error)) => error_chain(&error),
                 Err(_) => "the runtime is ending".into(),
             },
             Err(_) => {
@@ -523,7 +523,7 @@ async fn append(
     let (id, stores) = (event.id.clone(), plane.clone());
     let telling = async move {
         if let Err(error) = publish(&stores, event, step, Some(told)).await {
-            tracing::warn!(event = %id, reason = chain(&error), "the event is stored but not \
+            tracing::warn!(event = %id, reason = error_chain(&error), "the event is stored but not \
                                                                  published yet; a dispatcher will publish it");
         }
     };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::{Context, DocumentType, Message};
 use ion_model::id::{CorrelationId, EventId};
 use ion_stores::open::{StoreUrls, open_blobs, open_bus, open_documents};
@@ -39,7 +39,7 @@ pub struct ProbeResult {
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// An operation failed. The text has all causes, and advice if the fault is a common one.
-    #[error("{}", with_advice(chain(.0)))]
+    #[error("{}", with_advice(error_chain(.0)))]
     Failed(StoreError),
     /// The whole test took too long.
     #[error("no answer within {} s", WAIT.as_secs())]

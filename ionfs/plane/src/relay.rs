@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use ion_model::clock;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::{Event, PublicationState};
 use ion_model::id::JobId;
 use ion_model::record::{CommitMode, InsightRecord, JobRecord, JobState};
@@ -210,7 +210,7 @@ fn readable<T: DeserializeOwned>(collection: Collection, documents: Vec<Value>) 
     let read = read.map(|read: Result<T, StoreError>| {
         read.inspect_err(|error| {
             tracing::debug!(
-                error = chain(error),
+                error = error_chain(error),
                 "a document of the outbox cannot be read; `ion check` reports it"
             )
         })

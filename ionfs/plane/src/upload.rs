@@ -20,7 +20,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use ion_model::checksum::{self, BlockChecksummer, Checksums};
 use ion_model::clock::millis_and_nanos;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::FileEntry;
 use ion_stores::object::IN_FLIGHT_MAX;
 use ion_stores::{Blobs, Durability, StoreError};
@@ -75,7 +75,10 @@ where
 {
     let again = |failed: FailedTry<'_, UploadError>| match failed.error {
         UploadError::Store { source: StoreError::Unavailable { .. }, .. } => {
-            tracing::warn!(error = chain(failed.error), "a file could not be stored; trying again");
+            tracing::warn!(
+                error = error_chain(failed.error),
+                "a file could not be stored; trying again"
+            );
             true
         }
         _ => false,
@@ -300,7 +303,7 @@ async fn put_summed(
         if !(all_sent && holds(blobs, key, size, &checksums).await) {
             return Err(UploadError::Store { path: name.to_owned(), source });
         }
-        tracing::info!(key, error = chain(&source), "a put failed, but the blob is whole");
+        tracing::info!(key, error = error_chain(&source), "a put failed, but the blob is whole");
     }
     Ok((size, checksums))
 }

@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::Message;
 use ion_system::failpoint;
 use ion_system::patience::Retry;
@@ -185,7 +185,7 @@ impl BrokerConnection {
                 let rest =
                     state.failed.as_ref().map_or(REST, |failed| (failed.rest * 2).min(REST_MAX));
                 state.failed =
-                    Some(ConnectFailure { at: Instant::now(), rest, reason: chain(&*error) });
+                    Some(ConnectFailure { at: Instant::now(), rest, reason: error_chain(&*error) });
                 Err(error)
             }
         }

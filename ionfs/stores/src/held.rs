@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::Event;
 use ion_system::run_blocking;
 use serde_json::Value;
@@ -147,7 +147,7 @@ impl BlobLog {
                 }
                 Err(error) => {
                     tracing::warn!(
-                        error = chain(&error),
+                        error = error_chain(&error),
                         "small blobs stay in the log because their files could not be synced; Ion \
                          tries again"
                     );

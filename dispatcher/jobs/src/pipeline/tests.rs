@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::limits::Limits;
 use ion_plane::address::FileUrls;
 use proptest::prelude::*;
@@ -10,7 +10,7 @@ use super::*;
 /// Returns the pipeline, or the text that people see in its place.
 fn parse(text: &str) -> Result<Pipeline, String> {
     let pipeline = Pipeline::from_bytes(text.as_bytes(), "p.yaml", Path::new("/somewhere"));
-    pipeline.map_err(|error| chain(&error))
+    pipeline.map_err(|error| error_chain(&error))
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn a_program_that_cannot_run_is_found_before_anything_starts() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pipeline.yaml");
     std::fs::write(&file, "modules:\n  a:\n    on: [x]\n    run: [./tool.sh]\n").unwrap();
-    let error = |path: &str| chain(&Pipeline::load(&file, path).unwrap_err());
+    let error = |path: &str| error_chain(&Pipeline::load(&file, path).unwrap_err());
     assert!(
         error("/bin").contains(":4:") && error("/bin").contains("is not there"),
         "{}",

@@ -16,7 +16,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::{OptionFuture, join_all};
 use ion_jobs::pipeline::Module;
 use ion_model::clock::{self, Millis};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::{SetOnce, mpsc};
@@ -171,7 +171,7 @@ impl Flow<'_> {
         });
         let (begun, not_begun) = match begun {
             Ok(begun) => (begun, None),
-            Err(error) => (None, Some(chain(&error))),
+            Err(error) => (None, Some(error_chain(&error))),
         };
         let broken = unread.or(not_stored).or(not_begun);
         FlowOutcome { links, input, cut_off, stopped: stop.is_cancelled(), begun, broken }
@@ -211,7 +211,11 @@ impl Flow<'_> {
                 }
                 Some(Err(error)) => {
                     give_up.cancel();
-                    return (None, true, Some(format!("the input broke off: {}", chain(&error))));
+                    return (
+                        None,
+                        true,
+                        Some(format!("the input broke off: {}", error_chain(&error))),
+                    );
                 }
                 None => break false,
             }
@@ -221,7 +225,7 @@ impl Flow<'_> {
             None => (None, cut_off, None),
             Some(spool) => match spool.finish().await {
                 Ok(blob) => (Some(blob), cut_off, None),
-                Err(error) => (None, cut_off, Some(chain(&error))),
+                Err(error) => (None, cut_off, Some(error_chain(&error))),
             },
         }
     }
@@ -239,7 +243,7 @@ impl Flow<'_> {
         let said = Mutex::new(BytesMut::new());
         let (how, wrote) = match taken {
             Ok(piped) => self.supervise(index, piped, from, to, &said, give_up).await,
-            Err(error) => (LinkExit::NotStarted(chain(&error)), None),
+            Err(error) => (LinkExit::NotStarted(error_chain(&error)), None),
         };
         let (storing, left) = wrote.unzip();
         if !how.is_well() {
@@ -259,7 +263,7 @@ impl Flow<'_> {
             }
             Some(Err(error)) => {
                 give_up.cancel();
-                (LinkExit::NotStored(chain(&error)), None)
+                (LinkExit::NotStored(error_chain(&error)), None)
             }
         };
         let link = self.module.links[index].clone();
@@ -400,7 +404,7 @@ async fn hear(mut stderr: Receiver, said: &Mutex<BytesMut>) {
 fn ended(exit: Result<ProcessExit, SandboxError>) -> LinkExit {
     match exit {
         Ok(exit) => LinkExit::Exited(exit),
-        Err(error) => LinkExit::Vanished(chain(&error)),
+        Err(error) => LinkExit::Vanished(error_chain(&error)),
     }
 }
 

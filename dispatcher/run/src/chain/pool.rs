@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use ion_jobs::metrics::ChainMetrics;
 use ion_jobs::pipeline::{Container, ImageReferenceError, Module};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -305,7 +305,7 @@ impl Pool {
                         if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
                             tracing::warn!(
                                 link = self.name,
-                                error = chain(&error),
+                                error = error_chain(&error),
                                 "a link cannot be started"
                             );
                         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use ion_jobs::pipeline::Module;
 use ion_model::clock;
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::{Context, DocumentType, Event, FileEntry, KeyValue, PublicationState};
 use ion_model::id::{EventId, JobId};
 use ion_model::record::logs_below;
@@ -118,7 +118,7 @@ impl Recording {
         if let Err(error) = self.plane.blobs.delete(key).await {
             tracing::debug!(
                 key,
-                error = chain(&error),
+                error = error_chain(&error),
                 "a blob that nothing names stays until the next `ion gc`"
             );
         }
@@ -150,7 +150,7 @@ impl Recording {
     pub(super) async fn keep(&self, outcome: &mut FlowOutcome) -> ChainEnd {
         match self.within(self.end(outcome)).await {
             Ok(end) => end,
-            Err(error) => ChainEnd::Broken { reason: chain(&error) },
+            Err(error) => ChainEnd::Broken { reason: error_chain(&error) },
         }
     }
 

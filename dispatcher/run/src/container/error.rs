@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 
 use super::cgroups::CgroupError;
 use super::users::UserError;
@@ -34,7 +34,7 @@ pub enum ContainerError {
     #[error(
         "its \"resources\" cannot be bound here: {}; run the daemon as root with writable control \
          groups, or leave \"resources\" out",
-        chain(.0)
+        error_chain(.0)
     )]
     Resources(#[source] Arc<CgroupError>),
     /// The user that it is to run as is not one of its image.

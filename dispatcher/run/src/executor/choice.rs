@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use ion_csi::ticket::{TicketKey, TicketKeyError};
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::{ExecutorKind, Module};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::record::JobRecord;
 use ion_plane::node::Node;
 use tokio::sync::{OnceCell, watch};
@@ -101,7 +101,7 @@ impl Executor for Executors {
             }
             ExecutorKind::Kubernetes => match self.cluster().await {
                 Ok(cluster) => cluster.run(start, stop).await,
-                Err(error) => RunResult::Ended(AttemptOutcome::failed(chain(&error))),
+                Err(error) => RunResult::Ended(AttemptOutcome::failed(error_chain(&error))),
             },
         }
     }

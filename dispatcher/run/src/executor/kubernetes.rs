@@ -28,7 +28,7 @@ use ion_fs::job::TreeOutcome;
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::Module;
 use ion_model::clock::{self, millis};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::event::Context;
 use ion_model::record::{AttemptEnd, JobRecord};
 use ion_plane::commit::Fence;
@@ -272,13 +272,13 @@ impl Kubernetes {
         let offered = BEGIN.run(
             async |_| ticket.offer(&self.node.plane).await,
             |failed| {
-                let error = chain(failed.error);
+                let error = error_chain(failed.error);
                 tracing::warn!(job = name, error, "a ticket cannot be written yet");
                 true
             },
         );
         offered.await.map_err(|error| {
-            released(format!("its ticket cannot be written: {}", chain(&error)))
+            released(format!("its ticket cannot be written: {}", error_chain(&error)))
         })?;
         let expires = clock::now() + millis(start.module.timeout + TOKEN_SLACK);
         let token = self.key.sign(&TokenClaims {
@@ -287,8 +287,8 @@ impl Kubernetes {
             namespace: self.namespace.clone(),
             expires,
         });
-        let job =
-            spec::job(start, &token).map_err(|error| AttemptOutcome::failed(chain(&error)))?;
+        let job = spec::job(start, &token)
+            .map_err(|error| AttemptOutcome::failed(error_chain(&error)))?;
         let made = BEGIN.run(
             async |_| self.create(name, &job).await,
             |failed| {
@@ -453,7 +453,7 @@ impl Kubernetes {
             Ok(None) => Err(TreeLoss::NoTicket),
             Ok(Some(_)) => Err(TreeLoss::Unreported),
             Err(error) => {
-                tracing::warn!(id, error = chain(&error), "a ticket cannot be read yet");
+                tracing::warn!(id, error = error_chain(&error), "a ticket cannot be read yet");
                 Err(TreeLoss::Unreported)
             }
         }
@@ -545,7 +545,7 @@ impl Executor for Kubernetes {
         self.remove(&spec::name(job.id.as_str(), job.attempt)).await;
         let id = Ticket::id(&job.id, job.attempt);
         if let Err(error) = Ticket::withdraw(&self.node.plane, &id).await {
-            tracing::warn!(id, error = chain(&error), "a ticket could not be removed");
+            tracing::warn!(id, error = error_chain(&error), "a ticket could not be removed");
         }
     }
 }
@@ -587,7 +587,7 @@ async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T,
     match timeout(REQUEST_WAIT, request).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(kube::Error::Api(status))) => Err(ApiFailure::Answered(status)),
-        Ok(Err(error)) => Err(ApiFailure::Unreachable(chain(&error))),
+        Ok(Err(error)) => Err(ApiFailure::Unreachable(error_chain(&error))),
         Err(_) => {
             Err(ApiFailure::Unreachable(format!("no answer for {} s", REQUEST_WAIT.as_secs())))
         }
@@ -700,7 +700,11 @@ async fn fetch(
             }
             Err(kube::Error::Api(status)) if last && status.code == 404 => return,
             Err(error) => {
-                tracing::debug!(pod, error = chain(&error), "a pod's output cannot be read yet")
+                tracing::debug!(
+                    pod,
+                    error = error_chain(&error),
+                    "a pod's output cannot be read yet"
+                )
             }
         }
         if over {

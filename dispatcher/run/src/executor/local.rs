@@ -15,7 +15,7 @@ use ion_fs::mount::{ServedMount, Visitors, mount_at, serve};
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::ModuleApi;
 use ion_model::checksum::BLOCK;
-use ion_model::errors::{chain, is_no_room};
+use ion_model::errors::{error_chain, is_no_room};
 use ion_model::event::{Context, FileEntry};
 use ion_model::record::{AttemptEnd, FailedReads};
 use ion_plane::cache::{BlobReader, CacheError};
@@ -110,7 +110,7 @@ impl LocalExecutor {
         for (mode, reason) in refused {
             tracing::warn!(
                 ?mode,
-                reason = chain(&reason),
+                reason = error_chain(&reason),
                 "jobs run without namespaces of their own: ION_DIR says where their tree is"
             );
         }
@@ -174,19 +174,19 @@ impl LocalExecutor {
             Err(error) if is_unavailable(&error) => {
                 return AttemptOutcome {
                     end: AttemptEnd::Released,
-                    ..AttemptOutcome::failed(chain(&error))
+                    ..AttemptOutcome::failed(error_chain(&error))
                 };
             }
             Err(error) if error.is_no_room() => {
                 return AttemptOutcome {
                     end: AttemptEnd::NoRoom,
-                    ..AttemptOutcome::failed(chain(&error))
+                    ..AttemptOutcome::failed(error_chain(&error))
                 };
             }
             Err(error) => {
                 return AttemptOutcome {
                     failed_reads: error.failed_reads(),
-                    ..AttemptOutcome::failed(chain(&error))
+                    ..AttemptOutcome::failed(error_chain(&error))
                 };
             }
         };
@@ -228,14 +228,14 @@ impl LocalExecutor {
             Err(error @ StoreError::Unavailable { .. }) => {
                 return AttemptOutcome {
                     end: AttemptEnd::Released,
-                    ..AttemptOutcome::failed(chain(&error))
+                    ..AttemptOutcome::failed(error_chain(&error))
                 };
             }
             Err(error) => {
                 let error = OpenError::from(error);
                 return AttemptOutcome {
                     failed_reads: error.failed_reads(),
-                    ..AttemptOutcome::failed(chain(&error))
+                    ..AttemptOutcome::failed(error_chain(&error))
                 };
             }
         };
@@ -323,9 +323,11 @@ impl LocalExecutor {
                 match made {
                     Ok(container) => Some(Box::new(container)),
                     Err(error) if error.is_lasting() => {
-                        return (ProcessEnd::CannotRun(chain(&error)), exit_span());
+                        return (ProcessEnd::CannotRun(error_chain(&error)), exit_span());
                     }
-                    Err(error) => return (ProcessEnd::NotStarted(chain(&error)), exit_span()),
+                    Err(error) => {
+                        return (ProcessEnd::NotStarted(error_chain(&error)), exit_span());
+                    }
                 }
             }
         };
@@ -365,7 +367,7 @@ impl LocalExecutor {
                 supervise(&mut sandbox, tree, start.module.timeout, &mut stop).await
             }
             Err(SandboxError::CannotRun(reason)) => ProcessEnd::CannotRun(reason),
-            Err(error) => ProcessEnd::NotStarted(chain(&error)),
+            Err(error) => ProcessEnd::NotStarted(error_chain(&error)),
         };
         let exit = exit_span();
         // Dropping it kills every process that is left, and the mount goes with them.
@@ -389,9 +391,9 @@ impl LocalExecutor {
         let spawned =
             sandbox::spawn(&self.server, command).await.map_err(|error| match &error {
                 SandboxError::Spawn(source) if is_no_room(source) => {
-                    ProcessEnd::NoRoom(chain(&error))
+                    ProcessEnd::NoRoom(error_chain(&error))
                 }
-                _ => ProcessEnd::NotStarted(chain(&error)),
+                _ => ProcessEnd::NotStarted(error_chain(&error)),
             })?;
         let mounted = match spawned.device {
             Some(device) => serve(device, tree.tree()).await,
@@ -510,7 +512,7 @@ async fn supervise(
 fn exited(exit: Result<ProcessExit, SandboxError>) -> ProcessEnd {
     match exit {
         Ok(exit) => ProcessEnd::Exited(exit),
-        Err(error) => ProcessEnd::Vanished(chain(&error)),
+        Err(error) => ProcessEnd::Vanished(error_chain(&error)),
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::logs::{KeptOutput, without_hole};
 use ion_model::clock;
-use ion_model::errors::{chain, is_no_room};
+use ion_model::errors::{error_chain, is_no_room};
 use ion_model::event::{Context, DocumentType};
 use ion_model::id::JobId;
 use ion_model::record::{AttemptEnd, LogRecord};
@@ -118,12 +118,12 @@ impl JobLog {
         succeeded: bool,
     ) -> Option<StoredLog> {
         let again = |failed: FailedTry<'_, LogError>| {
-            tracing::debug!(error = chain(failed.error), "a job's output is not stored yet");
+            tracing::debug!(error = error_chain(failed.error), "a job's output is not stored yet");
             true
         };
         let store = async |_| self.try_to_store(plane, context, succeeded).await;
         let failed = |error: &LogError| {
-            tracing::error!(error = chain(error), "a job's output could not be stored");
+            tracing::error!(error = error_chain(error), "a job's output could not be stored");
         };
         STORE.run(store, again).await.inspect_err(failed).ok()
     }

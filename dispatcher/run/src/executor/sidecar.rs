@@ -320,7 +320,7 @@ async fn visited(stream: TcpStream, router: Router, visit: Arc<SidecarConnection
         .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
     tokio::select! {
         ended = connection => if let Err(error) = ended {
-            tracing::debug!(error = ion_model::errors::chain(&error), "a connection to a job's \
+            tracing::debug!(error = ion_model::errors::error_chain(&error), "a connection to a job's \
                                                                        localhost API ended early");
         },
         () = visit.leave.cancelled() => {}

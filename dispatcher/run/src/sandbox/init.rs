@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Stdio;
 
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_system::sys::{self, Fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Gid, Uid};
@@ -146,7 +146,7 @@ fn init(socket: OwnedFd, streams: InitStreams, command: SandboxCommand, owner: (
 impl InitReport {
     /// Returns the report of an error. The daemon is another process: it receives the text.
     fn of(error: &InitError) -> Self {
-        let reason = chain(error);
+        let reason = error_chain(error);
         if error.is_lasting() { Self::CannotRun(reason) } else { Self::Failed(reason) }
     }
 }

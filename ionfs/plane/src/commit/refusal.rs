@@ -2,7 +2,7 @@
 //! writer receives.
 
 use ion_model::clock::{self, Millis};
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use ion_model::id::EventId;
 use ion_model::text::{REASON_MAX, cut_off, quote};
 use ion_stores::{Collection, StoreError};
@@ -118,7 +118,7 @@ impl From<StoreError> for Refusal {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Fenced(Collection::Jobs) => Self::Fenced,
-            error => Self::Stores(chain(&error)),
+            error => Self::Stores(error_chain(&error)),
         }
     }
 }

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use ion_model::errors::chain;
+use ion_model::errors::error_chain;
 use lapin::options::{BasicGetOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use uuid::Uuid;
@@ -36,7 +36,7 @@ pub(super) async fn inspect(bus: &Amqp, modules: &[String]) -> Result<BusReport,
                  expires did; restart a dispatcher that serves it, which declares it again",
                 queue_of(module)
             )),
-            Err(error) if said(&error).is_some() => report.complaints.push(chain(&*error)),
+            Err(error) if said(&error).is_some() => report.complaints.push(error_chain(&*error)),
             Err(error) => return Err(error),
         }
     }
@@ -89,7 +89,7 @@ async fn missing_rights(bus: &Amqp) -> Result<Vec<String>, Cause> {
     match asking(BrokerAct::Receive, get).await {
         // When the channel is closed, the message returns to its place in the queue.
         Ok(_) => within(channel.close(200, "done".into())).await?,
-        Err(error) if lacks_right(&error) => missing.push(chain(&*error)),
+        Err(error) if lacks_right(&error) => missing.push(error_chain(&*error)),
         // Another reader has the dead letters at this moment, which takes the same right.
         Err(_) => {}
     }
@@ -99,7 +99,7 @@ async fn missing_rights(bus: &Amqp) -> Result<Vec<String>, Cause> {
 /// Returns the text of a refusal for want of a right. Other errors say nothing about rights and are
 /// returned as errors.
 fn refused(error: Cause) -> Result<String, Cause> {
-    if lacks_right(&error) { Ok(chain(&*error)) } else { Err(error) }
+    if lacks_right(&error) { Ok(error_chain(&*error)) } else { Err(error) }
 }
 
 /// Returns complaints about messages that the broker itself took off these modules' queues, one for

@@ -77,7 +77,7 @@ impl ObjectBlobs {
             "az" => super::azure::client(bucket),
             _ => return Err(unknown(url, "blob", &Self::SCHEMES.join("://bucket, "))),
         };
-        let client = client.map_err(|error| refused(ion_model::errors::chain(&error)))?;
+        let client = client.map_err(|error| refused(ion_model::errors::error_chain(&error)))?;
         Ok(client.blobs(prefix, url.to_owned()))
     }
 
@@ -95,7 +95,7 @@ impl ObjectBlobs {
         let client = client.map_err(|error| StoreError::Url {
             url: name.clone(),
             kind: "blob",
-            reason: format!("account {account:?}: {}", ion_model::errors::chain(&error)),
+            reason: format!("account {account:?}: {}", ion_model::errors::error_chain(&error)),
         })?;
         Ok(client.blobs(Path::default(), name))
     }

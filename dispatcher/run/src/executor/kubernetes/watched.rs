@@ -127,7 +127,7 @@ impl JobStates {
                 Err(error) => {
                     if !std::mem::replace(&mut away, true) {
                         tracing::warn!(
-                            error = ion_model::errors::chain(&error),
+                            error = ion_model::errors::error_chain(&error),
                             "{what} cannot be watched; trying again"
                         );
                     }
