@@ -198,7 +198,7 @@ impl FoundFiles {
                  what it gives to a file"
             )));
         }
-        Limits::default().may_name(&name)?;
+        Limits::default().check_path(&name)?;
         self.names.add(&name).map_err(CommandFailure)?;
         self.bytes += metadata.len();
         self.files.push(FoundFile { path, name });

@@ -43,7 +43,7 @@ pub(crate) struct GatewayFlags {
     )]
     hosts: Vec<String>,
     /// The largest request with files
-    #[arg(long = "gateway-upload-max", env = "ION_GATEWAY_UPLOAD_MAX", default_value = "64GiB", value_parser = ionfs::limits::bytes, value_name = "SIZE")]
+    #[arg(long = "gateway-upload-max", env = "ION_GATEWAY_UPLOAD_MAX", default_value = "64GiB", value_parser = ionfs::limits::parse_bytes, value_name = "SIZE")]
     upload_max: u64,
     /// How many connections may be open at the same time
     #[arg(

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use ionfs::clock::{self, Millis};
-use ionfs::text::{cut, is_obeyed, visible, visible_but};
+use ionfs::text::{cut, escape_controls, escape_controls_except, is_terminal_control};
 use serde::Serialize;
 
 pub(crate) use self::printer::OutputStream;
@@ -79,28 +79,28 @@ fn one_line(text: &str) -> String {
     let mut rest = text;
     while let Some(at) = rest.find('\x1b') {
         let (before, escape) = rest.split_at(at);
-        shown.push_str(&visible_but(before, |c| c == '\t'));
+        shown.push_str(&escape_controls_except(before, |c| c == '\t'));
         let own = Colour::ALL.iter().map(|colour| colour.begins()).chain([PLAIN.to_owned()]);
         let own = own.into_iter().find(|code| escape.starts_with(code.as_str()));
         let length = own.as_ref().map_or(1, String::len);
         shown.push_str(own.as_deref().unwrap_or(r"\u{1b}"));
         rest = &escape[length..];
     }
-    shown.push_str(&visible_but(rest, |c| c == '\t'));
+    shown.push_str(&escape_controls_except(rest, |c| c == '\t'));
     shown
 }
 
 /// Returns a text that a module or another program has chosen, escaped to fit in one line and cut
 /// to [`CELL_MAX`] bytes.
 pub(crate) fn of_others(text: &str) -> String {
-    visible(&cut(text, CELL_MAX)).into_owned()
+    escape_controls(&cut(text, CELL_MAX)).into_owned()
 }
 
 /// Prints the output of a job: escaped on a terminal, byte by byte anywhere else.
 pub(crate) fn raw(bytes: &[u8]) {
     let shown = is_terminal().then(|| {
         let text = String::from_utf8_lossy(bytes);
-        visible_but(&text, |c| matches!(c, '\t' | '\n')).into_owned().into_bytes()
+        escape_controls_except(&text, |c| matches!(c, '\t' | '\n')).into_owned().into_bytes()
     });
     print(shown.as_deref().unwrap_or(bytes));
 }
@@ -119,7 +119,7 @@ pub(crate) fn json(value: &impl Serialize) {
 fn harmless_json(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        match is_obeyed(c) && c != '\n' {
+        match is_terminal_control(c) && c != '\n' {
             true => c
                 .encode_utf16(&mut [0; 2])
                 .iter()
@@ -173,7 +173,7 @@ impl Colour {
 
 /// Returns the text in a colour if stdout is a terminal and the user wants colours.
 pub(crate) fn coloured(text: &str, colour: Colour) -> String {
-    let text = visible(text);
+    let text = escape_controls(text);
     match is_terminal() && wants_colours() {
         true => format!("{}{text}{PLAIN}", colour.begins()),
         false => text.into_owned(),

@@ -10,7 +10,7 @@ use clap::Args;
 use dispatcher::executor::local::Namespaces;
 use dispatcher::pipeline::{BoundError, PlaneSection, TIME_MAX, time_within};
 use ionfs::cache::CacheLimits;
-use ionfs::checksum::BLOCK;
+use ionfs::checksum::BLOCK_BYTES;
 use ionfs::environment::variable;
 use ionfs::home::make_home;
 use ionfs::limits::{LimitOverrides, Limits};
@@ -133,7 +133,7 @@ pub(crate) struct Global {
         long,
         env = "ION_CACHE_SIZE",
         default_value = "10GiB",
-        value_parser = ionfs::limits::bytes,
+        value_parser = ionfs::limits::parse_bytes,
         global = true,
         value_name = "SIZE",
         help_heading = "Global options"
@@ -144,7 +144,7 @@ pub(crate) struct Global {
     #[arg(
         long,
         env = "ION_CACHE_MEMORY",
-        value_parser = ionfs::limits::bytes,
+        value_parser = ionfs::limits::parse_bytes,
         global = true,
         value_name = "SIZE",
         help_heading = "Global options"
@@ -199,12 +199,12 @@ impl CommandSettings {
         let passthrough = !global.no_passthrough;
         let (json, commit_deadline) = (global.json, global.commit_deadline);
         let opened = OpenedDocuments::default();
-        let limits = LimitOverrides::said(&global.limits)?.over(Limits::default());
+        let limits = LimitOverrides::from_arguments(&global.limits)?.apply_to(Limits::default());
         let defaults = CacheLimits::default();
         let cache = CacheLimits {
             disk_bytes: global.cache_size,
             // At least four blocks: with fewer, reads would wait for each other.
-            memory_bytes: global.cache_memory.unwrap_or(defaults.memory_bytes).max(4 * BLOCK),
+            memory_bytes: global.cache_memory.unwrap_or(defaults.memory_bytes).max(4 * BLOCK_BYTES),
             ..defaults
         };
         let mut settings = Self {

@@ -233,7 +233,7 @@ fn begun(mut job: JobRecord, holder: String, now: Millis) -> JobRecord {
     job.attempt += 1;
     job.holder = Some(holder);
     stand(&mut job, now, millis(TERM));
-    job.attempts.push(record::Attempt::begun(job.attempt, now));
+    job.attempts.push(record::Attempt::new(job.attempt, now));
     job
 }
 

@@ -22,11 +22,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use ion_model::checksum::{BLOCK, BlockChecksummer};
+use ion_model::checksum::{BLOCK_BYTES, BlockChecksummer};
 use ion_model::errors::error_chain;
 use ion_model::event::{
-    Event, EventFile, FileEntry, KeyValue, ParsedEventFile, PublicationState, WHOLE_DRAFT,
-    clean_path, is_doubtful_draft, parse_within,
+    DOUBTFUL_DRAFT_REASON, Event, EventFile, FileEntry, KeyValue, ParsedEventFile,
+    PublicationState, clean_path, is_doubtful_draft, parse_within,
 };
 use ion_model::id::EventId;
 use ion_model::limits::bytes_in_words;
@@ -158,7 +158,7 @@ fn refuse_whole_draft(
 ) -> Result<(), HandlerError> {
     match parsed(output.event(name), work, name) {
         Ok(Some(file)) if file.event_type.is_some() => {
-            let refusal = Refusal::Invalid(WHOLE_DRAFT.into());
+            let refusal = Refusal::Invalid(DOUBTFUL_DRAFT_REASON.into());
             Err(HandlerError::Rejected { name: name.to_owned(), refusal })
         }
         // A draft may hold any content.
@@ -215,7 +215,7 @@ async fn stage(
         commit: CommitMode::OnSuccess,
         parent: work.event.context.clone(),
     };
-    let depth = TooDeep::check(work.event.depth_below(), work.limits.lineage_depth);
+    let depth = TooDeep::check(work.event.child_depth(), work.limits.lineage_depth);
     let committer = Committer::new(plane.clone(), origin, depth, work.deadline);
     let staged = Staged::new(plane, work, record, output);
     let commits = written.events.into_iter().map(|(name, file)| {
@@ -302,7 +302,7 @@ async fn compare(
             directories,
             ..found.clone()
         };
-        if !again.same_content(&files, &found, &plane.files_of(&found).await?) {
+        if !again.has_same_content(&files, &found, &plane.files_of(&found).await?) {
             return Err(rejected(Refusal::Differs(id)));
         }
     }
@@ -330,7 +330,7 @@ fn described(output: &OutputFolders, path: String) -> Result<FileEntry, Refusal>
     let mut file = regular(output.data(&path), &path)?;
     let unreadable = |source| Refusal::Unreadable { path: path.clone(), source };
     let mut summer = BlockChecksummer::default();
-    let mut piece = vec![0; usize::try_from(BLOCK).expect("a block fits memory")];
+    let mut piece = vec![0; usize::try_from(BLOCK_BYTES).expect("a block fits memory")];
     loop {
         match file.read(&mut piece).map_err(unreadable)? {
             0 => break,
@@ -412,7 +412,7 @@ impl<'w> Staged<'w> {
 #[async_trait]
 impl Staging for Staged<'_> {
     async fn durable(&self, path: &str) -> Result<FileEntry, Refusal> {
-        let fits = self.work.limits.may_name(path);
+        let fits = self.work.limits.check_path(path);
         fits.map_err(|error| Refusal::TooLong(error.to_string()))?;
         let cell = {
             let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);

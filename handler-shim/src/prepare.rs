@@ -225,7 +225,7 @@ async fn try_to_fetch(
             gathered.extend_from_slice(&piece);
         }
         let rest = gathered.split_off(whole);
-        if !file.entry.checksums.agrees(at / block, &gathered) {
+        if !file.entry.checksums.block_matches(at / block, &gathered) {
             return Err(wrong(format!("block {} does not match its checksum", at / block)));
         }
         let opened = opened.clone();
@@ -253,7 +253,7 @@ mod tests {
     fn ranges_cover_a_file_in_whole_blocks() {
         let all: Vec<_> = ranges(&entry("a", 2 * RANGE + 5)).collect();
         assert_eq!(all, [0..RANGE, RANGE..2 * RANGE, 2 * RANGE..2 * RANGE + 5]);
-        assert!(all.iter().all(|range| range.start % checksum::BLOCK == 0));
+        assert!(all.iter().all(|range| range.start % checksum::BLOCK_BYTES == 0));
         assert_eq!(ranges(&entry("a", 0)).count(), 0);
     }
 

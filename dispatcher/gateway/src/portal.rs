@@ -27,7 +27,7 @@ use ion_jobs::pipeline::Module;
 use ion_model::event::{Event, FileEntry};
 use ion_model::id::{CorrelationId, EventId, JobId};
 use ion_model::record::{AttemptEnd, JobRecord, JobState};
-use ion_model::text::{ending, quote};
+use ion_model::text::{format_tail, quote};
 use ion_plane::first::FirstEvent;
 use ion_run::chain::{
     ChainEnd, ChainRequest, ChainRun, Chains, InputState, LinkFailure, STDIN, steps,
@@ -470,7 +470,7 @@ async fn failure(
             Some(log) => {
                 let said = log.size.saturating_sub(SAID_MAX)..log.size;
                 let said = gate.in_time(gate.node.plane.blobs.get_range(&log.key, said)).await?;
-                ending(log.size, &said)
+                format_tail(log.size, &said)
             }
             None => String::new(),
         };

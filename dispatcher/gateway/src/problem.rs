@@ -5,7 +5,7 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ion_jobs::ledger::LedgerError;
 use ion_model::errors::error_chain;
-use ion_model::text::{REASON_MAX, cut_off};
+use ion_model::text::{REASON_MAX, cut_owned};
 use ion_plane::commit::Refusal;
 use ion_plane::upload::UploadError;
 use ion_stores::StoreError;
@@ -194,7 +194,7 @@ impl Problem {
     /// Creates a problem with its detail text.
     pub(super) fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
         // The text may quote the request, so its length is limited.
-        let detail = cut_off(detail.into(), REASON_MAX);
+        let detail = cut_owned(detail.into(), REASON_MAX);
         let parts = ProblemParts { kind, detail, more: Map::new(), headers: vec![] };
         let mut problem = Self(Box::new(parts));
         if matches!(kind, ProblemKind::StoresAway | ProblemKind::Busy) {
@@ -221,7 +221,7 @@ impl Problem {
     #[must_use]
     pub(super) fn of_event(mut self, place: usize) -> Self {
         self.0.detail =
-            cut_off(format!("event {place} of the batch: {}", self.0.detail), REASON_MAX);
+            cut_owned(format!("event {place} of the batch: {}", self.0.detail), REASON_MAX);
         self.with("index", place)
     }
 

@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ion_model::event::Event;
 use ion_model::id::JobId;
-use ion_model::record::{GatherObstacles, JobRecord, JobState, MissingJobs, NAMED_MAX, OpenJob};
+use ion_model::record::{
+    GatherObstacles, JobRecord, JobState, LISTED_JOBS_MAX, MissingJobs, OpenJob,
+};
 use ion_stores::StoreError;
 
 use crate::ledger::{JobFilter, Ledger, RegisteredModules};
@@ -116,7 +118,7 @@ fn judge(
     }
     if open.len() + dead.len() > 0 {
         let (open_jobs, dead_jobs) = (open.len(), dead.len());
-        let named = dead.into_iter().chain(open).take(NAMED_MAX).collect();
+        let named = dead.into_iter().chain(open).take(LISTED_JOBS_MAX).collect();
         return Readiness::Waiting(GatherObstacles { open: open_jobs, dead: dead_jobs, named });
     }
     let gathered = below.into_iter().filter(|event| event.event_type == gathered);

@@ -160,7 +160,7 @@ pub fn next(
             job.attempt += 1;
             job.holder = Some(holder.clone());
             stand(&mut job, now, *lease);
-            job.attempts.push(Attempt::begun(job.attempt, now));
+            job.attempts.push(Attempt::new(job.attempt, now));
         }
         (JobState::Starting, Transition::WaitsAgain) => {
             job.state = JobState::Waiting;

@@ -8,7 +8,7 @@ use ion_model::clock::{self, Millis, millis};
 use ion_model::event::{DocumentType, Event};
 use ion_model::id::CorrelationId;
 use ion_model::record::JobState;
-use ion_model::record::logs_below;
+use ion_model::record::logs_prefix;
 use ion_plane::collect::{GcMode, GcReport, remove_below};
 use ion_stores::{Collection, Durability, Query, StoreError};
 use ion_system::failpoint;
@@ -104,7 +104,7 @@ async fn drop_one(
     // The keys of its blobs begin with the correlation's id, and only events of the correlation
     // refer to them.
     remove_below(plane, correlation.as_str(), how, &mut retired.blobs).await?;
-    remove_below(plane, &logs_below(correlation), how, &mut retired.blobs).await
+    remove_below(plane, &logs_prefix(correlation), how, &mut retired.blobs).await
 }
 
 /// Notes in the events of an ended correlation that they are for no module any more, durably.

@@ -369,7 +369,7 @@ impl HandlerSettings {
                 .filter(|path| !nothing(path))
                 .unwrap_or_else(|| BASE_DIR.into()),
         };
-        let limits = LimitOverrides::said(&arguments.limits)?.over(Limits::default());
+        let limits = LimitOverrides::from_arguments(&arguments.limits)?.apply_to(Limits::default());
         let printable = printable(&arguments, &base_dir, &stores);
         let said = |text: Option<String>| text.filter(|text| !text.is_empty());
         let emits = arguments.valideventtypes.iter().map(|name| name.trim().to_owned());

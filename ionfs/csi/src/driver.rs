@@ -233,7 +233,7 @@ impl Driver {
                 Some(events)
             }
         };
-        let limits = ticket.limits.over(self.node.settings.limits);
+        let limits = ticket.limits.apply_to(self.node.settings.limits);
         let spec = JobSpec {
             origin: ticket.origin,
             event,

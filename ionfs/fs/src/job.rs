@@ -143,7 +143,7 @@ impl JobTree {
             restrict_to_owner(&directory).map_err(staging)?;
         }
         let deadline = daemon.settings.commit_deadline;
-        let depth = TooDeep::check(spec.event.depth_below(), limits.lineage_depth);
+        let depth = TooDeep::check(spec.event.child_depth(), limits.lineage_depth);
         let committer = Committer::new(daemon.plane.clone(), spec.origin.clone(), depth, deadline);
         let reads = ReadLog::default();
         let (names, writers) = (spec.older.names, spec.writers);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// Bytes in a block. A smaller block lengthens event documents (4 bytes for each block before
 /// encoding); a larger one makes a small random read fetch more than it needs.
-pub const BLOCK: u64 = 1 << 20;
+pub const BLOCK_BYTES: u64 = 1 << 20;
 
 /// Returns a digest as lowercase hexadecimal digits.
 pub fn hex(digest: &[u8]) -> String {
@@ -42,7 +42,7 @@ impl Checksums {
     }
 
     /// Whether `bytes` match the checksum of block `index`.
-    pub fn agrees(&self, index: u64, bytes: &[u8]) -> bool {
+    pub fn block_matches(&self, index: u64, bytes: &[u8]) -> bool {
         self.block_sum(index) == Some(crc32c::crc32c(bytes))
     }
 }
@@ -60,12 +60,12 @@ impl BlockChecksummer {
     /// Adds the next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let room = usize::try_from(BLOCK - self.filled).unwrap_or(usize::MAX);
+            let room = usize::try_from(BLOCK_BYTES - self.filled).unwrap_or(usize::MAX);
             let (now, rest) = bytes.split_at(bytes.len().min(room));
             self.current = crc32c::crc32c_append(self.current, now);
             self.filled += now.len() as u64;
             self.total += now.len() as u64;
-            if self.filled == BLOCK {
+            if self.filled == BLOCK_BYTES {
                 self.end_block();
             }
             bytes = rest;
@@ -84,7 +84,7 @@ impl BlockChecksummer {
         }
         Checksums {
             algorithm: "crc32c".into(),
-            block: BLOCK,
+            block: BLOCK_BYTES,
             sums: STANDARD_NO_PAD.encode(&self.sums),
         }
     }
@@ -109,16 +109,16 @@ mod tests {
 
     #[test]
     fn each_block_is_found_and_a_flipped_bit_is_noticed() {
-        let block = usize::try_from(BLOCK).expect("a block fits memory");
+        let block = usize::try_from(BLOCK_BYTES).expect("a block fits memory");
         let mut bytes: Vec<u8> =
             (0..block * 7 + 5).map(|i| u8::try_from(i % 251).expect("below 251")).collect();
         let sums = of(&bytes);
         for (index, chunk) in bytes.chunks(block).enumerate() {
-            assert!(sums.agrees(index as u64, chunk), "block {index}");
+            assert!(sums.block_matches(index as u64, chunk), "block {index}");
         }
         assert_eq!(sums.block_sum(8), None);
         bytes[block * 4 + 17] ^= 1;
-        assert!(!sums.agrees(4, &bytes[block * 4..block * 5]));
+        assert!(!sums.block_matches(4, &bytes[block * 4..block * 5]));
     }
 
     #[test]

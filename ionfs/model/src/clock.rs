@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Milliseconds since the Unix epoch.
 pub type Millis = i64;
 
-const NANOS_IN_MILLI: i128 = 1_000_000;
+const NANOS_PER_MILLI: i128 = 1_000_000;
 
 /// The most by which the clocks of hosts may differ. No decision rests on a time that another host
 /// wrote, unless that time is further away than this.
@@ -48,8 +48,8 @@ pub fn millis_and_nanos(moment: SystemTime) -> (Millis, u32) {
         Ok(since) => i128::try_from(since.as_nanos()).unwrap_or(i128::MAX),
         Err(before) => -i128::try_from(before.duration().as_nanos()).unwrap_or(i128::MAX),
     };
-    let whole = nanos.div_euclid(NANOS_IN_MILLI);
-    let rest = u32::try_from(nanos.rem_euclid(NANOS_IN_MILLI)).unwrap_or(0);
+    let whole = nanos.div_euclid(NANOS_PER_MILLI);
+    let rest = u32::try_from(nanos.rem_euclid(NANOS_PER_MILLI)).unwrap_or(0);
     (Millis::try_from(whole).unwrap_or(if whole < 0 { Millis::MIN } else { Millis::MAX }), rest)
 }
 

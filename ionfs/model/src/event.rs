@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 pub use self::file::{EventFile, NearMiss, ParsedEventFile, parse, parse_within};
 pub use self::names::{
-    TYPE_BYTES_MAX, WHOLE_DRAFT, clean_path, is_doubtful_draft, is_draft, is_event_draft,
+    DOUBTFUL_DRAFT_REASON, TYPE_BYTES_MAX, clean_path, is_doubtful_draft, is_draft, is_event_draft,
     is_event_type,
 };
 use crate::checksum::Checksums;
@@ -112,7 +112,7 @@ impl FileEntry {
 
     /// Whether `bytes` are the file's whole content as it was written: the length agrees, and each
     /// block matches its checksum.
-    pub fn holds(&self, bytes: &[u8]) -> bool {
+    pub fn has_content(&self, bytes: &[u8]) -> bool {
         let Some(block) = usize::try_from(self.checksums.block).ok().filter(|block| *block > 0)
         else {
             return false;
@@ -120,7 +120,7 @@ impl FileEntry {
         bytes.len() as u64 == self.size
             && (0..)
                 .zip(bytes.chunks(block))
-                .all(|(index, bytes)| self.checksums.agrees(index, bytes))
+                .all(|(index, bytes)| self.checksums.block_matches(index, bytes))
     }
 }
 
@@ -206,24 +206,24 @@ impl Event {
     /// Whether `other` has the same content, given the files of both. A repeated commit is compared
     /// by this. Blob keys, times and attempts may differ between attempts; the type, the values,
     /// the directories, and the names and bytes of files may not.
-    pub fn same_content(
+    pub fn has_same_content(
         &self,
         files: &[FileEntry],
         other: &Event,
         other_files: &[FileEntry],
     ) -> bool {
-        let same_file = |(a, b): (&FileEntry, &FileEntry)| {
+        let is_same_file = |(a, b): (&FileEntry, &FileEntry)| {
             a.name == b.name && a.size == b.size && a.checksums == b.checksums
         };
         self.event_type == other.event_type
             && self.data == other.data
             && self.directories == other.directories
             && files.len() == other_files.len()
-            && files.iter().zip(other_files).all(same_file)
+            && files.iter().zip(other_files).all(is_same_file)
     }
 
     /// Returns the depth of the events that its jobs publish.
-    pub fn depth_below(&self) -> u32 {
+    pub fn child_depth(&self) -> u32 {
         self.depth.saturating_add(1)
     }
 

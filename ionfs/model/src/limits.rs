@@ -146,7 +146,7 @@ impl Limits {
     ///
     /// # Errors
     /// Returns the limit that the path exceeds.
-    pub fn may_name(&self, path: &str) -> Result<(), LimitError> {
+    pub fn check_path(&self, path: &str) -> Result<(), LimitError> {
         if path.len() as u64 > self.path_bytes {
             return Err(LimitError::PathTooLong { path: path.to_owned(), most: self.path_bytes });
         }
@@ -169,8 +169,8 @@ struct Limit {
     name: &'static str,
     unit: Unit,
     /// The highest value that users may set.
-    most: u64,
-    of: fn(&mut Limits) -> &mut u64,
+    max: u64,
+    field: fn(&mut Limits) -> &mut u64,
 }
 
 /// The highest limit that users may set for the bytes of an event file or of its values. The daemon
@@ -180,10 +180,10 @@ const EVENT_BYTES_MAX: u64 = 256 << 20;
 const fn limit(
     name: &'static str,
     unit: Unit,
-    most: u64,
-    of: fn(&mut Limits) -> &mut u64,
+    max: u64,
+    field: fn(&mut Limits) -> &mut u64,
 ) -> Limit {
-    Limit { name, unit, most, of }
+    Limit { name, unit, max, field }
 }
 
 const LIMITS: [Limit; 11] = [
@@ -215,7 +215,7 @@ impl LimitOverrides {
     pub fn set(&mut self, name: &str, text: &str) -> Result<(), LimitError> {
         let limit = LIMITS.iter().find(|limit| limit.name == name);
         let limit = limit.ok_or_else(|| LimitError::Unknown(name.to_owned()))?;
-        let value = amount(text, limit.unit).filter(|value| (1..=limit.most).contains(value));
+        let value = parse_amount(text, limit.unit).filter(|value| (1..=limit.max).contains(value));
         let value = value.ok_or_else(|| LimitError::Value {
             name: limit.name,
             text: text.to_owned(),
@@ -223,7 +223,7 @@ impl LimitOverrides {
                 Unit::Bytes => SIZES,
                 Unit::Count => "a number as in 1000",
             },
-            most: limit.most,
+            most: limit.max,
         })?;
         self.0.insert(name.to_owned(), value);
         Ok(())
@@ -233,21 +233,23 @@ impl LimitOverrides {
     ///
     /// # Errors
     /// Returns why the first argument that sets no limit does not, and what is allowed.
-    pub fn said(words: &[String]) -> Result<Self, LimitError> {
-        let mut set = Self::default();
+    pub fn from_arguments(words: &[String]) -> Result<Self, LimitError> {
+        let mut overrides = Self::default();
         for word in words {
             let (name, value) =
                 word.split_once('=').ok_or_else(|| LimitError::Form(word.clone()))?;
-            set.set(name.trim(), value).map_err(|error| LimitError::Argument(error.into()))?;
+            overrides
+                .set(name.trim(), value)
+                .map_err(|error| LimitError::Argument(error.into()))?;
         }
-        Ok(set)
+        Ok(overrides)
     }
 
     /// Returns `limits` with the limits that are set here in place of its own.
-    pub fn over(&self, mut limits: Limits) -> Limits {
+    pub fn apply_to(&self, mut limits: Limits) -> Limits {
         for limit in &LIMITS {
             if let Some(value) = self.0.get(limit.name) {
-                *(limit.of)(&mut limits) = *value;
+                *(limit.field)(&mut limits) = *value;
             }
         }
         limits
@@ -263,16 +265,16 @@ impl LimitOverrides {
 ///
 /// # Errors
 /// [`LimitError::Size`], which says what is allowed.
-pub fn bytes(text: &str) -> Result<u64, LimitError> {
-    amount(text, Unit::Bytes).ok_or_else(|| LimitError::Size(text.to_owned()))
+pub fn parse_bytes(text: &str) -> Result<u64, LimitError> {
+    parse_amount(text, Unit::Bytes).ok_or_else(|| LimitError::Size(text.to_owned()))
 }
 
 /// Reads a number as in `10000`, or for bytes also as in `900 KiB`, `16MiB`, `2GiB` or `1TiB`.
-fn amount(text: &str, unit: Unit) -> Option<u64> {
+fn parse_amount(text: &str, unit: Unit) -> Option<u64> {
     let text = text.trim();
-    let (digits, rest) =
+    let (digits, unit_text) =
         text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let factor = match (rest.trim_start(), unit) {
+    let factor = match (unit_text.trim_start(), unit) {
         ("", _) => 1,
         ("KiB", Unit::Bytes) => 1 << 10,
         ("MiB", Unit::Bytes) => 1 << 20,

@@ -134,20 +134,20 @@ pub struct Attempt {
     pub log: Option<FileEntry>,
     /// How many bytes of the output the blob does not hold: the middle of a log that is too long is
     /// left out.
-    #[serde(default, skip_serializing_if = "is_nothing")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub log_left_out: u64,
     /// The reads that Ion could not answer. An attempt with such a read has failed.
     #[serde(default, skip_serializing_if = "FailedReads::is_empty")]
     pub failed_reads: FailedReads,
 }
 
-fn is_nothing(bytes: &u64) -> bool {
+fn is_zero(bytes: &u64) -> bool {
     *bytes == 0
 }
 
 impl Attempt {
     /// Returns an attempt that begins at `started`.
-    pub fn begun(number: u32, started: Millis) -> Self {
+    pub fn new(number: u32, started: Millis) -> Self {
         Self {
             number,
             started,
@@ -231,11 +231,11 @@ impl FailedReads {
         self.first.is_empty() && self.more == 0
     }
 
-    /// Returns these failed reads with at most `most` of them in the list; the others are counted.
+    /// Returns these failed reads with at most `max` of them in the list; the others are counted.
     #[must_use]
-    pub fn shortened(mut self, most: usize) -> Self {
-        self.more += self.first.len().saturating_sub(most) as u64;
-        self.first.truncate(most);
+    pub fn shortened(mut self, max: usize) -> Self {
+        self.more += self.first.len().saturating_sub(max) as u64;
+        self.first.truncate(max);
         self
     }
 
@@ -251,10 +251,10 @@ impl FailedReads {
 }
 
 /// The most jobs that a record names in a list that may be long.
-pub const NAMED_MAX: usize = 20;
+pub const LISTED_JOBS_MAX: usize = 20;
 
 /// The most jobs that one line of text names.
-const SAID_MAX: usize = 5;
+const LINE_JOBS_MAX: usize = 5;
 
 /// The jobs that have to end before a gathering job starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -263,7 +263,7 @@ pub struct GatherObstacles {
     pub open: usize,
     /// The number of dead jobs: they hold the gathering job back until they are retried or dropped.
     pub dead: usize,
-    /// The first [`NAMED_MAX`] of these jobs, dead jobs first.
+    /// The first [`LISTED_JOBS_MAX`] of these jobs, dead jobs first.
     pub named: Vec<OpenJob>,
 }
 
@@ -283,7 +283,7 @@ pub struct OpenJob {
 /// dead when it began.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MissingJobs {
-    /// The first [`NAMED_MAX`] of these jobs.
+    /// The first [`LISTED_JOBS_MAX`] of these jobs.
     pub jobs: Vec<JobId>,
     /// The number of further jobs.
     pub more: usize,
@@ -297,14 +297,14 @@ impl GatherObstacles {
             let state = open.state.map_or("not claimed yet", JobState::as_str);
             format!("{} {} ({state})", open.module, open.job.short())
         };
-        let mut named: Vec<String> = self.named.iter().take(SAID_MAX).map(name).collect();
-        if let Some(more @ 1..) = (self.open + self.dead).checked_sub(named.len()) {
-            named.push(format!("{more} more"));
+        let mut names: Vec<String> = self.named.iter().take(LINE_JOBS_MAX).map(name).collect();
+        if let Some(more @ 1..) = (self.open + self.dead).checked_sub(names.len()) {
+            names.push(format!("{more} more"));
         }
-        let named = named.join(", ");
+        let names = names.join(", ");
         match self.open {
-            0 => format!("waits until it is retried or dropped (`ion dead`): {named}"),
-            _ => format!("waits for {named}"),
+            0 => format!("waits until it is retried or dropped (`ion dead`): {names}"),
+            _ => format!("waits for {names}"),
         }
     }
 }
@@ -322,7 +322,7 @@ impl MissingJobs {
 
     /// Adds a job.
     pub fn add(&mut self, job: &JobId) {
-        if self.jobs.len() < NAMED_MAX {
+        if self.jobs.len() < LISTED_JOBS_MAX {
             self.jobs.push(job.clone());
         } else {
             self.more += 1;
@@ -495,6 +495,6 @@ pub struct StoredLog {
 
 /// Returns the prefix of the keys of a correlation's logs. It differs from the prefix of the
 /// correlation's files, so that a store's own tools can browse the files alone.
-pub fn logs_below(correlation: &CorrelationId) -> String {
+pub fn logs_prefix(correlation: &CorrelationId) -> String {
     format!("logs/{correlation}")
 }

@@ -18,25 +18,26 @@ pub const QUOTE_MAX: usize = 200;
 /// limited to 4 KiB.
 pub const REASON_MAX: usize = 2000;
 
-/// Returns at most `most` bytes from the beginning of the text, and never a part of a character.
-fn beginning(text: &str, most: usize) -> &str {
-    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+/// Returns at most `bytes_max` bytes from the beginning of the text, and never a part of a
+/// character.
+fn beginning(text: &str, bytes_max: usize) -> &str {
+    let end = (0..=bytes_max.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
 }
 
-/// Returns the text if it has at most `most` bytes. Otherwise returns its first `most` bytes, up to
-/// the end of a character, and how many bytes were left out.
-pub fn cut(text: &str, most: usize) -> Cow<'_, str> {
-    if text.len() <= most {
+/// Returns the text if it has at most `bytes_max` bytes. Otherwise returns its first `bytes_max`
+/// bytes, up to the end of a character, and how many bytes were left out.
+pub fn cut(text: &str, bytes_max: usize) -> Cow<'_, str> {
+    if text.len() <= bytes_max {
         return Cow::Borrowed(text);
     }
-    let head = beginning(text, most);
+    let head = beginning(text, bytes_max);
     Cow::Owned(format!("{head}... ({} more bytes)", text.len() - head.len()))
 }
 
 /// Like [`cut`], for a text that the caller gives away: a short text is not copied.
-pub fn cut_off(text: String, most: usize) -> String {
-    match cut(&text, most) {
+pub fn cut_owned(text: String, bytes_max: usize) -> String {
+    match cut(&text, bytes_max) {
         Cow::Borrowed(_) => text,
         Cow::Owned(cut) => cut,
     }
@@ -44,17 +45,17 @@ pub fn cut_off(text: String, most: usize) -> String {
 
 /// Returns the end of a text as a string, with the number of bytes before it. The whole text has
 /// `all` bytes, of which `end` holds the last ones.
-pub fn ending(all: u64, end: &[u8]) -> String {
+pub fn format_tail(all: u64, end: &[u8]) -> String {
     let before = all.saturating_sub(end.len() as u64);
     if before == 0 {
         return String::from_utf8_lossy(end).into_owned();
     }
     // Skips the rest of a character that was cut in the middle.
-    let begun = end.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80).count();
+    let skipped = end.iter().take(3).take_while(|byte| **byte & 0xc0 == 0x80).count();
     format!(
         "({} bytes before) ...{}",
-        before + begun as u64,
-        String::from_utf8_lossy(&end[begun..])
+        before + skipped as u64,
+        String::from_utf8_lossy(&end[skipped..])
     )
 }
 
@@ -73,7 +74,7 @@ impl fmt::Display for Quoted<'_> {
         let head = beginning(self.0, QUOTE_MAX);
         match self.0.len() - head.len() {
             0 => write!(f, "{head:?}"),
-            more => write!(f, "{head:?}... ({more} more bytes)"),
+            left_out => write!(f, "{head:?}... ({left_out} more bytes)"),
         }
     }
 }
@@ -81,7 +82,7 @@ impl fmt::Display for Quoted<'_> {
 /// Whether a terminal or a program that reads lines would obey this character instead of showing
 /// it: control characters, line separators, and characters that change the direction of writing or
 /// have no width.
-pub fn is_obeyed(c: char) -> bool {
+pub fn is_terminal_control(c: char) -> bool {
     c.is_control()
         || matches!(
             c,
@@ -90,21 +91,21 @@ pub fn is_obeyed(c: char) -> bool {
         )
 }
 
-/// Returns the text in one line: each character that a terminal would obey ([`is_obeyed`]) is
-/// replaced by its escape, such as `\n` or `\u{1b}`.
-pub fn visible(text: &str) -> Cow<'_, str> {
-    visible_but(text, |_| false)
+/// Returns the text in one line: each character that a terminal would obey
+/// ([`is_terminal_control`]) is replaced by its escape, such as `\n` or `\u{1b}`.
+pub fn escape_controls(text: &str) -> Cow<'_, str> {
+    escape_controls_except(text, |_| false)
 }
 
-/// Like [`visible`], but keeps the characters for which `stays` returns true.
-pub fn visible_but(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
-    let escaped = |c: char| is_obeyed(c) && !stays(c);
-    if !text.chars().any(escaped) {
+/// Like [`escape_controls`], but keeps the characters for which `keep` returns true.
+pub fn escape_controls_except(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
+    let is_escaped = |c: char| is_terminal_control(c) && !keep(c);
+    if !text.chars().any(is_escaped) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        match escaped(c) {
+        match is_escaped(c) {
             true => shown.extend(c.escape_default()),
             false => shown.push(c),
         }
@@ -115,27 +116,27 @@ pub fn visible_but(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
 /// Writes a value as a field of a log line: in one line, cut after [`REASON_MAX`] bytes. It needs
 /// little memory, however long the value is.
 pub fn write_field(out: &mut dyn fmt::Write, value: &dyn fmt::Debug) -> fmt::Result {
-    let mut field = Field { out, left: REASON_MAX, more: 0 };
+    let mut field = Field { out, left: REASON_MAX, left_out: 0 };
     write!(field, "{value:?}")?;
-    match field.more {
+    match field.left_out {
         0 => Ok(()),
-        more => write!(field.out, "... ({more} more bytes)"),
+        left_out => write!(field.out, "... ({left_out} more bytes)"),
     }
 }
 
 struct Field<'o> {
     out: &'o mut dyn fmt::Write,
     left: usize,
-    more: usize,
+    left_out: usize,
 }
 
 impl fmt::Write for Field<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let head = beginning(text, self.left);
-        self.more += text.len() - head.len();
+        self.left_out += text.len() - head.len();
         // After the first text that is cut, nothing more is written.
         self.left = if head.len() < text.len() { 0 } else { self.left - head.len() };
-        self.out.write_str(&visible(head))
+        self.out.write_str(&escape_controls(head))
     }
 }
 
@@ -149,11 +150,14 @@ mod tests {
         assert_eq!(cut("longer", 5), "longe... (1 more bytes)");
         assert_eq!(cut("aé€", 5), "aé... (3 more bytes)", "no character is cut in two");
         assert_eq!(
-            cut_off("x".repeat(15 << 20), 10),
+            cut_owned("x".repeat(15 << 20), 10),
             format!("xxxxxxxxxx... ({} more bytes)", (15 << 20) - 10)
         );
-        assert_eq!(ending(3, b"all"), "all");
-        assert_eq!(ending(100, &"é and more".as_bytes()[1..]), "(91 bytes before) ... and more");
+        assert_eq!(format_tail(3, b"all"), "all");
+        assert_eq!(
+            format_tail(100, &"é and more".as_bytes()[1..]),
+            "(91 bytes before) ... and more"
+        );
         assert_eq!(quote("a\n\u{1b}[31m\u{202e}").to_string(), r#""a\n\u{1b}[31m\u{202e}""#);
         let long = quote(&"y".repeat(QUOTE_MAX + 7)).to_string();
         assert!(long.ends_with("y\"... (7 more bytes)") && long.len() < QUOTE_MAX + 40, "{long}");
@@ -162,15 +166,15 @@ mod tests {
     #[test]
     fn what_a_terminal_would_obey_is_shown_and_all_else_stays() {
         assert_eq!(
-            visible("plain, é, 日本, e\u{301} and \u{1f469}\u{200d}\u{1f52c}"),
+            escape_controls("plain, é, 日本, e\u{301} and \u{1f469}\u{200d}\u{1f52c}"),
             "plain, é, 日本, e\u{301} and \u{1f469}\u{200d}\u{1f52c}"
         );
         assert_eq!(
-            visible("a\nb\r\tc\u{1b}[2J\u{7f}\u{9b}1m"),
+            escape_controls("a\nb\r\tc\u{1b}[2J\u{7f}\u{9b}1m"),
             r"a\nb\r\tc\u{1b}[2J\u{7f}\u{9b}1m"
         );
-        assert_eq!(visible("\u{202e}txt\u{2028}\u{feff}"), r"\u{202e}txt\u{2028}\u{feff}");
-        assert_eq!(visible_but("a\tb\n", |c| c == '\t'), "a\tb\\n");
+        assert_eq!(escape_controls("\u{202e}txt\u{2028}\u{feff}"), r"\u{202e}txt\u{2028}\u{feff}");
+        assert_eq!(escape_controls_except("a\tb\n", |c| c == '\t'), "a\tb\\n");
     }
 
     #[test]

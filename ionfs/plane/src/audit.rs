@@ -228,7 +228,7 @@ async fn examine(
             .get_range(&file.key, index * block..((index + 1) * block).min(file.size))
             .await?;
         report.bytes_read += bytes.len() as u64;
-        if !file.checksums.agrees(index, &bytes) {
+        if !file.checksums.block_matches(index, &bytes) {
             report.found(format!(
                 "{what}: file {:?}: blob {:?}: block {index} does not match its checksum",
                 file.name, file.key

@@ -200,7 +200,7 @@ impl Cache {
                 blobs,
                 metrics,
                 memory: BlockMemory::new(limits.memory_bytes),
-                buffers: Buffers::new(usize::try_from(checksum::BLOCK).unwrap_or(usize::MAX)),
+                buffers: Buffers::new(usize::try_from(checksum::BLOCK_BYTES).unwrap_or(usize::MAX)),
                 disk: DiskCache::new(directory, limits.disk_bytes),
                 fetches: Semaphore::new(FETCHES_MAX),
                 next_id: AtomicU64::new(0),

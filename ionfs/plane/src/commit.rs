@@ -270,7 +270,7 @@ impl Committer {
         file: EventFile,
         staging: &dyn Staging,
     ) -> Result<(CommitStep, Event, Receipt), Refusal> {
-        if let Some(slip) = file.slip(|path| staging.has(path)) {
+        if let Some(slip) = file.find_slip(|path| staging.has(path)) {
             return Err(Refusal::Invalid(slip));
         }
         let event_type = self.checked_type(file.event_type)?;
@@ -610,7 +610,7 @@ async fn try_insert(
         Inserted::New => Ok(StoreAnswer::Done),
         Inserted::Existing(existing) => {
             *found = decode(Collection::Events, existing)?;
-            let same = event.same_content(files, found, &plane.files_of(found).await?);
+            let same = event.has_same_content(files, found, &plane.files_of(found).await?);
             Ok(StoreAnswer::Exists { publication: found.publication, attempt: found.attempt, same })
         }
     }

@@ -31,13 +31,13 @@ pub struct FirstEvent {
 }
 
 /// Returns the depth of an event whose parent has this id: 0 if no event has it.
-async fn depth_below(plane: &DataPlane, parent: &str) -> Result<u32, UploadError> {
+async fn child_depth(plane: &DataPlane, parent: &str) -> Result<u32, UploadError> {
     if parent.is_empty() {
         return Ok(0);
     }
     let found = plane.documents.get(Collection::Events, parent).await?;
     let parent = found.and_then(|found| decode::<Event>(Collection::Events, found).ok());
-    Ok(parent.map_or(0, |parent| parent.depth_below()))
+    Ok(parent.map_or(0, |parent| parent.child_depth()))
 }
 
 impl FirstEvent {
@@ -59,7 +59,7 @@ impl FirstEvent {
         } else {
             (self.files, None)
         };
-        let depth = depth_below(plane, &self.parent).await?;
+        let depth = child_depth(plane, &self.parent).await?;
         let context = Context {
             name: self.name,
             event_id: self.id.clone(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ion_model::clock::Millis;
 use ion_model::event::Message;
-use ion_model::text::{REASON_MAX, cut_off};
+use ion_model::text::{REASON_MAX, cut_owned};
 use uuid::Uuid;
 
 use crate::error::StoreError;
@@ -80,8 +80,8 @@ impl DeadLetter {
         Self {
             module: module.to_owned(),
             event_id,
-            body: cut_off(body, LETTER_BYTES_MAX),
-            reason: cut_off(reason, REASON_MAX),
+            body: cut_owned(body, LETTER_BYTES_MAX),
+            reason: cut_owned(reason, REASON_MAX),
             at,
         }
     }

@@ -98,7 +98,7 @@ impl DataPlane {
     pub async fn files_of(&self, event: &Event) -> Result<Vec<FileEntry>, StoreError> {
         let Some(list) = &event.file_list else { return Ok(event.files.clone()) };
         let bytes = self.blobs.get_range(&list.key, 0..list.size).await?;
-        if !list.holds(&bytes) {
+        if !list.has_content(&bytes) {
             return Err(StoreError::DamagedBlob(list.key.clone()));
         }
         serde_json::from_slice(&bytes).map_err(|source| StoreError::Malformed {

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use ion_model::event::is_event_type;
-use ion_model::limits::bytes;
+use ion_model::limits::parse_bytes;
 use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
@@ -90,7 +90,7 @@ impl LinkTerms {
             module.link_settings.idle = duration("idle", idle)?;
         }
         if let Some(output) = self.output {
-            let bytes = bytes(&output.value).map_err(|wrong| {
+            let bytes = parse_bytes(&output.value).map_err(|wrong| {
                 PipelineProblem::unreadable("output", wrong).at(output.referenced)
             })?;
             module.link_settings.output_bytes = bytes;

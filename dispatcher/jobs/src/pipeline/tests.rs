@@ -226,7 +226,7 @@ fn a_program_that_cannot_run_is_found_before_anything_starts() {
 #[test]
 fn limits_are_read_in_their_units_and_others_stay_the_daemons() {
     let pipeline = parse("modules:\n  a: {on: [x], run: [cat], limits: {staged-bytes: 2 GiB, open-files: 10, event-bytes: 100}}\n").unwrap();
-    let limits = pipeline.modules[0].limits.over(Limits::default());
+    let limits = pipeline.modules[0].limits.apply_to(Limits::default());
     let expected =
         Limits { staged_bytes: 2 << 30, open_files: 10, event_bytes: 100, ..Limits::default() };
     assert_eq!(limits, expected);

@@ -61,7 +61,7 @@ pub(super) struct FlowOutcome {
     /// The stored input of the first link; none where the input is an event's file already.
     pub(super) input: Option<SpooledBlob>,
     /// Whether a part of the input was not read.
-    pub(super) cut_off: bool,
+    pub(super) cut_owned: bool,
     /// Whether the run was asked to stop.
     pub(super) stopped: bool,
     /// The part of the trace that is recorded already.
@@ -145,25 +145,25 @@ impl Flow<'_> {
         let last_ended = AtomicBool::new(false);
         let before = async {
             let (fed, links) = tokio::join!(self.feed(input, first, &give_up), join_all(stages));
-            let (input, cut_off, unread) = fed;
+            let (input, cut_owned, unread) = fed;
             let well = unread.is_none() && links.iter().all(|end| end.how.is_well());
             // This happens while the last link still runs, so that less is left to do when it has
             // ended.
             let begun = match well && !last_ended.load(Ordering::Relaxed) {
-                true => self.recording.begin(input.as_ref(), cut_off, &links).await.map(Some),
+                true => self.recording.begin(input.as_ref(), cut_owned, &links).await.map(Some),
                 false => Ok(None),
             };
             if begun.is_err() {
                 give_up.cancel();
             }
-            (input, cut_off, unread, links, begun)
+            (input, cut_owned, unread, links, begun)
         };
         let last = async {
             let end = OptionFuture::from(last).await;
             last_ended.store(true, Ordering::Relaxed);
             end
         };
-        let ((input, cut_off, unread, mut links, begun), last) = tokio::join!(before, last);
+        let ((input, cut_owned, unread, mut links, begun), last) = tokio::join!(before, last);
         links.extend(last);
         let not_stored = links.iter().find_map(|end| match &end.how {
             LinkExit::NotStored(reason) => Some(reason.clone()),
@@ -174,7 +174,7 @@ impl Flow<'_> {
             Err(error) => (None, Some(error_chain(&error))),
         };
         let broken = unread.or(not_stored).or(not_begun);
-        FlowOutcome { links, input, cut_off, stopped: stop.is_cancelled(), begun, broken }
+        FlowOutcome { links, input, cut_owned, stopped: stop.is_cancelled(), begun, broken }
     }
 
     /// Passes the input to the first link. Returns the stored input, whether it was cut off, and
@@ -187,7 +187,7 @@ impl Flow<'_> {
     ) -> (Option<SpooledBlob>, bool, Option<String>) {
         let mut to = Some(to);
         let mut spool = self.recording.input();
-        let cut_off = loop {
+        let cut_owned = loop {
             let piece = tokio::select! {
                 biased;
                 () = give_up.cancelled() => break true,
@@ -222,10 +222,10 @@ impl Flow<'_> {
         };
         drop(to);
         match spool {
-            None => (None, cut_off, None),
+            None => (None, cut_owned, None),
             Some(spool) => match spool.finish().await {
-                Ok(blob) => (Some(blob), cut_off, None),
-                Err(error) => (None, cut_off, Some(error_chain(&error))),
+                Ok(blob) => (Some(blob), cut_owned, None),
+                Err(error) => (None, cut_owned, Some(error_chain(&error))),
             },
         }
     }

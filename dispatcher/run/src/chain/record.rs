@@ -15,9 +15,9 @@ use ion_model::clock;
 use ion_model::errors::error_chain;
 use ion_model::event::{Context, DocumentType, Event, FileEntry, KeyValue, PublicationState};
 use ion_model::id::{EventId, JobId};
-use ion_model::record::logs_below;
+use ion_model::record::logs_prefix;
 use ion_model::record::{Attempt, AttemptEnd, JobRecord, JobState, LogRecord};
-use ion_model::text::ending;
+use ion_model::text::format_tail;
 use ion_plane::commit::{Refusal, TooDeep, append_event};
 use ion_plane::node::Node;
 use ion_plane::upload::store_bytes_soon;
@@ -91,7 +91,7 @@ impl Recording {
         let steps = steps(&module, &first.id).collect();
         let plane = Arc::new(node.plane.clone());
         let deadline = node.settings.commit_deadline;
-        let depth_max = module.limits.over(node.settings.limits).lineage_depth;
+        let depth_max = module.limits.apply_to(node.settings.limits).lineage_depth;
         Self { plane, module, first, stored, depth_max, deadline, steps }
     }
 
@@ -131,11 +131,11 @@ impl Recording {
     pub(super) async fn begin(
         &self,
         input: Option<&SpooledBlob>,
-        cut_off: bool,
+        cut_owned: bool,
         links: &[LinkEnd],
     ) -> Result<ChainTrace, RecordError> {
         self.within(async {
-            let mut trace = self.trace(input, cut_off);
+            let mut trace = self.trace(input, cut_owned);
             self.extend(&mut trace, links, links.len()).await?;
             let last =
                 trace.last.take().map(|event| (Collection::Events, encode(&event.for_nobody())));
@@ -179,7 +179,7 @@ impl Recording {
             _ => ChainEnd::Cancelled,
         };
         let mut trace =
-            begun.unwrap_or_else(|| self.trace(outcome.input.as_ref(), outcome.cut_off));
+            begun.unwrap_or_else(|| self.trace(outcome.input.as_ref(), outcome.cut_owned));
         if self.begins() && !self.alone() {
             trace.documents.push((Collection::Jobs, encode(&self.chain_record(&end, links))));
         }
@@ -204,8 +204,8 @@ impl Recording {
     }
 
     /// Begins a trace with the first event.
-    fn trace(&self, input: Option<&SpooledBlob>, cut_off: bool) -> ChainTrace {
-        let first = self.first_event(input, cut_off);
+    fn trace(&self, input: Option<&SpooledBlob>, cut_owned: bool) -> ChainTrace {
+        let first = self.first_event(input, cut_owned);
         let mut documents = Vec::new();
         if self.begins() {
             documents.push((Collection::Events, encode(&first)));
@@ -298,12 +298,12 @@ impl Recording {
         }
     }
 
-    fn first_event(&self, input: Option<&SpooledBlob>, cut_off: bool) -> Event {
+    fn first_event(&self, input: Option<&SpooledBlob>, cut_owned: bool) -> Event {
         let mut first = self.first.clone();
         if let Some(input) = input {
             first.files = vec![input.entry.clone()];
         }
-        if cut_off && self.begins() {
+        if cut_owned && self.begins() {
             first.data.push(KeyValue { key: "cutOff".into(), value: "true".into() });
         }
         if self.begins() { first.for_nobody() } else { first }
@@ -330,7 +330,7 @@ impl Recording {
             ended: Some(ended),
             end: Some(attempt_end),
             reason,
-            ..Attempt::begun(1, started)
+            ..Attempt::new(1, started)
         };
         self.record(self.chain_job(), &self.module.name, &self.first, state, attempt)
     }
@@ -348,7 +348,7 @@ impl Recording {
             exit_code: exit_code(&end.how),
             reason: (end.how != LinkExit::Exited(ProcessExit::Code(0))).then(|| said(&end.how)),
             log,
-            ..Attempt::begun(self.stored.attempt(), end.started)
+            ..Attempt::new(self.stored.attempt(), end.started)
         };
         self.record(self.steps[index].job.clone(), self.name_of(&end.link), on, state, attempt)
     }
@@ -400,7 +400,7 @@ impl Recording {
             data: vec![],
             created: end.ended,
             publication: PublicationState::Unpublished,
-            depth: on.depth_below(),
+            depth: on.child_depth(),
             file_name: Some(STDOUT.into()),
             job_id: Some(self.steps[index].job.clone()),
             attempt: Some(self.stored.attempt()),
@@ -423,7 +423,7 @@ impl Recording {
         // The key has the link's number too: a chain may have the same link twice.
         let key = format!(
             "{}/{}/{number}-{}-attempt-{}.log",
-            logs_below(&self.first.context.correlation_id),
+            logs_prefix(&self.first.context.correlation_id),
             self.first.id,
             end.link.id(),
             self.stored.attempt()
@@ -460,7 +460,7 @@ impl Recording {
             reason: said(&end.how),
             exit_code: exit_code(&end.how),
             timed_out: matches!(end.how, LinkExit::TimedOut(_)),
-            stderr: ending(end.stderr.len() as u64, &end.stderr[from..]),
+            stderr: format_tail(end.stderr.len() as u64, &end.stderr[from..]),
         }
     }
 }

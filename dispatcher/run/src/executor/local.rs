@@ -14,7 +14,7 @@ use ion_fs::job::{JobSpec, JobTree, OpenError, Writers};
 use ion_fs::mount::{ServedMount, Visitors, mount_at, serve};
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::ModuleApi;
-use ion_model::checksum::BLOCK;
+use ion_model::checksum::BLOCK_BYTES;
 use ion_model::errors::{error_chain, is_no_room};
 use ion_model::event::{Context, FileEntry};
 use ion_model::record::{AttemptEnd, FailedReads};
@@ -158,7 +158,7 @@ impl LocalExecutor {
                 Some(_) => Writers::AnyUser,
             },
         };
-        let limits = start.module.limits.over(self.node.settings.limits);
+        let limits = start.module.limits.apply_to(self.node.settings.limits);
         let mut stops = stop.clone();
         let opened = OPEN.run_until(
             async move {
@@ -538,7 +538,7 @@ fn contents(node: Arc<Node>, files: Vec<FileEntry>, unread: Arc<OnceLock<FailedR
 async fn piece<F: Fn(&CacheError) -> io::Error>(
     (reader, at, failed): (BlobReader, u64, F),
 ) -> io::Result<Option<(Bytes, (BlobReader, u64, F))>> {
-    let bytes = reader.read(at, BLOCK).await.map_err(|error| failed(&error))?;
+    let bytes = reader.read(at, BLOCK_BYTES).await.map_err(|error| failed(&error))?;
     let end = at + bytes.len() as u64;
     Ok((!bytes.is_empty()).then_some((bytes, (reader, end, failed))))
 }

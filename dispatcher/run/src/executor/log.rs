@@ -17,7 +17,7 @@ use ion_model::errors::{error_chain, is_no_room};
 use ion_model::event::{Context, DocumentType};
 use ion_model::id::JobId;
 use ion_model::record::{AttemptEnd, LogRecord};
-use ion_model::record::{StoredLog, logs_below};
+use ion_model::record::{StoredLog, logs_prefix};
 use ion_plane::node::live_log;
 use ion_plane::upload::{UploadError, empty_file, store_open};
 use ion_stores::{Collection, DataPlane, StoreError, encode};
@@ -136,7 +136,7 @@ impl JobLog {
     ) -> Result<StoredLog, LogError> {
         let key = format!(
             "{}/{}/{}-attempt-{}.log",
-            logs_below(&context.correlation_id),
+            logs_prefix(&context.correlation_id),
             context.event_id,
             context.name,
             self.attempt

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use ion_model::checksum::hex;
-use ion_model::text::{QUOTE_MAX, REASON_MAX, cut_off, quote};
+use ion_model::text::{QUOTE_MAX, REASON_MAX, cut_owned, quote};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -176,7 +176,7 @@ impl ImageLayout {
             }
         };
         let known =
-            || cut_off(tags().map(String::as_str).collect::<Vec<_>>().join(", "), QUOTE_MAX);
+            || cut_owned(tags().map(String::as_str).collect::<Vec<_>>().join(", "), QUOTE_MAX);
         for _ in 0..DEPTH_MAX {
             let one = match self.for_this_machine(chosen)? {
                 Some(one) => one,
@@ -230,7 +230,7 @@ impl ImageLayout {
         let any = !found.is_empty();
         found.retain(|one| rank(one).is_some());
         if any && found.is_empty() {
-            let all = cut_off(all.join(", "), QUOTE_MAX);
+            let all = cut_owned(all.join(", "), QUOTE_MAX);
             return Err(self.wrong(format!(
                 "it has nothing for linux/{architecture} that this processor can run; it has: {all}"
             )));
@@ -280,7 +280,7 @@ impl ImageLayout {
     }
 
     pub(super) fn wrong(&self, reason: String) -> ImageError {
-        let reason = cut_off(reason, REASON_MAX);
+        let reason = cut_owned(reason, REASON_MAX);
         ImageError::Wrong(format!("image {}: {reason}", self.folder.display()))
     }
 }

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ion_model::event::{
-    self, EventFile, ParsedEventFile, WHOLE_DRAFT, is_doubtful_draft, is_draft, is_event_draft,
+    self, DOUBTFUL_DRAFT_REASON, EventFile, ParsedEventFile, is_doubtful_draft, is_draft,
+    is_event_draft,
 };
 use ion_model::limits::bytes_in_words;
 use ion_plane::commit::{Committer, Receipt, Refusal, Rejection};
@@ -361,7 +362,7 @@ impl EventFiles {
             let Ok(content) = self.event_content(ino).await else { continue };
             let parsed = event::parse_within(&content, self.staging.limits().most());
             if matches!(parsed, ParsedEventFile::Complete(file) if file.event_type.is_some()) {
-                self.reject(&name, &Refusal::Invalid(WHOLE_DRAFT.into()));
+                self.reject(&name, &Refusal::Invalid(DOUBTFUL_DRAFT_REASON.into()));
             }
         }
     }

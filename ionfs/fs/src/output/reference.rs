@@ -116,14 +116,14 @@ pub(super) enum ReferencePiece {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ion_model::checksum::{self, BLOCK};
+    use ion_model::checksum::{self, BLOCK_BYTES};
 
     #[test]
     fn pieces_are_the_blobs_but_for_what_was_written() {
         let entry = FileEntry {
             name: "f".into(),
             key: "k".into(),
-            size: 10 * BLOCK + 5,
+            size: 10 * BLOCK_BYTES + 5,
             mtime: 0,
             mtime_nanos: 0,
             mode: 0o644,
@@ -136,18 +136,27 @@ mod tests {
         assert_eq!(reference.piece(7, u64::MAX), ReferencePiece::OfBlob(entry.size));
         assert_eq!(reference.piece(entry.size, u64::MAX), ReferencePiece::OfFile(u64::MAX));
         reference.own.extend([2, 10]);
-        assert_eq!(reference.piece(BLOCK, 9 * BLOCK), ReferencePiece::OfBlob(2 * BLOCK));
-        assert_eq!(reference.piece(2 * BLOCK + 1, 9 * BLOCK), ReferencePiece::OfFile(3 * BLOCK));
-        assert_eq!(reference.piece(3 * BLOCK, u64::MAX), ReferencePiece::OfBlob(10 * BLOCK));
-        assert_eq!(reference.missing(&(BLOCK - 1..3 * BLOCK)), [0, 1]);
+        assert_eq!(
+            reference.piece(BLOCK_BYTES, 9 * BLOCK_BYTES),
+            ReferencePiece::OfBlob(2 * BLOCK_BYTES)
+        );
+        assert_eq!(
+            reference.piece(2 * BLOCK_BYTES + 1, 9 * BLOCK_BYTES),
+            ReferencePiece::OfFile(3 * BLOCK_BYTES)
+        );
+        assert_eq!(
+            reference.piece(3 * BLOCK_BYTES, u64::MAX),
+            ReferencePiece::OfBlob(10 * BLOCK_BYTES)
+        );
+        assert_eq!(reference.missing(&(BLOCK_BYTES - 1..3 * BLOCK_BYTES)), [0, 1]);
         assert_eq!(reference.missing(&(0..u64::MAX)).len(), 9);
-        reference.resize(5 * BLOCK + 1);
-        assert!(!reference.is_whole() && !reference.takes_room_at(5 * BLOCK + 1));
-        reference.resize(8 * BLOCK);
+        reference.resize(5 * BLOCK_BYTES + 1);
+        assert!(!reference.is_whole() && !reference.takes_room_at(5 * BLOCK_BYTES + 1));
+        reference.resize(8 * BLOCK_BYTES);
         assert!(reference.takes_room_at(1));
         assert_eq!(
-            reference.piece(5 * BLOCK, u64::MAX),
-            ReferencePiece::OfBlob(5 * BLOCK + 1),
+            reference.piece(5 * BLOCK_BYTES, u64::MAX),
+            ReferencePiece::OfBlob(5 * BLOCK_BYTES + 1),
             "the rest is the file's own"
         );
     }

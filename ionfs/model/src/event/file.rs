@@ -10,11 +10,11 @@ use crate::limits::{Limits, bytes_in_words};
 use crate::text::{QUOTE_MAX, cut, quote};
 
 /// How deep brackets may be nested in one value of an event: as deep as common JSON readers accept.
-const DEPTH_MAX: usize = 128;
+const NESTING_MAX: usize = 128;
 
 /// The most bytes of a key that may be a near miss: enough for a reserved word with every `_` and
 /// `-` that somebody might put into it.
-const NEAR_MISS_BYTES: usize = 20;
+const NEAR_MISS_BYTES_MAX: usize = 20;
 
 /// The most near misses of reserved words that one event file keeps. With more, an event of many
 /// odd keys would take its memory twice.
@@ -31,7 +31,7 @@ pub struct EventFile {
     /// All other values.
     pub data: Vec<KeyValue>,
     /// Whether the document has the key `files`, even if its list is empty.
-    pub says_files: bool,
+    pub has_files_key: bool,
     /// Keys that are almost a reserved word.
     pub near_misses: Vec<NearMiss>,
 }
@@ -45,25 +45,25 @@ pub struct NearMiss {
     word: &'static str,
     /// The files of which one must exist for the key to count as a slip; `None` if it always
     /// counts.
-    if_there: Option<Vec<String>>,
+    needed_files: Option<Vec<String>>,
 }
 
 impl NearMiss {
     /// Returns a near miss if the key differs from a reserved word only by capitals, `_`, `-` and
     /// spaces, or is its singular. `text` is the value, if the value is a string.
-    fn of(key: &str, value: &str, text: Option<&str>) -> Option<Self> {
-        if key.len() > NEAR_MISS_BYTES {
+    fn detect(key: &str, value: &str, text: Option<&str>) -> Option<Self> {
+        if key.len() > NEAR_MISS_BYTES_MAX {
             return None;
         }
         let plain: String = key.chars().filter(|c| !matches!(c, '_' | '-' | ' ')).collect();
-        let near = |word, if_there| Some(Self { key: key.to_owned(), word, if_there });
+        let near = |word, needed_files| Some(Self { key: key.to_owned(), word, needed_files });
         match (plain.to_lowercase().as_str(), text) {
             ("eventtype", Some(_)) => near("eventType", None),
             ("files", Some(_)) => near("files", None),
             ("files" | "file", None) if value.starts_with('[') => near("files", None),
             // A string under `file` may be an ordinary value, so it counts only if it names a file.
             ("file", Some(text)) => {
-                near("files", Some(file_names(text).map(str::to_owned).collect()))
+                near("files", Some(split_file_names(text).map(str::to_owned).collect()))
             }
             _ => None,
         }
@@ -72,26 +72,26 @@ impl NearMiss {
 
 /// Splits older Ion's list of files: the parts are separated by commas, and empty parts are
 /// skipped.
-fn file_names(text: &str) -> impl Iterator<Item = &str> {
+fn split_file_names(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty())
 }
 
 impl EventFile {
     /// Describes a probable slip in words, if a reserved word is missing and another key is almost
-    /// that word. `is_there` returns whether a path is a file of the job.
-    pub fn slip(&self, is_there: impl Fn(&str) -> bool) -> Option<String> {
-        let missing = |word| match word {
+    /// that word. `is_file` returns whether a path is a file of the job.
+    pub fn find_slip(&self, is_file: impl Fn(&str) -> bool) -> Option<String> {
+        let is_missing = |word| match word {
             "eventType" => self.event_type.is_none(),
-            _ => !self.says_files,
+            _ => !self.has_files_key,
         };
-        let meant = |miss: &&NearMiss| {
-            missing(miss.word)
+        let is_slip = |miss: &&NearMiss| {
+            is_missing(miss.word)
                 && miss
-                    .if_there
+                    .needed_files
                     .as_ref()
-                    .is_none_or(|paths| paths.iter().any(|path| is_there(path)))
+                    .is_none_or(|paths| paths.iter().any(|path| is_file(path)))
         };
-        let NearMiss { key, word, .. } = self.near_misses.iter().find(meant)?;
+        let NearMiss { key, word, .. } = self.near_misses.iter().find(is_slip)?;
         Some(format!("did you mean {word:?}? There is a value {key:?} and no {word:?}"))
     }
 
@@ -143,14 +143,14 @@ pub fn parse_within(content: &[u8], limits: &Limits) -> ParsedEventFile {
     match serde_json::from_slice::<IgnoredAny>(content) {
         Ok(_) => {}
         Err(error) if error.is_eof() => return ParsedEventFile::Incomplete,
-        Err(error) => return ParsedEventFile::Invalid(not_json(&error)),
+        Err(error) => return ParsedEventFile::Invalid(json_error_text(&error)),
     }
     let Ok(text) = std::str::from_utf8(content).map(str::trim_ascii) else {
         return ParsedEventFile::Invalid("not JSON: not UTF-8".into());
     };
-    let mut reading = EventFileReader { file: EventFile::default(), limits, value_bytes: 0 };
-    match reading.document(text) {
-        Ok(()) => ParsedEventFile::Complete(reading.file),
+    let mut reader = EventFileReader { file: EventFile::default(), limits, value_bytes: 0 };
+    match reader.read_document(text) {
+        Ok(()) => ParsedEventFile::Complete(reader.file),
         Err(EventFileError::Form(reason)) => ParsedEventFile::Invalid(reason),
         Err(EventFileError::Size(reason)) => ParsedEventFile::TooBig(reason),
     }
@@ -170,31 +170,31 @@ struct EventFileReader<'l> {
 }
 
 impl EventFileReader<'_> {
-    fn document(&mut self, text: &str) -> Result<(), EventFileError> {
+    fn read_document(&mut self, text: &str) -> Result<(), EventFileError> {
         match text.as_bytes().first() {
             // `[{"key": "eventType", "value": "frame"}, ...]`
             Some(b'[') => {
                 let mut index = 0;
-                each(text, |_, element| {
-                    let (key, value) = pair(index, element)?;
+                for_each_member(text, |_, element| {
+                    let (key, value) = parse_pair(index, element)?;
                     index += 1;
-                    self.take(key, value)
+                    self.add_member(key, value)
                 })
             }
             // `{"eventType": "frame", ...}`
-            Some(b'{') => each(text, |key, value| self.take(key, value)),
+            Some(b'{') => for_each_member(text, |key, value| self.add_member(key, value)),
             _ => Err(EventFileError::Form(
                 "a JSON array of key-value pairs or a JSON object is needed".into(),
             )),
         }
     }
 
-    fn take(&mut self, key: String, value: &str) -> Result<(), EventFileError> {
-        let text = if value.starts_with('"') { Some(string(value)?) } else { None };
-        self.file.says_files |= key == "files";
+    fn add_member(&mut self, key: String, value: &str) -> Result<(), EventFileError> {
+        let text = if value.starts_with('"') { Some(parse_string(value)?) } else { None };
+        self.file.has_files_key |= key == "files";
         // Only the first near misses are kept: they are enough to find one that counts as a slip.
         if self.file.near_misses.len() < NEAR_MISSES_MAX {
-            self.file.near_misses.extend(NearMiss::of(&key, value, text.as_deref()));
+            self.file.near_misses.extend(NearMiss::detect(&key, value, text.as_deref()));
         }
         match (key.as_str(), text) {
             ("eventType", Some(text)) => self.file.event_type = Some(text),
@@ -202,33 +202,33 @@ impl EventFileReader<'_> {
                 return Err(EventFileError::Form("\"eventType\" is not a string".into()));
             }
             ("files", Some(text)) => {
-                for name in file_names(&text) {
-                    self.name(name.to_owned())?;
+                for name in split_file_names(&text) {
+                    self.add_file(name.to_owned())?;
                 }
             }
-            ("files", None) if value.starts_with('[') => each(value, |_, name| {
+            ("files", None) if value.starts_with('[') => for_each_member(value, |_, name| {
                 if !name.starts_with('"') {
                     return Err(EventFileError::Form(
                         "\"files\" holds something that is not a string".into(),
                     ));
                 }
-                self.name(string(name)?)
+                self.add_file(parse_string(name)?)
             })?,
             ("files", None) => {
                 return Err(EventFileError::Form(
                     "\"files\" is neither a string nor an array of strings".into(),
                 ));
             }
-            (_, Some(value)) => self.value(key, value)?,
+            (_, Some(value)) => self.add_value(key, value)?,
             (_, None) => {
-                nested_sensibly(value)?;
-                self.value(key, value.to_owned())?;
+                check_nesting(value)?;
+                self.add_value(key, value.to_owned())?;
             }
         }
         Ok(())
     }
 
-    fn name(&mut self, name: String) -> Result<(), EventFileError> {
+    fn add_file(&mut self, name: String) -> Result<(), EventFileError> {
         if self.file.files.len() as u64 >= self.limits.event_files {
             return Err(EventFileError::Size(format!(
                 "an event may name {} files",
@@ -239,7 +239,7 @@ impl EventFileReader<'_> {
         Ok(())
     }
 
-    fn value(&mut self, key: String, value: String) -> Result<(), EventFileError> {
+    fn add_value(&mut self, key: String, value: String) -> Result<(), EventFileError> {
         if self.file.data.len() as u64 >= self.limits.event_values {
             return Err(EventFileError::Size(format!(
                 "an event may have {} values",
@@ -248,9 +248,9 @@ impl EventFileReader<'_> {
         }
         self.value_bytes += (key.len() + value.len()) as u64;
         if self.value_bytes > self.limits.event_value_bytes {
-            let most = bytes_in_words(self.limits.event_value_bytes);
+            let max = bytes_in_words(self.limits.event_value_bytes);
             return Err(EventFileError::Size(format!(
-                "the values of an event may take {most}; put more into a file and name it"
+                "the values of an event may take {max}; put more into a file and name it"
             )));
         }
         self.file.data.push(KeyValue { key, value });
@@ -259,14 +259,14 @@ impl EventFileReader<'_> {
 }
 
 /// Reads one of older Ion's pairs: returns its key, and the JSON text of its value.
-fn pair(index: usize, element: &str) -> Result<(String, &str), EventFileError> {
+fn parse_pair(index: usize, element: &str) -> Result<(String, &str), EventFileError> {
     if !element.starts_with('{') {
         return Err(EventFileError::Form(format!(
             "element {index} is not an object with \"key\" and \"value\""
         )));
     }
     let (mut key, mut value) = (None, None);
-    each(element, |name, text| {
+    for_each_member(element, |name, text| {
         match &*name {
             "key" => key = Some(text),
             "value" => value = Some(text),
@@ -275,7 +275,7 @@ fn pair(index: usize, element: &str) -> Result<(String, &str), EventFileError> {
         Ok(())
     })?;
     let key = key.filter(|text| text.starts_with('"'));
-    let key = string(key.ok_or_else(|| {
+    let key = parse_string(key.ok_or_else(|| {
         EventFileError::Form(format!("element {index} has no \"key\" that is a string"))
     })?)?;
     match value {
@@ -288,18 +288,18 @@ fn pair(index: usize, element: &str) -> Result<(String, &str), EventFileError> {
 
 /// Calls `take` for each member of an object with its name, or for each element of an array with an
 /// empty name. Each value is given as its JSON text.
-fn each<'t>(
+fn for_each_member<'t>(
     text: &'t str,
     mut take: impl FnMut(String, &'t str) -> Result<(), EventFileError>,
 ) -> Result<(), EventFileError> {
-    let mut wrong = None;
+    let mut failure = None;
     let take = |name, value: &'t RawValue| {
-        take(name, value.get()).map_err(|why| wrong = Some(why)).is_ok()
+        take(name, value.get()).map_err(|why| failure = Some(why)).is_ok()
     };
     let read = serde_json::Deserializer::from_str(text).deserialize_any(Each(take));
-    match (wrong, read) {
-        (Some(wrong), _) => Err(wrong),
-        (None, Err(error)) => Err(EventFileError::Form(not_json(&error))),
+    match (failure, read) {
+        (Some(failure), _) => Err(failure),
+        (None, Err(error)) => Err(EventFileError::Form(json_error_text(&error))),
         (None, Ok(())) => Ok(()),
     }
 }
@@ -334,16 +334,16 @@ impl<'de, F: FnMut(String, &'de RawValue) -> bool> Visitor<'de> for Each<F> {
 }
 
 /// Describes a parser error in words, cut because the parser may quote the offending text.
-fn not_json(error: &serde_json::Error) -> String {
+fn json_error_text(error: &serde_json::Error) -> String {
     format!("not JSON: {}", cut(&error.to_string(), QUOTE_MAX))
 }
 
-fn string(text: &str) -> Result<String, EventFileError> {
-    serde_json::from_str(text).map_err(|error| EventFileError::Form(not_json(&error)))
+fn parse_string(text: &str) -> Result<String, EventFileError> {
+    serde_json::from_str(text).map_err(|error| EventFileError::Form(json_error_text(&error)))
 }
 
 /// Refuses a value that is nested so deeply that programs which read it run out of stack.
-fn nested_sensibly(value: &str) -> Result<(), EventFileError> {
+fn check_nesting(value: &str) -> Result<(), EventFileError> {
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     for byte in value.bytes() {
         match byte {
@@ -356,9 +356,9 @@ fn nested_sensibly(value: &str) -> Result<(), EventFileError> {
             b']' | b'}' => depth = depth.saturating_sub(1),
             _ => {}
         }
-        if depth > DEPTH_MAX {
+        if depth > NESTING_MAX {
             return Err(EventFileError::Form(format!(
-                "a value is nested more than {DEPTH_MAX} deep"
+                "a value is nested more than {NESTING_MAX} deep"
             )));
         }
     }

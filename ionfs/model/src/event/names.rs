@@ -23,29 +23,30 @@ pub fn is_event_draft(name: &str) -> bool {
 /// Python's `tempfile` makes names of `tmp` and eight lowercase letters, digits or `_`. Many
 /// programs append a number to the name that they will rename the file to: `made.json.4711`.
 pub fn is_doubtful_draft(name: &str) -> bool {
-    let pythons_own = |rest: &str| {
+    let is_python_temp = |rest: &str| {
         rest.len() == 8
             && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
     };
-    let numbered = |(stem, number): (&str, &str)| {
+    let has_number = |(stem, number): (&str, &str)| {
         !stem.is_empty() && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
     };
-    name.strip_prefix("tmp").is_some_and(pythons_own) || name.rsplit_once('.').is_some_and(numbered)
+    name.strip_prefix("tmp").is_some_and(is_python_temp)
+        || name.rsplit_once('.').is_some_and(has_number)
 }
 
 /// Why a [doubtful draft](is_doubtful_draft) that holds a complete event at the job's end is
 /// refused.
-pub const WHOLE_DRAFT: &str = "it is a whole event under the name of a draft (`tmp` and 8 letters, or a number at its end), so \
+pub const DOUBTFUL_DRAFT_REASON: &str = "it is a whole event under the name of a draft (`tmp` and 8 letters, or a number at its end), so \
                                nothing was published; rename the file once it is complete, or write it under another name";
 
 /// Whether a name is that of a file which will be renamed. `sed -i` writes its result to a new file
 /// beside the old one, named `sed` and six letters or digits, and renames it, so such a name is a
 /// draft too.
 pub fn is_draft(name: &str) -> bool {
-    let seds_own = name.len() == 9
+    let is_sed_temp = name.len() == 9
         && name.starts_with("sed")
         && name.bytes().all(|b| b.is_ascii_alphanumeric());
-    seds_own
+    is_sed_temp
         || name.starts_with('.')
         || [".tmp", ".part", ".swp", "~"].iter().any(|end| name.ends_with(end))
 }

@@ -27,20 +27,23 @@ fn a_near_miss_of_a_reserved_word_is_a_slip_and_an_honest_value_is_none() {
         let ParsedEventFile::Complete(file) = parse(text.as_bytes()) else {
             panic!("not complete: {text}")
         };
-        file.slip(|path| path == "a.png")
+        file.find_slip(|path| path == "a.png")
     };
     for key in ["Files", "FILES", "file_s", "fi-les", "File", "file"] {
-        let said = format!("did you mean \"files\"? There is a value {key:?} and no \"files\"");
-        assert_eq!(slip(&format!(r#"{{"eventType": "t", "{key}": ["x"]}}"#)), Some(said.clone()));
+        let expected = format!("did you mean \"files\"? There is a value {key:?} and no \"files\"");
+        assert_eq!(
+            slip(&format!(r#"{{"eventType": "t", "{key}": ["x"]}}"#)),
+            Some(expected.clone())
+        );
         let pairs = format!(
             r#"[{{"key":"eventType","value":"t"}},{{"key":"{key}","value":"b.png, a.png"}}]"#
         );
-        assert_eq!(slip(&pairs), Some(said));
+        assert_eq!(slip(&pairs), Some(expected));
     }
     for key in ["EventType", "event_type", "eventtype", "event-type"] {
-        let said =
+        let expected =
             format!("did you mean \"eventType\"? There is a value {key:?} and no \"eventType\"");
-        assert_eq!(slip(&format!(r#"{{"{key}": "t"}}"#)), Some(said));
+        assert_eq!(slip(&format!(r#"{{"{key}": "t"}}"#)), Some(expected));
     }
     for honest in [
         r#"{"eventType": "t", "file": "x.png"}"#,

@@ -346,7 +346,7 @@ impl CachedBlob {
                 let mut buffer = this.buffer(index);
                 this.file.read_exact_at(buffer.bytes(), index * this.block)?;
                 let bytes = buffer.share();
-                Ok::<_, io::Error>((this.entry.checksums.agrees(index, &bytes), bytes))
+                Ok::<_, io::Error>((this.entry.checksums.block_matches(index, &bytes), bytes))
             });
             let error = match read.await {
                 Ok((true, bytes)) => {
@@ -429,7 +429,7 @@ impl CachedBlob {
             }
             let bytes = buffer.share();
             self.shared.metrics.bytes_fetched.add(bytes.len() as u64);
-            if !self.entry.checksums.agrees(index, &bytes) {
+            if !self.entry.checksums.block_matches(index, &bytes) {
                 return Err(corrupt());
             }
             let block = CachedBlock::new(bytes, room);

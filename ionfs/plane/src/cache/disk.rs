@@ -326,7 +326,7 @@ mod tests {
     fn a_block_is_on_disk_whichever_way_it_was_written() {
         let folder = tempfile::tempdir().expect("a folder");
         let disk = DiskCache::new(folder.path().to_owned(), u64::MAX);
-        let (block, tail) = (checksum::BLOCK, 5000);
+        let (block, tail) = (checksum::BLOCK_BYTES, 5000);
         let file = disk.open("blob", 3 * block + tail).expect("the folder is there");
         let buffers = Buffers::new(block as usize);
         // Two blocks are written past the page cache, one from memory that is not aligned for that,

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use ion_model::checksum::BLOCK;
+use ion_model::checksum::BLOCK_BYTES;
 use ion_model::clock::Millis;
 use ion_stores::object::ObjectBlobs;
 use ion_stores::{BlobInfo, Durability, UnfinishedUploads};
@@ -63,7 +63,7 @@ impl Blobs for Wire {
             all[middle] ^= 4;
         }
         if breaks {
-            all.truncate(BLOCK as usize * 3 / 2);
+            all.truncate(BLOCK_BYTES as usize * 3 / 2);
         }
         let pieces: Vec<_> =
             all.chunks(77_777).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
@@ -117,7 +117,7 @@ struct Bench {
 
 /// Bytes that differ from block to block.
 fn content(blocks: u64, more: u64, seed: u64) -> Vec<u8> {
-    (0..blocks * BLOCK + more)
+    (0..blocks * BLOCK_BYTES + more)
         .map(|at| (at.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 7).to_le_bytes()[0])
         .collect()
 }
@@ -195,17 +195,17 @@ async fn one_fetch_however_many_wait_and_no_more_than_the_blocks_asked_for() {
     let entry = bench.stored("a", &bytes).await;
     let cache = bench.cache(CacheLimits::default());
     let blob = cache.open(&entry).expect("open");
-    let reads = (0..50).map(|_| blob.read(7 * BLOCK + 5, 4096));
+    let reads = (0..50).map(|_| blob.read(7 * BLOCK_BYTES + 5, 4096));
     for read in join_all(reads).await {
-        assert!(read.expect("read")[..] == bytes[(7 * BLOCK + 5) as usize..][..4096]);
+        assert!(read.expect("read")[..] == bytes[(7 * BLOCK_BYTES + 5) as usize..][..4096]);
     }
-    assert_eq!((bench.metrics.bytes_fetched.get(), bench.requests()), (BLOCK, 1));
+    assert_eq!((bench.metrics.bytes_fetched.get(), bench.requests()), (BLOCK_BYTES, 1));
     // Reads across the boundary of two blocks, and beyond the end.
-    let two = blob.read(10 * BLOCK - 10, 20).await.expect("read");
-    assert!(two[..] == bytes[(10 * BLOCK - 10) as usize..][..20]);
-    assert_eq!(bench.metrics.bytes_fetched.get(), 3 * BLOCK);
-    assert_eq!(blob.read(20 * BLOCK - 3, 100).await.expect("read").len(), 3);
-    assert!(blob.read(20 * BLOCK, 100).await.expect("read").is_empty());
+    let two = blob.read(10 * BLOCK_BYTES - 10, 20).await.expect("read");
+    assert!(two[..] == bytes[(10 * BLOCK_BYTES - 10) as usize..][..20]);
+    assert_eq!(bench.metrics.bytes_fetched.get(), 3 * BLOCK_BYTES);
+    assert_eq!(blob.read(20 * BLOCK_BYTES - 3, 100).await.expect("read").len(), 3);
+    assert!(blob.read(20 * BLOCK_BYTES, 100).await.expect("read").is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,32 +223,34 @@ async fn flipped_bits_are_noticed_wherever_they_flip() {
     let fetched = bench.metrics.bytes_fetched.get();
     let path = bench.folder.path().join(DiskCache::name(&entry));
     let file = File::options().read(true).write(true).open(path).expect("it is there");
-    file.write_all_at(&[bytes[3 * BLOCK as usize] ^ 1], 3 * BLOCK).expect("written");
+    file.write_all_at(&[bytes[3 * BLOCK_BYTES as usize] ^ 1], 3 * BLOCK_BYTES).expect("written");
     for _ in 0..2 {
         let cache = bench.cache(CacheLimits::default());
         assert!(read(&cache, &entry, 1 << 20).await == bytes);
         kept(&cache.open(&entry).expect("open")).await;
-        assert_eq!(bench.metrics.bytes_fetched.get(), fetched + BLOCK);
+        assert_eq!(bench.metrics.bytes_fetched.get(), fetched + BLOCK_BYTES);
     }
     // The same holds while the daemon runs: a block that left its memory is compared again when it
     // is read again.
     let cache = bench.cache(CacheLimits::default());
     let blob = cache.open(&entry).expect("open");
     assert!(read(&cache, &entry, 1 << 20).await == bytes);
-    file.write_all_at(&[bytes[5 * BLOCK as usize] ^ 1], 5 * BLOCK).expect("written");
+    file.write_all_at(&[bytes[5 * BLOCK_BYTES as usize] ^ 1], 5 * BLOCK_BYTES).expect("written");
     bench.stored("other", &bytes).await;
     cache.shared.memory.drop_blob(0);
-    assert!(blob.read(5 * BLOCK, 1).await.expect("read")[0] == bytes[5 * BLOCK as usize]);
+    assert!(
+        blob.read(5 * BLOCK_BYTES, 1).await.expect("read")[0] == bytes[5 * BLOCK_BYTES as usize]
+    );
     // A bit flips in the store: nobody has the right bytes.
     let mut wrong = bytes.clone();
-    wrong[4 * BLOCK as usize + 17] ^= 128;
+    wrong[4 * BLOCK_BYTES as usize + 17] ^= 128;
     let entry = FileEntry { checksums: bench.stored("b", &bytes).await.checksums, ..entry };
     let entry = FileEntry { key: "b".into(), name: "b".into(), ..entry };
     bench.stored("b", &wrong).await;
     let blob = cache.open(&entry).expect("open");
-    let error = blob.read(4 * BLOCK, 1).await.expect_err("it is not what was written");
+    let error = blob.read(4 * BLOCK_BYTES, 1).await.expect_err("it is not what was written");
     assert!(error.to_string().contains("block 4 does not match its checksum"), "{error}");
-    assert!(blob.read(5 * BLOCK, 1).await.is_ok(), "the others are");
+    assert!(blob.read(5 * BLOCK_BYTES, 1).await.is_ok(), "the others are");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -276,12 +278,13 @@ async fn a_request_that_breaks_off_goes_on_where_it_was() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_memory_budget_holds_however_many_files_are_open() {
     let bench = Bench::new();
-    let limits = CacheLimits { memory_bytes: 6 * BLOCK, disk_bytes: 30 * BLOCK, idle_max: 4 };
+    let limits =
+        CacheLimits { memory_bytes: 6 * BLOCK_BYTES, disk_bytes: 30 * BLOCK_BYTES, idle_max: 4 };
     let cache = Arc::new(bench.cache(limits));
     let watched = cache.clone();
     let watch = tokio::spawn(async move {
         loop {
-            assert!(watched.memory_taken() <= 6 * BLOCK);
+            assert!(watched.memory_taken() <= 6 * BLOCK_BYTES);
             tokio::task::yield_now().await;
         }
     });
@@ -312,7 +315,7 @@ async fn the_memory_budget_holds_however_many_files_are_open() {
             ) * 512
         })
         .sum();
-    assert!(on_disk <= 31 * BLOCK, "{on_disk}");
+    assert!(on_disk <= 31 * BLOCK_BYTES, "{on_disk}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -329,10 +332,10 @@ async fn what_a_job_of_this_node_made_is_read_from_its_file_and_stays_right_when
     let blob = cache.open(&entry).expect("open");
     assert!(bench.requests() == 0 && blob.whole().is_none(), "the job may still write to it");
     // The job writes to the file.
-    staged().write_all_at(b"changed", 2 * BLOCK).expect("written");
+    staged().write_all_at(b"changed", 2 * BLOCK_BYTES).expect("written");
     cache.shared.memory.drop_blob(0);
     assert!(read(&cache, &entry, 1 << 20).await == bytes);
-    assert_eq!(bench.metrics.bytes_fetched.get(), BLOCK, "the one block");
+    assert_eq!(bench.metrics.bytes_fetched.get(), BLOCK_BYTES, "the one block");
     cache.producer_ended(&entry, None);
     // Another job leaves its file unchanged: the next job reads it, and so may the kernel.
     let entry = bench.stored("kept", &bytes).await;

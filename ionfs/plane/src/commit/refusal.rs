@@ -4,7 +4,7 @@
 use ion_model::clock::{self, Millis};
 use ion_model::errors::error_chain;
 use ion_model::id::EventId;
-use ion_model::text::{REASON_MAX, cut_off, quote};
+use ion_model::text::{REASON_MAX, cut_owned, quote};
 use ion_stores::{Collection, StoreError};
 use serde::{Deserialize, Serialize};
 
@@ -151,7 +151,7 @@ impl Rejection {
         Self {
             name: name.to_owned(),
             errno: refusal.errno(),
-            reason: cut_off(refusal.to_string(), REASON_MAX),
+            reason: cut_owned(refusal.to_string(), REASON_MAX),
             at: clock::now(),
         }
     }

@@ -110,5 +110,5 @@ pub(super) fn directory_content(
 
 /// Returns a refusal if an event may not name this path.
 pub(super) fn check_name(staging: &StagingArea, path: &str) -> Result<(), Refusal> {
-    staging.limits().most().may_name(path).map_err(|error| Refusal::TooLong(error.to_string()))
+    staging.limits().most().check_path(path).map_err(|error| Refusal::TooLong(error.to_string()))
 }
