@@ -2,7 +2,7 @@
 //! is another.
 #![no_main]
 
-use ionfs::event::{Parsed, parse};
+use ionfs::event::parse;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
