@@ -400,7 +400,7 @@ fn mounts() {
 }
 
 fn many_mounts(runtime: &Arc<Runtime>) {
-    ionfs::sys::allow_all_descriptors();
+    ionfs::sys::raise_descriptor_limit();
     ionfs::sys::map_large_buffers();
     let home = Home::new();
     let small = home.write("small", [1; 4096]);

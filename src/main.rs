@@ -112,14 +112,14 @@ pub(crate) enum CommandVerdict {
 }
 
 fn main() -> ExitCode {
-    ionfs::sys::keep_descriptors_to_itself();
-    ionfs::sys::hear_of_children();
+    ionfs::sys::close_descriptors_on_exec();
+    ionfs::sys::restore_child_signal();
     if std::env::args_os().nth(1).is_some_and(|word| word == dispatcher::sandbox::INIT_WORD) {
         dispatcher::sandbox::init_main();
     }
-    ionfs::sys::close_to_other_processes();
+    ionfs::sys::forbid_inspection();
     ionfs::sys::map_large_buffers();
-    ionfs::sys::allow_all_descriptors();
+    ionfs::sys::raise_descriptor_limit();
     let cli = Cli::parse();
     ionfs::environment::take_credentials();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();

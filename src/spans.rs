@@ -241,7 +241,7 @@ impl Visit for SpanFields {
 
     fn record_u64(&mut self, field: &Field, value: u64) {
         match field.name() {
-            spans::BEGUN => return self.begun = Some(value),
+            spans::START_TIME => return self.begun = Some(value),
             name if name == spans::JOB.1 => self.job.number = Some(value),
             name if name == spans::PARENT.1 => self.parent.number = Some(value),
             _ => {}

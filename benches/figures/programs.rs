@@ -105,7 +105,7 @@ fn row(mount: &Mount, [ours, theirs]: &[std::path::PathBuf; 2], program: &Progra
         (program.run)(folder);
         began.elapsed()
     };
-    let requests = || WAITED_FOR.map(|kind| mount.node.metrics.requests(kind).get());
+    let requests = || WAITED_FOR.map(|kind| mount.node.metrics.request_counter(kind).get());
     for folder in [ours, theirs].into_iter().filter(|_| !program.forgets) {
         ready(folder);
         timed(folder);

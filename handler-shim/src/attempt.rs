@@ -96,7 +96,7 @@ impl HandlerAttempt {
                 }
             };
             if written {
-                failpoint::reach("handler.begun");
+                failpoint::hit("handler.begun");
                 return Ok(AttemptBegin::Ours(Self { record }));
             }
         }
@@ -163,7 +163,7 @@ impl HandlerAttempt {
         for _ in 0..RACES_MAX {
             let ended = after(current.clone(), clock::now());
             if write(plane, &current, &ended).await? {
-                failpoint::reach("handler.ended");
+                failpoint::hit("handler.ended");
                 return Ok(ended);
             }
             // A person may have asked to cancel the job meanwhile: this changes the version of the

@@ -30,7 +30,7 @@ impl<E: std::error::Error> From<E> for Failure {
 
 /// Runs the command `ion-handler`.
 pub fn main() -> ExitCode {
-    ion_system::sys::close_to_other_processes();
+    ion_system::sys::forbid_inspection();
     let matches = Arguments::command().get_matches();
     let settings = Arguments::from_arg_matches(&matches)
         .map_err(Failure::from)

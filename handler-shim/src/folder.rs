@@ -129,7 +129,7 @@ impl ModuleFolder {
     /// Opens a file that [`ModuleFolder::new_file`] made, for writing.
     pub(crate) fn made_file(&self, path: &Path) -> io::Result<File> {
         let (above, name) = split(path)?;
-        let file = self.opened()?.below(above)?.open_file(
+        let file = self.opened()?.open_below(above)?.open_file(
             name,
             OFlags::WRONLY | OFlags::NONBLOCK,
             Mode::empty(),
@@ -189,7 +189,8 @@ impl ModuleFolder {
     /// # Errors
     /// Returns an error when one of the folders cannot be opened, or is a link.
     pub fn output(&self) -> Result<OutputFolders, HandlerError> {
-        let open = |path: &str| -> io::Result<_> { Ok(self.opened()?.below(Path::new(path))?) };
+        let open =
+            |path: &str| -> io::Result<_> { Ok(self.opened()?.open_below(Path::new(path))?) };
         let open = |path: &str| {
             open(path).map_err(HandlerError::folder(self.at(path), "cannot be opened"))
         };
@@ -255,7 +256,7 @@ impl OutputFolders {
     /// # Errors
     /// Returns the system's error, or an error when a name is not UTF-8.
     pub fn below(&self, path: &str, files_max: u64) -> io::Result<Option<DirectoryContent>> {
-        match self.data.below(Path::new(path)) {
+        match self.data.open_below(Path::new(path)) {
             Ok(_) => {}
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -263,7 +264,7 @@ impl OutputFolders {
         let mut below = DirectoryContent::default();
         let mut todo = vec![path.to_owned()];
         while let Some(path) = todo.pop() {
-            let folder = self.data.below(Path::new(&path))?;
+            let folder = self.data.open_below(Path::new(&path))?;
             let names = folder.names()?;
             if names.is_empty() {
                 below.empty.push(path.clone());
@@ -389,7 +390,7 @@ fn new_file(folder: &beneath::Folder, name: &OsStr) -> io::Result<File> {
 /// Opens a folder in another one, and makes it if it does not exist. Refuses a link in its place.
 fn open_or_make(above: &beneath::Folder, name: &OsStr) -> io::Result<beneath::Folder> {
     match above.make_folder(name, Mode::from_raw_mode(0o777)) {
-        Ok(()) | Err(Errno::EXIST) => Ok(above.folder(name)?),
+        Ok(()) | Err(Errno::EXIST) => Ok(above.open_folder(name)?),
         Err(error) => Err(error.into()),
     }
 }
@@ -397,7 +398,7 @@ fn open_or_make(above: &beneath::Folder, name: &OsStr) -> io::Result<beneath::Fo
 /// Leaves an empty folder under this name. An existing folder is emptied and kept, because it may
 /// be a mount; anything else is replaced.
 fn empty(above: &beneath::Folder, name: &OsStr) -> io::Result<()> {
-    match above.folder(name) {
+    match above.open_folder(name) {
         Ok(folder) => return Ok(folder.remove_content()?),
         Err(Errno::NOENT) => {}
         // The name is a file or a link.

@@ -37,7 +37,7 @@ const KINDS: [&str; 17] = [
 /// Returns how many requests of each kind the kernel makes during `work`, without the kinds that do
 /// not occur.
 fn requests(mount: &Mount, what: &str, work: impl FnOnce()) -> BTreeMap<&'static str, u64> {
-    let counted = || KINDS.map(|kind| (kind, mount.node.metrics.requests(kind).get()));
+    let counted = || KINDS.map(|kind| (kind, mount.node.metrics.request_counter(kind).get()));
     let before: BTreeMap<_, _> = counted().into();
     work();
     let mut made: BTreeMap<_, _> =

@@ -580,7 +580,7 @@ fn on_real_servers() {
 fn every_failpoint_has_a_name_of_its_own() {
     let names = |folder: &str| {
         let found = Command::new("grep")
-            .args(["-rhoE", "--include=*.rs", "failpoint::reach\\(\"[a-z.-]+\"", folder])
+            .args(["-rhoE", "--include=*.rs", "failpoint::hit\\(\"[a-z.-]+\"", folder])
             .output()
             .unwrap();
         String::from_utf8(found.stdout).unwrap().lines().map(str::to_owned).collect::<Vec<String>>()

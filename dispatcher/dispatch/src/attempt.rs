@@ -150,7 +150,7 @@ impl AttemptRunner {
                 let renewed = tokio::time::timeout(patience, renewal).await;
                 let Ok(record) = renewed else { return Some(silent(job)) };
                 Some(self.seen(job, record, |cancelled| {
-                    failpoint::reach("lease.renewed");
+                    failpoint::hit("lease.renewed");
                     LeaseHappening::Renewed { asked, cancelled }
                 }))
             }

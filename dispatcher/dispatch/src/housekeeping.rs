@@ -86,7 +86,7 @@ impl DispatchState {
                 let Some(module) = registered.module(&job.module) else { continue };
                 match readiness(&self.ledger, &job, module, &registered).await? {
                     Readiness::Ready(..) => {
-                        failpoint::reach("gather.ready");
+                        failpoint::hit("gather.ready");
                         if self.ledger.advance(&job, &Transition::Gathered).await.is_ok() {
                             self.served.ring(&job.module);
                         }

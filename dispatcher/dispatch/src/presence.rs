@@ -8,7 +8,7 @@ use std::time::Duration;
 use ion_jobs::ledger::{Ledger, LedgerError};
 use ion_model::clock::{self, Millis, millis};
 use ion_stores::{Collection, Query, StoreError};
-use ion_system::home::private_folder;
+use ion_system::home::make_private_folder;
 use ion_system::patience::StateAges;
 use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
@@ -48,7 +48,7 @@ impl Presence {
         modules: Vec<String>,
     ) -> Result<Self, LedgerError> {
         let folder = home.join("dispatchers");
-        let locked = private_folder(&folder).and_then(|()| {
+        let locked = make_private_folder(&folder).and_then(|()| {
             let file = File::create(lock_path(&folder, id))?;
             flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             Ok(file)
@@ -127,7 +127,7 @@ impl ServedWatch {
         let all = Query::equal(Collection::Dispatchers, vec![]);
         let all: Vec<DispatcherRecord> = ledger.plane().documents.find_as(all).await?;
         let stood =
-            self.0.look(all.iter().map(|dispatcher| (dispatcher.id.clone(), dispatcher.seen)));
+            self.0.update(all.iter().map(|dispatcher| (dispatcher.id.clone(), dispatcher.seen)));
         let living = all.into_iter().zip(stood).filter(|(dispatcher, stood)| {
             *stood < GONE && !clock::has_passed_everywhere(dispatcher.seen + millis(GONE))
         });

@@ -154,7 +154,7 @@ impl ModuleTask {
             };
         }
         // The job is in the ledger now, so the message is not needed any more.
-        failpoint::reach("claim.settled");
+        failpoint::hit("claim.settled");
         if let ClaimEnd::Run(job, slot) = end {
             self.begin_job(*job, slot);
         }

@@ -198,7 +198,7 @@ async fn try_commit(
     event: &Event,
     uploads: &mut Uploads,
 ) -> Result<CommitAnswer, Problem> {
-    failpoint::reach("gateway.stored");
+    failpoint::hit("gateway.stored");
     uploads.are_named();
     // The commit runs in its own task: a client that disconnects must not stop it between insert
     // and publish.

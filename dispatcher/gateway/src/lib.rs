@@ -62,7 +62,7 @@ use ion_jobs::ledger::Ledger;
 use ion_jobs::metrics::GatewayMetrics;
 use ion_model::text::quote;
 use ion_plane::node::Node;
-use ion_system::home::private_folder;
+use ion_system::home::make_private_folder;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -252,7 +252,7 @@ impl Gateway {
             return Err(GatewayError::Unguarded(address));
         }
         let staging = upload::staging(&node.settings.home);
-        let made = private_folder(&staging);
+        let made = make_private_folder(&staging);
         made.map_err(|source| GatewayError::Staging {
             path: staging.display().to_string(),
             source,

@@ -17,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use ion_jobs::metrics::CountGauge;
 use ion_stores::Collection;
-use ion_system::metrics::{OPENMETRICS, Registry, openmetrics};
+use ion_system::metrics::{OPENMETRICS_MEDIA_TYPE, Registry, encode_openmetrics};
 use rustix::fs::statvfs;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -82,9 +82,10 @@ impl Vitals {
     }
 
     fn numbers(&self) -> Response {
-        let written = openmetrics(&self.registry.lock().unwrap_or_else(PoisonError::into_inner));
+        let written =
+            encode_openmetrics(&self.registry.lock().unwrap_or_else(PoisonError::into_inner));
         match written {
-            Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+            Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS_MEDIA_TYPE)], text).into_response(),
             Err(error) => Problem::new(ProblemKind::Internal, error.to_string()).into_response(),
         }
     }
@@ -216,7 +217,7 @@ pub(super) fn routes() -> Vec<Route> {
             json!({
                 "operationId": "metrics", "summary": "Metrics for Prometheus, in the OpenMetrics text format",
                 "responses": {"200": {
-                    "description": "All metrics of this process.", "content": {OPENMETRICS: {"schema": {"type": "string"}}},
+                    "description": "All metrics of this process.", "content": {OPENMETRICS_MEDIA_TYPE: {"schema": {"type": "string"}}},
                 }},
             }),
         ),

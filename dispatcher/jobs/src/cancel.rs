@@ -117,7 +117,7 @@ impl Cancellation {
     pub async fn begin(ledger: &Ledger, what: CancelOrder) -> Result<Self, LedgerError> {
         match Registry::begin_cancelling(&ledger.plane().documents, &what).await? {
             true => {
-                failpoint::reach("cancel.begun");
+                failpoint::hit("cancel.begun");
                 Ok(Self::going_on(what))
             }
             false => Err(LedgerError::TooManyCancellations),
@@ -347,7 +347,7 @@ impl LeftCancellations {
     pub async fn round(&mut self, ledger: &Ledger) -> Result<(), LedgerError> {
         let registered = ledger.registered().await?;
         let all: Vec<&CancelOrder> = registered.registry.cancelling().collect();
-        let stood = self.seen.look(all.iter().map(|what| (what.id(), what.since)));
+        let stood = self.seen.update(all.iter().map(|what| (what.id(), what.since)));
         let left = all.into_iter().zip(stood).filter(|(_, stood)| *stood >= GRACE);
         let left: BTreeMap<String, &CancelOrder> =
             left.map(|(what, _)| (what.id(), what)).collect();

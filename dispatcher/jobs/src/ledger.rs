@@ -227,11 +227,11 @@ impl Ledger {
         let gone = self.gone(module, former.as_ref(), &subscribes).await?;
         let bus = &self.plane.bus;
         bus.declare(&module.name, &[&subscribes[..], &gone].concat(), &[]).await?;
-        failpoint::reach("module.declared");
+        failpoint::hit("module.declared");
         if former.as_ref() != Some(module) {
             self.plane.documents.put(Collection::Modules, encode(module), None).await?;
         }
-        failpoint::reach("module.defined");
+        failpoint::hit("module.defined");
         let mut registered = module.clone();
         for _ in 0..RACES_MAX {
             let (selector, fingerprint) = (registered.selector(), registered.fingerprint());
@@ -247,7 +247,7 @@ impl Ledger {
                 None => break,
             }
         }
-        failpoint::reach("module.registered");
+        failpoint::hit("module.registered");
         // Not before the registry has changed: until then, committed events of the former types are
         // for the module, and an unbound queue would miss them.
         if !gone.is_empty() {
@@ -322,11 +322,11 @@ impl Ledger {
     /// ledger. Events that are for the module and that it has not claimed start nothing any more.
     pub async fn delete_module(&self, name: &str) -> Result<bool, StoreError> {
         Registry::remove(&self.plane.documents, name).await?;
-        failpoint::reach("module.removed");
+        failpoint::hit("module.removed");
         self.plane.bus.retire(name).await?;
         let documents = &self.plane.documents;
         let definition = documents.get(Collection::Modules, name).await?;
-        failpoint::linger("module.deleting");
+        failpoint::delay("module.deleting");
         let deleted = documents.delete(Collection::Modules, name, vec![]).await?;
         // Another process may have registered the module again meanwhile, and have found the
         // definition that was then deleted here.
@@ -397,7 +397,7 @@ impl Ledger {
         let inserted = documents
             .insert(Collection::Jobs, encode(&record), None, Durability::BeforeNextMessage)
             .await?;
-        failpoint::reach("claim.inserted");
+        failpoint::hit("claim.inserted");
         Ok(match inserted {
             Inserted::New => ClaimOutcome::Won(record),
             Inserted::Existing(existing) => {
@@ -499,7 +499,7 @@ impl Ledger {
         };
         let written =
             documents.replace(Collection::Jobs, encode(after), expect, None, durability).await?;
-        failpoint::reach("ledger.written");
+        failpoint::hit("ledger.written");
         Ok(written)
     }
 
@@ -515,7 +515,7 @@ impl Ledger {
         let queued = vec![("module", json!(module)), ("state", json!(JobState::Queued))];
         let query = Query::equal(Collection::Jobs, queued).order_by("due").limit(LOOKED_AT);
         let queued = self.plane.documents.find_as::<JobRecord>(query).await?;
-        let stood = seen.look(queued.iter().map(|job| (job.id.to_string(), job.version)));
+        let stood = seen.update(queued.iter().map(|job| (job.id.to_string(), job.version)));
         let due = queued.into_iter().zip(stood);
         let due = due.filter(|(job, stood)| {
             job.term == 0 || job.due <= clock::now() || millis(*stood) >= job.term
@@ -548,7 +548,7 @@ impl Ledger {
     ) -> Result<Vec<JobRecord>, StoreError> {
         let active = self.active().await?;
         let stood =
-            seen.look(active.iter().map(|job| (job.id.to_string(), (job.attempt, job.due))));
+            seen.update(active.iter().map(|job| (job.id.to_string(), (job.attempt, job.due))));
         let expired = active.into_iter().zip(stood).filter(|(job, stood)| {
             is_expired(job.term, millis(*stood), clock::has_passed_everywhere(job.due))
         });

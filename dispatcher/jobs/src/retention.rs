@@ -91,12 +91,12 @@ async fn drop_one(
                                                dropped; the rest stays");
                 return Ok(());
             }
-            failpoint::reach("gc.job-dropped");
+            failpoint::hit("gc.job-dropped");
         }
         for document in &rest {
             let id = document["id"].as_str().unwrap_or_default();
             plane.documents.delete(Collection::Events, id, vec![]).await?;
-            failpoint::reach("gc.document-dropped");
+            failpoint::hit("gc.document-dropped");
         }
     }
     retired.correlations += 1;

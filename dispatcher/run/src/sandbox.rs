@@ -409,7 +409,7 @@ impl Sandbox {
         let exit = self.exit().await?;
         // The kernel removes the namespaces with their first process, before it reports that
         // process as ended.
-        let _ = tokio::time::timeout(START_WAIT, sys::process_end(&self.init)).await;
+        let _ = tokio::time::timeout(START_WAIT, sys::wait_for_exit(&self.init)).await;
         Ok(exit)
     }
 

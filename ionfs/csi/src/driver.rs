@@ -252,7 +252,7 @@ impl Driver {
                 return Err(status);
             }
         };
-        self.node.metrics.mounts.since(begun);
+        self.node.metrics.mounts.observe_since(begun);
         tracing::info!(pod = pod.name, ticket = note.ticket(), "a pod has its tree");
         *held = Some(Volume { note, state: VolumeState::Served(tree, mounted) });
         Ok(())

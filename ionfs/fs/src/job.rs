@@ -236,7 +236,7 @@ pub async fn remove_attempt(home: &Path, job: &JobId, attempt: u32) {
 /// it through their mount.
 fn restrict_to_owner(directory: &Path) -> io::Result<()> {
     let Some(above) = directory.parent() else { return Ok(()) };
-    Ok(Folder::made(above)?.itself()?.set_mode(Mode::RWXU)?)
+    Ok(Folder::open_or_make(above)?.pin_self()?.set_mode(Mode::RWXU)?)
 }
 
 /// Removes a folder with everything that a module left in it, even where the module took away the

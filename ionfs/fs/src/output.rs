@@ -103,7 +103,7 @@ impl Output {
         reads: ReadLog,
     ) -> io::Result<Arc<Self>> {
         let OutputSpec { committer, limits, names, writers, directory } = spec;
-        let root = Folder::made(directory)?;
+        let root = Folder::open_or_make(directory)?;
         for part in ["data", "events"] {
             root.make_folder(OsStr::new(part), Mode::from_raw_mode(0o755))?;
         }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ion_plane::node::Node as Daemon;
-use ion_system::failpoint::linger;
+use ion_system::failpoint::delay;
 use rustix::fs::StatVfs;
 
 pub(crate) use self::files::CopyEnd;
@@ -198,7 +198,7 @@ impl Tree {
 
     /// Lowers the kernel's lookup count of an inode by `times`.
     pub(crate) fn forget(&self, ino: Ino, times: u64) {
-        linger("forget");
+        delay("forget");
         match &self.output {
             Some(output) if is_staged(ino) => output.forget(ino, times),
             output => {

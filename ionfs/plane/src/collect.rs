@@ -90,7 +90,7 @@ pub async fn collect(
         if part.is_empty() {
             break;
         }
-        failpoint::reach("gc.listed");
+        failpoint::hit("gc.listed");
         let running = running(plane).await?;
         leave_out_named(plane, &mut part).await?;
         for blob in part.values() {
@@ -198,7 +198,7 @@ async fn remove(
 ) -> Result<(), StoreError> {
     if how == GcMode::Remove {
         plane.blobs.delete_listed(blob).await?;
-        failpoint::reach("gc.removed");
+        failpoint::hit("gc.removed");
     }
     collected.blobs += 1;
     collected.bytes += blob.size;

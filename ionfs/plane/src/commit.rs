@@ -309,7 +309,7 @@ impl Committer {
             registry: 0,
             unclaimed: false,
         };
-        failpoint::reach("commit.blobs-stored");
+        failpoint::hit("commit.blobs-stored");
         // Step 2.
         let guard = Some(self.origin.guard());
         let (step, event) = insert(&self.plane, event, &files, guard, self.origin.commit).await?;
@@ -583,7 +583,7 @@ async fn insert(
                 None => return Ok((step, found)),
             },
         };
-        failpoint::reach("commit.inserted");
+        failpoint::hit("commit.inserted");
         let answer = answer(tried, &mut failed);
         if answer == StoreAnswer::Outdated {
             plane.forget_registry();
@@ -630,7 +630,7 @@ pub(crate) async fn publish(
     loop {
         let tried = match step {
             CommitStep::Publish => timed(plane, step, plane.bus.publish(&event.message())).await.map(|routed| {
-                failpoint::reach("commit.published");
+                failpoint::hit("commit.published");
                 if routed == Routed::Nowhere && !event.unrouted {
                     tracing::warn!(event = %event.id, "no queue took the message; it will be sent again to the modules that the event is for");
                 }
@@ -646,7 +646,7 @@ pub(crate) async fn publish(
                 let (at, durability) = (Collection::Events, Durability::WithNextSync);
                 let marked = plane.documents.replace(at, encode(&event), expect, None, durability);
                 let marked = timed(plane, step, marked).await;
-                failpoint::reach("commit.marked");
+                failpoint::hit("commit.marked");
                 marked.map(changed)
             }
             CommitStep::End(CommitEnd::Committed(PublicationState::Unpublished)) => return failed.map_or(Ok(()), Err),
@@ -665,7 +665,7 @@ pub(crate) async fn timed<T>(
     let begun = Instant::now();
     let span = info_span!(target: spans::TARGET, "step", otel.name = step.name());
     let done = work.instrument(span).await;
-    plane.metrics.step(step.name()).since(begun);
+    plane.metrics.step_latency(step.name()).observe_since(begun);
     done
 }
 

@@ -13,7 +13,7 @@ use ion_model::id::JobId;
 use ion_model::limits::Limits;
 use ion_stores::DataPlane;
 use ion_stores::object::IN_FLIGHT_MAX;
-use ion_system::home::{make_home, private_folder};
+use ion_system::home::{make_home, make_private_folder};
 use ion_system::metrics::{PlaneMetrics, Registry, describe_bytes};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -97,9 +97,9 @@ impl Node {
     /// When the daemon's folders cannot be made.
     pub fn new(plane: DataPlane, settings: NodeSettings) -> std::io::Result<Arc<Self>> {
         make_home(&settings.home)?;
-        private_folder(&settings.home.join("jobs"))?;
+        make_private_folder(&settings.home.join("jobs"))?;
         let cache_dir = settings.home.join("cache");
-        private_folder(&cache_dir)?;
+        make_private_folder(&cache_dir)?;
         let metrics = plane.metrics.clone();
         let cache = Cache::new(plane.blobs.clone(), cache_dir, settings.cache, metrics.clone());
         Ok(Arc::new(Self {

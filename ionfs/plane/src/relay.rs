@@ -76,7 +76,7 @@ impl Relay {
             readable(unpublished.collection, self.plane.documents.find(unpublished).await?);
         self.plane.metrics.outbox.set(unpublished.len());
         let seen = unpublished.iter().map(|event| (event.id.to_string(), event.publisher.clone()));
-        let stood = self.events.look(seen);
+        let stood = self.events.update(seen);
         let left: Vec<&Event> = unpublished
             .iter()
             .zip(stood)
@@ -105,7 +105,7 @@ impl Relay {
         let waiting = Query::equal(Collection::Jobs, vec![("outbox", json!(true))]).limit(BATCH);
         let waiting: Vec<JobRecord> =
             readable(waiting.collection, self.plane.documents.find(waiting).await?);
-        let stood = self.jobs.look(waiting.iter().map(|job| (job.id.to_string(), job.version)));
+        let stood = self.jobs.update(waiting.iter().map(|job| (job.id.to_string(), job.version)));
         for (job, _) in waiting.iter().zip(stood).filter(|(_, stood)| *stood >= self.grace) {
             match promote(&self.plane, &job.id).await {
                 Ok(promoted) => published += promoted,
@@ -150,7 +150,7 @@ impl Relay {
             );
             let adopted = timed(&self.plane, CommitStep::Adopt, adopted).await?;
             step = CommitStep::Adopt.after(changed(adopted), event.attempt, CommitMode::OnClose);
-            failpoint::reach("relay.adopted");
+            failpoint::hit("relay.adopted");
         }
         let ours = step == CommitStep::Publish;
         publish(&self.plane, event, step, None).await.map(|()| ours)
@@ -177,7 +177,7 @@ pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreEr
         JobState::Dead => bury(plane, &job).await.map(|()| 0)?,
         _ => 0,
     };
-    failpoint::reach("promote.told");
+    failpoint::hit("promote.told");
     let mut done = job.clone();
     done.outbox = false;
     done.version += 1;
@@ -270,7 +270,7 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
         let revealed = timed(plane, CommitStep::Reveal, reveal(plane, &mut event, expect)).await?;
         let step =
             CommitStep::Reveal.after(changed(revealed), event.attempt, CommitMode::OnSuccess);
-        failpoint::reach("promote.revealed");
+        failpoint::hit("promote.revealed");
         publish(plane, event, step, None).await?;
         promoted += usize::from(step == CommitStep::Publish);
     }

@@ -430,7 +430,7 @@ impl Amqp {
         );
         asking(BrokerAct::DeclareQueue, declare).await?;
         for event_type in event_types {
-            failpoint::linger("queue.binding");
+            failpoint::delay("queue.binding");
             let bind = channel.queue_bind(
                 queue.as_str().into(),
                 EVENTS.into(),

@@ -38,7 +38,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use ion_model::clock::Millis;
-use ion_system::home::private_folder;
+use ion_system::home::make_private_folder;
 use ion_system::run_blocking;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
@@ -112,7 +112,7 @@ impl ObjectBlobs {
             what: "the folder cannot be opened".into(),
             source,
         };
-        private_folder(directory).map_err(|error| failed(error.into()))?;
+        make_private_folder(directory).map_err(|error| failed(error.into()))?;
         let unsynced =
             LocalFileSystem::new_with_prefix(directory).map_err(|error| failed(error.into()))?;
         let unsynced = unsynced.with_automatic_cleanup(true);

@@ -28,7 +28,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub(super) use held::HeldBlob;
-use ion_system::home::private_folder;
+use ion_system::home::make_private_folder;
 use ion_system::patience::Retry;
 use ion_system::run_blocking;
 use rusqlite::config::DbConfig;
@@ -144,7 +144,7 @@ impl Sqlite {
     /// When the file cannot be opened, is no database, or was written by a newer Ion.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         if let Some(folder) = path.parent() {
-            private_folder(folder)
+            make_private_folder(folder)
                 .map_err(|error| unavailable(path, "its folder cannot be made", error))?;
         }
         let file = made(path).map_err(|error| unavailable(path, "it cannot be opened", error))?;

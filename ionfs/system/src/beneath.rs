@@ -25,22 +25,22 @@ use rustix::fs::{
 use rustix::io::{Errno, Result};
 use uuid::Uuid;
 
-use crate::failpoint::linger;
+use crate::failpoint;
 
 /// How the kernel resolves a name: it never leaves the folder and never follows a link.
-const RESOLVE: ResolveFlags =
+const RESOLVE_FLAGS: ResolveFlags =
     ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// The flags that hold an inode without opening it: they need no right to read or write it.
-const HELD: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const HOLD_FLAGS: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// The most names that a removal lists at once: the names of a folder of millions need not fit into
 /// memory.
-const NAMES_AT_A_TIME: usize = 1024;
+const LISTED_NAMES_MAX: usize = 1024;
 
 /// The most bytes of the value of an extended attribute, and of the names of all attributes of an
 /// inode together: the kernel's own limit.
-const XATTR_MAX: usize = 65_536;
+const XATTR_BYTES_MAX: usize = 65_536;
 
 /// A folder that is held open.
 #[derive(Debug)]
@@ -58,8 +58,8 @@ impl AsFd for Folder {
 
 /// Checks that `name` is a single name: not a path, and neither `.` nor `..`. Each operation on a
 /// folder begins with this check, after the folder was opened.
-fn one_name(name: &OsStr) -> Result<&OsStr> {
-    linger("beneath");
+fn check_name(name: &OsStr) -> Result<&OsStr> {
+    failpoint::delay("beneath");
     match name.as_bytes() {
         b"" => Err(Errno::NOENT),
         b"." | b".." => Err(Errno::INVAL),
@@ -75,14 +75,14 @@ impl Folder {
     /// # Errors
     /// Returns the system's error: ENOENT, ENOTDIR for a link or a file, EACCES.
     pub fn open(path: &Path) -> Result<Self> {
-        fs::open(path, HELD | OFlags::DIRECTORY, Mode::empty()).map(Self)
+        fs::open(path, HOLD_FLAGS | OFlags::DIRECTORY, Mode::empty()).map(Self)
     }
 
     /// Opens a folder like [`Folder::open`]. Makes it and those above it if they are missing.
     ///
     /// # Errors
     /// Returns the system's error.
-    pub fn made(path: &Path) -> Result<Self> {
+    pub fn open_or_make(path: &Path) -> Result<Self> {
         std::fs::create_dir_all(path)
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         Self::open(path)
@@ -94,18 +94,25 @@ impl Folder {
     /// # Errors
     /// Returns the system's error: ELOOP if a component is a link, EXDEV if the path leaves this
     /// folder.
-    pub fn below(&self, path: &Path) -> Result<Self> {
+    pub fn open_below(&self, path: &Path) -> Result<Self> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        fs::openat2(&self.0, path, HELD | OFlags::DIRECTORY, Mode::empty(), RESOLVE).map(Self)
+        fs::openat2(&self.0, path, HOLD_FLAGS | OFlags::DIRECTORY, Mode::empty(), RESOLVE_FLAGS)
+            .map(Self)
     }
 
     /// Opens a folder in this one.
     ///
     /// # Errors
     /// Returns the system's error: ENOTDIR for a symbolic link or a file.
-    pub fn folder(&self, name: &OsStr) -> Result<Self> {
-        fs::openat2(&self.0, one_name(name)?, HELD | OFlags::DIRECTORY, Mode::empty(), RESOLVE)
-            .map(Self)
+    pub fn open_folder(&self, name: &OsStr) -> Result<Self> {
+        fs::openat2(
+            &self.0,
+            check_name(name)?,
+            HOLD_FLAGS | OFlags::DIRECTORY,
+            Mode::empty(),
+            RESOLVE_FLAGS,
+        )
+        .map(Self)
     }
 
     /// Holds the inode under a name. Under the name of a symbolic link, this is the link itself.
@@ -113,14 +120,14 @@ impl Folder {
     /// # Errors
     /// Returns the system's error.
     pub fn pin(&self, name: &OsStr) -> Result<Pinned> {
-        fs::openat(&self.0, one_name(name)?, HELD, Mode::empty()).map(Pinned)
+        fs::openat(&self.0, check_name(name)?, HOLD_FLAGS, Mode::empty()).map(Pinned)
     }
 
     /// Holds this folder's own inode.
     ///
     /// # Errors
     /// Returns an error when this process has no descriptor left.
-    pub fn itself(&self) -> Result<Pinned> {
+    pub fn pin_self(&self) -> Result<Pinned> {
         self.0
             .try_clone()
             .map(Pinned)
@@ -133,7 +140,7 @@ impl Folder {
     /// # Errors
     /// Returns the system's error.
     pub fn stat(&self, name: &OsStr) -> Result<Stat> {
-        fs::statat(&self.0, one_name(name)?, AtFlags::SYMLINK_NOFOLLOW)
+        fs::statat(&self.0, check_name(name)?, AtFlags::SYMLINK_NOFOLLOW)
     }
 
     /// Opens the file under a name, or makes it if `flags` say so. Refuses a symbolic link (ELOOP).
@@ -143,7 +150,7 @@ impl Folder {
     /// Returns the system's error.
     pub fn open_file(&self, name: &OsStr, flags: OFlags, mode: Mode) -> Result<File> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
-        fs::openat2(&self.0, one_name(name)?, flags, mode, RESOLVE).map(File::from)
+        fs::openat2(&self.0, check_name(name)?, flags, mode, RESOLVE_FLAGS).map(File::from)
     }
 
     /// Makes a folder.
@@ -151,7 +158,7 @@ impl Folder {
     /// # Errors
     /// Returns the system's error.
     pub fn make_folder(&self, name: &OsStr, mode: Mode) -> Result<()> {
-        fs::mkdirat(&self.0, one_name(name)?, mode)
+        fs::mkdirat(&self.0, check_name(name)?, mode)
     }
 
     /// Makes a symbolic link. No operation of this module follows it.
@@ -159,7 +166,7 @@ impl Folder {
     /// # Errors
     /// Returns the system's error.
     pub fn make_symlink(&self, name: &OsStr, target: &Path) -> Result<()> {
-        fs::symlinkat(target, &self.0, one_name(name)?)
+        fs::symlinkat(target, &self.0, check_name(name)?)
     }
 
     /// Makes a pipe or a socket.
@@ -167,7 +174,7 @@ impl Folder {
     /// # Errors
     /// Returns the system's error.
     pub fn make_node(&self, name: &OsStr, kind: FileType, mode: Mode) -> Result<()> {
-        fs::mknodat(&self.0, one_name(name)?, kind, mode, 0)
+        fs::mknodat(&self.0, check_name(name)?, kind, mode, 0)
     }
 
     /// Removes the name of an inode that is not a folder.
@@ -175,7 +182,7 @@ impl Folder {
     /// # Errors
     /// Returns the system's error.
     pub fn remove_file(&self, name: &OsStr) -> Result<()> {
-        fs::unlinkat(&self.0, one_name(name)?, AtFlags::empty())
+        fs::unlinkat(&self.0, check_name(name)?, AtFlags::empty())
     }
 
     /// Removes an empty folder.
@@ -183,7 +190,7 @@ impl Folder {
     /// # Errors
     /// Returns the system's error.
     pub fn remove_folder(&self, name: &OsStr) -> Result<()> {
-        fs::unlinkat(&self.0, one_name(name)?, AtFlags::REMOVEDIR)
+        fs::unlinkat(&self.0, check_name(name)?, AtFlags::REMOVEDIR)
     }
 
     /// Removes a name and all below it, also where the modes of folders forbid it. It is no error
@@ -202,14 +209,14 @@ impl Folder {
             Err(Errno::ISDIR | Errno::PERM) => {}
             Err(error) => return Err(error),
         }
-        let mut left = vec![name.to_owned()];
-        while let Some(name) = left.pop() {
-            let removed = match self.remove_flat(&name, &mut left) {
+        let mut remaining = vec![name.to_owned()];
+        while let Some(name) = remaining.pop() {
+            let removed = match self.remove_level(&name, &mut remaining) {
                 // The modes that a module gave its own folders bind Ion when it runs as an ordinary
                 // user.
                 Err(Errno::ACCESS) => {
                     self.pin(&name)?.set_mode(Mode::RWXU)?;
-                    self.remove_flat(&name, &mut left)
+                    self.remove_level(&name, &mut remaining)
                 }
                 removed => removed,
             };
@@ -222,35 +229,35 @@ impl Folder {
     }
 
     /// Removes a folder in this one. Moves the folders in it that are not empty into this folder,
-    /// and adds their new names to `left`.
-    fn remove_flat(&self, name: &OsStr, left: &mut Vec<OsString>) -> Result<()> {
-        let folder = self.folder(name)?;
+    /// and adds their new names to `remaining`.
+    fn remove_level(&self, name: &OsStr, remaining: &mut Vec<OsString>) -> Result<()> {
+        let folder = self.open_folder(name)?;
         loop {
-            let names = folder.names_within(NAMES_AT_A_TIME)?;
+            let names = folder.list_names(LISTED_NAMES_MAX)?;
             if names.is_empty() {
                 return self.remove_folder(name);
             }
-            for inside in names {
-                match folder.remove_file(&inside) {
+            for inner_name in names {
+                match folder.remove_file(&inner_name) {
                     Ok(()) | Err(Errno::NOENT) => continue,
                     Err(Errno::ISDIR | Errno::PERM) => {}
                     Err(error) => return Err(error),
                 }
-                match folder.remove_folder(&inside) {
+                match folder.remove_folder(&inner_name) {
                     Ok(()) | Err(Errno::NOENT) => continue,
                     Err(Errno::NOTEMPTY | Errno::EXIST) => {}
                     Err(error) => return Err(error),
                 }
-                let beside = OsString::from(format!(".removed-{}", Uuid::new_v4().simple()));
-                match folder.rename(&inside, self, &beside) {
+                let outer_name = OsString::from(format!(".removed-{}", Uuid::new_v4().simple()));
+                match folder.rename(&inner_name, self, &outer_name) {
                     // Moving a folder writes to it, because its `..` changes.
                     Err(Errno::ACCESS) => {
-                        folder.pin(&inside)?.set_mode(Mode::RWXU)?;
-                        folder.rename(&inside, self, &beside)?;
+                        folder.pin(&inner_name)?.set_mode(Mode::RWXU)?;
+                        folder.rename(&inner_name, self, &outer_name)?;
                     }
                     moved => moved?,
                 }
-                left.push(beside);
+                remaining.push(outer_name);
             }
         }
     }
@@ -261,7 +268,7 @@ impl Folder {
     /// Returns the system's error for the first name that it cannot remove.
     pub fn remove_content(&self) -> Result<()> {
         loop {
-            let names = self.names_within(NAMES_AT_A_TIME)?;
+            let names = self.list_names(LISTED_NAMES_MAX)?;
             if names.is_empty() {
                 return Ok(());
             }
@@ -276,18 +283,19 @@ impl Folder {
     /// # Errors
     /// Returns the system's error.
     pub fn names(&self) -> Result<Vec<OsString>> {
-        self.names_within(usize::MAX)
+        self.list_names(usize::MAX)
     }
 
-    fn names_within(&self, most: usize) -> Result<Vec<OsString>> {
+    fn list_names(&self, max: usize) -> Result<Vec<OsString>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let mut names = Vec::new();
-        let mut listing = Dir::new(fs::openat2(&self.0, ".", flags, Mode::empty(), RESOLVE)?)?;
+        let mut listing =
+            Dir::new(fs::openat2(&self.0, ".", flags, Mode::empty(), RESOLVE_FLAGS)?)?;
         while let Some(entry) = listing.read() {
             let name = OsString::from_vec(entry?.file_name().to_bytes().to_vec());
             if name != "." && name != ".." {
                 names.push(name);
-                if names.len() == most {
+                if names.len() == max {
                     break;
                 }
             }
@@ -300,7 +308,7 @@ impl Folder {
     /// # Errors
     /// Returns the system's error.
     pub fn rename(&self, name: &OsStr, to: &Self, new_name: &OsStr) -> Result<()> {
-        fs::renameat(&self.0, one_name(name)?, &to.0, one_name(new_name)?)
+        fs::renameat(&self.0, check_name(name)?, &to.0, check_name(new_name)?)
     }
 
     /// Returns how large and how full the filesystem is that the folder lies on.
@@ -324,8 +332,8 @@ impl Pinned {
     /// Returns a path that leads to this inode and nowhere else, for system calls that accept no
     /// descriptor of this kind. The kernel goes from this path straight to the inode, even if the
     /// inode is a symbolic link or has no name any more.
-    fn in_proc(&self) -> String {
-        linger("beneath");
+    fn proc_path(&self) -> String {
+        failpoint::delay("beneath");
         format!("/proc/self/fd/{}", self.0.as_raw_fd())
     }
 
@@ -335,7 +343,7 @@ impl Pinned {
     /// Returns the system's error.
     pub fn open(&self, flags: OFlags) -> Result<File> {
         let flags = (flags - OFlags::NOFOLLOW) | OFlags::CLOEXEC | OFlags::NOCTTY;
-        fs::openat(CWD, self.in_proc(), flags, Mode::empty()).map(File::from)
+        fs::openat(CWD, self.proc_path(), flags, Mode::empty()).map(File::from)
     }
 
     /// Changes owner and group.
@@ -354,7 +362,7 @@ impl Pinned {
         if FileType::from_raw_mode(self.stat()?.st_mode).is_symlink() {
             return Err(Errno::OPNOTSUPP);
         }
-        fs::chmodat(CWD, self.in_proc(), mode, AtFlags::empty())
+        fs::chmodat(CWD, self.proc_path(), mode, AtFlags::empty())
     }
 
     /// Changes the times of access and modification.
@@ -362,7 +370,7 @@ impl Pinned {
     /// # Errors
     /// Returns the system's error.
     pub fn set_times(&self, times: &Timestamps) -> Result<()> {
-        fs::utimensat(CWD, self.in_proc(), times, AtFlags::empty())
+        fs::utimensat(CWD, self.proc_path(), times, AtFlags::empty())
     }
 
     /// Returns the target of a symbolic link.
@@ -377,8 +385,8 @@ impl Pinned {
     ///
     /// # Errors
     /// Returns the system's error.
-    pub fn link(&self, folder: &Folder, name: &OsStr) -> Result<()> {
-        fs::linkat(CWD, self.in_proc(), &folder.0, one_name(name)?, AtFlags::SYMLINK_FOLLOW)
+    pub fn hard_link(&self, folder: &Folder, name: &OsStr) -> Result<()> {
+        fs::linkat(CWD, self.proc_path(), &folder.0, check_name(name)?, AtFlags::SYMLINK_FOLLOW)
     }
 
     /// Returns the value of an extended attribute.
@@ -386,8 +394,8 @@ impl Pinned {
     /// # Errors
     /// Returns the system's error: ENODATA if there is no such attribute.
     pub fn xattr(&self, name: &OsStr) -> Result<Vec<u8>> {
-        let mut value = vec![0; XATTR_MAX];
-        let length = fs::getxattr(self.in_proc(), name, &mut value)?;
+        let mut value = vec![0; XATTR_BYTES_MAX];
+        let length = fs::getxattr(self.proc_path(), name, &mut value)?;
         value.truncate(length);
         Ok(value)
     }
@@ -397,7 +405,7 @@ impl Pinned {
     /// # Errors
     /// Returns the system's error.
     pub fn set_xattr(&self, name: &OsStr, value: &[u8], flags: XattrFlags) -> Result<()> {
-        fs::setxattr(self.in_proc(), name, value, flags)
+        fs::setxattr(self.proc_path(), name, value, flags)
     }
 
     /// Removes an extended attribute.
@@ -405,7 +413,7 @@ impl Pinned {
     /// # Errors
     /// Returns the system's error: ENODATA if there is no such attribute.
     pub fn remove_xattr(&self, name: &OsStr) -> Result<()> {
-        fs::removexattr(self.in_proc(), name)
+        fs::removexattr(self.proc_path(), name)
     }
 
     /// Returns the names of the extended attributes, each ended by a zero byte.
@@ -413,8 +421,8 @@ impl Pinned {
     /// # Errors
     /// Returns the system's error.
     pub fn xattrs(&self) -> Result<Vec<u8>> {
-        let mut names = vec![0; XATTR_MAX];
-        let length = fs::listxattr(self.in_proc(), &mut names)?;
+        let mut names = vec![0; XATTR_BYTES_MAX];
+        let length = fs::listxattr(self.proc_path(), &mut names)?;
         names.truncate(length);
         Ok(names)
     }
@@ -426,7 +434,7 @@ mod tests {
 
     use super::*;
 
-    fn place() -> (tempfile::TempDir, Folder) {
+    fn test_folder() -> (tempfile::TempDir, Folder) {
         let place = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(place.path().join("root/a/b")).unwrap();
         std::fs::write(place.path().join("theirs"), "theirs").unwrap();
@@ -436,7 +444,7 @@ mod tests {
 
     #[test]
     fn no_name_leads_out_of_its_folder() {
-        let (place, root) = place();
+        let (place, root) = test_folder();
         symlink(place.path(), place.path().join("root/out")).unwrap();
         symlink("../../theirs", place.path().join("root/a/f")).unwrap();
         for name in ["..", ".", "a/b", "/", "/etc/passwd", "a/../../theirs"] {
@@ -449,10 +457,10 @@ mod tests {
                 "{name:?}"
             );
         }
-        assert_eq!(root.folder(OsStr::new("out")).unwrap_err(), Errno::NOTDIR);
-        assert_eq!(root.below(Path::new("out/root")).unwrap_err(), Errno::LOOP);
-        assert_eq!(root.below(Path::new("a/../..")).unwrap_err(), Errno::XDEV);
-        let a = root.below(Path::new("a")).unwrap();
+        assert_eq!(root.open_folder(OsStr::new("out")).unwrap_err(), Errno::NOTDIR);
+        assert_eq!(root.open_below(Path::new("out/root")).unwrap_err(), Errno::LOOP);
+        assert_eq!(root.open_below(Path::new("a/../..")).unwrap_err(), Errno::XDEV);
+        let a = root.open_below(Path::new("a")).unwrap();
         let opened = a.open_file(OsStr::new("f"), OFlags::RDONLY, Mode::empty());
         assert_eq!(opened.unwrap_err(), Errno::LOOP);
         let link = a.pin(OsStr::new("f")).unwrap();
@@ -463,8 +471,8 @@ mod tests {
 
     #[test]
     fn a_folder_that_was_swapped_for_a_link_stays_the_folder_that_was_opened() {
-        let (place, root) = place();
-        let a = root.folder(OsStr::new("a")).unwrap();
+        let (place, root) = test_folder();
+        let a = root.open_folder(OsStr::new("a")).unwrap();
         std::fs::write(place.path().join("root/a/f"), "ours").unwrap();
         let f = a.pin(OsStr::new("f")).unwrap();
         std::fs::rename(place.path().join("root/a"), place.path().join("root/c")).unwrap();
@@ -481,14 +489,14 @@ mod tests {
 
     #[test]
     fn a_tree_that_is_deeper_than_any_stack_is_removed() {
-        let (place, root) = place();
-        let mut at = root.folder(OsStr::new("a")).unwrap();
+        let (place, root) = test_folder();
+        let mut at = root.open_folder(OsStr::new("a")).unwrap();
         for n in 0..5_000 {
             let name = OsString::from(format!("d{}", n % 3));
             at.make_folder(&name, Mode::RWXU).unwrap();
             let flags = OFlags::WRONLY | OFlags::CREATE;
             at.open_file(OsStr::new("f"), flags, Mode::RUSR).unwrap();
-            at = at.folder(&name).unwrap();
+            at = at.open_folder(&name).unwrap();
         }
         drop(at);
         root.remove_all(OsStr::new("a")).unwrap();
@@ -498,7 +506,7 @@ mod tests {
 
     #[test]
     fn a_tree_is_removed_whatever_its_modes_and_what_its_links_point_at_stays() {
-        let (place, root) = place();
+        let (place, root) = test_folder();
         let locked = place.path().join("root/a/b");
         for n in 0..1500 {
             std::fs::write(locked.join(format!("f{n}")), "").unwrap();

@@ -10,22 +10,23 @@ use std::sync::OnceLock;
 
 use crate::sys;
 
-static TAKEN: OnceLock<BTreeMap<String, String>> = OnceLock::new();
+static TAKEN_VARIABLES: OnceLock<BTreeMap<String, String>> = OnceLock::new();
 
 /// Words in the names of variables that hold credentials.
-const WORDS: [&str; 7] =
+const CREDENTIAL_WORDS: [&str; 7] =
     ["KEY", "SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL", "CONNECTION_STRING"];
 
 /// Endings of the names of variables that say where a credential is, and do not hold it.
-const PLACES: [&str; 6] = ["_FILE", "_DIRECTORY", "_DIR", "_PATH", "_URI", "_CREDENTIALS"];
+const LOCATION_ENDINGS: [&str; 6] =
+    ["_FILE", "_DIRECTORY", "_DIR", "_PATH", "_URI", "_CREDENTIALS"];
 
 /// The ending of the names of variables for proxies. Their URLs may have a password, but they stay:
 /// the libraries that connect read them from the environment.
-const PROXY: &str = "_PROXY";
+const PROXY_ENDING: &str = "_PROXY";
 
 /// The beginning of the names of OpenTelemetry's variables. They stay, because its library reads
 /// them from the environment.
-const OPEN_TELEMETRY: &str = "OTEL_";
+const OTEL_PREFIX: &str = "OTEL_";
 
 /// Whether a text is a URL with a user name or a password.
 fn is_url_with_password(text: &str) -> bool {
@@ -36,17 +37,17 @@ fn is_url_with_password(text: &str) -> bool {
 /// Whether a variable holds a credential that must leave the environment.
 fn is_credential(name: &str, value: &str) -> bool {
     let name = name.to_ascii_uppercase();
-    let stays = name.ends_with(PROXY) || name.starts_with(OPEN_TELEMETRY);
-    if stays || PLACES.iter().any(|ending| name.ends_with(ending)) {
+    let stays = name.ends_with(PROXY_ENDING) || name.starts_with(OTEL_PREFIX);
+    if stays || LOCATION_ENDINGS.iter().any(|ending| name.ends_with(ending)) {
         return false;
     }
-    WORDS.iter().any(|word| name.contains(word)) || is_url_with_password(value)
+    CREDENTIAL_WORDS.iter().any(|word| name.contains(word)) || is_url_with_password(value)
 }
 
 /// Moves every variable that holds a credential out of the environment. Call it at the start of a
 /// process, after the arguments are read and before a second thread starts.
 pub fn take_credentials() {
-    TAKEN.get_or_init(|| {
+    TAKEN_VARIABLES.get_or_init(|| {
         let all =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
         let credentials: Vec<String> = all
@@ -63,15 +64,14 @@ pub fn take_credentials() {
 
 /// Returns a variable of the environment that this process was started with.
 pub fn variable(name: &str) -> Option<String> {
-    let taken = TAKEN.get().and_then(|taken| taken.get(name)).cloned();
+    let taken = TAKEN_VARIABLES.get().and_then(|taken| taken.get(name)).cloned();
     taken.or_else(|| std::env::var(name).ok())
 }
 
-/// Returns the names and values of the removed variables whose names begin with `beginning`.
-pub fn taken(beginning: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
-    let all = TAKEN.get().into_iter().flatten();
-    all.filter(move |(name, _)| name.starts_with(beginning))
-        .map(|(name, value)| (&**name, &**value))
+/// Returns the names and values of the removed variables whose names begin with `prefix`.
+pub fn taken_variables(prefix: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let all = TAKEN_VARIABLES.get().into_iter().flatten();
+    all.filter(move |(name, _)| name.starts_with(prefix)).map(|(name, value)| (&**name, &**value))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! are separated by commas. `ION_DELAYPOINTS` names one place where the process waits instead:
 //! `beneath=300` waits for less than 300 microseconds each time, so that a race between a check and
 //! the action after it has time to happen. Only builds with debug assertions read these variables:
-//! in a release build [`reach`] and [`linger`] do nothing.
+//! in a release build [`hit`] and [`delay`] do nothing.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,15 +15,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 struct FailpointPlan(Vec<FailpointRule>);
 
 enum FailpointRule {
-    /// Kills when the place `name` is reached and `left` is 1; each time before lowers `left`.
-    Count { name: String, left: AtomicU64 },
+    /// Kills when the place `name` is reached and `remaining` is 1. Each time before lowers
+    /// `remaining`.
+    Count { name: String, remaining: AtomicU64 },
     /// Kills at any place, in one of `one_of` cases.
-    Chance { one_of: u64, drawn: AtomicU64, seed: u64 },
+    Chance { one_of: u64, draw_count: AtomicU64, seed: u64 },
 }
 
 /// Marks a failpoint. Returns, unless a rule kills this process here.
 #[inline]
-pub fn reach(name: &'static str) {
+pub fn hit(name: &'static str) {
     static PLAN: OnceLock<Option<FailpointPlan>> = OnceLock::new();
     if !cfg!(debug_assertions) {
         return;
@@ -35,34 +36,36 @@ pub fn reach(name: &'static str) {
                 .unwrap_or_else(|| panic!("ION_FAILPOINTS: {text:?} is not a list of failpoints")),
         )
     });
-    if plan.as_ref().is_some_and(|plan| plan.strikes(name)) {
-        die(name);
+    if plan.as_ref().is_some_and(|plan| plan.kills_at(name)) {
+        kill_this_process(name);
     }
 }
 
 /// Marks a place between a check and the action after it. Returns at once, unless
-/// `ION_DELAYPOINTS` lets this process wait here.
+/// `ION_DELAYPOINTS` names the place: then it sleeps for a random time.
 #[inline]
-pub fn linger(name: &'static str) {
+pub fn delay(name: &'static str) {
     static PLAN: OnceLock<Option<(String, u64)>> = OnceLock::new();
     // Not from 0: the number drawn for seed 0 is 0.
-    static DRAWN: AtomicU64 = AtomicU64::new(1);
+    static DRAW_COUNT: AtomicU64 = AtomicU64::new(1);
     if !cfg!(debug_assertions) {
         return;
     }
     let plan = PLAN.get_or_init(|| {
         let text = std::env::var("ION_DELAYPOINTS").ok()?;
-        let (name, most) = text.split_once('=')?;
-        Some((name.to_owned(), most.parse().ok()?))
+        let (name, max_micros) = text.split_once('=')?;
+        Some((name.to_owned(), max_micros.parse().ok()?))
     });
-    if let Some((_, most)) = plan.as_ref().filter(|(place, most)| place == name && *most > 0) {
-        let wait = draw(DRAWN.fetch_add(1, Ordering::Relaxed)) % most;
+    if let Some((_, max_micros)) =
+        plan.as_ref().filter(|(place, max_micros)| place == name && *max_micros > 0)
+    {
+        let wait = random_number(DRAW_COUNT.fetch_add(1, Ordering::Relaxed)) % max_micros;
         #[expect(clippy::disallowed_methods, reason = "a test asks for it, in a debug build")]
         std::thread::sleep(std::time::Duration::from_micros(wait));
     }
 }
 
-fn die(name: &str) -> ! {
+fn kill_this_process(name: &str) -> ! {
     use rustix::process::{Signal, getpid, kill_process};
     let _ =
         rustix::io::write(rustix::stdio::stderr(), format!("ion: killed at {name}\n").as_bytes());
@@ -78,27 +81,27 @@ impl FailpointPlan {
             if name != "*" {
                 return Some(FailpointRule::Count {
                     name: name.to_owned(),
-                    left: AtomicU64::new(when.parse().ok()?),
+                    remaining: AtomicU64::new(when.parse().ok()?),
                 });
             }
             let (chance, seed) = when.split_once(':')?;
             let one_of = chance.strip_prefix("1/")?.parse().ok().filter(|one_of| *one_of > 0)?;
             Some(FailpointRule::Chance {
                 one_of,
-                drawn: AtomicU64::new(0),
+                draw_count: AtomicU64::new(0),
                 seed: seed.parse().ok()?,
             })
         };
         text.split(',').map(rule).collect::<Option<Vec<FailpointRule>>>().map(Self)
     }
 
-    fn strikes(&self, reached: &str) -> bool {
+    fn kills_at(&self, reached: &str) -> bool {
         self.0.iter().any(|rule| match rule {
-            FailpointRule::Count { name, left } => {
-                name == reached && left.fetch_sub(1, Ordering::Relaxed) == 1
+            FailpointRule::Count { name, remaining } => {
+                name == reached && remaining.fetch_sub(1, Ordering::Relaxed) == 1
             }
-            FailpointRule::Chance { one_of, drawn, seed } => {
-                draw(seed.wrapping_add(drawn.fetch_add(1, Ordering::Relaxed)))
+            FailpointRule::Chance { one_of, draw_count, seed } => {
+                random_number(seed.wrapping_add(draw_count.fetch_add(1, Ordering::Relaxed)))
                     .is_multiple_of(*one_of)
             }
         })
@@ -106,7 +109,7 @@ impl FailpointPlan {
 }
 
 /// Returns the number that SplitMix64 makes of a seed: the same on every machine.
-fn draw(seed: u64) -> u64 {
+fn random_number(seed: u64) -> u64 {
     let mut mixed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -120,21 +123,21 @@ mod tests {
     #[test]
     fn strikes_where_and_when_it_was_told() {
         let plan = FailpointPlan::parse("commit.inserted=2").unwrap();
-        let struck: Vec<bool> =
+        let killed: Vec<bool> =
             ["commit.inserted", "claim.done", "commit.inserted", "commit.inserted"]
-                .map(|at| plan.strikes(at))
+                .map(|at| plan.kills_at(at))
                 .into();
-        assert_eq!(struck, [false, false, true, false]);
+        assert_eq!(killed, [false, false, true, false]);
     }
 
     #[test]
     fn chance_is_what_was_asked_for_and_the_same_for_the_same_seed() {
         let draws = || {
             let plan = FailpointPlan::parse("*=1/10:7").unwrap();
-            (0..10_000).map(|_| plan.strikes("anywhere")).collect::<Vec<bool>>()
+            (0..10_000).map(|_| plan.kills_at("anywhere")).collect::<Vec<bool>>()
         };
-        let struck = draws().iter().filter(|struck| **struck).count();
-        assert!((800..1200).contains(&struck), "{struck}");
+        let killed = draws().iter().filter(|killed| **killed).count();
+        assert!((800..1200).contains(&killed), "{killed}");
         assert_eq!(draws(), draws());
         assert!(FailpointPlan::parse("commit.inserted=soon").is_none());
         assert!(FailpointPlan::parse("*=1/0:1").is_none());

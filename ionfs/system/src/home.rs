@@ -11,22 +11,23 @@ use std::path::Path;
 
 /// Names in the home that are Ion's own. Anything else in the home belongs to the user who put it
 /// there.
-const STATE: [&str; 9] =
+const STATE_NAMES: [&str; 9] =
     ["blobs", "cache", "dispatchers", "gateway", "images", "jobs", "mnt", "plane.json", "volumes"];
 
 /// The beginning of the names of an embedded database and of the files beside it.
-const DATABASE: &str = "ion.db";
+const DATABASE_PREFIX: &str = "ion.db";
 
 /// Whether an entry of the home is Ion's own state.
-pub fn is_state(name: &OsStr) -> bool {
-    name.to_str().is_some_and(|name| STATE.contains(&name) || name.starts_with(DATABASE))
+pub fn is_state_name(name: &OsStr) -> bool {
+    name.to_str()
+        .is_some_and(|name| STATE_NAMES.contains(&name) || name.starts_with(DATABASE_PREFIX))
 }
 
 /// Makes a folder, and the missing folders above it, that only this user may enter.
 ///
 /// # Errors
 /// Returns an error when the folder cannot be made.
-pub fn private_folder(folder: &Path) -> io::Result<()> {
+pub fn make_private_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
@@ -36,7 +37,7 @@ pub fn private_folder(folder: &Path) -> io::Result<()> {
 /// # Errors
 /// Returns an error when the home cannot be made.
 pub fn make_home(home: &Path) -> io::Result<()> {
-    private_folder(home)?;
+    make_private_folder(home)?;
     let mode = std::fs::metadata(home)?.mode();
     if mode & 0o077 == 0 {
         return Ok(());

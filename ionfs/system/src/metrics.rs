@@ -21,13 +21,14 @@ pub use prometheus_client::registry::Registry;
 
 /// The media type of the text that [`openmetrics`] returns, as the OpenMetrics specification writes
 /// it. Prometheus chooses its parser by this type.
-pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub const OPENMETRICS_MEDIA_TYPE: &str =
+    "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Returns all metrics of a registry in the OpenMetrics text format.
 ///
 /// # Errors
 /// Returns an error when a metric cannot be encoded.
-pub fn openmetrics(registry: &Registry) -> Result<String, fmt::Error> {
+pub fn encode_openmetrics(registry: &Registry) -> Result<String, fmt::Error> {
     let mut written = String::new();
     text::encode(&mut written, registry)?;
     Ok(written)
@@ -36,7 +37,7 @@ pub fn openmetrics(registry: &Registry) -> Result<String, fmt::Error> {
 /// Upper bounds of the buckets of all latencies, in seconds. An embedded store answers within the
 /// first buckets; a commit that outlasts a store's restart falls into the last ones. Each further
 /// bucket costs one time series for each label.
-const SECONDS: [f64; 15] =
+const LATENCY_BUCKETS: [f64; 15] =
     [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
 /// One label and its value. Both are constants of the program, so their number is bounded.
@@ -75,9 +76,9 @@ impl Gauge {
 pub struct Latency(Histogram);
 
 impl Latency {
-    /// Observes the time from `begun` until now.
-    pub fn since(&self, begun: Instant) {
-        self.0.observe(begun.elapsed().as_secs_f64());
+    /// Observes the time from `start` until now.
+    pub fn observe_since(&self, start: Instant) {
+        self.0.observe(start.elapsed().as_secs_f64());
     }
 
     /// Registers it under a name, to which `_seconds` is added.
@@ -88,7 +89,7 @@ impl Latency {
 
 impl Default for Latency {
     fn default() -> Self {
-        Self(Histogram::new(SECONDS))
+        Self(Histogram::new(LATENCY_BUCKETS))
     }
 }
 
@@ -153,7 +154,7 @@ impl Default for PlaneMetrics {
             closes: Latency::default(),
             first_reads: Latency::default(),
             mounts: Latency::default(),
-            steps: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            steps: Family::new_with_constructor(|| Histogram::new(LATENCY_BUCKETS)),
             requests: Family::default(),
             read,
             opens,
@@ -163,12 +164,12 @@ impl Default for PlaneMetrics {
 
 impl PlaneMetrics {
     /// Returns the latency of the commit step of this name.
-    pub fn step(&self, name: &'static str) -> Latency {
+    pub fn step_latency(&self, name: &'static str) -> Latency {
         Latency(self.steps.get_or_create_owned(&[("step", name)]))
     }
 
     /// Returns the counter of requests of this kind that all mounts have answered.
-    pub fn requests(&self, kind: &'static str) -> Counter {
+    pub fn request_counter(&self, kind: &'static str) -> Counter {
         Counter(self.requests.get_or_create_owned(&[("kind", kind)]))
     }
 
@@ -247,20 +248,20 @@ impl PlaneMetrics {
     }
 }
 
-/// Registers a number of bytes that `now` returns each time the metrics are read.
+/// Registers a number of bytes that `read` returns each time the metrics are read.
 pub fn describe_bytes(
     registry: &mut Registry,
     name: &'static str,
     help: &'static str,
-    now: impl Fn() -> u64 + Send + Sync + 'static,
+    read: impl Fn() -> u64 + Send + Sync + 'static,
 ) {
-    registry.register_collector(Box::new(PolledBytes { name, help, now }));
+    registry.register_collector(Box::new(PolledBytes { name, help, read }));
 }
 
 struct PolledBytes<F> {
     name: &'static str,
     help: &'static str,
-    now: F,
+    read: F,
 }
 
 impl<F> fmt::Debug for PolledBytes<F> {
@@ -271,7 +272,7 @@ impl<F> fmt::Debug for PolledBytes<F> {
 
 impl<F: Fn() -> u64 + Send + Sync + 'static> Collector for PolledBytes<F> {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let now = ConstGauge::new(i64::try_from((self.now)()).unwrap_or(i64::MAX));
+        let now = ConstGauge::new(i64::try_from((self.read)()).unwrap_or(i64::MAX));
         let metric = encoder.encode_descriptor(
             self.name,
             self.help,

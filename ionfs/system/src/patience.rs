@@ -12,22 +12,22 @@ use tokio::time::Instant;
 
 /// How often [`with_progress_deadline`] checks for progress. Its deadlines are late by at most this
 /// time.
-const LOOK: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Awaits `work`. Returns `None` when `moved`, a number that grows with every step of the work, has
+/// Awaits `work`. Returns `None` when `progress`, a number that grows with every step of the work, has
 /// not changed for `limit`.
 pub async fn with_progress_deadline<T>(
     limit: Duration,
-    moved: impl Fn() -> u64,
+    progress: impl Fn() -> u64,
     work: impl Future<Output = T>,
 ) -> Option<T> {
     let mut work = std::pin::pin!(work);
-    let (mut seen, mut since) = (moved(), Instant::now());
+    let (mut last_seen, mut since) = (progress(), Instant::now());
     loop {
         let left = limit.saturating_sub(since.elapsed());
-        match tokio::time::timeout(LOOK.min(left), &mut work).await {
+        match tokio::time::timeout(POLL_INTERVAL.min(left), &mut work).await {
             Ok(outcome) => return Some(outcome),
-            Err(_) if moved() != seen => (seen, since) = (moved(), Instant::now()),
+            Err(_) if progress() != last_seen => (last_seen, since) = (progress(), Instant::now()),
             Err(_) if since.elapsed() >= limit => return None,
             Err(_) => {}
         }
@@ -207,26 +207,26 @@ impl<S> Default for StateAges<S> {
 impl<S: PartialEq> StateAges<S> {
     /// Takes the name and the present state of every thing, and returns how long each has been in
     /// that state, in the same order. Forgets a thing that is not in `all`.
-    pub fn look(&mut self, all: impl IntoIterator<Item = (String, S)>) -> Vec<Duration> {
-        self.look_at(Instant::now(), all)
+    pub fn update(&mut self, all: impl IntoIterator<Item = (String, S)>) -> Vec<Duration> {
+        self.update_at(Instant::now(), all)
     }
 
-    fn look_at(
+    fn update_at(
         &mut self,
         now: Instant,
         all: impl IntoIterator<Item = (String, S)>,
     ) -> Vec<Duration> {
         let mut before = std::mem::take(&mut self.0);
-        let mut stood = Vec::new();
+        let mut ages = Vec::new();
         for (name, state) in all {
             let since = before
                 .remove(&name)
                 .filter(|(seen, _)| *seen == state)
                 .map_or(now, |(_, since)| since);
-            stood.push(now - since);
+            ages.push(now - since);
             self.0.insert(name, (state, since));
         }
-        stood
+        ages
     }
 }
 
@@ -320,7 +320,7 @@ mod tests {
         let mut standing = StateAges::default();
         let mut look = |at: u32, all: &[(&str, u32)]| {
             let all = all.iter().map(|(name, state)| ((*name).to_owned(), *state));
-            standing.look_at(begun + SECOND * at, all)
+            standing.update_at(begun + SECOND * at, all)
         };
         assert_eq!(look(0, &[("a", 1), ("b", 1)]), [Duration::ZERO; 2]);
         assert_eq!(look(1, &[("b", 1), ("a", 2)]), [SECOND, Duration::ZERO]);

@@ -16,7 +16,7 @@ pub const NAME: &str = "otel.name";
 
 /// The field of a span that is made only after its work is over: when the work began, in
 /// nanoseconds since 1970.
-pub const BEGUN: &str = "start_time_unix_nano";
+pub const START_TIME: &str = "start_time_unix_nano";
 
 /// The field that says why the work of a span failed.
 pub const ERROR: &str = "error";
@@ -46,8 +46,8 @@ pub fn span_id(job: &str, attempt: u64) -> [u8; 8] {
     [a, b, c, d, e, f, h, i]
 }
 
-/// Returns the nanoseconds from 1970 to `at`, for [`BEGUN`].
-pub fn nanoseconds(at: SystemTime) -> u64 {
+/// Returns the nanoseconds from 1970 to `at`, for [`START_TIME`].
+pub fn unix_nanos(at: SystemTime) -> u64 {
     let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -22,29 +22,29 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-static OPEN_FILES_BEFORE: OnceLock<u64> = OnceLock::new();
+static ORIGINAL_DESCRIPTOR_LIMIT: OnceLock<u64> = OnceLock::new();
 
 /// Raises this process's limit of open descriptors as far as the system allows: every open file of
 /// every job takes one. Call it at the start of a process.
-pub fn allow_all_descriptors() {
+pub fn raise_descriptor_limit() {
     let now = getrlimit(Resource::Nofile);
     if let Some(current) = now.current {
-        let _ = OPEN_FILES_BEFORE.set(current);
+        let _ = ORIGINAL_DESCRIPTOR_LIMIT.set(current);
     }
     // If the kernel refuses, the process goes on with the limit that it has.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
 }
 
-/// Returns the limit of open descriptors before [`allow_all_descriptors`] raised it. Programs that
+/// Returns the limit of open descriptors before [`raise_descriptor_limit`] raised it. Programs that
 /// this process starts expect this limit.
-pub fn open_files_before() -> Option<u64> {
-    OPEN_FILES_BEFORE.get().copied()
+pub fn original_descriptor_limit() -> Option<u64> {
+    ORIGINAL_DESCRIPTOR_LIMIT.get().copied()
 }
 
 /// Keeps the descriptors that this process was started with, other than its three streams, from the
 /// programs that it starts: the process's parent may have left a file open that only the parent may
 /// read. Call it at the start of a process.
-pub fn keep_descriptors_to_itself() {
+pub fn close_descriptors_on_exec() {
     let (first, last, flags) = (3_u32, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
     // SAFETY: the call touches no memory of this process, and closes nothing now.
     if unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } == 0 {
@@ -64,7 +64,7 @@ pub fn keep_descriptors_to_itself() {
 /// Forbids core dumps of this process, and forbids other processes without capabilities to look
 /// into it through `/proc` or as a debugger: it holds credentials, and modules may run as the same
 /// user. Call it at the start of a process.
-pub fn close_to_other_processes() {
+pub fn forbid_inspection() {
     // The kernel never refuses this value.
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
@@ -77,12 +77,12 @@ pub fn take_variable(name: &str) -> Option<String> {
         return None;
     }
     let value = std::env::var(name).ok()?;
-    let known_as = CString::new(name).ok()?;
+    let c_name = CString::new(name).ok()?;
     // SAFETY: there is one thread, so no other code reads or changes the environment meanwhile.
     // `getenv` points to this process's own memory, up to a zero, and no other code keeps a pointer
     // to it. The name stays, so that the removal finds it.
     unsafe {
-        let at = libc::getenv(known_as.as_ptr());
+        let at = libc::getenv(c_name.as_ptr());
         if !at.is_null() {
             std::ptr::write_bytes(at, 0, libc::strlen(at));
         }
@@ -93,7 +93,7 @@ pub fn take_variable(name: &str) -> Option<String> {
 
 /// Lets the kernel kill the program that `command` starts when the thread that starts it ends, so
 /// at the latest when this process ends, however it ends. The thread has to wait for the program.
-pub fn end_with_this_thread(command: &mut std::process::Command) {
+pub fn kill_when_thread_ends(command: &mut std::process::Command) {
     let parent = rustix::process::getpid();
     let end_with_parent = move || {
         set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -112,17 +112,17 @@ pub fn end_with_this_thread(command: &mut std::process::Command) {
 /// Restores the default action of the signals that this process ignores because its parent did, as
 /// `nohup` and a shell's `&` do: its children would ignore them too. Leaves SIGPIPE alone, which
 /// Rust ignores itself and restores for its children.
-pub fn hear_ignored_signals() {
-    (1..=libc::SIGRTMAX()).filter(|number| *number != libc::SIGPIPE).for_each(hear_if_ignored);
+pub fn restore_ignored_signals() {
+    (1..=libc::SIGRTMAX()).filter(|number| *number != libc::SIGPIPE).for_each(restore_if_ignored);
 }
 
 /// Restores the default action of SIGCHLD, which the parent of this process may have set to be
 /// ignored: a process that ignores it cannot wait for its children.
-pub fn hear_of_children() {
-    hear_if_ignored(libc::SIGCHLD);
+pub fn restore_child_signal() {
+    restore_if_ignored(libc::SIGCHLD);
 }
 
-fn hear_if_ignored(number: i32) {
+fn restore_if_ignored(number: i32) {
     // SAFETY: the calls read one structure and remove no handler. The C library refuses calls for
     // the signals that it uses itself.
     unsafe {
@@ -150,7 +150,7 @@ pub fn signal(number: i32) -> Option<Signal> {
 /// Returns the kernel's error: ENOSYS before Linux 5.12.
 pub fn make_read_only(at: &Path) -> io::Result<()> {
     let path = CString::new(at.as_os_str().as_bytes())?;
-    let wanted = libc::mount_attr {
+    let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY,
         attr_clr: 0,
         propagation: 0,
@@ -165,7 +165,7 @@ pub fn make_read_only(at: &Path) -> io::Result<()> {
             libc::AT_FDCWD,
             path.as_ptr(),
             flags,
-            &raw const wanted,
+            &raw const attributes,
             size_of::<libc::mount_attr>(),
         )
     };
@@ -227,7 +227,7 @@ pub fn kill_namespace(signal: Signal) -> io::Result<()> {
 ///
 /// # Errors
 /// Returns an error when the runtime cannot watch the descriptor.
-pub async fn process_end(process: &OwnedFd) -> io::Result<()> {
+pub async fn wait_for_exit(process: &OwnedFd) -> io::Result<()> {
     let own = process.try_clone()?;
     // SAFETY: an `OwnedFd` is open, stays the same and is closed by no other code while it lives.
     // Here it lives as long as the registration.

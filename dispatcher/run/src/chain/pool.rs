@@ -149,7 +149,7 @@ impl Pools {
             rights: Rights::Few,
             covers,
             processes: self.processes,
-            open_files: ion_system::sys::open_files_before(),
+            open_files: ion_system::sys::original_descriptor_limit(),
             container: None,
         };
         let now = Instant::now();
@@ -297,7 +297,7 @@ impl Pool {
                         let mut held = self.held();
                         held.ready.push_back(piped);
                         if let Some(since) = held.empty.take() {
-                            metrics.pool_empty.since(since);
+                            metrics.pool_empty.observe_since(since);
                         }
                     }
                     Err(error) => {

@@ -346,7 +346,7 @@ impl LocalExecutor {
             rights: if start.module.privileged { Rights::All } else { Rights::Few },
             covers,
             processes,
-            open_files: ion_system::sys::open_files_before(),
+            open_files: ion_system::sys::original_descriptor_limit(),
             container,
         };
         let begun = Instant::now();
@@ -356,7 +356,7 @@ impl LocalExecutor {
                 Ok(mounted) => mounted,
                 Err(not_started) => return (not_started, exit_span()),
             };
-        self.node.metrics.mounts.since(begun);
+        self.node.metrics.mounts.observe_since(begun);
         let log = live_log(&self.node.settings.home, &job.id, job.attempt);
         let news =
             self.output.clone().map(|watcher| OutputNotifier::new(watcher, &job.module, &job.id));

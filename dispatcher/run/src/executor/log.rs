@@ -21,7 +21,7 @@ use ion_model::record::{StoredLog, logs_prefix};
 use ion_plane::node::live_log;
 use ion_plane::upload::{UploadError, empty_file, store_open};
 use ion_stores::{Collection, DataPlane, StoreError, encode};
-use ion_system::home::private_folder;
+use ion_system::home::make_private_folder;
 use ion_system::patience::{FailedTry, Retry};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -70,7 +70,7 @@ impl JobLog {
     /// If the disk has no room for it, or this user may not create it.
     pub(super) fn begin(home: &Path, job: &JobId, attempt: u32) -> io::Result<Self> {
         let path = live_log(home, job, attempt);
-        let folder = path.parent().map_or(Ok(()), private_folder);
+        let folder = path.parent().map_or(Ok(()), make_private_folder);
         let mut empty = std::fs::OpenOptions::new();
         empty.write(true).create(true).truncate(true).mode(0o600);
         folder.and_then(|()| empty.open(&path))?;

@@ -197,7 +197,7 @@ impl Fetch {
 
 /// Starts the client. The kernel kills it when this thread ends.
 fn start(mut command: Command) -> io::Result<Child> {
-    sys::end_with_this_thread(&mut command);
+    sys::kill_when_thread_ends(&mut command);
     command.spawn()
 }
 

@@ -14,7 +14,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use ion_system::home::is_state;
+use ion_system::home::is_state_name;
 use rustix::fs::{Mode as Permissions, OFlags};
 use rustix::mount::{self, MountFlags};
 use serde::{Deserialize, Serialize};
@@ -118,14 +118,14 @@ impl Covers {
     /// `inside`.
     fn shown(&self, covered: &Path, inside: &Path) -> Vec<PathBuf> {
         match inside.components().next() {
-            Some(first) if covered == self.home && is_state(first.as_os_str()) => vec![],
+            Some(first) if covered == self.home && is_state_name(first.as_os_str()) => vec![],
             Some(_) => vec![covered.join(inside)],
             // Blobs may have any name, so other files cannot be told from them.
             None if covered != self.home => vec![],
             // In the home itself: everything but Ion's state.
             None => {
                 let entries = std::fs::read_dir(covered).into_iter().flatten().flatten();
-                let others = entries.filter(|entry| !is_state(&entry.file_name()));
+                let others = entries.filter(|entry| !is_state_name(&entry.file_name()));
                 others.map(|entry| entry.path()).collect()
             }
         }

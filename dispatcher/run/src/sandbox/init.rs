@@ -124,7 +124,7 @@ fn init(socket: OwnedFd, streams: InitStreams, command: SandboxCommand, owner: (
         rustix::process::setpgid(None, None)?;
         // This process need not ignore any signal: it has a process group of its own, so the
         // signals sent to the daemon's group do not reach it.
-        sys::hear_ignored_signals();
+        sys::restore_ignored_signals();
         Ok(rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?)
     };
     let ready = ready();

@@ -38,8 +38,8 @@ impl FirstRead {
             return;
         }
         if let (Some((metrics, job)), Some((begun, at))) = (&self.of_job, self.mounted.get()) {
-            metrics.first_reads.since(*begun);
-            let begun = spans::nanoseconds(*at);
+            metrics.first_reads.observe_since(*begun);
+            let begun = spans::unix_nanos(*at);
             drop(
                 info_span!(target: spans::TARGET, parent: job, "first read", start_time_unix_nano = begun),
             );

@@ -82,7 +82,7 @@ pub(super) struct Requests([Counter; LABELS.len()]);
 
 impl Requests {
     pub(super) fn of(metrics: &PlaneMetrics) -> Self {
-        Self(LABELS.map(|label| metrics.requests(label)))
+        Self(LABELS.map(|label| metrics.request_counter(label)))
     }
 
     pub(super) fn count(&self, kind: RequestKind) {
@@ -101,7 +101,7 @@ mod tests {
         requests.count(RequestKind::Lookup);
         requests.count(RequestKind::CopyFileRange);
         requests.count(RequestKind::CopyFileRange);
-        let counted = LABELS.map(|label| metrics.requests(label).get());
+        let counted = LABELS.map(|label| metrics.request_counter(label).get());
         assert_eq!((counted[0], counted[LABELS.len() - 1]), (1, 2));
         assert_eq!(counted.iter().sum::<u64>(), 3);
     }

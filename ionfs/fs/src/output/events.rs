@@ -176,7 +176,7 @@ impl EventFiles {
             .map_err(|error| self.reject(&file.name, &self.unreadable(&file.name, error)))?;
         let Err(refusal) = self.carry_out(&file, decision, begun).await else { return Ok(()) };
         let errno = self.reject(&file.name, &refusal);
-        self.metrics.closes.since(begun);
+        self.metrics.closes.observe_since(begun);
         if let Ok(file) = self.staging.lock().file_mut(ino)
             && let Some(state) = &mut file.event
         {
@@ -219,7 +219,7 @@ impl EventFiles {
             EventDecision::Commit(event) => {
                 let receipt = self.commit(&file.name, event).await?;
                 self.accept(file.ino, receipt);
-                self.metrics.closes.since(begun);
+                self.metrics.closes.observe_since(begun);
             }
         }
         Ok(())

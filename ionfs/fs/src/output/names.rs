@@ -105,7 +105,7 @@ impl StagedNames {
         };
         table.check_place(parent, name, kind)?;
         let folder = self.staging.folder_for_new(&table, parent, name)?;
-        self.staging.pin(&table, ino)?.link(&folder, name)?;
+        self.staging.pin(&table, ino)?.hard_link(&folder, name)?;
         table.link(ino, parent, name)?;
         self.staging.attr(&table, ino)
     }

@@ -79,7 +79,7 @@ impl StagingArea {
             at = parent;
         };
         while let Some((ino, name)) = steps.pop() {
-            folder = Arc::new(folder.folder(name)?);
+            folder = Arc::new(folder.open_folder(name)?);
             // Keep the requested folder and the one above it: the next request is for an entry of
             // one of them.
             if steps.len() < 2 {
@@ -112,7 +112,7 @@ impl StagingArea {
     /// Returns the staged inode, held by a descriptor.
     pub(super) fn pin(&self, table: &OutputTable, ino: Ino) -> Result<Arc<Pinned>> {
         if ino == OUT {
-            return self.folders.root().itself().map(Arc::new);
+            return self.folders.root().pin_self().map(Arc::new);
         }
         match kept_content(table, ino)? {
             Some(pinned) => Ok(pinned),
@@ -138,7 +138,7 @@ impl StagingArea {
     /// that is gone from the disk.
     pub(super) fn stat(&self, table: &OutputTable, ino: Ino) -> Result<Stat> {
         if ino == OUT {
-            return self.folders.root().itself()?.stat();
+            return self.folders.root().pin_self()?.stat();
         }
         if let Some(pinned) = kept_content(table, ino)? {
             return pinned.stat();

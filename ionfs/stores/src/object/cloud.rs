@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ion_system::environment::taken;
+use ion_system::environment::taken_variables;
 use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::signer::Signer;
@@ -126,8 +126,10 @@ pub(super) fn with_taken<B, K: FromStr>(
     builder: B,
     with_config: fn(B, K, &'static str) -> B,
 ) -> B {
-    taken(family).fold(builder, |builder, (name, value)| match name.to_ascii_lowercase().parse() {
-        Ok(key) => with_config(builder, key, value),
-        Err(_) => builder,
+    taken_variables(family).fold(builder, |builder, (name, value)| {
+        match name.to_ascii_lowercase().parse() {
+            Ok(key) => with_config(builder, key, value),
+            Err(_) => builder,
+        }
     })
 }

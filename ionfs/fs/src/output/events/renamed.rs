@@ -57,7 +57,7 @@ impl EventFiles {
             let _one_decision = deciding.lock().await;
             self.commit_alone(ino, name, put_there).await
         };
-        self.metrics.closes.since(begun);
+        self.metrics.closes.observe_since(begun);
         if let Ok(file) = self.staging.lock().file_mut(ino)
             && let Some(state) = &mut file.event
             && state.committed.is_none()

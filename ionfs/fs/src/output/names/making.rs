@@ -183,7 +183,7 @@ fn permissions(mode: u32) -> Mode {
 }
 
 fn apply_owner_and_mode(folder: &Folder, made: &Pinned, mode: u32, maker: Maker) -> Result<()> {
-    let above = folder.itself()?.stat()?;
+    let above = folder.pin_self()?.stat()?;
     let now = made.stat()?;
     let kind = FileType::from_raw_mode(now.st_mode);
     // A directory with the set-group-ID bit gives its group to what is made in it, and the bit to
