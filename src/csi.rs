@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
-use ionfs::csi::{CsiSettings, NAME, serve};
+use ionfs::csi::{CsiSettings, DRIVER_NAME, serve};
 use ionfs::node::Node;
 use tokio_util::sync::CancellationToken;
 
@@ -66,7 +66,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: CsiArgs) -> CommandRes
         stopping.cancel();
     });
     let ready = || {
-        output::say(&format!("ready: {NAME} serves {at}"));
+        output::say(&format!("ready: {DRIVER_NAME} serves {at}"));
         vitals.begins();
     };
     serve(node, key, settings, stop, ready).await?;

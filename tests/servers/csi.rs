@@ -19,7 +19,7 @@ use crate::support::csi::{CsiRig, KEY, NODE, PodAttempt, key, mounts_below, unpu
 use crate::support::servers::Mongo;
 use crate::support::{CommandOutput, Home, may_mount_or_runs_where_it_may, signal, wait_for};
 use futures_util::future::join_all;
-use ionfs::csi::NAME;
+use ionfs::csi::DRIVER_NAME;
 use ionfs::csi::api::csi::identity_client::IdentityClient;
 use ionfs::csi::api::csi::volume_capability::{AccessType, BlockVolume};
 use ionfs::csi::api::csi::{
@@ -70,7 +70,7 @@ fn the_driver_tells_who_it_is_and_that_it_is_ready() {
         assert!(!info.name.is_empty() && info.name.len() <= 63 && info.name.bytes().all(plain));
         assert_eq!(
             (info.name.as_str(), info.vendor_version.as_str()),
-            (NAME, env!("CARGO_PKG_VERSION"))
+            (DRIVER_NAME, env!("CARGO_PKG_VERSION"))
         );
         let capabilities =
             identity.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
@@ -91,7 +91,7 @@ fn a_kubelet_learns_of_the_driver() {
     let mut registrar = RegistrationClient::new(rig.channel(&registration));
     rig.runtime.block_on(async {
         let info = registrar.get_info(InfoRequest {}).await.unwrap().into_inner();
-        assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", NAME));
+        assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", DRIVER_NAME));
         assert_eq!(info.endpoint, "/var/lib/kubelet/plugins/csi.ionfs/csi.sock");
         assert_eq!(info.supported_versions, ["1.0.0"]);
         for (plugin_registered, error) in [(true, ""), (false, "it is of another version")] {

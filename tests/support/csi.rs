@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ionfs::clock;
 use ionfs::commit::{Fence, Origin};
-use ionfs::csi::TOKEN;
+use ionfs::csi::TOKEN_ATTRIBUTE;
 use ionfs::csi::api::csi::node_client::NodeClient;
 use ionfs::csi::api::csi::volume_capability::{AccessType, MountVolume};
 use ionfs::csi::api::csi::{
@@ -197,7 +197,7 @@ impl CsiRig {
     /// Returns a kubelet's request for a pod whose uid and volume are both `volume`.
     pub fn request(&self, volume: &str, target: &Path, token: &str) -> NodePublishVolumeRequest {
         let context = [
-            (TOKEN, token),
+            (TOKEN_ATTRIBUTE, token),
             ("csi.storage.k8s.io/pod.name", "pod"),
             ("csi.storage.k8s.io/pod.namespace", NAMESPACE),
             ("csi.storage.k8s.io/pod.uid", volume),

@@ -31,8 +31,8 @@ use super::api::registration::registration_server::Registration;
 use super::api::registration::{
     InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
 };
-use super::volumes::{Volume, VolumeNote, VolumeState, Volumes, clear};
-use super::{CsiError, NAME, TOKEN};
+use super::volumes::{Volume, VolumeNote, VolumeState, Volumes, unmount_and_remove};
+use super::{CsiError, DRIVER_NAME, TOKEN_ATTRIBUTE};
 use crate::ticket::{Ticket, TicketError, TicketKey, TicketPod, TokenError, TreeEnd};
 
 /// Keys of what the kubelet says about the pod. The CSIDriver object asks for it with
@@ -43,21 +43,21 @@ const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
 const EPHEMERAL: &str = "csi.storage.k8s.io/ephemeral";
 
 /// The most bytes of a volume's id.
-const ID_MAX: usize = 128;
+const VOLUME_ID_BYTES_MAX: usize = 128;
 
 /// The most receipts, and the most rejections, in a ticket: enough for people, and less than a
 /// document may hold. A job may publish any number of events.
-const SAID_MAX: usize = 50;
+const TICKET_ENTRIES_MAX: usize = 50;
 
 /// How long the driver waits for an unmounted tree to end.
-const GONE_WAIT: Duration = Duration::from_secs(10);
+const TREE_END_WAIT: Duration = Duration::from_secs(10);
 
 /// How long an ending daemon may wait for a store: well below the 30 seconds that its pod has to
 /// end.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
 /// How long a call may take. The kubelet gives up after two minutes and calls again.
-const CALL_WAIT: Duration = Duration::from_secs(100);
+const CALL_TIMEOUT: Duration = Duration::from_secs(100);
 
 /// The driver of one node. All clones share its state.
 #[derive(Clone, Debug)]
@@ -79,19 +79,19 @@ impl Driver {
     /// Unmounts what a daemon that died left mounted, and records in the tickets that the trees are
     /// lost. A loss that cannot be recorded now is recorded when the volume is published again or
     /// unpublished.
-    pub(super) async fn take_away_what_is_lost(&self) {
-        let notes = match self.volumes.noted() {
+    pub(super) async fn remove_lost_trees(&self) {
+        let notes = match self.volumes.read_notes() {
             Ok(notes) => notes,
             Err(error) => {
                 return tracing::warn!(%error, "notes of published volumes cannot be read");
             }
         };
         for note in &notes {
-            let (volume, ticket) = (&note.volume, note.ticket());
+            let (volume, ticket) = (&note.volume, note.ticket_id());
             tracing::warn!(volume, ticket, "a pod's tree was lost with the daemon that served it");
-            self.take_away(note).await;
+            self.remove_lost_tree(note).await;
         }
-        self.say_all(notes.into_iter().map(|note| (note, None))).await;
+        self.record_ends(notes.into_iter().map(|note| (note, None))).await;
     }
 
     /// Ends the daemon: stops all trees that its pods still have, and records in their tickets how
@@ -99,24 +99,24 @@ impl Driver {
     /// commit after that.
     pub(super) async fn close(&self) {
         let mut ended = Vec::new();
-        for place in self.volumes.all() {
+        for slot in self.volumes.slots() {
             // The note of a volume that is being published or unpublished is kept.
             let Some(Volume { note, state }) =
-                place.try_lock().ok().and_then(|mut held| held.take())
+                slot.try_lock().ok().and_then(|mut published| published.take())
             else {
                 continue;
             };
             match state {
                 VolumeState::Served(tree, _) => {
                     tree.stop();
-                    self.take_away(&note).await;
+                    self.remove_lost_tree(&note).await;
                     ended.push((note, None));
                 }
                 VolumeState::Decided(outcome) => ended.push((note, Some(outcome))),
             }
         }
-        let said = timeout(CLOSE_WAIT, self.say_all(ended)).await;
-        if said.is_err() {
+        let recorded = timeout(CLOSE_WAIT, self.record_ends(ended)).await;
+        if recorded.is_err() {
             tracing::warn!(
                 "not all tickets say yet how their trees ended; the next daemon records it"
             );
@@ -124,9 +124,9 @@ impl Driver {
     }
 
     /// Unmounts a lost tree, and removes the files that it had staged.
-    async fn take_away(&self, note: &VolumeNote) {
+    async fn remove_lost_tree(&self, note: &VolumeNote) {
         let target = note.target.clone();
-        if let Err(error) = run_blocking(move || clear(&target)).await {
+        if let Err(error) = run_blocking(move || unmount_and_remove(&target)).await {
             tracing::warn!(target = %note.target.display(), %error, "a lost tree cannot be \
                                                                      unmounted");
         }
@@ -136,9 +136,12 @@ impl Driver {
     /// Records in tickets how their trees ended: with this outcome, or lost. Stops at the first
     /// ticket that cannot be written and leaves the others for later: each further write would wait
     /// for the unavailable store again.
-    async fn say_all(&self, ended: impl IntoIterator<Item = (VolumeNote, Option<TreeOutcome>)>) {
+    async fn record_ends(
+        &self,
+        ended: impl IntoIterator<Item = (VolumeNote, Option<TreeOutcome>)>,
+    ) {
         for (note, outcome) in ended {
-            if let Err(error) = self.say(&note, outcome).await {
+            if let Err(error) = self.record_end(&note, outcome).await {
                 return tracing::warn!(
                     error = error_chain(&error),
                     "a ticket does not say yet how its tree ended"
@@ -147,7 +150,13 @@ impl Driver {
         }
     }
 
-    async fn say(&self, note: &VolumeNote, outcome: Option<TreeOutcome>) -> Result<(), StoreError> {
+    /// Records in the ticket how its tree ended: with this outcome, or lost. Then removes the note
+    /// of the volume.
+    async fn record_end(
+        &self,
+        note: &VolumeNote,
+        outcome: Option<TreeOutcome>,
+    ) -> Result<(), StoreError> {
         let ended = outcome.map_or_else(
             || {
                 TreeEnd::Lost(format!(
@@ -155,33 +164,33 @@ impl Driver {
                     self.node_id
                 ))
             },
-            |outcome| TreeEnd::Outcome(outcome.shortened(SAID_MAX)),
+            |outcome| TreeEnd::Outcome(outcome.shortened(TICKET_ENTRIES_MAX)),
         );
-        Ticket::end(&self.node.plane, &note.ticket(), &ended).await?;
-        self.forget(note);
+        Ticket::record_end(&self.node.plane, &note.ticket_id(), &ended).await?;
+        self.remove_note(note);
         Ok(())
     }
 
-    fn forget(&self, note: &VolumeNote) {
-        if let Err(error) = self.volumes.forget(&note.volume) {
+    fn remove_note(&self, note: &VolumeNote) {
+        if let Err(error) = self.volumes.remove_note(&note.volume) {
             tracing::warn!(%error, "the note of a volume cannot be removed");
         }
     }
 
     /// Records that the tree which an earlier daemon served at this volume is lost, if there is a
     /// note of one.
-    async fn say_what_is_lost(&self, volume: &str) -> Result<(), Status> {
-        let Some(note) = self.volumes.noted_of(volume) else { return Ok(()) };
-        self.take_away(&note).await;
-        self.say(&note, None).await.map_err(|error| unavailable(&error))
+    async fn record_loss(&self, volume: &str) -> Result<(), Status> {
+        let Some(note) = self.volumes.read_note(volume) else { return Ok(()) };
+        self.remove_lost_tree(&note).await;
+        self.record_end(&note, None).await.map_err(|error| unavailable(&error))
     }
 
-    async fn publish(&self, asked: NodePublishVolumeRequest) -> Result<(), Status> {
-        let target = checked(&asked.volume_id, &asked.target_path)?;
-        may_be_mounted(&asked)?;
-        let place = self.volumes.place(&asked.volume_id);
-        let mut held = place.lock().await;
-        match &*held {
+    async fn publish_volume(&self, request: NodePublishVolumeRequest) -> Result<(), Status> {
+        let target = check_target(&request.volume_id, &request.target_path)?;
+        check_capability(&request)?;
+        let slot = self.volumes.slot(&request.volume_id);
+        let mut published = slot.lock().await;
+        match &*published {
             Some(Volume { note, state: VolumeState::Served(..) }) if note.target == target => {
                 return Ok(());
             }
@@ -194,41 +203,42 @@ impl Driver {
             }
             None => {}
         }
-        let context = &asked.volume_context;
+        let context = &request.volume_context;
         let pod = TicketPod {
-            uid: of_pod(context, POD_UID)?,
-            name: of_pod(context, POD_NAME)?,
+            uid: pod_value(context, POD_UID)?,
+            name: pod_value(context, POD_NAME)?,
             node: self.node_id.clone(),
-            volume: asked.volume_id.clone(),
+            volume: request.volume_id.clone(),
         };
-        let token = context.get(TOKEN).filter(|token| !token.is_empty()).ok_or_else(|| {
+        let token = context.get(TOKEN_ATTRIBUTE).filter(|token| !token.is_empty()).ok_or_else(|| {
             Status::invalid_argument(format!(
-                "the volume has no attribute {TOKEN:?}: only pods that an Ion dispatcher starts \
-                 have a tree"
+                "the volume has no attribute {TOKEN_ATTRIBUTE:?}: only pods that an Ion dispatcher \
+                 starts have a tree"
             ))
         })?;
         let claims = self
             .key
-            .verify(token, &of_pod(context, POD_NAMESPACE)?, clock::now())
-            .map_err(refused)?;
+            .verify(token, &pod_value(context, POD_NAMESPACE)?, clock::now())
+            .map_err(token_status)?;
         // The pod may have begun to work in the lost tree. What it wrote there is gone, so it must
         // not continue in another tree.
-        self.say_what_is_lost(&asked.volume_id).await?;
+        self.record_loss(&request.volume_id).await?;
         let note = VolumeNote {
-            volume: asked.volume_id,
+            volume: request.volume_id,
             target: target.clone(),
             job: claims.job,
             attempt: claims.attempt,
         };
-        let ticket =
-            Ticket::claim(&self.node.plane, &note.ticket(), &pod).await.map_err(not_given)?;
-        let event = self.event(&ticket.event_id).await?;
+        let ticket = Ticket::claim(&self.node.plane, &note.ticket_id(), &pod)
+            .await
+            .map_err(ticket_status)?;
+        let event = self.find_event(&ticket.event_id).await?;
         let gathered = match &ticket.gathered {
             None => None,
             Some(ids) => {
                 let mut events = Vec::with_capacity(ids.len());
                 for id in ids {
-                    events.push(self.event(id).await?);
+                    events.push(self.find_event(id).await?);
                 }
                 Some(events)
             }
@@ -241,24 +251,26 @@ impl Driver {
             older: ticket.older,
             writers: Writers::AnyUser,
         };
-        self.volumes.note(&note).map_err(|error| internal("the volume cannot be noted", &error))?;
-        let begun = Instant::now();
-        let (tree, mounted) = match self.mount(spec, limits, &target).await {
+        self.volumes
+            .write_note(&note)
+            .map_err(|error| internal("the volume cannot be noted", &error))?;
+        let started = Instant::now();
+        let (tree, mounted) = match self.mount_tree(spec, limits, &target).await {
             Ok(mounted) => mounted,
             Err(status) => {
                 // No pod has seen the tree, so the next try starts from the beginning.
-                self.take_away(&note).await;
-                self.forget(&note);
+                self.remove_lost_tree(&note).await;
+                self.remove_note(&note);
                 return Err(status);
             }
         };
-        self.node.metrics.mounts.observe_since(begun);
-        tracing::info!(pod = pod.name, ticket = note.ticket(), "a pod has its tree");
-        *held = Some(Volume { note, state: VolumeState::Served(tree, mounted) });
+        self.node.metrics.mounts.observe_since(started);
+        tracing::info!(pod = pod.name, ticket = note.ticket_id(), "a pod has its tree");
+        *published = Some(Volume { note, state: VolumeState::Served(tree, mounted) });
         Ok(())
     }
 
-    async fn mount(
+    async fn mount_tree(
         &self,
         spec: JobSpec,
         limits: Limits,
@@ -269,38 +281,38 @@ impl Driver {
             error => internal("the tree cannot be made", &error),
         })?;
         let at = target.to_owned();
-        let made = run_blocking(move || {
+        let target_made = run_blocking(move || {
             // Removes what an earlier try left.
-            clear(&at)?;
+            unmount_and_remove(&at)?;
             std::fs::create_dir_all(&at)
         });
-        made.await.map_err(|error| internal("the target cannot be made", &error))?;
+        target_made.await.map_err(|error| internal("the target cannot be made", &error))?;
         let mounted = mount_at(target, tree.tree(), Visitors::Everybody).await;
         Ok((tree, mounted.map_err(|error| internal("the tree cannot be mounted", &error))?))
     }
 
-    async fn event(&self, id: &EventId) -> Result<Event, Status> {
+    async fn find_event(&self, id: &EventId) -> Result<Event, Status> {
         let found = self.node.plane.documents.get_as(Collection::Events, id.as_str()).await;
         let found = found.map_err(|error| unavailable(&error))?;
         found.ok_or_else(|| Status::not_found(format!("event {id} is not there any more")))
     }
 
-    async fn unpublish(&self, asked: NodeUnpublishVolumeRequest) -> Result<(), Status> {
-        let target = checked(&asked.volume_id, &asked.target_path)?;
-        let place = self.volumes.place(&asked.volume_id);
-        let mut held = place.lock().await;
-        match held.take_if(|volume| volume.note.target == target) {
+    async fn unpublish_volume(&self, request: NodeUnpublishVolumeRequest) -> Result<(), Status> {
+        let target = check_target(&request.volume_id, &request.target_path)?;
+        let slot = self.volumes.slot(&request.volume_id);
+        let mut published = slot.lock().await;
+        match published.take_if(|volume| volume.note.target == target) {
             Some(volume) => {
-                if let Err((volume, status)) = self.settle(volume).await {
-                    *held = Some(volume);
+                if let Err((volume, status)) = self.finish_volume(volume).await {
+                    *published = Some(volume);
                     return Err(status);
                 }
             }
-            None if held.is_none() => self.say_what_is_lost(&asked.volume_id).await?,
+            None if published.is_none() => self.record_loss(&request.volume_id).await?,
             // The volume is published at another target, and stays there.
             None => {}
         }
-        run_blocking(move || clear(&target))
+        run_blocking(move || unmount_and_remove(&target))
             .await
             .map_err(|error| internal("the target cannot be removed", &error))
     }
@@ -308,12 +320,12 @@ impl Driver {
     /// Unmounts a volume, commits or refuses what its pod left, and records the outcome in the
     /// ticket. On an error it returns the volume in the state that it has reached, so that the next
     /// try repeats no finished step.
-    async fn settle(&self, volume: Volume) -> Result<(), (Volume, Status)> {
+    async fn finish_volume(&self, volume: Volume) -> Result<(), (Volume, Status)> {
         let Volume { note, state } = volume;
         let outcome = match state {
             VolumeState::Served(tree, mut mounted) => {
                 let target = note.target.clone();
-                if let Err(error) = run_blocking(move || clear(&target)).await {
+                if let Err(error) = run_blocking(move || unmount_and_remove(&target)).await {
                     let status = internal("the tree cannot be unmounted", &error);
                     return Err((
                         Volume { note, state: VolumeState::Served(tree, mounted) },
@@ -321,9 +333,9 @@ impl Driver {
                     ));
                 }
                 // A process may still have a file open; no new file can be opened.
-                if timeout(GONE_WAIT, mounted.ended()).await.is_err() {
+                if timeout(TREE_END_WAIT, mounted.ended()).await.is_err() {
                     tracing::warn!(
-                        ticket = note.ticket(),
+                        ticket = note.ticket_id(),
                         "a pod's tree is still used after its end"
                     );
                 }
@@ -333,25 +345,27 @@ impl Driver {
             }
             VolumeState::Decided(outcome) => outcome,
         };
-        if let Err(error) = self.say(&note, Some(outcome.clone())).await {
+        if let Err(error) = self.record_end(&note, Some(outcome.clone())).await {
             return Err((
                 Volume { note, state: VolumeState::Decided(outcome) },
                 unavailable(&error),
             ));
         }
-        tracing::info!(ticket = note.ticket(), "a pod's tree is gone");
+        tracing::info!(ticket = note.ticket_id(), "a pod's tree is gone");
         Ok(())
     }
 }
 
 /// Checks the volume's id and the target of a request, and returns the target.
-fn checked(volume: &str, target: &str) -> Result<PathBuf, Status> {
-    if volume.is_empty() || volume.len() > ID_MAX {
-        return Err(Status::invalid_argument(format!("volume_id has 1 to {ID_MAX} bytes")));
+fn check_target(volume: &str, target: &str) -> Result<PathBuf, Status> {
+    if volume.is_empty() || volume.len() > VOLUME_ID_BYTES_MAX {
+        return Err(Status::invalid_argument(format!(
+            "volume_id has 1 to {VOLUME_ID_BYTES_MAX} bytes"
+        )));
     }
     let path = Path::new(target);
-    let plain = path.components().all(|part| part != std::path::Component::ParentDir);
-    if !path.is_absolute() || !plain || path.parent().is_none() {
+    let has_no_parent = path.components().all(|part| part != std::path::Component::ParentDir);
+    if !path.is_absolute() || !has_no_parent || path.parent().is_none() {
         return Err(Status::invalid_argument(
             "target_path is not an absolute path of a folder without \"..\"",
         ));
@@ -359,9 +373,9 @@ fn checked(volume: &str, target: &str) -> Result<PathBuf, Status> {
     Ok(path.to_owned())
 }
 
-fn may_be_mounted(asked: &NodePublishVolumeRequest) -> Result<(), Status> {
+fn check_capability(request: &NodePublishVolumeRequest) -> Result<(), Status> {
     let refuse = |reason| Err(Status::invalid_argument(reason));
-    let Some(capability) = &asked.volume_capability else {
+    let Some(capability) = &request.volume_capability else {
         return refuse("volume_capability is missing");
     };
     match &capability.access_type {
@@ -371,12 +385,12 @@ fn may_be_mounted(asked: &NodePublishVolumeRequest) -> Result<(), Status> {
         }
         None => return refuse("volume_capability has no access_type"),
     }
-    if asked.volume_context.get(EPHEMERAL).is_some_and(|ephemeral| ephemeral != "true") {
+    if request.volume_context.get(EPHEMERAL).is_some_and(|ephemeral| ephemeral != "true") {
         return refuse(
             "a job's tree lives as long as its pod: only ephemeral inline volumes are served",
         );
     }
-    if asked.readonly {
+    if request.readonly {
         return refuse(
             "a job writes to its tree: readOnly is not possible (mount it so in the container)",
         );
@@ -385,15 +399,16 @@ fn may_be_mounted(asked: &NodePublishVolumeRequest) -> Result<(), Status> {
 }
 
 /// Returns a value that the kubelet says about the pod.
-fn of_pod(context: &HashMap<String, String>, key: &str) -> Result<String, Status> {
+fn pod_value(context: &HashMap<String, String>, key: &str) -> Result<String, Status> {
     context.get(key).filter(|value| !value.is_empty()).cloned().ok_or_else(|| {
         Status::invalid_argument(format!(
-            "volume_context has no {key}: the CSIDriver object {NAME} needs podInfoOnMount: true"
+            "volume_context has no {key}: the CSIDriver object {DRIVER_NAME} needs podInfoOnMount: \
+             true"
         ))
     })
 }
 
-fn refused(error: TokenError) -> Status {
+fn token_status(error: TokenError) -> Status {
     match error {
         TokenError::Malformed => Status::invalid_argument(error.to_string()),
         TokenError::Forged | TokenError::Expired | TokenError::Elsewhere => {
@@ -402,7 +417,7 @@ fn refused(error: TokenError) -> Status {
     }
 }
 
-fn not_given(error: TicketError) -> Status {
+fn ticket_status(error: TicketError) -> Status {
     match &error {
         TicketError::Store(store) => unavailable(store),
         TicketError::Gone(_) => Status::not_found(error.to_string()),
@@ -418,13 +433,13 @@ fn internal(what: &str, error: &dyn std::error::Error) -> Status {
     Status::internal(format!("{what}: {}", error_chain(error)))
 }
 
-/// Awaits `work` and returns its answer, or an error after [`CALL_WAIT`]. The work itself continues
-/// then, and the kubelet's next call waits for it.
-async fn in_time<T>(
+/// Awaits `work` and returns `answer`, or an error after [`CALL_TIMEOUT`]. The work itself
+/// continues then, and the kubelet's next call waits for it.
+async fn with_call_timeout<T>(
     work: impl Future<Output = Result<(), Status>>,
     answer: T,
 ) -> Result<Response<T>, Status> {
-    match timeout(CALL_WAIT, work).await {
+    match timeout(CALL_TIMEOUT, work).await {
         Ok(done) => done.map(|()| Response::new(answer)),
         Err(_) => Err(Status::deadline_exceeded("the stores gave no answer in time")),
     }
@@ -437,7 +452,7 @@ impl Identity for Driver {
         _: Request<GetPluginInfoRequest>,
     ) -> Result<Response<GetPluginInfoResponse>, Status> {
         Ok(Response::new(GetPluginInfoResponse {
-            name: NAME.into(),
+            name: DRIVER_NAME.into(),
             vendor_version: env!("CARGO_PKG_VERSION").into(),
             manifest: HashMap::new(),
         }))
@@ -461,12 +476,12 @@ impl NodeService for Driver {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
-        let asked = request.into_inner();
-        let (volume, this) = (asked.volume_id.clone(), self.clone());
+        let request = request.into_inner();
+        let (volume, driver) = (request.volume_id.clone(), self.clone());
         // The work runs in its own task: a kubelet that hangs up must not stop it half way.
-        let work = tokio::spawn(async move { this.publish(asked).await });
+        let work = tokio::spawn(async move { driver.publish_volume(request).await });
         let work = async { work.await.unwrap_or_else(|error| Err(internal("publishing", &error))) };
-        let answer = in_time(work, NodePublishVolumeResponse {}).await;
+        let answer = with_call_timeout(work, NodePublishVolumeResponse {}).await;
         answer.inspect_err(|status| {
             tracing::warn!(volume, reason = status.message(), "a pod gets no tree")
         })
@@ -476,12 +491,12 @@ impl NodeService for Driver {
         &self,
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
-        let asked = request.into_inner();
-        let (volume, this) = (asked.volume_id.clone(), self.clone());
-        let work = tokio::spawn(async move { this.unpublish(asked).await });
+        let request = request.into_inner();
+        let (volume, driver) = (request.volume_id.clone(), self.clone());
+        let work = tokio::spawn(async move { driver.unpublish_volume(request).await });
         let work =
             async { work.await.unwrap_or_else(|error| Err(internal("unpublishing", &error))) };
-        let answer = in_time(work, NodeUnpublishVolumeResponse {}).await;
+        let answer = with_call_timeout(work, NodeUnpublishVolumeResponse {}).await;
         answer.inspect_err(|status| {
             tracing::warn!(volume, reason = status.message(), "a pod's tree stays for now")
         })
@@ -517,7 +532,7 @@ impl Registration for Registrar {
     async fn get_info(&self, _: Request<InfoRequest>) -> Result<Response<PluginInfo>, Status> {
         Ok(Response::new(PluginInfo {
             r#type: "CSIPlugin".into(),
-            name: NAME.into(),
+            name: DRIVER_NAME.into(),
             endpoint: self.endpoint.display().to_string(),
             supported_versions: vec!["1.0.0".into()],
         }))

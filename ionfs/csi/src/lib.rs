@@ -43,14 +43,14 @@ use self::driver::{Driver, Registrar};
 use crate::ticket::TicketKey;
 
 /// The driver's name, in the CSIDriver object and in pods' volumes.
-pub const NAME: &str = "csi.ionfs";
+pub const DRIVER_NAME: &str = "csi.ionfs";
 
 /// The attribute of a volume that holds its token.
-pub const TOKEN: &str = "token";
+pub const TOKEN_ATTRIBUTE: &str = "token";
 
 /// How long calls in progress may take after the driver was asked to stop. The driver's own pod has
 /// 30 seconds to end.
-const CALLS_WAIT: Duration = Duration::from_secs(10);
+const STOP_WAIT: Duration = Duration::from_secs(10);
 
 /// The messages of the protocols that other programs speak to the driver.
 #[allow(
@@ -123,7 +123,7 @@ pub async fn serve(
     ready: impl FnOnce(),
 ) -> Result<(), CsiError> {
     let driver = Driver::new(node, key, settings.node_id.clone())?;
-    driver.take_away_what_is_lost().await;
+    driver.remove_lost_trees().await;
     let csi = listen(&settings.endpoint)?;
     let services = Server::builder()
         .add_service(IdentityServer::new(driver.clone()))
@@ -137,14 +137,14 @@ pub async fn serve(
         Ok(server.serve_with_incoming_shutdown(listen(at)?, stop.clone().cancelled_owned()).await?)
     };
     ready();
-    let calls = async {
+    let calls_wait = async {
         stop.cancelled().await;
-        tokio::time::sleep(CALLS_WAIT).await;
+        tokio::time::sleep(STOP_WAIT).await;
     };
     let (served, registered) = tokio::select! {
         ended = async { tokio::join!(services, registration) } => ended,
         // The kubelet repeats the unanswered calls to the next daemon.
-        () = calls => (Ok(()), Ok(())),
+        () = calls_wait => (Ok(()), Ok(())),
     };
     for socket in [Some(&settings.endpoint), settings.registration.as_ref()].into_iter().flatten() {
         let _ = std::fs::remove_file(socket);
@@ -156,16 +156,16 @@ pub async fn serve(
 
 /// Listens on a socket. Replaces the socket that a killed daemon left at the same path.
 fn listen(path: &Path) -> Result<impl Stream<Item = io::Result<DuplexStream>> + use<>, CsiError> {
-    let failed = |source| CsiError::Socket { path: path.to_owned(), source };
+    let socket_error = |source| CsiError::Socket { path: path.to_owned(), source };
     if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(failed)?;
+        std::fs::create_dir_all(folder).map_err(socket_error)?;
     }
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(socket_error(error)),
         _ => {}
     }
-    let listener = UnixListener::bind(path).map_err(failed)?;
+    let listener = UnixListener::bind(path).map_err(socket_error)?;
     // A program that can connect to the driver can mount and unmount anywhere.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(UnixListenerStream::new(listener).map(|client| client.map(authority::readable)))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(socket_error)?;
+    Ok(UnixListenerStream::new(listener).map(|client| client.map(authority::filter_connection)))
 }

@@ -27,13 +27,13 @@ use serde_json::json;
 use sha2::Sha256;
 
 /// The fewest bytes of a key: the length of the hash.
-const KEY_MIN: usize = 32;
+const KEY_BYTES_MIN: usize = 32;
 
 /// The word with which a token begins. Another format would have another word.
-const FORMAT: &str = "ion1";
+const TOKEN_FORMAT: &str = "ion1";
 
 /// How often a change is tried when other writes keep coming first.
-const RACES_MAX: usize = 8;
+const CHANGE_TRIES_MAX: usize = 8;
 
 /// The ticket of one attempt.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -129,7 +129,7 @@ pub enum TokenError {
 /// The text of a key is too short to be a secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "ION_TICKET_KEY: the key of tickets has {bytes} bytes; at least {KEY_MIN} are needed: `openssl \
+    "ION_TICKET_KEY: the key of tickets has {bytes} bytes; at least {KEY_BYTES_MIN} are needed: `openssl \
      rand -hex 32` makes one"
 )]
 pub struct TicketKeyError {
@@ -179,7 +179,7 @@ impl TicketKey {
     /// [`TicketKeyError`] when the text is too short to be a secret.
     pub fn new(text: &str) -> Result<Self, TicketKeyError> {
         let text = text.trim();
-        if text.len() < KEY_MIN {
+        if text.len() < KEY_BYTES_MIN {
             return Err(TicketKeyError { bytes: text.len() });
         }
         let key = Hmac::new_from_slice(text.as_bytes()).expect("HMAC takes keys of any length");
@@ -189,12 +189,13 @@ impl TicketKey {
     /// Returns the token of these claims: text without a space. Every user who may read the pod can
     /// read it.
     pub fn sign(&self, claims: &TokenClaims) -> String {
-        let text = said(claims);
-        let signature = self.signed(&text).finalize().into_bytes();
+        let text = signed_text(claims);
+        let signature = self.keyed_hash(&text).finalize().into_bytes();
         format!("{text}.{}", hex(&signature))
     }
 
-    fn signed(&self, text: &str) -> Hmac<Sha256> {
+    /// Returns the hash of a text under this key, not finished yet.
+    fn keyed_hash(&self, text: &str) -> Hmac<Sha256> {
         let mut mac = self.0.clone();
         mac.update(text.as_bytes());
         mac
@@ -211,11 +212,11 @@ impl TicketKey {
         now: Millis,
     ) -> Result<TokenClaims, TokenError> {
         let (text, signature) = token.trim().rsplit_once('.').ok_or(TokenError::Malformed)?;
-        let claims = claims(text).ok_or(TokenError::Malformed)?;
-        let signature = unhex(signature).ok_or(TokenError::Malformed)?;
+        let claims = parse_claims(text).ok_or(TokenError::Malformed)?;
+        let signature = parse_hex(signature).ok_or(TokenError::Malformed)?;
         // The comparison takes the same time for every wrong signature, so its time reveals nothing
         // about the right one.
-        self.signed(text).verify_slice(&signature).map_err(|_| TokenError::Forged)?;
+        self.keyed_hash(text).verify_slice(&signature).map_err(|_| TokenError::Forged)?;
         match claims {
             claims if claims.expires <= now => Err(TokenError::Expired),
             claims if claims.namespace != namespace => Err(TokenError::Elsewhere),
@@ -224,12 +225,14 @@ impl TicketKey {
     }
 }
 
-fn said(claims: &TokenClaims) -> String {
+/// Returns the part of a token that its signature covers.
+fn signed_text(claims: &TokenClaims) -> String {
     let TokenClaims { job, attempt, namespace, expires } = claims;
-    format!("{FORMAT}.{job}.{attempt}.{namespace}.{expires}")
+    format!("{TOKEN_FORMAT}.{job}.{attempt}.{namespace}.{expires}")
 }
 
-fn claims(text: &str) -> Option<TokenClaims> {
+/// Reads the signed part of a token; `None` if it does not have the form of one.
+fn parse_claims(text: &str) -> Option<TokenClaims> {
     let mut parts = text.split('.');
     let mut next = || parts.next();
     let (format, job, attempt, namespace, expires) = (next()?, next()?, next()?, next()?, next()?);
@@ -240,10 +243,10 @@ fn claims(text: &str) -> Option<TokenClaims> {
         expires: expires.parse().ok()?,
     };
     // The claims written as text again must give the same text: then no part of it was left unread.
-    (format == FORMAT && said(&claims) == text).then_some(claims)
+    (format == TOKEN_FORMAT && signed_text(&claims) == text).then_some(claims)
 }
 
-fn unhex(text: &str) -> Option<Vec<u8>> {
+fn parse_hex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
     if !digits.len().is_multiple_of(2) || !digits.iter().all(u8::is_ascii_hexdigit) {
         return None;
@@ -289,7 +292,7 @@ impl Ticket {
     /// Returns [`TicketError::Taken`] when another pod or volume has claimed the ticket, and
     /// [`TicketError::Gone`] when there is no such ticket or its attempt has ended.
     pub async fn claim(plane: &DataPlane, id: &str, pod: &TicketPod) -> Result<Self, TicketError> {
-        let found = Self::change(plane, id, |ticket| match &ticket.pod {
+        let found = Self::update(plane, id, |ticket| match &ticket.pod {
             None => {
                 ticket.pod = Some(pod.clone());
                 true
@@ -313,15 +316,19 @@ impl Ticket {
     ///
     /// # Errors
     /// Returns the store's error.
-    pub async fn end(plane: &DataPlane, id: &str, ended: &TreeEnd) -> Result<(), StoreError> {
-        let said = Self::change(plane, id, |ticket| {
-            let first = ticket.ended.is_none();
-            if first {
+    pub async fn record_end(
+        plane: &DataPlane,
+        id: &str,
+        ended: &TreeEnd,
+    ) -> Result<(), StoreError> {
+        let updated = Self::update(plane, id, |ticket| {
+            let is_first = ticket.ended.is_none();
+            if is_first {
                 ticket.ended = Some(ended.clone());
             }
-            first
+            is_first
         });
-        said.await.map(drop)
+        updated.await.map(drop)
     }
 
     /// Removes a ticket that is no longer needed.
@@ -344,7 +351,7 @@ impl Ticket {
     pub async fn collect(
         plane: &DataPlane,
         grace: Duration,
-        how: GcMode,
+        mode: GcMode,
     ) -> Result<usize, StoreError> {
         let before = clock::now() - millis(grace);
         let tickets =
@@ -357,7 +364,7 @@ impl Ticket {
             if job.is_some_and(|job| job.attempt == *attempt && job.state.is_active()) {
                 continue;
             }
-            if how == GcMode::Remove {
+            if mode == GcMode::Remove {
                 Self::withdraw(plane, &ticket.id).await?;
             }
             collected += 1;
@@ -367,12 +374,12 @@ impl Ticket {
 
     /// Applies `change` to a ticket and writes the result, unless `change` returns false. Returns
     /// the ticket as it is afterwards; `None` if there is no such ticket.
-    async fn change(
+    async fn update(
         plane: &DataPlane,
         id: &str,
         change: impl Fn(&mut Self) -> bool,
     ) -> Result<Option<Self>, StoreError> {
-        for _ in 0..RACES_MAX {
+        for _ in 0..CHANGE_TRIES_MAX {
             let Some(mut ticket) = Self::find(plane, id).await? else { return Ok(None) };
             let expect: Vec<Equals> = vec![("version", json!(ticket.version))];
             if !change(&mut ticket) {
@@ -399,7 +406,7 @@ impl Ticket {
 mod tests {
     use super::*;
 
-    fn claims() -> TokenClaims {
+    fn test_claims() -> TokenClaims {
         let job = JobId::new("ab5ca29f-2f0b-5f7a-9b2c-0a1b2c3d4e5f");
         TokenClaims { job, attempt: 3, namespace: "media".into(), expires: 2000 }
     }
@@ -407,8 +414,8 @@ mod tests {
     #[test]
     fn a_token_is_good_for_what_it_says_until_it_expires() {
         let key = TicketKey::new(&"k".repeat(32)).unwrap();
-        let token = key.sign(&claims());
-        assert_eq!(key.verify(&token, "media", 1999), Ok(claims()));
+        let token = key.sign(&test_claims());
+        assert_eq!(key.verify(&token, "media", 1999), Ok(test_claims()));
         assert_eq!(key.verify(&token, "media", 2000), Err(TokenError::Expired));
         assert_eq!(key.verify(&token, "other", 1999), Err(TokenError::Elsewhere));
         let other = TicketKey::new(&"l".repeat(32)).unwrap();

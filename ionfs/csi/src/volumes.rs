@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::ticket::Ticket;
 
 /// The extension of a note that is being written.
-const UNFINISHED: &str = "new";
+const UNFINISHED_EXTENSION: &str = "new";
 
 /// The most mounts on top of each other that are unmounted at one target. Only an attacker would
 /// stack more.
@@ -36,7 +36,7 @@ pub(super) struct VolumeNote {
 
 impl VolumeNote {
     /// Returns the id of the attempt's ticket.
-    pub(super) fn ticket(&self) -> String {
+    pub(super) fn ticket_id(&self) -> String {
         Ticket::id(&self.job, self.attempt)
     }
 }
@@ -58,14 +58,15 @@ pub(super) enum VolumeState {
     Decided(TreeOutcome),
 }
 
-/// The place of one volume id. A call that publishes or unpublishes the volume holds its lock.
+/// The slot of one volume id: the volume, while it is published. A call that publishes or
+/// unpublishes the volume holds its lock.
 pub(super) type VolumeSlot = Arc<AsyncMutex<Option<Volume>>>;
 
 /// All volumes of a node's daemon.
 #[derive(Debug)]
 pub(super) struct Volumes {
     notes: PathBuf,
-    places: Mutex<HashMap<String, VolumeSlot>>,
+    slots: Mutex<HashMap<String, VolumeSlot>>,
     /// A file lock that is held while the daemon lives. The kernel releases it however the daemon
     /// ends.
     _lock: File,
@@ -80,53 +81,53 @@ impl Volumes {
         let lock = File::create(notes.with_extension("lock"))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|_| io::Error::other("another daemon serves them; each node has one"))?;
-        Ok(Self { notes, places: Mutex::default(), _lock: lock })
+        Ok(Self { notes, slots: Mutex::default(), _lock: lock })
     }
 
-    /// Returns the place of a volume, and makes it if there is none.
-    pub(super) fn place(&self, volume: &str) -> VolumeSlot {
-        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        // Removes empty places that no call uses.
-        places.retain(|_, place| {
-            Arc::strong_count(place) > 1 || place.try_lock().is_ok_and(|held| held.is_some())
+    /// Returns the slot of a volume id, and makes it if there is none.
+    pub(super) fn slot(&self, volume: &str) -> VolumeSlot {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        // Removes empty slots that no call uses.
+        slots.retain(|_, slot| {
+            Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|volume| volume.is_some())
         });
-        places.entry(volume.to_owned()).or_default().clone()
+        slots.entry(volume.to_owned()).or_default().clone()
     }
 
-    /// Returns all places.
-    pub(super) fn all(&self) -> Vec<VolumeSlot> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    /// Returns the slots of all volume ids, empty ones too.
+    pub(super) fn slots(&self) -> Vec<VolumeSlot> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Returns the path of a volume's note. A volume's id may be any text, so the file's name is
     /// derived from it.
-    fn path(&self, volume: &str) -> PathBuf {
+    fn note_path(&self, volume: &str) -> PathBuf {
         self.notes.join(Uuid::new_v5(&Uuid::NAMESPACE_OID, volume.as_bytes()).to_string())
     }
 
     /// Writes the note of a volume. Call it before the volume is mounted.
-    pub(super) fn note(&self, note: &VolumeNote) -> io::Result<()> {
-        let path = self.path(&note.volume);
-        let beside = path.with_extension(UNFINISHED);
-        std::fs::write(&beside, serde_json::to_vec(note)?)?;
-        std::fs::rename(beside, path)
+    pub(super) fn write_note(&self, note: &VolumeNote) -> io::Result<()> {
+        let path = self.note_path(&note.volume);
+        let unfinished = path.with_extension(UNFINISHED_EXTENSION);
+        std::fs::write(&unfinished, serde_json::to_vec(note)?)?;
+        std::fs::rename(unfinished, path)
     }
 
     /// Removes the note of a volume that is not published any more.
-    pub(super) fn forget(&self, volume: &str) -> io::Result<()> {
-        match std::fs::remove_file(self.path(volume)) {
+    pub(super) fn remove_note(&self, volume: &str) -> io::Result<()> {
+        match std::fs::remove_file(self.note_path(volume)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
 
     /// Reads the notes that an earlier daemon wrote and did not remove.
-    pub(super) fn noted(&self) -> io::Result<Vec<VolumeNote>> {
+    pub(super) fn read_notes(&self) -> io::Result<Vec<VolumeNote>> {
         let mut notes = Vec::new();
         for entry in std::fs::read_dir(&self.notes)? {
             let path = entry?.path();
             // The daemon ended while it wrote the note, so the volume was not mounted yet.
-            if path.extension().is_some_and(|extension| extension == UNFINISHED) {
+            if path.extension().is_some_and(|extension| extension == UNFINISHED_EXTENSION) {
                 std::fs::remove_file(&path)?;
                 continue;
             }
@@ -140,14 +141,14 @@ impl Volumes {
     }
 
     /// Reads the note of one volume.
-    pub(super) fn noted_of(&self, volume: &str) -> Option<VolumeNote> {
-        serde_json::from_slice(&std::fs::read(self.path(volume)).ok()?).ok()
+    pub(super) fn read_note(&self, volume: &str) -> Option<VolumeNote> {
+        serde_json::from_slice(&std::fs::read(self.note_path(volume)).ok()?).ok()
     }
 }
 
 /// Unmounts everything that is mounted at `target`, and removes the folder. Blocks, but never waits
 /// for a filesystem that does not answer.
-pub(super) fn clear(target: &Path) -> io::Result<()> {
+pub(super) fn unmount_and_remove(target: &Path) -> io::Result<()> {
     for _ in 0..MOUNTS_MAX {
         match unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
@@ -176,13 +177,13 @@ mod tests {
             job: JobId::new("j"),
             attempt: 1,
         };
-        volumes.note(&note("published")).unwrap();
-        volumes.note(&note("begun")).unwrap();
-        let path = volumes.path("begun");
-        std::fs::rename(&path, path.with_extension(UNFINISHED)).unwrap();
-        let noted = volumes.noted().unwrap();
+        volumes.write_note(&note("published")).unwrap();
+        volumes.write_note(&note("begun")).unwrap();
+        let path = volumes.note_path("begun");
+        std::fs::rename(&path, path.with_extension(UNFINISHED_EXTENSION)).unwrap();
+        let notes = volumes.read_notes().unwrap();
         assert_eq!(
-            noted.iter().map(|note| note.volume.as_str()).collect::<Vec<_>>(),
+            notes.iter().map(|note| note.volume.as_str()).collect::<Vec<_>>(),
             ["published"]
         );
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);

@@ -114,9 +114,9 @@ pub(super) fn job(start: &AttemptStart, token: &str) -> Result<Job, PodSpecError
         volumes: Some(vec![Volume {
             name: VOLUME.into(),
             csi: Some(CSIVolumeSource {
-                driver: csi::NAME.into(),
+                driver: csi::DRIVER_NAME.into(),
                 volume_attributes: Some(BTreeMap::from([(
-                    csi::TOKEN.to_owned(),
+                    csi::TOKEN_ATTRIBUTE.to_owned(),
                     token.to_owned(),
                 )])),
                 ..CSIVolumeSource::default()
@@ -180,7 +180,7 @@ pub(super) fn token(job: &Job) -> Option<&str> {
     let volumes = job.spec.as_ref()?.template.spec.as_ref()?.volumes.as_ref()?;
     let attributes =
         volumes.iter().find_map(|volume| volume.csi.as_ref()?.volume_attributes.as_ref())?;
-    attributes.get(csi::TOKEN).map(String::as_str)
+    attributes.get(csi::TOKEN_ATTRIBUTE).map(String::as_str)
 }
 
 /// Returns the hash of the spec without the token, which differs each time.
