@@ -12,14 +12,14 @@ use ionfs::registry::CancelOrder;
 use ionfs::stores::{Collection, Query};
 use serde_json::json;
 
-use crate::settings::{CommandSettings, any_time};
+use crate::settings::{CommandSettings, parse_wait_limit};
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
-/// The time between two looks at whether the running jobs have stopped.
-const LOOK: Duration = Duration::from_millis(200);
+/// The time between two checks whether the running jobs have stopped.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The time between two lines that say how far a long cancellation is.
-const SAY_EVERY: Duration = Duration::from_secs(5);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Stop all work that an event has started: queued jobs, running jobs, and jobs still to come
 ///
@@ -37,48 +37,48 @@ pub(crate) struct CancelArgs {
     /// The id of a correlation or of an event, or the beginning of an id
     id: String,
     /// How long to wait at most for running jobs to stop
-    #[arg(long, default_value = "1m", value_parser = any_time)]
+    #[arg(long, default_value = "1m", value_parser = parse_wait_limit)]
     timeout: Duration,
 }
 
 pub(crate) async fn run(settings: &CommandSettings, args: CancelArgs) -> CommandResult {
-    let ledger = Ledger::new(settings.existing_plane().await?);
-    let what = find(&ledger, &args.id).await?;
-    let begun = Instant::now();
-    let mut said = begun;
-    let mut cancellation = Cancellation::begin(&ledger, what.clone()).await?;
+    let ledger = Ledger::new(settings.open_existing_plane().await?);
+    let order = find_order(&ledger, &args.id).await?;
+    let started = Instant::now();
+    let mut reported_at = started;
+    let mut cancellation = Cancellation::begin(&ledger, order.clone()).await?;
     let ended = loop {
-        if cancellation.go_on(&ledger, Instant::now() + LOOK).await? {
+        if cancellation.go_on(&ledger, Instant::now() + POLL_INTERVAL).await? {
             break true;
         }
-        let done = cancellation.done();
+        let progress = cancellation.done();
         // The time-out bounds only the wait for running jobs: a long list of jobs is always gone
         // through to its end.
-        if done.running > 0 {
-            if begun.elapsed() > args.timeout {
+        if progress.running > 0 {
+            if started.elapsed() > args.timeout {
                 break false;
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
-        if said.elapsed() >= SAY_EVERY {
-            said = Instant::now();
-            output::say(&in_words(&done));
+        if reported_at.elapsed() >= PROGRESS_INTERVAL {
+            reported_at = Instant::now();
+            output::print_message(&describe_progress(&progress));
         }
     };
-    let done = cancellation.done();
+    let progress = cancellation.done();
     if settings.json {
-        output::json(&json!({"what": what, "ended": ended, "done": done}));
+        output::print_json(&json!({"what": order, "ended": ended, "done": progress}));
     } else {
-        let named = match &what.event {
+        let subject = match &order.event {
             Some(event) => format!("event {event} and what came of it"),
-            None => format!("correlation {}", what.correlation),
+            None => format!("correlation {}", order.correlation),
         };
-        output::line(format!("{named}: {}", in_words(&done)));
+        output::print_line(format!("{subject}: {}", describe_progress(&progress)));
     }
-    if done.dead > 0 {
-        output::say(&format!(
+    if progress.dead > 0 {
+        output::print_message(&format!(
             "{} stay as they are: `ion dead list` shows them, `ion dead drop` gives them up",
-            count(done.dead, "dead job")
+            format_count(progress.dead, "dead job")
         ));
     }
     if ended {
@@ -87,22 +87,22 @@ pub(crate) async fn run(settings: &CommandSettings, args: CancelArgs) -> Command
     Err(CommandFailure(format!(
         "after {} {} still running; their dispatchers will stop them, and nothing new is started",
         format_duration(args.timeout),
-        if done.running == 1 {
+        if progress.running == 1 {
             "1 job is".to_owned()
         } else {
-            format!("{} jobs are", done.running)
+            format!("{} jobs are", progress.running)
         }
     )))
 }
 
 /// Finds what an id names: an event or a correlation with this id, else the only event or
 /// correlation whose id begins with it.
-async fn find(ledger: &Ledger, id: &str) -> Result<CancelOrder, CommandFailure> {
+async fn find_order(ledger: &Ledger, id: &str) -> Result<CancelOrder, CommandFailure> {
     if let Some(event) = ledger.visible_event(&EventId::new(id)).await? {
         return Ok(CancelOrder::event(&event));
     }
-    let of_it = Query::equal(Collection::Events, vec![("context.correlationId", json!(id))]);
-    let found = ledger.plane().documents.find(of_it.order_by("created").limit(1)).await?;
+    let query = Query::equal(Collection::Events, vec![("context.correlationId", json!(id))]);
+    let found = ledger.plane().documents.find(query.order_by("created").limit(1)).await?;
     if !found.is_empty() {
         return Ok(CancelOrder::correlation(CorrelationId::new(id)));
     }
@@ -114,18 +114,18 @@ async fn find(ledger: &Ledger, id: &str) -> Result<CancelOrder, CommandFailure> 
     }
 }
 
-fn in_words(done: &CancelProgress) -> String {
+fn describe_progress(progress: &CancelProgress) -> String {
     let mut words = vec![
-        format!("{} stopped", count(done.stopped, "running job")),
-        format!("{} cancelled", count(done.queued, "waiting job")),
-        format!("{} that would still have been started", count(done.prevented, "job")),
+        format!("{} stopped", format_count(progress.stopped, "running job")),
+        format!("{} cancelled", format_count(progress.queued, "waiting job")),
+        format!("{} that would still have been started", format_count(progress.prevented, "job")),
     ];
-    if done.running > 0 {
-        words.push(format!("{} not stopped yet", count(done.running, "job")));
+    if progress.running > 0 {
+        words.push(format!("{} not stopped yet", format_count(progress.running, "job")));
     }
     words.join(", ")
 }
 
-fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+fn format_count(number: usize, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }

@@ -23,14 +23,14 @@ pub(crate) struct ManArgs {
     folder: PathBuf,
 }
 
-pub(crate) fn completions(args: &CompletionArgs) -> CommandResult {
+pub(crate) fn print_completions(args: &CompletionArgs) -> CommandResult {
     let mut text = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "ion", &mut text);
-    output::raw(&text);
+    output::print_raw(&text);
     Ok(CommandVerdict::Well)
 }
 
-pub(crate) fn man(args: &ManArgs) -> CommandResult {
+pub(crate) fn write_man_pages(args: &ManArgs) -> CommandResult {
     std::fs::create_dir_all(&args.folder)?;
     clap_mangen::generate_to(Cli::command(), &args.folder)?;
     Ok(CommandVerdict::Well)

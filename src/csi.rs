@@ -8,7 +8,7 @@ use ionfs::node::Node;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::MetricsArgs;
-use crate::service::until_asked_to_stop;
+use crate::service::wait_for_stop_signal;
 use crate::settings::{ArgumentError, CommandSettings, ticket_key};
 use crate::{CommandResult, CommandVerdict, output};
 
@@ -23,14 +23,14 @@ use crate::{CommandResult, CommandVerdict, output};
 #[command(after_help = "Example:\n  ion csi --node-id \"$NODE_NAME\"")]
 pub(crate) struct CsiArgs {
     /// The driver's socket
-    #[arg(long, env = "ION_CSI_ENDPOINT", value_name = "SOCKET", value_parser = socket, default_value = "/csi/csi.sock")]
+    #[arg(long, env = "ION_CSI_ENDPOINT", value_name = "SOCKET", value_parser = parse_socket, default_value = "/csi/csi.sock")]
     endpoint: PathBuf,
     /// The socket in the kubelet's folder plugins_registry, by which the kubelet finds the driver;
     /// an empty value makes none
-    #[arg(long, env = "ION_CSI_REGISTRATION", value_name = "SOCKET", value_parser = socket, default_value = "/registration/csi.ionfs-reg.sock")]
+    #[arg(long, env = "ION_CSI_REGISTRATION", value_name = "SOCKET", value_parser = parse_socket, default_value = "/registration/csi.ionfs-reg.sock")]
     registration: PathBuf,
     /// The path of the driver's socket for the kubelet
-    #[arg(long, env = "ION_CSI_KUBELET_ENDPOINT", value_name = "SOCKET", value_parser = socket, default_value = "/var/lib/kubelet/plugins/csi.ionfs/csi.sock")]
+    #[arg(long, env = "ION_CSI_KUBELET_ENDPOINT", value_name = "SOCKET", value_parser = parse_socket, default_value = "/var/lib/kubelet/plugins/csi.ionfs/csi.sock")]
     kubelet_endpoint: PathBuf,
     /// This node's name
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
@@ -39,7 +39,7 @@ pub(crate) struct CsiArgs {
     metrics: MetricsArgs,
 }
 
-fn socket(text: &str) -> Result<PathBuf, ArgumentError> {
+fn parse_socket(text: &str) -> Result<PathBuf, ArgumentError> {
     let path = PathBuf::from(text.strip_prefix("unix://").unwrap_or(text));
     if path.is_absolute() || text.is_empty() { Ok(path) } else { Err(ArgumentError::Path) }
 }
@@ -47,7 +47,7 @@ fn socket(text: &str) -> Result<PathBuf, ArgumentError> {
 pub(crate) async fn run(settings: &CommandSettings, args: CsiArgs) -> CommandResult {
     let key = ticket_key()?;
     let endpoint = args.metrics.open().await?;
-    let node = Node::new(settings.plane().await?, settings.node())?;
+    let node = Node::new(settings.open_plane().await?, settings.node_settings())?;
     endpoint.vitals.describe(|registry| node.describe(registry));
     let at = args.endpoint.display().to_string();
     let registration = Some(args.registration).filter(|path| !path.as_os_str().is_empty());
@@ -61,12 +61,12 @@ pub(crate) async fn run(settings: &CommandSettings, args: CsiArgs) -> CommandRes
     let (stopping, vitals) = (stop.clone(), endpoint.vitals.clone());
     let ending = vitals.clone();
     tokio::spawn(async move {
-        until_asked_to_stop().await;
+        wait_for_stop_signal().await;
         ending.ends();
         stopping.cancel();
     });
     let ready = || {
-        output::say(&format!("ready: {DRIVER_NAME} serves {at}"));
+        output::print_message(&format!("ready: {DRIVER_NAME} serves {at}"));
         vitals.begins();
     };
     serve(node, key, settings, stop, ready).await?;

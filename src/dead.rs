@@ -13,7 +13,7 @@ use crate::{CommandFailure, CommandResult, CommandVerdict, job, output};
 
 /// How many dead letters are read at most. Of a longer queue the oldest are shown, and the others
 /// once these are gone.
-const LETTERS: usize = 1000;
+const LETTERS_MAX: usize = 1000;
 
 /// List dead jobs and unreadable messages, and retry or drop them
 #[derive(Debug, Subcommand)]
@@ -63,19 +63,22 @@ pub(crate) struct DropArgs {
 }
 
 pub(crate) async fn run(settings: &CommandSettings, command: DeadCommand) -> CommandResult {
-    let ledger = Ledger::new(settings.existing_plane().await?);
+    let ledger = Ledger::new(settings.open_existing_plane().await?);
     match command {
         DeadCommand::List => list(settings, &ledger).await,
         DeadCommand::Retry(which) => {
             let mut tally = DeadJobTally::default();
-            for job in chosen(&ledger, &which.ids, which.module).await? {
+            for job in chosen_jobs(&ledger, &which.ids, which.module).await? {
                 match ledger.retry(&job.id).await {
                     Ok(job) => {
-                        output::say(&format!("job {} of {} is queued again", job.id, job.module));
-                        job::say_who_ran_without(&ledger, &job).await?;
+                        output::print_message(&format!(
+                            "job {} of {} is queued again",
+                            job.id, job.module
+                        ));
+                        job::print_gathers_without(&ledger, &job).await?;
                         tally.done += 1;
                     }
-                    Err(error) => tally.failed(&job, "retried", &error),
+                    Err(error) => tally.report_failure(&job, "retried", &error),
                 }
             }
             Ok(tally.verdict("queued again"))
@@ -85,13 +88,16 @@ pub(crate) async fn run(settings: &CommandSettings, command: DeadCommand) -> Com
         }
         DeadCommand::Drop(args) => {
             let mut tally = DeadJobTally::default();
-            for job in chosen(&ledger, &args.ids, args.module).await? {
+            for job in chosen_jobs(&ledger, &args.ids, args.module).await? {
                 match ledger.cancel(&job.id).await {
                     Ok(_) => {
-                        output::say(&format!("job {} of {} is dropped", job.id, job.module));
+                        output::print_message(&format!(
+                            "job {} of {} is dropped",
+                            job.id, job.module
+                        ));
                         tally.done += 1;
                     }
-                    Err(error) => tally.failed(&job, "dropped", &error),
+                    Err(error) => tally.report_failure(&job, "dropped", &error),
                 }
             }
             Ok(tally.verdict("dropped"))
@@ -108,8 +114,8 @@ struct DeadJobTally {
 }
 
 impl DeadJobTally {
-    fn failed(&mut self, job: &JobRecord, what: &str, error: &LedgerError) {
-        output::say(&format!(
+    fn report_failure(&mut self, job: &JobRecord, what: &str, error: &LedgerError) {
+        output::print_message(&format!(
             "job {} of {} cannot be {what}: {}",
             job.id,
             job.module,
@@ -122,7 +128,7 @@ impl DeadJobTally {
         if self.failed == 0 {
             return CommandVerdict::Well;
         }
-        output::say(&format!("{} jobs are {what}, {} are not", self.done, self.failed));
+        output::print_message(&format!("{} jobs are {what}, {} are not", self.done, self.failed));
         CommandVerdict::Failed
     }
 }
@@ -130,7 +136,7 @@ impl DeadJobTally {
 async fn drop_unreadable(ledger: &Ledger, module: Option<&str>) -> CommandResult {
     let mut dropped = 0;
     loop {
-        let letters = unreadable(ledger).await?.into_iter();
+        let letters = unreadable_letters(ledger).await?.into_iter();
         let letters = letters.filter(|letter| module.is_none_or(|module| module == letter.module));
         let letters: Vec<_> = letters.map(|letter| (letter.module, letter.event_id)).collect();
         match ledger.plane().bus.exhume(&letters).await? {
@@ -138,11 +144,14 @@ async fn drop_unreadable(ledger: &Ledger, module: Option<&str>) -> CommandResult
             some => dropped += some,
         }
     }
-    output::say(&format!("{dropped} unreadable messages are dropped"));
+    output::print_message(&format!("{dropped} unreadable messages are dropped"));
     Ok(CommandVerdict::Well)
 }
 
-async fn dead(ledger: &Ledger, module: Option<String>) -> Result<Vec<JobRecord>, CommandFailure> {
+async fn dead_jobs(
+    ledger: &Ledger,
+    module: Option<String>,
+) -> Result<Vec<JobRecord>, CommandFailure> {
     let filter = JobFilter { module, state: Some(JobState::Dead), correlation: None };
     Ok(ledger.list(&filter, usize::MAX >> 1).await?)
 }
@@ -152,13 +161,13 @@ async fn dead(ledger: &Ledger, module: Option<String>) -> Result<Vec<JobRecord>,
 ///
 /// # Errors
 /// When an id names no job, several jobs, or a job that is not dead.
-async fn chosen(
+async fn chosen_jobs(
     ledger: &Ledger,
     ids: &[String],
     module: Option<String>,
 ) -> Result<Vec<JobRecord>, CommandFailure> {
     if ids.is_empty() {
-        return dead(ledger, module).await;
+        return dead_jobs(ledger, module).await;
     }
     let mut jobs = Vec::new();
     for id in ids {
@@ -177,9 +186,9 @@ async fn chosen(
 
 /// Returns the messages that no job could be made from: the dead letters without a job in the
 /// ledger.
-async fn unreadable(ledger: &Ledger) -> Result<Vec<DeadLetter>, CommandFailure> {
+async fn unreadable_letters(ledger: &Ledger) -> Result<Vec<DeadLetter>, CommandFailure> {
     let mut unreadable = Vec::new();
-    for letter in ledger.plane().bus.dead_letters(LETTERS).await? {
+    for letter in ledger.plane().bus.dead_letters(LETTERS_MAX).await? {
         let job = JobId::derive(&EventId::new(letter.event_id.clone()), &letter.module);
         match ledger.get(&job).await {
             Ok(_) => {}
@@ -191,16 +200,19 @@ async fn unreadable(ledger: &Ledger) -> Result<Vec<DeadLetter>, CommandFailure> 
 }
 
 async fn list(settings: &CommandSettings, ledger: &Ledger) -> CommandResult {
-    job::show(settings, &dead(ledger, None).await?);
-    let unread = unreadable(ledger).await?;
-    if !settings.json && !unread.is_empty() {
-        output::line(
+    job::print_jobs(settings, &dead_jobs(ledger, None).await?);
+    let unreadable = unreadable_letters(ledger).await?;
+    if !settings.json && !unreadable.is_empty() {
+        output::print_line(
             "messages that no job could be made from (`ion dead drop --unreadable` removes them):",
         );
-        for letter in unread {
+        for letter in unreadable {
             let (module, reason) =
-                (output::of_others(&letter.module), output::of_others(&letter.reason));
-            output::line(format!("  {} for {module}: {reason}", output::moment(letter.at)));
+                (output::escape_foreign(&letter.module), output::escape_foreign(&letter.reason));
+            output::print_line(format!(
+                "  {} for {module}: {reason}",
+                output::format_time(letter.at)
+            ));
         }
     }
     Ok(CommandVerdict::Well)

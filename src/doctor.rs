@@ -25,12 +25,12 @@ struct DoctorFinding {
 }
 
 pub(crate) async fn run(settings: &CommandSettings, _args: DoctorArgs) -> CommandResult {
-    let mut findings = vec![device()];
+    let mut findings = vec![inspect_device()];
     let program = std::env::current_exe()?;
     let root = ionfs::sys::is_root();
     let mode = if root { SandboxMode::Root } else { SandboxMode::User };
     findings.push(match sandbox::probe(&ForkServer::new(&program), mode).await {
-        Ok(()) => good("namespaces", "each job has its own, with the tree at /ion"),
+        Ok(()) => good_finding("namespaces", "each job has its own, with the tree at /ion"),
         Err(error) => DoctorFinding {
             what: "namespaces",
             good: false,
@@ -42,16 +42,16 @@ pub(crate) async fn run(settings: &CommandSettings, _args: DoctorArgs) -> Comman
             ),
         },
     });
-    findings.push(passthrough(root));
-    findings.extend(containers());
-    findings.extend(stores(settings).await);
-    let well = findings.iter().all(|finding| finding.good || !finding.needed);
+    findings.push(inspect_passthrough(root));
+    findings.extend(inspect_containers());
+    findings.extend(inspect_stores(settings).await);
+    let is_well = findings.iter().all(|finding| finding.good || !finding.needed);
     if settings.json {
         let list: Vec<_> = findings
             .iter()
             .map(|f| json!({"what": f.what, "good": f.good, "needed": f.needed, "text": f.text}))
             .collect();
-        output::json(&list);
+        output::print_json(&list);
     } else {
         for finding in findings {
             let (mark, colour) = match (finding.good, finding.needed) {
@@ -61,48 +61,51 @@ pub(crate) async fn run(settings: &CommandSettings, _args: DoctorArgs) -> Comman
             };
             let mut lines = finding.text.lines();
             let first = lines.next().unwrap_or_default();
-            output::line(format!(
+            output::print_line(format!(
                 "{:<12} {:<5}  {first}",
                 finding.what,
                 output::coloured(mark, colour)
             ));
-            lines.for_each(|text| output::line(format!("{:20}{text}", "")));
+            lines.for_each(|text| output::print_line(format!("{:20}{text}", "")));
         }
     }
-    Ok(if well { CommandVerdict::Well } else { CommandVerdict::Failed })
+    Ok(if is_well { CommandVerdict::Well } else { CommandVerdict::Failed })
 }
 
-async fn stores(settings: &CommandSettings) -> Vec<DoctorFinding> {
-    let bad = |what, text| DoctorFinding { what, good: false, needed: true, text };
+async fn inspect_stores(settings: &CommandSettings) -> Vec<DoctorFinding> {
+    let bad_finding = |what, text| DoctorFinding { what, good: false, needed: true, text };
     // Stores of a home that does not exist are not made just to look at them: a temporary folder on
     // the same disk shows the same.
     let home = settings.home.clone();
-    let beside =
+    let temporary_home =
         settings.urls().missing().filter(|database| database.starts_with(&home)).map(|_| {
             let folder = home.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
             tempfile::Builder::new().prefix(".ion-doctor-").tempdir_in(folder)
         });
-    let urls = match &beside {
+    let urls = match &temporary_home {
         None => settings.urls().clone(),
         Some(Ok(folder)) => settings.urls().moved(&home, folder.path()),
         Some(Err(error)) => {
-            return vec![bad("home", format!("{} cannot be made: {error}", home.display()))];
+            return vec![bad_finding(
+                "home",
+                format!("{} cannot be made: {error}", home.display()),
+            )];
         }
     };
     let found = ionfs::probe::probe(&urls).await.into_iter().map(|probed| {
-        match (probed.outcome, &beside) {
-            (Ok(can), None) => good(probed.store, &format!("{}: {can}", probed.url)),
-            (Ok(can), Some(_)) => good(
+        match (probed.outcome, &temporary_home) {
+            (Ok(can), None) => good_finding(probed.store, &format!("{}: {can}", probed.url)),
+            (Ok(can), Some(_)) => good_finding(
                 probed.store,
                 &format!("{can} (below {}, which is not there yet)", home.display()),
             ),
-            (Err(reason), _) => bad(probed.store, format!("{}: {reason}", probed.url)),
+            (Err(reason), _) => bad_finding(probed.store, format!("{}: {reason}", probed.url)),
         }
     });
     found.collect()
 }
 
-fn good(what: &'static str, text: &str) -> DoctorFinding {
+fn good_finding(what: &'static str, text: &str) -> DoctorFinding {
     DoctorFinding { what, good: true, needed: true, text: text.to_owned() }
 }
 
@@ -111,25 +114,26 @@ fn good(what: &'static str, text: &str) -> DoctorFinding {
 /// # Errors
 /// When it cannot. The error says why, and what to do about it.
 pub(crate) fn check_device() -> Result<(), CommandFailure> {
-    let device = device();
+    let device = inspect_device();
     match device.good {
         true => Ok(()),
         false => Err(CommandFailure(format!("jobs cannot have their files here: {}", device.text))),
     }
 }
 
-fn device() -> DoctorFinding {
+fn inspect_device() -> DoctorFinding {
     let path = Path::new("/dev/fuse");
     let opened = std::fs::OpenOptions::new().read(true).write(true).open(path);
-    let bad = |text: String| DoctorFinding { what: "fuse", good: false, needed: true, text };
+    let bad_finding =
+        |text: String| DoctorFinding { what: "fuse", good: false, needed: true, text };
     match (opened, path.metadata()) {
-        (Ok(_), _) => good("fuse", "/dev/fuse can be opened"),
-        (Err(_), Err(_)) => bad(
+        (Ok(_), _) => good_finding("fuse", "/dev/fuse can be opened"),
+        (Err(_), Err(_)) => bad_finding(
             "/dev/fuse is not there; load it with `modprobe fuse`, or give the container --device \
              /dev/fuse"
                 .into(),
         ),
-        (Err(error), Ok(metadata)) => bad(format!(
+        (Err(error), Ok(metadata)) => bad_finding(format!(
             "/dev/fuse cannot be opened: {error} (mode {:o}); allow it with `chmod 666 /dev/fuse`, \
              as distributions do",
             metadata.permissions().mode() & 0o777
@@ -138,26 +142,28 @@ fn device() -> DoctorFinding {
 }
 
 /// Checks the programs that modules with an image need.
-fn containers() -> [DoctorFinding; 2] {
-    let so_so = |what, text| DoctorFinding { what, good: false, needed: false, text };
+fn inspect_containers() -> [DoctorFinding; 2] {
+    let so_so_finding = |what, text| DoctorFinding { what, good: false, needed: false, text };
     let path = search_path();
     let runtime = match container::runtime(&path).and_then(|program| container::version(&program)) {
-        Ok(version) => good("containers", &format!("{version} runs modules that have an image")),
-        Err(error) => so_so("containers", error_chain(&error)),
+        Ok(version) => {
+            good_finding("containers", &format!("{version} runs modules that have an image"))
+        }
+        Err(error) => so_so_finding("containers", error_chain(&error)),
     };
     let registry = match container::fetcher(&path) {
         Ok(program) => {
-            good("images", &format!("{} fetches them from registries", program.display()))
+            good_finding("images", &format!("{} fetches them from registries", program.display()))
         }
-        Err(error) => so_so("images", error_chain(&error)),
+        Err(error) => so_so_finding("images", error_chain(&error)),
     };
     [runtime, registry]
 }
 
 /// Checks for passthrough: since Linux 6.9 the kernel accepts backing files from a daemon with
 /// CAP_SYS_ADMIN. If a mount finds that it does not, the mount works without passthrough.
-fn passthrough(root: bool) -> DoctorFinding {
-    let so_so =
+fn inspect_passthrough(root: bool) -> DoctorFinding {
+    let so_so_finding =
         |text: String| DoctorFinding { what: "passthrough", good: false, needed: false, text };
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
@@ -167,9 +173,9 @@ fn passthrough(root: bool) -> DoctorFinding {
     let slower = "the daemon answers reads itself, which is slower and changes nothing else";
     match (root, version >= (6, 9)) {
         (true, true) => {
-            good("passthrough", &format!("Linux {release} reads whole files by itself"))
+            good_finding("passthrough", &format!("Linux {release} reads whole files by itself"))
         }
-        (true, false) => so_so(format!("needs Linux 6.9, this is {release}; {slower}")),
-        (false, _) => so_so(format!("needs root; {slower}")),
+        (true, false) => so_so_finding(format!("needs Linux 6.9, this is {release}; {slower}")),
+        (false, _) => so_so_finding(format!("needs root; {slower}")),
     }
 }

@@ -15,8 +15,8 @@ use ionfs::id::{CorrelationId, EventId};
 use ionfs::stores::{DataPlane, ID_BYTES_MAX};
 
 use crate::files::{StoredFiles, store_files};
-use crate::settings::{ArgumentError, CommandSettings, any_time};
-use crate::wait::wait;
+use crate::settings::{ArgumentError, CommandSettings, parse_wait_limit};
+use crate::wait::wait_for_correlation;
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// Create events, and look at them
@@ -42,17 +42,17 @@ pub(crate) struct EventCreateArgs {
     #[arg(short, long = "file", value_name = "PATH[=NAME]")]
     files: Vec<OsString>,
     /// A value that the modules receive
-    #[arg(short, long = "data", value_name = "KEY=VALUE", value_parser = pair)]
+    #[arg(short, long = "data", value_name = "KEY=VALUE", value_parser = parse_pair)]
     data: Vec<(String, String)>,
     /// The event's id, 1 to 255 bytes; the same id with the same content is the same event, in the
     /// correlation in which it was first created [default: a new id]
-    #[arg(long, value_parser = id)]
+    #[arg(long, value_parser = parse_id)]
     id: Option<String>,
     /// The correlation that the event belongs to, 1 to 255 bytes [default: a new one]
-    #[arg(long, value_parser = id)]
+    #[arg(long, value_parser = parse_id)]
     correlation: Option<String>,
     /// The id of the event's parent
-    #[arg(long, value_parser = id)]
+    #[arg(long, value_parser = parse_id)]
     parent: Option<String>,
     /// Wait until all work that the event starts has ended, and say what it waits for; exit 0 only
     /// if all of it succeeded. An unavailable document store is waited for too, for 5 minutes at
@@ -60,7 +60,7 @@ pub(crate) struct EventCreateArgs {
     #[arg(short, long)]
     wait: bool,
     /// The longest time to wait
-    #[arg(long, default_value = "1h", value_parser = any_time, requires = "wait")]
+    #[arg(long, default_value = "1h", value_parser = parse_wait_limit, requires = "wait")]
     timeout: Duration,
 }
 
@@ -82,7 +82,7 @@ pub(crate) struct PeekArgs {
 }
 
 /// Parses `KEY=VALUE`.
-pub(crate) fn pair(text: &str) -> Result<(String, String), ArgumentError> {
+pub(crate) fn parse_pair(text: &str) -> Result<(String, String), ArgumentError> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err(ArgumentError::Pair),
@@ -91,7 +91,7 @@ pub(crate) fn pair(text: &str) -> Result<(String, String), ArgumentError> {
 
 /// Checks an id that the user has chosen. Every store, message and log can hold it, and it has
 /// nothing that a terminal would obey.
-fn id(text: &str) -> Result<String, ArgumentError> {
+fn parse_id(text: &str) -> Result<String, ArgumentError> {
     let fits = (1..=ID_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control);
     match fits {
         true => Ok(text.to_owned()),
@@ -114,12 +114,12 @@ async fn create(settings: &CommandSettings, args: EventCreateArgs) -> CommandRes
             args.event_type
         )));
     }
-    let plane = settings.plane().await?;
+    let plane = settings.open_plane().await?;
     let ledger = Ledger::new(plane.clone());
-    let is_chosen = args.id.is_some();
+    let has_chosen_id = args.id.is_some();
     let id = args.id.map_or_else(EventId::random, EventId::new);
-    let belongs_to = args.correlation.map(CorrelationId::new);
-    let correlation = belongs_to.clone().unwrap_or_else(CorrelationId::random);
+    let given_correlation = args.correlation.map(CorrelationId::new);
+    let correlation = given_correlation.clone().unwrap_or_else(CorrelationId::random);
     // The prefix belongs to this call alone: another call with the same id must not overwrite the
     // blobs that the first call's event names.
     let prefix = format!("{correlation}/{id}/{}", EventId::random().short());
@@ -135,7 +135,7 @@ async fn create(settings: &CommandSettings, args: EventCreateArgs) -> CommandRes
         data: args.data.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
     };
     let event = first.document(&plane, &prefix).await?;
-    let event = match is_chosen {
+    let event = match has_chosen_id {
         true => commit_or_find(&ledger, event).await?,
         false => {
             create_event(&plane, event.clone()).await?;
@@ -143,7 +143,7 @@ async fn create(settings: &CommandSettings, args: EventCreateArgs) -> CommandRes
         }
     };
     let correlation = &event.context.correlation_id;
-    if let Some(wanted) = belongs_to.as_ref().filter(|wanted| *wanted != correlation) {
+    if let Some(wanted) = given_correlation.as_ref().filter(|wanted| *wanted != correlation) {
         return Err(CommandFailure(format!(
             "event {} is there already, in correlation {correlation} and not in {wanted}; leave \
              --correlation out, or give another --id",
@@ -151,21 +151,21 @@ async fn create(settings: &CommandSettings, args: EventCreateArgs) -> CommandRes
         )));
     }
     if settings.json && !args.wait {
-        output::json(&event);
+        output::print_json(&event);
     } else {
-        output::line(format!("event {} correlation {correlation}", event.id));
+        output::print_line(format!("event {} correlation {correlation}", event.id));
     }
     let starts_something = match ledger.modules().await {
         Ok(modules) => match starts_nothing(&event.event_type, &modules) {
-            Some(said) => {
-                output::say(&said);
+            Some(warning) => {
+                output::print_message(&warning);
                 false
             }
             None => true,
         },
         // The event is committed all the same.
         Err(error) => {
-            output::say(&format!(
+            output::print_message(&format!(
                 "the modules that it starts cannot be read: {}",
                 error_chain(&error)
             ));
@@ -176,10 +176,10 @@ async fn create(settings: &CommandSettings, args: EventCreateArgs) -> CommandRes
         return Ok(CommandVerdict::Well);
     }
     // An event that starts nothing may belong to a correlation whose other work is waited for.
-    if !starts_something && belongs_to.is_none() {
+    if !starts_something && given_correlation.is_none() {
         return Ok(CommandVerdict::Failed);
     }
-    wait(settings, &ledger, correlation.as_str(), args.timeout).await
+    wait_for_correlation(settings, &ledger, correlation.as_str(), args.timeout).await
 }
 
 /// Commits an event whose id the user has chosen. Returns the stored event, which may be that of an
@@ -188,39 +188,42 @@ async fn commit_or_find(ledger: &Ledger, event: Event) -> Result<Event, CommandF
     let plane = ledger.plane();
     if let Err(refusal) = create_event(plane, event.clone()).await {
         if matches!(refusal, Refusal::Differs(_)) {
-            remove_blobs(plane, &keys(&event)).await;
+            remove_blobs(plane, &blob_keys(&event)).await;
         }
         return Err(refusal.into());
     }
     let stored = ledger.visible_event(&event.id).await?.unwrap_or_else(|| event.clone());
-    if keys(&stored) != keys(&event) {
-        remove_blobs(plane, &keys(&event)).await;
+    if blob_keys(&stored) != blob_keys(&event) {
+        remove_blobs(plane, &blob_keys(&event)).await;
     }
     Ok(stored)
 }
 
-fn keys(event: &Event) -> Vec<String> {
+fn blob_keys(event: &Event) -> Vec<String> {
     event.files.iter().chain(&event.file_list).map(|entry| entry.key.clone()).collect()
 }
 
 async fn remove_blobs(plane: &DataPlane, keys: &[String]) {
     if let Err(error) = plane.blobs.delete_all(keys).await {
-        output::say(&format!("blobs of this call stay until `ion gc`: {}", error_chain(&error)));
+        output::print_message(&format!(
+            "blobs of this call stay until `ion gc`: {}",
+            error_chain(&error)
+        ));
     }
 }
 
 async fn get(settings: &CommandSettings, args: GetArgs) -> CommandResult {
-    let ledger = Ledger::new(settings.existing_plane().await?);
+    let ledger = Ledger::new(settings.open_existing_plane().await?);
     let event = find_event(&ledger, &args.id).await?;
-    output::json(&event);
+    output::print_json(&event);
     Ok(CommandVerdict::Well)
 }
 
 async fn peek(settings: &CommandSettings, args: PeekArgs) -> CommandResult {
-    let plane = settings.existing_plane().await?;
+    let plane = settings.open_existing_plane().await?;
     let messages = plane.bus.peek(&args.module, args.limit).await?;
     if settings.json {
-        output::json(&messages);
+        output::print_json(&messages);
     } else {
         let row = |m: &ionfs::event::Message| {
             vec![
@@ -230,7 +233,7 @@ async fn peek(settings: &CommandSettings, args: PeekArgs) -> CommandResult {
                 m.context.correlation_id.to_string(),
             ]
         };
-        output::table(
+        output::print_table(
             &["EVENT", "TYPE", "BY", "CORRELATION"],
             &messages.iter().map(row).collect::<Vec<_>>(),
         );
@@ -242,7 +245,7 @@ async fn peek(settings: &CommandSettings, args: PeekArgs) -> CommandResult {
 mod tests {
     use dispatcher::pipeline::Module;
 
-    use super::{id, pair, starts_nothing};
+    use super::{parse_id, parse_pair, starts_nothing};
 
     #[test]
     fn a_type_that_nobody_takes_is_told_of_with_what_was_meant() {
@@ -263,16 +266,19 @@ mod tests {
 
     #[test]
     fn values_may_hold_anything_but_a_key_is_needed() {
-        assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
-        assert_eq!(pair("a="), Ok(("a".into(), String::new())));
-        assert!(pair("=b").is_err() && pair("a").is_err());
+        assert_eq!(parse_pair("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(parse_pair("a="), Ok(("a".into(), String::new())));
+        assert!(parse_pair("=b").is_err() && parse_pair("a").is_err());
     }
 
     #[test]
     fn an_id_is_neither_empty_nor_long() {
-        assert!(id("n").is_ok() && id(&"n".repeat(255)).is_ok());
+        assert!(parse_id("n").is_ok() && parse_id(&"n".repeat(255)).is_ok());
         for wrong in ["", "a\nb", &"n".repeat(256)] {
-            assert!(id(wrong).unwrap_err().to_string().contains("1 to 255 bytes"), "{wrong:?}");
+            assert!(
+                parse_id(wrong).unwrap_err().to_string().contains("1 to 255 bytes"),
+                "{wrong:?}"
+            );
         }
     }
 }

@@ -26,13 +26,13 @@ use crate::{CommandFailure, output};
 
 /// How many files are stored at the same time at most. Each waits for its own answer from the
 /// store, and takes some megabytes of memory.
-const AT_A_TIME: usize = 16;
+const UPLOADS_MAX: usize = 16;
 
 /// How often progress is written to a pipe or a log. A terminal has a bar.
-const SAY_EVERY: Duration = Duration::from_secs(5);
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often the bar moves.
-const MOVE_EVERY: Duration = Duration::from_millis(200);
+const BAR_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The files and empty folders that were stored for an event.
 #[derive(Debug, Default)]
@@ -47,7 +47,7 @@ pub(crate) struct StoredFiles {
 #[derive(Debug, Default)]
 struct FoundFiles {
     files: Vec<FoundFile>,
-    empty: Vec<String>,
+    empty_folders: Vec<String>,
     names: FileNames,
     bytes: u64,
 }
@@ -70,20 +70,20 @@ pub(crate) async fn store_files(
 ) -> Result<StoredFiles, CommandFailure> {
     let mut found = FoundFiles::default();
     for text in named {
-        found.add(text)?;
+        found.add_argument(text)?;
     }
-    check_directories(&found.empty).map_err(CommandFailure)?;
-    let FoundFiles { files, empty, bytes, .. } = found;
+    check_directories(&found.empty_folders).map_err(CommandFailure)?;
+    let FoundFiles { files, empty_folders, bytes, .. } = found;
     let progress = Arc::new(StoringProgress::new(files.len(), bytes));
-    let shown = tokio::spawn(progress.clone().show());
+    let display = tokio::spawn(progress.clone().show());
     let store = |(n, file): (usize, FoundFile)| {
         store_one(plane.clone(), format!("{prefix}/{n}"), n, file, progress.clone())
     };
-    let stored = stream::iter(files.into_iter().enumerate()).map(store).buffered(AT_A_TIME);
+    let stored = stream::iter(files.into_iter().enumerate()).map(store).buffered(UPLOADS_MAX);
     let stored = stored.try_collect().await;
-    shown.abort();
+    display.abort();
     progress.bar.finish_and_clear();
-    Ok(StoredFiles { files: stored?, directories: empty })
+    Ok(StoredFiles { files: stored?, directories: empty_folders })
 }
 
 async fn store_one(
@@ -94,19 +94,19 @@ async fn store_one(
     progress: Arc<StoringProgress>,
 ) -> Result<FileEntry, UploadError> {
     let FoundFile { path, name } = file;
-    let moved = progress.begin(n);
+    let bytes_moved = progress.begin_file(n);
     let store = |number| {
         // The number in the key keeps apart two files with the same name.
         let key = format!("{key}{}/{name}", try_suffix(number));
-        let (blobs, name, path, moved) = (&*plane.blobs, name.clone(), &path, &*moved);
+        let (blobs, name, path, bytes_moved) = (&*plane.blobs, name.clone(), &path, &*bytes_moved);
         async move {
             let file = open_regular(path)?;
-            moved.store(0, Ordering::Relaxed);
-            store_open(blobs, key, name, file, moved).await
+            bytes_moved.store(0, Ordering::Relaxed);
+            store_open(blobs, key, name, file, bytes_moved).await
         }
     };
     let stored = in_tries(store).await;
-    progress.end(n, stored.as_ref().map_or(0, |entry| entry.size));
+    progress.end_file(n, stored.as_ref().map_or(0, |entry| entry.size));
     stored
 }
 
@@ -131,7 +131,7 @@ fn path_and_name(text: &OsStr) -> Result<(PathBuf, Option<String>), CommandFailu
 }
 
 /// Returns a name as UTF-8, which names in an event must be.
-fn utf8<'n>(name: &'n OsStr, path: &Path) -> Result<&'n str, CommandFailure> {
+fn utf8_name<'n>(name: &'n OsStr, path: &Path) -> Result<&'n str, CommandFailure> {
     name.to_str().ok_or_else(|| {
         CommandFailure(format!(
             "{path:?}: the name {name:?} is not UTF-8, and names in an event are; rename it, or \
@@ -140,15 +140,15 @@ fn utf8<'n>(name: &'n OsStr, path: &Path) -> Result<&'n str, CommandFailure> {
     })
 }
 
-fn look(path: &Path) -> Result<Metadata, CommandFailure> {
+fn read_metadata(path: &Path) -> Result<Metadata, CommandFailure> {
     path.metadata().map_err(|error| CommandFailure(format!("{path:?} cannot be read: {error}")))
 }
 
 impl FoundFiles {
     /// Adds the file or folder that one word of the command line names.
-    fn add(&mut self, text: &OsStr) -> Result<(), CommandFailure> {
+    fn add_argument(&mut self, text: &OsStr) -> Result<(), CommandFailure> {
         let (path, name) = path_and_name(text)?;
-        let metadata = look(&path)?;
+        let metadata = read_metadata(&path)?;
         if metadata.is_dir() {
             let prefix = match name.as_deref() {
                 // The content of the folder, without the folder itself.
@@ -159,23 +159,23 @@ impl FoundFiles {
                 {
                     String::new()
                 }
-                Some(name) => below(name, &path)?,
+                Some(name) => clean_name(name, &path)?,
             };
-            return self.walk(path, prefix);
+            return self.add_tree(path, prefix);
         }
-        let own = || match path.file_name() {
-            Some(own) => utf8(own, &path),
+        let file_name = || match path.file_name() {
+            Some(file_name) => utf8_name(file_name, &path),
             None => Err(CommandFailure(format!(
                 "{path:?} has no file name; give it one with PATH=NAME"
             ))),
         };
         let name = match name {
             // A name that ends in a slash is a folder to put the file in, as with `cp`.
-            Some(folder) if folder.ends_with('/') => format!("{folder}{}", own()?),
+            Some(folder) if folder.ends_with('/') => format!("{folder}{}", file_name()?),
             Some(name) => name,
-            None => own()?.to_owned(),
+            None => file_name()?.to_owned(),
         };
-        let name = below(&name, &path)?;
+        let name = clean_name(&name, &path)?;
         self.add_file(path, &metadata, name)
     }
 
@@ -207,26 +207,26 @@ impl FoundFiles {
 
     /// Adds everything below a folder. Symbolic links are followed. A link that leads back to a
     /// folder that it is in is refused.
-    fn walk(&mut self, folder: PathBuf, prefix: String) -> Result<(), CommandFailure> {
-        let mut open = vec![WalkedFolder::of(folder, prefix)?];
+    fn add_tree(&mut self, folder: PathBuf, prefix: String) -> Result<(), CommandFailure> {
+        let mut open = vec![WalkedFolder::read(folder, prefix)?];
         while let Some(level) = open.last_mut() {
-            let Some(own) = level.names.pop() else {
+            let Some(file_name) = level.names.pop() else {
                 open.pop();
                 continue;
             };
-            let path = level.folder.join(&own);
-            let own = utf8(&own, &path)?;
+            let path = level.folder.join(&file_name);
+            let file_name = utf8_name(&file_name, &path)?;
             let name = if level.prefix.is_empty() {
-                own.to_owned()
+                file_name.to_owned()
             } else {
-                format!("{}/{own}", level.prefix)
+                format!("{}/{file_name}", level.prefix)
             };
-            let metadata = look(&path)?;
+            let metadata = read_metadata(&path)?;
             if !metadata.is_dir() {
                 self.add_file(path, &metadata, name)?;
                 continue;
             }
-            let deeper = WalkedFolder::of(path, name)?;
+            let deeper = WalkedFolder::read(path, name)?;
             if let Some(around) = open.iter().find(|level| level.id == deeper.id) {
                 return Err(CommandFailure(format!(
                     "{:?} leads back to {:?}, which it is in: remove the link, or name files one \
@@ -236,7 +236,7 @@ impl FoundFiles {
             }
             if deeper.names.is_empty() {
                 self.names.add_folder(&deeper.prefix).map_err(CommandFailure)?;
-                self.empty.push(deeper.prefix.clone());
+                self.empty_folders.push(deeper.prefix.clone());
             }
             open.push(deeper);
         }
@@ -256,8 +256,8 @@ struct WalkedFolder {
 }
 
 impl WalkedFolder {
-    fn of(folder: PathBuf, prefix: String) -> Result<Self, CommandFailure> {
-        let read = || {
+    fn read(folder: PathBuf, prefix: String) -> Result<Self, CommandFailure> {
+        let list = || {
             let metadata = folder.metadata()?;
             let names =
                 std::fs::read_dir(&folder)?.map(|entry| entry.map(|entry| entry.file_name()));
@@ -266,7 +266,7 @@ impl WalkedFolder {
                 names.collect::<Result<Vec<_>, _>>()?,
             ))
         };
-        let (id, mut names) = read()
+        let (id, mut names) = list()
             .map_err(|error| CommandFailure(format!("{folder:?} cannot be read: {error}")))?;
         names.sort_unstable_by(|a, b| b.cmp(a));
         Ok(Self { folder, prefix, id, names })
@@ -274,7 +274,7 @@ impl WalkedFolder {
 }
 
 /// Returns a name that the user has chosen as a path below `in/data`.
-fn below(name: &str, path: &Path) -> Result<String, CommandFailure> {
+fn clean_name(name: &str, path: &Path) -> Result<String, CommandFailure> {
     clean_path(name).ok_or_else(|| {
         CommandFailure(format!(
             "{path:?} cannot be called {name:?}: a path below in/data is needed, as in `a.txt` or \
@@ -288,7 +288,7 @@ fn below(name: &str, path: &Path) -> Result<String, CommandFailure> {
 struct StoringProgress {
     files: usize,
     bytes: u64,
-    done: Mutex<StoredSoFar>,
+    stored: Mutex<StoredSoFar>,
     bar: ProgressBar,
 }
 
@@ -309,48 +309,55 @@ impl StoringProgress {
             Ok(style) => bar.with_style(style),
             Err(_) => bar,
         };
-        Self { files, bytes, done: Mutex::default(), bar }
+        Self { files, bytes, stored: Mutex::default(), bar }
     }
 
-    fn done(&self) -> std::sync::MutexGuard<'_, StoredSoFar> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_stored(&self) -> std::sync::MutexGuard<'_, StoredSoFar> {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, n: usize) -> Arc<AtomicU64> {
-        self.done().active.entry(n).or_default().clone()
+    fn begin_file(&self, n: usize) -> Arc<AtomicU64> {
+        self.lock_stored().active.entry(n).or_default().clone()
     }
 
-    fn end(&self, n: usize, bytes: u64) {
-        let mut done = self.done();
-        done.active.remove(&n);
-        done.files += 1;
-        done.bytes += bytes;
+    fn end_file(&self, n: usize, bytes: u64) {
+        let mut stored = self.lock_stored();
+        stored.active.remove(&n);
+        stored.files += 1;
+        stored.bytes += bytes;
     }
 
     /// Shows the progress until the task is aborted: a bar on a terminal, elsewhere a line every
-    /// [`SAY_EVERY`].
+    /// [`LINE_INTERVAL`].
     async fn show(self: Arc<Self>) {
-        let begun = Instant::now();
-        let mut said = begun;
+        let started = Instant::now();
+        let mut printed_at = started;
         loop {
-            tokio::time::sleep(MOVE_EVERY).await;
+            tokio::time::sleep(BAR_INTERVAL).await;
             let (files, bytes) = {
-                let done = self.done();
-                let active: u64 =
-                    done.active.values().map(|moved| moved.load(Ordering::Relaxed)).sum();
-                (done.files, (done.bytes + active).min(self.bytes))
+                let stored = self.lock_stored();
+                let active: u64 = stored
+                    .active
+                    .values()
+                    .map(|bytes_moved| bytes_moved.load(Ordering::Relaxed))
+                    .sum();
+                (stored.files, (stored.bytes + active).min(self.bytes))
             };
             self.bar.set_message(format!("{files}/{} files", self.files));
             self.bar.set_position(bytes);
-            if !output::is_terminal() && said.elapsed() >= SAY_EVERY {
-                said = Instant::now();
-                output::say(&in_words((files, self.files), (bytes, self.bytes), begun.elapsed()));
+            if !output::is_terminal() && printed_at.elapsed() >= LINE_INTERVAL {
+                printed_at = Instant::now();
+                output::print_message(&describe_progress(
+                    (files, self.files),
+                    (bytes, self.bytes),
+                    started.elapsed(),
+                ));
             }
         }
     }
 }
 
-fn in_words(files: (usize, usize), bytes: (u64, u64), took: Duration) -> String {
+fn describe_progress(files: (usize, usize), bytes: (u64, u64), took: Duration) -> String {
     let rate = bytes.0 as f64 / took.as_secs_f64().max(0.001);
     let left = match rate {
         rate if rate >= 1.0 => {
@@ -363,8 +370,8 @@ fn in_words(files: (usize, usize), bytes: (u64, u64), took: Duration) -> String 
         "stored {} of {} files, {} of {} at {}/s{left}",
         files.0,
         files.1,
-        output::size(bytes.0),
-        output::size(bytes.1),
-        output::size(rate as u64)
+        output::format_size(bytes.0),
+        output::format_size(bytes.1),
+        output::format_size(rate as u64)
     )
 }

@@ -15,8 +15,8 @@ use ionfs::errors::error_chain;
 use ionfs::node::Node;
 
 use crate::metrics::MetricsArgs;
-use crate::service::until_asked_to_stop;
-use crate::settings::{CommandSettings, gateway_tokens, is_credential, some_time};
+use crate::service::wait_for_stop_signal;
+use crate::settings::{CommandSettings, gateway_tokens, is_credential, parse_deadline};
 use crate::{CommandFailure, CommandResult, CommandVerdict, output, service};
 
 /// The flags of every command that can run a gateway.
@@ -54,32 +54,32 @@ pub(crate) struct GatewayFlags {
     )]
     connections: u32,
     /// How long a client may send or take nothing before its connection is closed
-    #[arg(long = "gateway-stall", env = "ION_GATEWAY_STALL", default_value = "30s", value_parser = some_time, value_name = "TIME")]
+    #[arg(long = "gateway-stall", env = "ION_GATEWAY_STALL", default_value = "30s", value_parser = parse_deadline, value_name = "TIME")]
     stall: Duration,
     /// How long the gateway lets open requests finish when it stops
-    #[arg(long = "gateway-grace", env = "ION_GATEWAY_GRACE", default_value = "30s", value_parser = some_time, value_name = "TIME")]
+    #[arg(long = "gateway-grace", env = "ION_GATEWAY_GRACE", default_value = "30s", value_parser = parse_deadline, value_name = "TIME")]
     grace: Duration,
 }
 
 impl GatewayFlags {
     /// Reads the tokens that requests must bring, from the file and from the environment.
-    fn tokens(&self) -> Result<Tokens, CommandFailure> {
-        let listed = match &self.tokens {
+    fn read_tokens(&self) -> Result<Tokens, CommandFailure> {
+        let from_file = match &self.tokens {
             // systemd itself keeps other users from reading these. On some machines it does so with
             // an access list, which the mode does not show, so the mode is not checked.
             Some(file) if is_credential(file) => Tokens::parse(&std::fs::read_to_string(file)?)?,
             Some(file) => Tokens::load(file)?,
             None => Tokens::default(),
         };
-        let said = gateway_tokens().map(|lines| Tokens::parse(&lines)).transpose();
-        let said = said.map_err(|error| {
+        let from_environment = gateway_tokens().map(|lines| Tokens::parse(&lines)).transpose();
+        let from_environment = from_environment.map_err(|error| {
             CommandFailure(format!("ION_GATEWAY_TOKENS: {}", error_chain(&error)))
         })?;
-        Ok(listed.and(said.unwrap_or_default()))
+        Ok(from_file.and(from_environment.unwrap_or_default()))
     }
 
     /// Reads the list of webhooks and their secrets.
-    fn webhooks(&self) -> Result<Webhooks, CommandFailure> {
+    fn read_webhooks(&self) -> Result<Webhooks, CommandFailure> {
         let Some(list) = &self.webhooks else { return Ok(Webhooks::default()) };
         let text = std::fs::read_to_string(list).map_err(|error| {
             CommandFailure(format!(
@@ -102,7 +102,7 @@ impl GatewayFlags {
     ///
     /// # Errors
     /// When it would. The error names the module and the way out.
-    pub(crate) fn check_beside(&self, modules: &[Module]) -> Result<(), CommandFailure> {
+    pub(crate) fn check_modules(&self, modules: &[Module]) -> Result<(), CommandFailure> {
         let on_this_machine = |module: &&Module| {
             module.executor == ExecutorKind::Container
                 && module
@@ -111,7 +111,7 @@ impl GatewayFlags {
                     .is_some_and(|container| container.network == Network::Host)
         };
         match modules.iter().find(on_this_machine) {
-            Some(module) if self.tokens()?.is_empty() => Err(CommandFailure(format!(
+            Some(module) if self.read_tokens()?.is_empty() => Err(CommandFailure(format!(
                 "module {:?} has \"network: host\" and could publish any event at the gateway: name a file of tokens with \
                  --gateway-tokens, or set ION_GATEWAY_TOKENS (docs/http.md)",
                 module.name
@@ -129,8 +129,8 @@ impl GatewayFlags {
         portal: Option<Portal>,
     ) -> Result<Gateway, CommandFailure> {
         let settings = GatewaySettings {
-            tokens: self.tokens()?,
-            webhooks: self.webhooks()?,
+            tokens: self.read_tokens()?,
+            webhooks: self.read_webhooks()?,
             hosts: self.hosts,
             connections_max: usize::try_from(self.connections.max(1))?,
             upload_bytes_max: self.upload_max,
@@ -149,7 +149,7 @@ impl GatewayFlags {
                 }
                 GatewayError::Staging { .. } => CommandFailure::from(error),
             })?;
-        output::say(&format!("the gateway is at http://{}", gateway.address()));
+        output::print_message(&format!("the gateway is at http://{}", gateway.address()));
         Ok(gateway)
     }
 }
@@ -176,20 +176,20 @@ pub(crate) struct GatewayArgs {
 
 pub(crate) async fn run(settings: &CommandSettings, args: GatewayArgs) -> CommandResult {
     let endpoint = args.metrics.open().await?;
-    let node = Node::new(settings.plane().await?, settings.node())?;
+    let node = Node::new(settings.open_plane().await?, settings.node_settings())?;
     endpoint.vitals.describe(|registry| node.describe(registry));
     let gateway = args.flags.open(args.listen, node, endpoint.vitals.clone(), None).await?;
     endpoint.vitals.begins();
-    service::ready();
-    output::say("ready");
-    until_asked_to_stop().await;
+    service::notify_ready();
+    output::print_message("ready");
+    wait_for_stop_signal().await;
     endpoint.vitals.ends();
-    service::stopping();
-    output::say("stopping: requests under way are answered");
+    service::notify_stopping();
+    output::print_message("stopping: requests under way are answered");
     tokio::select! {
         () = gateway.close() => {}
         // A second signal ends the process at once.
-        () = until_asked_to_stop() => std::process::exit(130),
+        () = wait_for_stop_signal() => std::process::exit(130),
     }
     endpoint.close().await;
     Ok(CommandVerdict::Well)

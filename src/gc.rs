@@ -55,7 +55,7 @@ pub(crate) struct GcArgs {
 }
 
 pub(crate) async fn check(settings: &CommandSettings, args: CheckArgs) -> CommandResult {
-    let plane = settings.existing_plane().await?;
+    let plane = settings.open_existing_plane().await?;
     let depth = if args.deep { CheckDepth::Checksums } else { CheckDepth::Lengths };
     let repair = if args.repair { CheckRepair::Safe } else { CheckRepair::No };
     let ledger = Ledger::new(plane.clone());
@@ -71,20 +71,20 @@ pub(crate) async fn check(settings: &CommandSettings, args: CheckArgs) -> Comman
             .iter()
             .map(|finding| json!({"what": finding.what, "repaired": finding.repaired}))
             .collect();
-        output::json(
+        output::print_json(
             &json!({"events": report.events, "blobs": report.blobs, "bytesRead": report.bytes_read, "findings": findings, "notServed": jobs.not_served}),
         );
     } else {
         for finding in &report.findings {
             let repaired = finding.repaired.as_ref().map(|done| format!(" [repaired: {done}]"));
-            output::line(format!("{}{}", finding.what, repaired.unwrap_or_default()));
+            output::print_line(format!("{}{}", finding.what, repaired.unwrap_or_default()));
         }
         let read = if args.deep {
-            format!(", {} read", output::size(report.bytes_read))
+            format!(", {} read", output::format_size(report.bytes_read))
         } else {
             String::new()
         };
-        output::line(format!(
+        output::print_line(format!(
             "{} events, {} blobs{read}: {} findings",
             report.events,
             report.blobs,
@@ -94,7 +94,7 @@ pub(crate) async fn check(settings: &CommandSettings, args: CheckArgs) -> Comman
     for (module, events) in &jobs.not_served {
         let waits =
             if *events == 1 { "1 event waits".to_owned() } else { format!("{events} events wait") };
-        output::say(&format!(
+        output::print_message(&format!(
             "{waits} for module {module:?}, which no dispatcher serves: start one with `ion up`, or give it up with `ion module \
              delete {module}`"
         ));
@@ -103,17 +103,17 @@ pub(crate) async fn check(settings: &CommandSettings, args: CheckArgs) -> Comman
 }
 
 pub(crate) async fn collect(settings: &CommandSettings, args: GcArgs) -> CommandResult {
-    let plane = settings.existing_plane().await?;
-    let how = if args.dry_run { GcMode::DryRun } else { GcMode::Remove };
+    let plane = settings.open_existing_plane().await?;
+    let mode = if args.dry_run { GcMode::DryRun } else { GcMode::Remove };
     let retired = match args.older_than {
-        Some(age) => retire(&Ledger::new(plane.clone()), age, how).await?,
+        Some(age) => retire(&Ledger::new(plane.clone()), age, mode).await?,
         None => DroppedCorrelations::default(),
     };
-    let collected = collect_unnamed(&plane, args.grace, how).await?;
-    let tickets = Ticket::collect(&plane, args.grace, how).await?;
-    let images = images::collect(&settings.home, args.older_than, args.grace, how).await?;
+    let collected = collect_unnamed(&plane, args.grace, mode).await?;
+    let tickets = Ticket::collect(&plane, args.grace, mode).await?;
+    let images = images::collect(&settings.home, args.older_than, args.grace, mode).await?;
     if settings.json {
-        output::json(&json!({
+        output::print_json(&json!({
             "correlations": retired.correlations, "documents": retired.documents,
             "blobs": retired.blobs.blobs + collected.blobs, "bytes": retired.blobs.bytes + collected.bytes,
             "young": collected.young, "unfinished": collected.unfinished, "tickets": tickets,
@@ -123,28 +123,28 @@ pub(crate) async fn collect(settings: &CommandSettings, args: GcArgs) -> Command
     }
     let verb = if args.dry_run { "would remove" } else { "removed" };
     if args.older_than.is_some() {
-        output::line(format!(
+        output::print_line(format!(
             "{verb} {} correlations: {} documents, {} blobs ({})",
             retired.correlations,
             retired.documents,
             retired.blobs.blobs,
-            output::size(retired.blobs.bytes)
+            output::format_size(retired.blobs.bytes)
         ));
     }
-    output::line(format!(
+    output::print_line(format!(
         "{verb} {} blobs that nothing names ({}) and {} unfinished uploads; {} are too young, or \
          belong to a running job",
         collected.blobs,
-        output::size(collected.bytes),
+        output::format_size(collected.bytes),
         collected.unfinished,
         collected.young
     ));
     if tickets > 0 {
-        output::line(format!("{verb} {tickets} tickets of pods that have ended"));
+        output::print_line(format!("{verb} {tickets} tickets of pods that have ended"));
     }
     if images != images::Collected::default() {
-        let size = output::size(images.bytes);
-        output::line(format!(
+        let size = output::format_size(images.bytes);
+        output::print_line(format!(
             "{verb} {} unpacked images that nobody has used ({size})",
             images.images
         ));

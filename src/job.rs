@@ -12,8 +12,8 @@ use ionfs::record::{JobRecord, JobState};
 use crate::settings::{ArgumentError, CommandSettings};
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
-/// The time between two looks at a log that is followed.
-const LOOK: Duration = Duration::from_millis(100);
+/// The time between two reads of a log that is followed.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Look at jobs, and steer them
 #[derive(Debug, Subcommand)]
@@ -42,7 +42,7 @@ pub(crate) struct ListArgs {
     #[arg(short, long)]
     module: Option<String>,
     /// Only jobs in this state: waiting, queued, starting, running, succeeded, dead or cancelled
-    #[arg(short, long, value_parser = state)]
+    #[arg(short, long, value_parser = parse_state)]
     state: Option<JobState>,
     /// Only jobs of this correlation
     #[arg(short, long)]
@@ -65,12 +65,12 @@ pub(crate) struct LogArgs {
     follow: bool,
 }
 
-fn state(text: &str) -> Result<JobState, ArgumentError> {
+fn parse_state(text: &str) -> Result<JobState, ArgumentError> {
     serde_json::from_value(text.into()).map_err(|_| ArgumentError::JobState)
 }
 
 pub(crate) async fn run(settings: &CommandSettings, command: JobCommand) -> CommandResult {
-    let ledger = Ledger::new(settings.existing_plane().await?);
+    let ledger = Ledger::new(settings.open_existing_plane().await?);
     match command {
         JobCommand::List(args) => {
             let filter =
@@ -78,34 +78,37 @@ pub(crate) async fn run(settings: &CommandSettings, command: JobCommand) -> Comm
             let mut jobs = ledger.list(&filter, args.limit.saturating_add(1)).await?;
             if jobs.len() > args.limit {
                 jobs.remove(0);
-                output::say(&format!("the latest {} jobs; --limit shows more", args.limit));
+                output::print_message(&format!(
+                    "the latest {} jobs; --limit shows more",
+                    args.limit
+                ));
             }
-            show(settings, &jobs);
+            print_jobs(settings, &jobs);
         }
-        JobCommand::Get(args) => output::json(&find_job(&ledger, &args.id).await?),
-        JobCommand::Logs(args) => return logs(settings, &ledger, args).await,
+        JobCommand::Get(args) => output::print_json(&find_job(&ledger, &args.id).await?),
+        JobCommand::Logs(args) => return print_log(settings, &ledger, args).await,
         JobCommand::Cancel(args) => {
             let job = ledger.cancel(&find_job(&ledger, &args.id).await?.id).await?;
             let what =
                 if job.state == JobState::Cancelled { "is cancelled" } else { "is asked to stop" };
-            output::say(&format!("job {} {what}", job.id));
+            output::print_message(&format!("job {} {what}", job.id));
         }
         JobCommand::Retry(args) => {
             let job = ledger.retry(&find_job(&ledger, &args.id).await?.id).await?;
-            output::say(&format!("job {} is queued again", job.id));
-            say_who_ran_without(&ledger, &job).await?;
+            output::print_message(&format!("job {} is queued again", job.id));
+            print_gathers_without(&ledger, &job).await?;
         }
     }
     Ok(CommandVerdict::Well)
 }
 
 /// Names the gathering jobs that have begun without the job `again`, which is run once more.
-pub(crate) async fn say_who_ran_without(
+pub(crate) async fn print_gathers_without(
     ledger: &Ledger,
     again: &JobRecord,
 ) -> Result<(), CommandFailure> {
     for gatherer in ledger.ran_without(again).await? {
-        output::say(&format!(
+        output::print_message(&format!(
             "job {} of {} has begun without it: its results lack what this job will make",
             gatherer.id, gatherer.module
         ));
@@ -114,14 +117,15 @@ pub(crate) async fn say_who_ran_without(
 }
 
 /// Prints jobs as a table or as documents.
-pub(crate) fn show(settings: &CommandSettings, jobs: &[JobRecord]) {
+pub(crate) fn print_jobs(settings: &CommandSettings, jobs: &[JobRecord]) {
     if settings.json {
-        return output::json(&jobs);
+        return output::print_json(&jobs);
     }
     let row = |job: &JobRecord| {
         let last = job.attempts.last();
-        let took =
-            last.map(|a| output::duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0)));
+        let took = last.map(|a| {
+            output::format_duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0))
+        });
         let reason =
             last.and_then(|a| a.reason.clone()).filter(|_| job.state != JobState::Succeeded);
         vec![
@@ -130,35 +134,39 @@ pub(crate) fn show(settings: &CommandSettings, jobs: &[JobRecord]) {
             job.state.as_str().to_owned(),
             job.attempt.to_string(),
             took.unwrap_or_default(),
-            output::ago(job.created),
+            output::format_age(job.created),
             format!("{} {}", job.event_type, job.event_id.short()),
             reason.unwrap_or_default(),
         ]
     };
-    output::table(
+    output::print_table(
         &["JOB", "MODULE", "STATE", "ATTEMPT", "TOOK", "CREATED", "EVENT", "REASON"],
         &jobs.iter().map(row).collect::<Vec<_>>(),
     );
 }
 
-async fn logs(settings: &CommandSettings, ledger: &Ledger, args: LogArgs) -> CommandResult {
+async fn print_log(settings: &CommandSettings, ledger: &Ledger, args: LogArgs) -> CommandResult {
     let mut job = find_job(ledger, &args.id).await?;
     while args.attempt.is_none() && job.attempt == 0 {
         if !args.follow || job.state.is_final() {
-            output::say(&format!("job {} has not begun: it is {}", job.id, job.state.as_str()));
+            output::print_message(&format!(
+                "job {} has not begun: it is {}",
+                job.id,
+                job.state.as_str()
+            ));
             return Ok(CommandVerdict::Well);
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         job = ledger.get(&job.id).await?;
     }
     let number = args.attempt.unwrap_or(job.attempt);
     let mut log = LogReader::new(ledger.clone(), &settings.home, &job.id, number, 0);
     loop {
         match log.next().await? {
-            LogRead::More(piece) => output::raw(&piece),
+            LogRead::More(piece) => output::print_raw(&piece),
             // The command only prints, and nobody reads it any more.
-            LogRead::NothingYet if output::is_read_by_nobody() => return Ok(CommandVerdict::Well),
-            LogRead::NothingYet if args.follow => tokio::time::sleep(LOOK).await,
+            LogRead::NothingYet if output::has_no_reader() => return Ok(CommandVerdict::Well),
+            LogRead::NothingYet if args.follow => tokio::time::sleep(POLL_INTERVAL).await,
             LogRead::NothingYet | LogRead::Nothing => return Ok(CommandVerdict::Well),
         }
     }

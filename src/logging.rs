@@ -28,7 +28,7 @@ pub(crate) fn start(verbose: u8, exporter: Option<&Exporter>) -> Result<(), Comm
         .with_writer(|| LogWriter)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()) && wants_colours())
         .with_target(false)
-        .fmt_fields(harmless_fields())
+        .fmt_fields(escaped_fields())
         .with_filter(filter);
     tracing_subscriber::registry().with(log).with(exporter.map(Exporter::layer)).init();
     Ok(())
@@ -36,7 +36,7 @@ pub(crate) fn start(verbose: u8, exporter: Option<&Exporter>) -> Result<(), Comm
 
 /// Writes the fields of a log line. Modules, requests and messages choose some of them, so each
 /// stays in one line and a long one is cut.
-fn harmless_fields() -> impl for<'w> FormatFields<'w> + 'static {
+fn escaped_fields() -> impl for<'w> FormatFields<'w> + 'static {
     let field = |out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
         if field.name() != "message" {
             write!(out, "{}=", field.name())?;

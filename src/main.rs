@@ -125,7 +125,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => {
-            let outcome = runtime.block_on(work(cli));
+            let outcome = runtime.block_on(run_cli(cli));
             // A task that waits for an unavailable store must not keep the command from ending.
             runtime.shutdown_timeout(std::time::Duration::from_secs(2));
             outcome
@@ -133,11 +133,11 @@ fn main() -> ExitCode {
         Err(error) => Err(error.into()),
     };
     let outcome = outcome.unwrap_or_else(|CommandFailure(text)| {
-        output::say(&text);
+        output::print_message(&text);
         CommandVerdict::Failed
     });
     let printed = output::finish().inspect_err(|error| {
-        output::say(&format!("the result could not be written: {error}"));
+        output::print_message(&format!("the result could not be written: {error}"));
         let _ = output::finish();
     });
     match (outcome, printed) {
@@ -146,12 +146,12 @@ fn main() -> ExitCode {
     }
 }
 
-async fn work(cli: Cli) -> CommandResult {
+async fn run_cli(cli: Cli) -> CommandResult {
     let exporter = if cli.command.has_spans() { Exporter::from_environment()? } else { None };
     logging::start(cli.global.verbose, exporter.as_ref())?;
     let settings = CommandSettings::resolve(cli.global)?;
     let opened = settings.opened.clone();
-    let outcome = carry_out(settings, cli.command).await;
+    let outcome = run_command(settings, cli.command).await;
     let opened = std::mem::take(&mut *opened.lock().unwrap_or_else(PoisonError::into_inner));
     join_all(opened.iter().map(|documents| documents.close())).await;
     if let Some(exporter) = exporter {
@@ -160,7 +160,7 @@ async fn work(cli: Cli) -> CommandResult {
     outcome
 }
 
-async fn carry_out(settings: CommandSettings, command: IonCommand) -> CommandResult {
+async fn run_command(settings: CommandSettings, command: IonCommand) -> CommandResult {
     match command {
         IonCommand::Up(args) => up::run(settings, args).await,
         IonCommand::Dispatch(args) => up::dispatch(settings, args).await,
@@ -178,8 +178,8 @@ async fn carry_out(settings: CommandSettings, command: IonCommand) -> CommandRes
         IonCommand::Check(args) => gc::check(&settings, args).await,
         IonCommand::Gc(args) => gc::collect(&settings, args).await,
         IonCommand::Doctor(args) => doctor::run(&settings, args).await,
-        IonCommand::Completions(args) => completions::completions(&args),
-        IonCommand::Man(args) => completions::man(&args),
+        IonCommand::Completions(args) => completions::print_completions(&args),
+        IonCommand::Man(args) => completions::write_man_pages(&args),
     }
 }
 
@@ -192,16 +192,16 @@ mod tests {
 
     /// Returns the command lines of a text: those on lines of their own, and those in the code
     /// spans of its sentences.
-    fn command_lines(text: &str) -> (Vec<String>, Vec<String>) {
-        let shown = text.lines().map(str::trim_start).filter(|line| line.starts_with("ion "));
-        let said = text.split('`').skip(1).step_by(2).filter(|code| {
+    fn find_command_lines(text: &str) -> (Vec<String>, Vec<String>) {
+        let own_lines = text.lines().map(str::trim_start).filter(|line| line.starts_with("ion "));
+        let inline = text.split('`').skip(1).step_by(2).filter(|code| {
             code.starts_with("ion ") && !code.contains("->") && !code.contains('\n')
         });
-        (shown.map(str::to_owned).collect(), said.map(str::to_owned).collect())
+        (own_lines.map(str::to_owned).collect(), inline.map(str::to_owned).collect())
     }
 
     /// Splits a command line into its words, up to the first shell operator or comment.
-    fn words(line: &str) -> Vec<String> {
+    fn split_words(line: &str) -> Vec<String> {
         // In a list of commands, two or more spaces separate a command from its explanation.
         let line = line.split("  ").next().unwrap_or_default().trim_end_matches('\\');
         let words =
@@ -213,15 +213,15 @@ mod tests {
     }
 
     /// Collects the examples from the help texts of a command and its subcommands.
-    fn examples(command: &clap::Command, found: &mut String) {
+    fn collect_examples(command: &clap::Command, found: &mut String) {
         found.extend(command.get_after_help().map(|text| format!("{text}\n")));
-        command.get_subcommands().for_each(|command| examples(command, found));
+        command.get_subcommands().for_each(|command| collect_examples(command, found));
     }
 
     #[test]
     fn every_command_line_of_the_manual_is_one() {
         let mut pages = vec![(String::from("ion help"), String::new())];
-        examples(&Cli::command(), &mut pages[0].1);
+        collect_examples(&Cli::command(), &mut pages[0].1);
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
         for folder in ["", "docs", "docs/stores", "examples/words", "examples/video"] {
             for entry in std::fs::read_dir(root.join(folder)).unwrap() {
@@ -236,14 +236,14 @@ mod tests {
         }
         let mut lines = 0;
         for (page, text) in pages {
-            let (shown, said) = command_lines(&text);
-            lines += shown.len();
-            for (line, is_whole) in shown
+            let (own_lines, inline) = find_command_lines(&text);
+            lines += own_lines.len();
+            for (line, is_whole) in own_lines
                 .iter()
                 .map(|line| (line, !line.ends_with('\\')))
-                .chain(said.iter().map(|line| (line, false)))
+                .chain(inline.iter().map(|line| (line, false)))
             {
-                let words = words(line);
+                let words = split_words(line);
                 let Err(error) = Cli::try_parse_from(&words) else { continue };
                 let is_part = matches!(
                     error.kind(),

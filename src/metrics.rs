@@ -25,19 +25,18 @@ impl MetricsArgs {
     pub(crate) async fn open(&self) -> Result<MetricsEndpoint, CommandFailure> {
         let vitals = Arc::new(Vitals::default());
         let Some(address) = self.metrics else {
-            return Ok(MetricsEndpoint { vitals, reading: None });
+            return Ok(MetricsEndpoint { vitals, server: None });
         };
-        let reading =
-            MetricsServer::open(address, vitals.clone(), metrics_token().as_deref()).await;
-        let reading = reading.map_err(|error| match error {
+        let server = MetricsServer::open(address, vitals.clone(), metrics_token().as_deref()).await;
+        let server = server.map_err(|error| match error {
             GatewayError::Unguarded(_) => CommandFailure(format!(
                 "--metrics {error}: set ION_METRICS_TOKEN, which requests must then bring as a bearer token, or \
                  listen at 127.0.0.1"
             )),
             error => CommandFailure(format!("--metrics {}", CommandFailure::from(error).0)),
         })?;
-        output::say(&format!("metrics are at http://{}/metrics", reading.address()));
-        Ok(MetricsEndpoint { vitals, reading: Some(reading) })
+        output::print_message(&format!("metrics are at http://{}/metrics", server.address()));
+        Ok(MetricsEndpoint { vitals, server: Some(server) })
     }
 }
 
@@ -46,14 +45,14 @@ impl MetricsArgs {
 pub(crate) struct MetricsEndpoint {
     /// The metrics. Without `--metrics` and without a gateway nothing shows them.
     pub(crate) vitals: Arc<Vitals>,
-    reading: Option<MetricsServer>,
+    server: Option<MetricsServer>,
 }
 
 impl MetricsEndpoint {
     /// Answers the requests that have come, and takes no more.
     pub(crate) async fn close(self) {
-        if let Some(reading) = self.reading {
-            reading.close().await;
+        if let Some(server) = self.server {
+            server.close().await;
         }
     }
 }

@@ -7,9 +7,9 @@ use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::{Module, Pipeline};
 use serde_json::{Map, Value, json};
 
-use crate::event::pair;
+use crate::event::parse_pair;
 use crate::settings::{CommandSettings, search_path};
-use crate::up::say_slips;
+use crate::up::print_slips;
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// Register, list and remove modules
@@ -52,7 +52,7 @@ pub(crate) struct ModuleCreateArgs {
     #[arg(short, long, required_unless_present = "pipeline")]
     name: Option<String>,
     #[command(flatten)]
-    says: ModuleFlags,
+    flags: ModuleFlags,
 }
 
 /// A module's fields in a pipeline file, as flags.
@@ -83,14 +83,14 @@ struct ModuleFlags {
     #[arg(long, value_name = "USER[:GROUP]")]
     user: Option<String>,
     /// A resource of a container or pod: cpu=500m, memory=256Mi, gpu=1 (kubernetes only)
-    #[arg(long = "resource", value_name = "NAME=QUANTITY", value_parser = pair)]
+    #[arg(long = "resource", value_name = "NAME=QUANTITY", value_parser = parse_pair)]
     resources: Vec<(String, String)>,
     /// Let its program keep the daemon's capabilities, and see the machine's devices and settings;
     /// docs/security.md says what that means
     #[arg(long)]
     privileged: bool,
     /// An environment variable for its jobs; may be repeated
-    #[arg(short, long, value_name = "NAME=VALUE", value_parser = pair)]
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse_pair)]
     env: Vec<(String, String)>,
     /// When its events are committed: on-close (each when its file is closed) or on-success (all
     /// when the job has succeeded) [default: on-close]
@@ -114,7 +114,7 @@ struct ModuleFlags {
 
 impl ModuleFlags {
     /// Returns the fields that were given, as a pipeline file would have them.
-    fn fields(self) -> Map<String, Value> {
+    fn into_fields(self) -> Map<String, Value> {
         let Self {
             on,
             terms,
@@ -158,38 +158,38 @@ impl ModuleFlags {
 
 pub(crate) async fn run(settings: &CommandSettings, command: ModuleCommand) -> CommandResult {
     let plane = match command {
-        ModuleCommand::Create(_) => settings.plane().await?,
-        _ => settings.existing_plane().await?,
+        ModuleCommand::Create(_) => settings.open_plane().await?,
+        _ => settings.open_existing_plane().await?,
     };
     let ledger = Ledger::new(plane);
     match command {
         ModuleCommand::List => list(settings, &ledger).await,
         ModuleCommand::Get(args) => match ledger.module(&args.name).await? {
             Some(module) => {
-                output::json(&module);
+                output::print_json(&module);
                 Ok(CommandVerdict::Well)
             }
-            None => Err(unknown(&args.name)),
+            None => Err(unknown_module(&args.name)),
         },
         ModuleCommand::Create(args) => create(&ledger, *args).await,
         ModuleCommand::Delete(args) => {
             if !ledger.delete_module(&args.name).await? {
-                return Err(unknown(&args.name));
+                return Err(unknown_module(&args.name));
             }
-            output::say(&format!("module {:?} is removed", args.name));
+            output::print_message(&format!("module {:?} is removed", args.name));
             Ok(CommandVerdict::Well)
         }
     }
 }
 
-fn unknown(name: &str) -> CommandFailure {
+fn unknown_module(name: &str) -> CommandFailure {
     CommandFailure(format!("there is no module {name:?}; `ion module list` shows all modules"))
 }
 
 async fn list(settings: &CommandSettings, ledger: &Ledger) -> CommandResult {
     let modules = ledger.modules().await?;
     if settings.json {
-        output::json(&modules);
+        output::print_json(&modules);
         return Ok(CommandVerdict::Well);
     }
     let row = |m: &Module| {
@@ -205,7 +205,10 @@ async fn list(settings: &CommandSettings, ledger: &Ledger) -> CommandResult {
         let runs = image.into_iter().chain(m.run.iter().cloned()).collect::<Vec<_>>().join(" ");
         vec![m.name.clone(), on, m.emits.join(", "), runs]
     };
-    output::table(&["MODULE", "ON", "EMITS", "RUNS"], &modules.iter().map(row).collect::<Vec<_>>());
+    output::print_table(
+        &["MODULE", "ON", "EMITS", "RUNS"],
+        &modules.iter().map(row).collect::<Vec<_>>(),
+    );
     Ok(CommandVerdict::Well)
 }
 
@@ -214,15 +217,15 @@ async fn create(ledger: &Ledger, args: ModuleCreateArgs) -> CommandResult {
         (Some(file), _) => Pipeline::load(&file, &search_path())?.modules,
         (None, name) => {
             let (name, directory) = (name.unwrap_or_default(), std::env::current_dir()?);
-            let module = Module::from_fields(&name, &args.says.fields(), &directory)?;
+            let module = Module::from_fields(&name, &args.flags.into_fields(), &directory)?;
             module.check_programs(&search_path())?;
             vec![module]
         }
     };
-    say_slips(ledger, &modules).await?;
+    print_slips(ledger, &modules).await?;
     for module in &modules {
         ledger.put_module(module).await?;
-        output::say(&format!("module {:?} is registered", module.name));
+        output::print_message(&format!("module {:?} is registered", module.name));
     }
     Ok(CommandVerdict::Well)
 }

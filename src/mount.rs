@@ -8,7 +8,7 @@ use ionfs::mount::{UnmountOutcome, Visitors, mount_at, unmount_stale};
 use ionfs::node::Node;
 
 use crate::metrics::MetricsArgs;
-use crate::service::until_asked_to_stop;
+use crate::service::wait_for_stop_signal;
 use crate::settings::CommandSettings;
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
@@ -36,10 +36,10 @@ pub(crate) struct MountArgs {
 
 pub(crate) async fn run(settings: &CommandSettings, args: MountArgs) -> CommandResult {
     let endpoint = args.metrics.open().await?;
-    let node = Node::new(settings.existing_plane().await?, settings.node())?;
+    let node = Node::new(settings.open_existing_plane().await?, settings.node_settings())?;
     endpoint.vitals.describe(|registry| node.describe(registry));
     if unmount_stale(&args.folder).is_ok() {
-        output::say(&format!(
+        output::print_message(&format!(
             "{} was left mounted by a run that was killed; it is unmounted",
             args.folder.display()
         ));
@@ -56,11 +56,11 @@ pub(crate) async fn run(settings: &CommandSettings, args: MountArgs) -> CommandR
             args.folder.display()
         ))
     })?;
-    output::say(&format!("mounted at {}; Ctrl-C unmounts", args.folder.display()));
+    output::print_message(&format!("mounted at {}; Ctrl-C unmounts", args.folder.display()));
     endpoint.vitals.begins();
     tokio::select! {
         ended = mounted.ended() => ended?,
-        () = until_asked_to_stop() => {
+        () = wait_for_stop_signal() => {
             endpoint.vitals.ends();
             let folder = args.folder.display();
             let unmounted = mounted.unmount().await.map_err(|error| {
@@ -70,7 +70,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: MountArgs) -> CommandR
                 ))
             })?;
             if unmounted == UnmountOutcome::InUse {
-                output::say(&format!(
+                output::print_message(&format!(
                     "{folder} is unmounted while programs use it: a shell that stands in it has to \
                      `cd` elsewhere"
                 ));

@@ -30,31 +30,31 @@ const CELL_MAX: usize = 500;
 pub(crate) const READER_WAIT: Duration = Duration::from_secs(2);
 
 /// A result is printed in pieces of this many bytes.
-const PIECE: usize = 64 << 10;
+const PIECE_BYTES: usize = 64 << 10;
 
 /// Whether this command handles SIGINT and SIGTERM itself. These signals end any other command.
 static CATCHES_SIGNALS: AtomicBool = AtomicBool::new(false);
 
 /// Prints one line.
-pub(crate) fn line(text: impl AsRef<str>) {
-    print(format!("{}\n", one_line(text.as_ref())).as_bytes());
+pub(crate) fn print_line(text: impl AsRef<str>) {
+    print_bytes(format!("{}\n", escape_line(text.as_ref())).as_bytes());
 }
 
 /// Prints a part of the result. It waits for a slow reader. A reader that went away does not end
 /// the command, which goes on with its other work.
-fn print(bytes: &[u8]) {
-    for piece in bytes.chunks(PIECE) {
-        printer(OutputStream::Stdout).put(OutputStream::Stdout, piece.to_vec(), WhenFull::Wait);
+fn print_bytes(bytes: &[u8]) {
+    for piece in bytes.chunks(PIECE_BYTES) {
+        printer(OutputStream::Stdout).queue(OutputStream::Stdout, piece.to_vec(), WhenFull::Wait);
     }
 }
 
 /// Returns whether the reader of stdout went away, so that nobody will read what is printed now.
-pub(crate) fn is_read_by_nobody() -> bool {
-    printer(OutputStream::Stdout).is_gone()
+pub(crate) fn has_no_reader() -> bool {
+    printer(OutputStream::Stdout).is_reader_gone()
 }
 
 /// Notes that this command handles signals itself from now on, so that they do not end it at once.
-pub(crate) fn catches_signals() {
+pub(crate) fn set_catches_signals() {
     CATCHES_SIGNALS.store(true, Ordering::Relaxed);
 }
 
@@ -65,76 +65,81 @@ pub(crate) fn catches_signals() {
 /// When the result could not be written for another reason than that its reader went away. A
 /// command that catches signals gets no error.
 pub(crate) fn finish() -> io::Result<()> {
-    let most = CATCHES_SIGNALS.load(Ordering::Relaxed).then_some(READER_WAIT);
-    let stdout = printer(OutputStream::Stdout).finish(most);
+    let timeout = CATCHES_SIGNALS.load(Ordering::Relaxed).then_some(READER_WAIT);
+    let stdout = printer(OutputStream::Stdout).finish(timeout);
     // Messages on stderr are not part of the result, so losing one is no error.
-    let _ = printer(OutputStream::Stderr).finish(most);
-    if most.is_some() { Ok(()) } else { stdout }
+    let _ = printer(OutputStream::Stderr).finish(timeout);
+    if timeout.is_some() { Ok(()) } else { stdout }
 }
 
 /// Returns the text in one line. Tabs and the colours of [`coloured`] stay; all else that a
 /// terminal would obey is escaped.
-fn one_line(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
+fn escape_line(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('\x1b') {
         let (before, escape) = rest.split_at(at);
-        shown.push_str(&escape_controls_except(before, |c| c == '\t'));
-        let own = Colour::ALL.iter().map(|colour| colour.begins()).chain([PLAIN.to_owned()]);
-        let own = own.into_iter().find(|code| escape.starts_with(code.as_str()));
-        let length = own.as_ref().map_or(1, String::len);
-        shown.push_str(own.as_deref().unwrap_or(r"\u{1b}"));
+        escaped.push_str(&escape_controls_except(before, |c| c == '\t'));
+        let colour_codes =
+            Colour::ALL.iter().map(|colour| colour.escape_code()).chain([COLOUR_END.to_owned()]);
+        let colour_code = colour_codes.into_iter().find(|code| escape.starts_with(code.as_str()));
+        let length = colour_code.as_ref().map_or(1, String::len);
+        escaped.push_str(colour_code.as_deref().unwrap_or(r"\u{1b}"));
         rest = &escape[length..];
     }
-    shown.push_str(&escape_controls_except(rest, |c| c == '\t'));
-    shown
+    escaped.push_str(&escape_controls_except(rest, |c| c == '\t'));
+    escaped
 }
 
 /// Returns a text that a module or another program has chosen, escaped to fit in one line and cut
 /// to [`CELL_MAX`] bytes.
-pub(crate) fn of_others(text: &str) -> String {
+pub(crate) fn escape_foreign(text: &str) -> String {
     escape_controls(&cut(text, CELL_MAX)).into_owned()
 }
 
 /// Prints the output of a job: escaped on a terminal, byte by byte anywhere else.
-pub(crate) fn raw(bytes: &[u8]) {
-    let shown = is_terminal().then(|| {
+pub(crate) fn print_raw(bytes: &[u8]) {
+    let escaped = is_terminal().then(|| {
         let text = String::from_utf8_lossy(bytes);
         escape_controls_except(&text, |c| matches!(c, '\t' | '\n')).into_owned().into_bytes()
     });
-    print(shown.as_deref().unwrap_or(bytes));
+    print_bytes(escaped.as_deref().unwrap_or(bytes));
 }
 
 /// Prints a JSON document. Characters in its strings that a terminal would obey are printed as JSON
 /// escapes.
-pub(crate) fn json(value: &impl Serialize) {
-    print(
-        format!("{}\n", harmless_json(&serde_json::to_string_pretty(value).unwrap_or_default()))
+pub(crate) fn print_json(value: &impl Serialize) {
+    print_bytes(
+        format!("{}\n", escape_json(&serde_json::to_string_pretty(value).unwrap_or_default()))
             .as_bytes(),
     );
 }
 
 /// Escapes the characters in a JSON text that a terminal would obey and that JSON allows as they
 /// are. Control characters below a space are either escaped already or white space between values.
-fn harmless_json(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
+fn escape_json(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match is_terminal_control(c) && c != '\n' {
             true => c
                 .encode_utf16(&mut [0; 2])
                 .iter()
-                .for_each(|unit| shown.push_str(&format!("\\u{unit:04x}"))),
-            false => shown.push(c),
+                .for_each(|unit| escaped.push_str(&format!("\\u{unit:04x}"))),
+            false => escaped.push(c),
         }
     }
-    shown
+    escaped
 }
 
 /// Prints a message on stderr: what the command does, what it waits for, why it failed. A message
 /// for which there is no room, because nobody reads, is left out.
-pub(crate) fn say(text: &str) {
-    let line = format!("ion: {}\n", one_line(text));
-    printer(OutputStream::Stderr).put(OutputStream::Stderr, line.into_bytes(), WhenFull::LeaveOut);
+pub(crate) fn print_message(text: &str) {
+    let line = format!("ion: {}\n", escape_line(text));
+    printer(OutputStream::Stderr).queue(
+        OutputStream::Stderr,
+        line.into_bytes(),
+        WhenFull::LeaveOut,
+    );
 }
 
 /// Returns whether stdout is a terminal.
@@ -153,13 +158,13 @@ pub(crate) enum Colour {
 }
 
 /// The escape sequence that ends a colour.
-const PLAIN: &str = "\x1b[0m";
+const COLOUR_END: &str = "\x1b[0m";
 
 impl Colour {
     const ALL: [Self; 5] = [Self::Red, Self::Green, Self::Yellow, Self::Blue, Self::Grey];
 
     /// Returns the escape sequence that begins the colour.
-    fn begins(self) -> String {
+    fn escape_code(self) -> String {
         let code = match self {
             Self::Red => 31,
             Self::Green => 32,
@@ -175,13 +180,13 @@ impl Colour {
 pub(crate) fn coloured(text: &str, colour: Colour) -> String {
     let text = escape_controls(text);
     match is_terminal() && wants_colours() {
-        true => format!("{}{text}{PLAIN}", colour.begins()),
+        true => format!("{}{text}{COLOUR_END}", colour.escape_code()),
         false => text.into_owned(),
     }
 }
 
 /// Returns the state of a job in its colour.
-pub(crate) fn state(text: &str) -> String {
+pub(crate) fn coloured_state(text: &str) -> String {
     let colour = match text {
         "succeeded" => Colour::Green,
         "dead" | "failed" => Colour::Red,
@@ -193,15 +198,15 @@ pub(crate) fn state(text: &str) -> String {
 }
 
 /// Prints rows under a heading, each column as wide as its widest cell.
-pub(crate) fn table(heading: &[&str], rows: &[Vec<String>]) {
+pub(crate) fn print_table(heading: &[&str], rows: &[Vec<String>]) {
     let rows: Vec<Vec<String>> =
-        rows.iter().map(|row| row.iter().map(|cell| of_others(cell)).collect()).collect();
-    for text in layout(heading, &rows) {
-        line(text);
+        rows.iter().map(|row| row.iter().map(|cell| escape_foreign(cell)).collect()).collect();
+    for text in table_lines(heading, &rows) {
+        print_line(text);
     }
 }
 
-fn layout(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+fn table_lines(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
     let heading: Vec<String> = heading.iter().map(|cell| (*cell).to_owned()).collect();
     let all: Vec<&Vec<String>> = std::iter::once(&heading).chain(rows).collect();
     let widths: Vec<usize> = (0..heading.len())
@@ -217,7 +222,7 @@ fn layout(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
 }
 
 /// Formats a number of bytes for people: `1.5 MiB`.
-pub(crate) fn size(bytes: u64) -> String {
+pub(crate) fn format_size(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut unit = 0;
     #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
@@ -230,7 +235,7 @@ pub(crate) fn size(bytes: u64) -> String {
 }
 
 /// Formats a duration for people: `12 ms`, `3.4 s`, `2 min`.
-pub(crate) fn duration(milliseconds: Millis) -> String {
+pub(crate) fn format_duration(milliseconds: Millis) -> String {
     match milliseconds {
         ..=999 => format!("{milliseconds} ms"),
         1_000..=59_999 => format!("{}.{} s", milliseconds / 1000, milliseconds % 1000 / 100),
@@ -241,12 +246,12 @@ pub(crate) fn duration(milliseconds: Millis) -> String {
 }
 
 /// Formats how long ago a moment was.
-pub(crate) fn ago(at: Millis) -> String {
-    format!("{} ago", duration((clock::now() - at).max(0)))
+pub(crate) fn format_age(at: Millis) -> String {
+    format!("{} ago", format_duration((clock::now() - at).max(0)))
 }
 
 /// Formats a moment in full, as RFC 3339 with milliseconds.
-pub(crate) fn moment(at: Millis) -> String {
+pub(crate) fn format_time(at: Millis) -> String {
     humantime::format_rfc3339_millis(clock::system_time(at)).to_string()
 }
 
@@ -260,7 +265,7 @@ mod tests {
             vec!["a".to_owned(), "long cell".to_owned()],
             vec!["bcd".to_owned(), "x".to_owned()],
         ];
-        assert_eq!(layout(&["ID", "WHAT"], &rows), ["ID   WHAT", "a    long cell", "bcd  x"]);
+        assert_eq!(table_lines(&["ID", "WHAT"], &rows), ["ID   WHAT", "a    long cell", "bcd  x"]);
     }
 
     #[test]
@@ -269,13 +274,13 @@ mod tests {
         // Only Ion's own colour codes stay: a module that writes the same codes gets no more than
         // colours.
         assert_eq!(
-            one_line(forged),
+            escape_line(forged),
             "a\\nsucceeded  b\\r\\u{1b}[2J\x1b[31mred\x1b[0m\\u{9b}1m\tend"
         );
-        assert_eq!(of_others("a\n\x1b[31mb"), r"a\n\u{1b}[31mb");
-        assert!(of_others(&"x".repeat(15 << 20)).len() < CELL_MAX + 50);
+        assert_eq!(escape_foreign("a\n\x1b[31mb"), r"a\n\u{1b}[31mb");
+        assert!(escape_foreign(&"x".repeat(15 << 20)).len() < CELL_MAX + 50);
         let json =
-            harmless_json(&serde_json::to_string(&["\u{9b}2J\u{7f}\u{202e}\x1b\n", "é"]).unwrap());
+            escape_json(&serde_json::to_string(&["\u{9b}2J\u{7f}\u{202e}\x1b\n", "é"]).unwrap());
         assert_eq!(json, r#"["\u009b2J\u007f\u202e\u001b\n","é"]"#);
         assert_eq!(
             serde_json::from_str::<Vec<String>>(&json).unwrap()[0],
@@ -285,9 +290,9 @@ mod tests {
 
     #[test]
     fn sizes_and_durations_are_short() {
-        assert_eq!(size(999), "999 B");
-        assert_eq!(size(1_572_864), "1.5 MiB");
-        assert_eq!(duration(3_400), "3.4 s");
-        assert_eq!(duration(120_000), "2 min");
+        assert_eq!(format_size(999), "999 B");
+        assert_eq!(format_size(1_572_864), "1.5 MiB");
+        assert_eq!(format_duration(3_400), "3.4 s");
+        assert_eq!(format_duration(120_000), "2 min");
     }
 }

@@ -20,16 +20,16 @@ use ionfs::stores::DataPlane;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::event::pair;
+use crate::event::parse_pair;
 use crate::files::{StoredFiles, store_files};
 use crate::output::live::{LiveStyle, LiveView};
-use crate::service::until_asked_to_stop;
+use crate::service::wait_for_stop_signal;
 use crate::settings::{CommandSettings, search_path};
 use crate::up::local_executor;
 use crate::{CommandFailure, CommandResult, CommandVerdict, doctor, output};
 
 /// At most this many of the files that no event names are listed.
-const LEFT_SHOWN: usize = 5;
+const UNNAMED_SHOWN_MAX: usize = 5;
 
 /// Run one module once, on the given files and values, and print the events it published
 ///
@@ -51,7 +51,7 @@ pub(crate) struct RunArgs {
     #[arg(short, long = "file", value_name = "PATH[=NAME]")]
     files: Vec<OsString>,
     /// A value for in/meta
-    #[arg(short, long = "data", value_name = "KEY=VALUE", value_parser = pair)]
+    #[arg(short, long = "data", value_name = "KEY=VALUE", value_parser = parse_pair)]
     data: Vec<(String, String)>,
     /// Copy all of out/data into this folder, whether or not an event names it
     #[arg(short, long, value_name = "DIR")]
@@ -72,37 +72,38 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
             out.display()
         )));
     }
-    let plane = settings.plane().await?;
+    let plane = settings.open_plane().await?;
     let ledger = Ledger::new(plane.clone());
-    let module = module(&ledger, &args).await?;
+    let module = find_module(&ledger, &args).await?;
     doctor::check_device()?;
-    let node = Node::new(plane.clone(), settings.node())?;
-    let event = first_event(&plane, &module, args.data, &args.files).await?;
+    let node = Node::new(plane.clone(), settings.node_settings())?;
+    let event = store_first_event(&plane, &module, args.data, &args.files).await?;
     let correlation = event.context.correlation_id.clone();
     let live = LiveView::start(LiveStyle {
-        prefix: |output| format!("ion: {} | ", output::of_others(&output.module)),
+        prefix: |output| format!("ion: {} | ", output::escape_foreign(&output.module)),
         stream: output::OutputStream::Stderr,
-        whole: true,
+        shows_all: true,
     })?;
-    let left = Arc::new(OutputCollector::new(args.out.clone()));
-    let executor = local_executor(settings, node, Some(live.clone()), Some(left.clone())).await?;
+    let collector = Arc::new(OutputCollector::new(args.out.clone()));
+    let executor =
+        local_executor(settings, node, Some(live.clone()), Some(collector.clone())).await?;
     let (stop, _) = watch::channel(None);
-    let asked_to_stop = CancellationToken::new();
+    let stop_requested = CancellationToken::new();
     tokio::spawn({
-        let (stop, asked) = (stop.clone(), asked_to_stop.clone());
+        let (stop, requested) = (stop.clone(), stop_requested.clone());
         async move {
-            until_asked_to_stop().await;
-            asked.cancel();
+            wait_for_stop_signal().await;
+            requested.cancel();
             stop.send_replace(Some(StopReason::Cancel));
         }
     });
     let name = module.name.clone();
-    let ran = run_once(plane, Arc::new(executor), module, event, &stop).await?;
+    let result = run_once(plane, Arc::new(executor), module, event, &stop).await?;
     // All that the module wrote is shown before the events it published. A signal cuts this short.
     tokio::select! {
         _ = tokio::task::spawn_blocking(move || live.finish(None)) => {}
         () = async {
-            asked_to_stop.cancelled().await;
+            stop_requested.cancelled().await;
             tokio::time::sleep(output::READER_WAIT).await;
         } => {}
     }
@@ -112,9 +113,9 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
         .into_iter()
         .filter(|event| event.job_id.is_some())
         .collect();
-    show_published(settings, &published);
-    let copied = say_what_is_left(&left.found(), args.out.as_deref(), &published);
-    match ran.outcome.reason.filter(|_| ran.outcome.end != AttemptEnd::Succeeded) {
+    print_published(settings, &published);
+    let copied = print_unnamed_files(&collector.found(), args.out.as_deref(), &published);
+    match result.outcome.reason.filter(|_| result.outcome.end != AttemptEnd::Succeeded) {
         Some(reason) => Err(CommandFailure(format!("{name}: {reason}"))),
         None => copied,
     }
@@ -122,7 +123,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
 
 /// Stores the files, and returns the event that they belong to. It has a type that the module
 /// subscribes to.
-async fn first_event(
+async fn store_first_event(
     plane: &DataPlane,
     module: &Module,
     data: Vec<(String, String)>,
@@ -144,15 +145,15 @@ async fn first_event(
     Ok(first.document(plane, &prefix).await?)
 }
 
-fn show_published(settings: &CommandSettings, published: &[Event]) {
+fn print_published(settings: &CommandSettings, published: &[Event]) {
     if settings.json {
-        output::json(&published);
+        output::print_json(&published);
         return;
     }
     for event in published {
         let files: Vec<String> =
-            event.files.iter().map(|file| output::of_others(&file.name)).collect();
-        output::line(format!("{}  {}  {}", event.event_type, event.id, files.join(" ")));
+            event.files.iter().map(|file| output::escape_foreign(&file.name)).collect();
+        output::print_line(format!("{}  {}  {}", event.event_type, event.id, files.join(" ")));
     }
 }
 
@@ -164,7 +165,7 @@ fn is_new_or_empty(folder: &Path) -> bool {
 }
 
 /// Says which files of `out/data` are kept nowhere, or where copies of them are.
-fn say_what_is_left(
+fn print_unnamed_files(
     found: &CollectedOutput,
     out: Option<&Path>,
     published: &[Event],
@@ -176,32 +177,34 @@ fn say_what_is_left(
                 "out/data could not be copied into {out}: {reason}"
             )));
         }
-        output::say(&format!(
+        output::print_message(&format!(
             "{} files of out/data ({}) are in {out}",
             found.count,
-            output::size(found.bytes)
+            output::format_size(found.bytes)
         ));
         return Ok(CommandVerdict::Well);
     }
-    let named: HashSet<&str> = published
+    let named_files: HashSet<&str> = published
         .iter()
         .flat_map(|event| event.files.iter().map(|file| file.name.as_str()))
         .collect();
     // An event with very many files keeps their list in a blob, which is not read here: then
     // nothing is said about any file.
     let unnamed: Vec<_> =
-        found.files.iter().filter(|(name, _)| !named.contains(name.as_str())).collect();
+        found.files.iter().filter(|(name, _)| !named_files.contains(name.as_str())).collect();
     if !unnamed.is_empty() && published.iter().all(|event| event.file_list.is_none()) {
         let shown: Vec<String> = unnamed
             .iter()
-            .take(LEFT_SHOWN)
-            .map(|(name, bytes)| format!("{} ({})", output::of_others(name), output::size(*bytes)))
+            .take(UNNAMED_SHOWN_MAX)
+            .map(|(name, bytes)| {
+                format!("{} ({})", output::escape_foreign(name), output::format_size(*bytes))
+            })
             .collect();
         let more = match unnamed.len() + (found.count - found.files.len()) - shown.len() {
             0 => String::new(),
             more => format!(" and {more} more"),
         };
-        output::say(&format!(
+        output::print_message(&format!(
             "no event names {}{more} in out/data, so nothing of it is kept; --out DIR brings it \
              out",
             shown.join(", ")
@@ -210,7 +213,7 @@ fn say_what_is_left(
     Ok(CommandVerdict::Well)
 }
 
-async fn module(ledger: &Ledger, args: &RunArgs) -> Result<Module, CommandFailure> {
+async fn find_module(ledger: &Ledger, args: &RunArgs) -> Result<Module, CommandFailure> {
     let Some(name) = &args.module else {
         let mut module = Module::new("run", args.argv.clone(), std::env::current_dir()?);
         module.emits = vec![ANY_TYPE.into()];

@@ -17,9 +17,9 @@ use crate::output;
 use crate::settings::{notify_socket, watchdog_interval};
 
 /// Waits until the process receives SIGINT or SIGTERM.
-pub(crate) async fn until_asked_to_stop() {
+pub(crate) async fn wait_for_stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    output::catches_signals();
+    output::set_catches_signals();
     match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
         (Ok(mut interrupt), Ok(mut terminate)) => {
             tokio::select! {
@@ -33,8 +33,8 @@ pub(crate) async fn until_asked_to_stop() {
 
 /// Tells the manager that this process takes work from now on. If the manager has a watchdog, also
 /// starts a task that sends it signs of life until the runtime ends or stands still.
-pub(crate) fn ready() {
-    tell("READY=1");
+pub(crate) fn notify_ready() {
+    notify("READY=1");
     let Some(interval) = watchdog_interval() else { return };
     tokio::spawn(async move {
         // Two signs of life in each interval, so that one may come late.
@@ -44,24 +44,24 @@ pub(crate) fn ready() {
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             beat.tick().await;
-            tell("WATCHDOG=1");
+            notify("WATCHDOG=1");
         }
     });
 }
 
 /// Tells the manager that this process takes no more work and ends what runs.
-pub(crate) fn stopping() {
-    tell("STOPPING=1");
+pub(crate) fn notify_stopping() {
+    notify("STOPPING=1");
 }
 
-fn tell(state: &str) {
+fn notify(state: &str) {
     let Some(socket) = notify_socket() else { return };
-    if let Err(error) = send(&socket, state) {
+    if let Err(error) = send_state(&socket, state) {
         tracing::warn!(%error, state, "the service manager cannot be notified");
     }
 }
 
-fn send(socket: &OsStr, state: &str) -> io::Result<()> {
+fn send_state(socket: &OsStr, state: &str) -> io::Result<()> {
     let address = match socket.as_bytes() {
         // An abstract name, which has no file; some containers use one.
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,

@@ -23,12 +23,13 @@ use ionfs::ticket::{TicketKey, TicketKeyError};
 use crate::{CommandFailure, output};
 
 /// The variables of the daemon's environment that modules see. None of them can be a credential.
-const PASSED_ON: [&str; 8] = ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ"];
+const MODULE_VARIABLES: [&str; 8] =
+    ["PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ"];
 
 /// The further variables that the registry client (`skopeo`) sees: where it finds logins,
 /// registries and certificates, and the proxies by which it reaches registries. No module sees
 /// these.
-const OF_REGISTRIES: [&str; 16] = [
+const REGISTRY_VARIABLES: [&str; 16] = [
     "REGISTRY_AUTH_FILE",
     "DOCKER_CONFIG",
     "XDG_RUNTIME_DIR",
@@ -51,13 +52,13 @@ const OF_REGISTRIES: [&str; 16] = [
 pub(crate) type OpenedDocuments = Arc<Mutex<Vec<Arc<dyn Documents>>>>;
 
 /// The file below the home that names the stores of the last pipeline.
-const PLANE: &str = "plane.json";
+const PLANE_FILE: &str = "plane.json";
 
 /// The name of the folder that holds all state, unless `--home` or `ION_HOME` names another.
-const HOME: &str = ".ion";
+const HOME_FOLDER: &str = ".ion";
 
 /// The search path for programs when `PATH` is not set.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The flags that every command takes.
 #[derive(Debug, Args)]
@@ -109,7 +110,7 @@ pub(crate) struct Global {
         long,
         env = "ION_COMMIT_DEADLINE",
         default_value = "30s",
-        value_parser = some_time,
+        value_parser = parse_deadline,
         global = true,
         value_name = "TIME",
         help_heading = "Global options"
@@ -171,7 +172,7 @@ pub(crate) struct CommandSettings {
     pub(crate) home: PathBuf,
     pub(crate) json: bool,
     /// The stores that flags and environment name. They override every file.
-    said: PlaneSection,
+    given: PlaneSection,
     urls: StoreUrls,
     passthrough: bool,
     /// The document stores to close before the command ends.
@@ -187,12 +188,12 @@ impl CommandSettings {
     pub(crate) fn resolve(global: Global) -> Result<Self, CommandFailure> {
         let home = match &global.home {
             Some(home) => std::path::absolute(home)?,
-            None => nearest_home(&std::env::current_dir()?)?,
+            None => find_home(&std::env::current_dir()?)?,
         };
-        let said =
+        let given =
             PlaneSection { blobs: global.blobs, documents: global.documents, bus: global.bus };
         warn_of_passwords();
-        let recorded = recorded_plane(&home.join(PLANE))?;
+        let recorded = read_recorded_plane(&home.join(PLANE_FILE))?;
         let namespaces =
             if global.no_namespaces { Namespaces::Never } else { Namespaces::WherePossible };
         let urls = StoreUrls::embedded(&home);
@@ -212,24 +213,24 @@ impl CommandSettings {
             cache,
             home,
             json,
-            said,
+            given,
             urls,
             passthrough,
             commit_deadline,
             limits,
             namespaces,
         };
-        settings.choose(&recorded)?;
+        settings.choose_stores(&recorded)?;
         Ok(settings)
     }
 
     /// Chooses each store: the one that flags or environment name, else the one that the file
     /// names, else the embedded one.
-    fn choose(&mut self, file: &PlaneSection) -> Result<(), CommandFailure> {
+    fn choose_stores(&mut self, file: &PlaneSection) -> Result<(), CommandFailure> {
         let wanted = PlaneSection {
-            blobs: self.said.blobs.clone().or_else(|| file.blobs.clone()),
-            documents: self.said.documents.clone().or_else(|| file.documents.clone()),
-            bus: self.said.bus.clone().or_else(|| file.bus.clone()),
+            blobs: self.given.blobs.clone().or_else(|| file.blobs.clone()),
+            documents: self.given.documents.clone().or_else(|| file.documents.clone()),
+            bus: self.given.bus.clone().or_else(|| file.bus.clone()),
         };
         let wanted = wanted.expanded(variable)?;
         let defaults = StoreUrls::embedded(&self.home);
@@ -244,9 +245,9 @@ impl CommandSettings {
     /// Takes the stores that a pipeline file names, and notes them in the home, so that `ion trace`
     /// and other commands open the same ones. The note has them as the file has: a password that
     /// the file takes from the environment is not written down.
-    pub(crate) fn adopt(&mut self, section: &PlaneSection) -> Result<(), CommandFailure> {
-        self.choose(section)?;
-        let file = self.home.join(PLANE);
+    pub(crate) fn use_stores(&mut self, section: &PlaneSection) -> Result<(), CommandFailure> {
+        self.choose_stores(section)?;
+        let file = self.home.join(PLANE_FILE);
         if *section == PlaneSection::default() {
             return match std::fs::remove_file(file) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
@@ -264,9 +265,9 @@ impl CommandSettings {
     ///
     /// # Errors
     /// When a file of an embedded store does not exist, or a store cannot be opened.
-    pub(crate) async fn existing_plane(&self) -> Result<DataPlane, CommandFailure> {
+    pub(crate) async fn open_existing_plane(&self) -> Result<DataPlane, CommandFailure> {
         match self.urls.missing() {
-            None => self.plane().await,
+            None => self.open_plane().await,
             Some(missing) => Err(CommandFailure(format!(
                 "{} is not there: nothing has been run from this folder or one above it. Start with `ion up`, or name \
                  the folder that holds the state with --home (or ION_HOME)",
@@ -276,7 +277,7 @@ impl CommandSettings {
     }
 
     /// Opens the stores, and makes embedded ones that do not exist yet.
-    pub(crate) async fn plane(&self) -> Result<DataPlane, CommandFailure> {
+    pub(crate) async fn open_plane(&self) -> Result<DataPlane, CommandFailure> {
         if self.home.exists() || self.urls.files().iter().any(|store| store.starts_with(&self.home))
         {
             make_home(&self.home)?;
@@ -287,7 +288,7 @@ impl CommandSettings {
     }
 
     /// Returns the settings of the node that this command runs.
-    pub(crate) fn node(&self) -> NodeSettings {
+    pub(crate) fn node_settings(&self) -> NodeSettings {
         NodeSettings {
             passthrough: self.passthrough,
             commit_deadline: self.commit_deadline,
@@ -305,18 +306,18 @@ impl CommandSettings {
 
 /// Finds the home of a command that names none. As with `git`, it is in the working directory, or
 /// in the nearest folder above that has one.
-fn nearest_home(folder: &Path) -> Result<PathBuf, CommandFailure> {
-    let mut homes = folder.ancestors().map(|folder| folder.join(HOME));
+fn find_home(folder: &Path) -> Result<PathBuf, CommandFailure> {
+    let mut homes = folder.ancestors().map(|folder| folder.join(HOME_FOLDER));
     // A folder that only has the name of a home holds neither file. One that cannot be looked into
     // is taken for a home.
     let is_home = |home: &PathBuf| {
-        let holds = |file: &str| match home.join(file).try_exists() {
+        let has_file = |file: &str| match home.join(file).try_exists() {
             Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
             Ok(exists) => exists,
         };
-        holds(DATABASE) || holds(PLANE)
+        has_file(DATABASE) || has_file(PLANE_FILE)
     };
-    let Some(home) = homes.find(is_home) else { return Ok(folder.join(HOME)) };
+    let Some(home) = homes.find(is_home) else { return Ok(folder.join(HOME_FOLDER)) };
     let metadata = home.metadata()?;
     // Another user's home would decide which stores this command opens, with which variables of its
     // environment; and that user could not change the files that this command makes in it.
@@ -338,7 +339,7 @@ fn warn_of_passwords() {
         without_credentials(&word) != word
     };
     if std::env::args_os().any(has_password) {
-        output::say(
+        output::print_message(
             "a password in the command line can be read by every user of this machine; set \
              ION_DOCUMENTS or ION_BUS instead",
         );
@@ -347,7 +348,7 @@ fn warn_of_passwords() {
 
 /// Reads which stores the last dispatcher of this home has used; none if none has written it. The
 /// embedded stores must not stand in for others that cannot be read.
-fn recorded_plane(path: &Path) -> Result<PlaneSection, CommandFailure> {
+fn read_recorded_plane(path: &Path) -> Result<PlaneSection, CommandFailure> {
     let failed = |error: &dyn std::fmt::Display| {
         CommandFailure(format!(
             "{} says which stores belong to this home, and cannot be read: {error}",
@@ -368,7 +369,7 @@ pub(crate) fn wants_colours() -> bool {
 
 /// Returns the search path for programs.
 pub(crate) fn search_path() -> String {
-    std::env::var("PATH").unwrap_or_else(|_| PATH.to_owned())
+    std::env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned())
 }
 
 /// Returns the address of the service manager's socket, if there is one.
@@ -386,8 +387,11 @@ pub(crate) fn is_credential(file: &Path) -> bool {
 /// one.
 pub(crate) fn watchdog_interval() -> Option<Duration> {
     let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
-    let meant = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
-    number("WATCHDOG_USEC").filter(|micros| meant && *micros > 1).map(Duration::from_micros)
+    let is_for_this_process =
+        number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+    number("WATCHDOG_USEC")
+        .filter(|micros| is_for_this_process && *micros > 1)
+        .map(Duration::from_micros)
 }
 
 /// Returns the bearer token that requests for metrics must bring. It is not a flag, because every
@@ -409,29 +413,32 @@ pub(crate) fn ticket_key() -> Result<TicketKey, TicketKeyError> {
 
 /// Returns whether OpenTelemetry's standard variables ask for spans.
 pub(crate) fn wants_spans() -> bool {
-    let says = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let is =
-        |name: &str, word: &str| says(name).is_some_and(|value| value.eq_ignore_ascii_case(word));
-    let endpoint =
-        says("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(|| says("OTEL_EXPORTER_OTLP_ENDPOINT"));
-    endpoint.is_some() && !is("OTEL_SDK_DISABLED", "true") && !is("OTEL_TRACES_EXPORTER", "none")
+    let value_of = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let is_word = |name: &str, word: &str| {
+        value_of(name).is_some_and(|value| value.eq_ignore_ascii_case(word))
+    };
+    let endpoint = value_of("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+        .or_else(|| value_of("OTEL_EXPORTER_OTLP_ENDPOINT"));
+    endpoint.is_some()
+        && !is_word("OTEL_SDK_DISABLED", "true")
+        && !is_word("OTEL_TRACES_EXPORTER", "none")
 }
 
 /// Returns the variables that every module's environment begins with.
 pub(crate) fn module_environment() -> Vec<(String, String)> {
-    let mut env = of_this_process(&PASSED_ON);
+    let mut env = own_variables(&MODULE_VARIABLES);
     if !env.iter().any(|(key, _)| key == "PATH") {
-        env.push(("PATH".into(), PATH.into()));
+        env.push(("PATH".into(), DEFAULT_PATH.into()));
     }
     env
 }
 
 /// Returns the variables that the registry client gets in addition to [`module_environment`].
 pub(crate) fn registry_environment() -> Vec<(String, String)> {
-    of_this_process(&OF_REGISTRIES)
+    own_variables(&REGISTRY_VARIABLES)
 }
 
-fn of_this_process(names: &[&str]) -> Vec<(String, String)> {
+fn own_variables(names: &[&str]) -> Vec<(String, String)> {
     names.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?))).collect()
 }
 
@@ -449,11 +456,11 @@ pub(crate) enum ArgumentError {
 }
 
 /// Reads a deadline for an answer or a sign of life: one second to one day.
-pub(crate) fn some_time(text: &str) -> Result<Duration, BoundError> {
+pub(crate) fn parse_deadline(text: &str) -> Result<Duration, BoundError> {
     time_within(text, Duration::from_secs(1), Duration::from_secs(24 * 60 * 60))
 }
 
 /// Reads the longest time to wait, which may be zero.
-pub(crate) fn any_time(text: &str) -> Result<Duration, BoundError> {
+pub(crate) fn parse_wait_limit(text: &str) -> Result<Duration, BoundError> {
     time_within(text, Duration::ZERO, TIME_MAX)
 }

@@ -43,16 +43,16 @@ use crate::CommandFailure;
 use crate::settings::wants_spans;
 
 /// The service name in spans, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES names another.
-const SERVICE: &str = "ion";
+const SERVICE_NAME: &str = "ion";
 
 /// How long one request to the collector may take.
-const SEND: Duration = Duration::from_secs(10);
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the program waits at its end for the collector to take the queued spans.
-const FLUSH: Duration = Duration::from_secs(5);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// At most this many bytes of the collector's answer are read. Only its status matters.
-const ANSWER_MAX: usize = 64 << 10;
+const ANSWER_BYTES_MAX: usize = 64 << 10;
 
 /// The sender of spans to the collector.
 #[derive(Debug)]
@@ -68,14 +68,17 @@ impl Exporter {
             return Ok(None);
         }
         ionfs::stores::choose_tls();
-        let http = reqwest::Client::builder().timeout(SEND).build()?;
-        let client =
-            CollectorClient { http, runtime: Handle::current(), failing: AtomicBool::new(false) };
+        let http = reqwest::Client::builder().timeout(SEND_TIMEOUT).build()?;
+        let client = CollectorClient {
+            http,
+            runtime: Handle::current(),
+            is_failing: AtomicBool::new(false),
+        };
         let exporter = SpanExporter::builder().with_http().with_http_client(client).build()?;
-        let named = Resource::builder().build().get(&Key::from_static_str("service.name"));
+        let given_name = Resource::builder().build().get(&Key::from_static_str("service.name"));
         let mut resource = Resource::builder();
-        if named.is_none_or(|name| name.as_str().starts_with("unknown_service")) {
-            resource = resource.with_service_name(SERVICE);
+        if given_name.is_none_or(|name| name.as_str().starts_with("unknown_service")) {
+            resource = resource.with_service_name(SERVICE_NAME);
         }
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
@@ -93,14 +96,15 @@ impl Exporter {
         let ours =
             |metadata: &Metadata<'_>| metadata.is_span() && metadata.target() == spans::TARGET;
         let ours = filter_fn(ours).with_max_level_hint(LevelFilter::from_level(Level::INFO));
-        OtelLayer { tracer: self.provider.tracer(SERVICE) }.with_filter(ours)
+        OtelLayer { tracer: self.provider.tracer(SERVICE_NAME) }.with_filter(ours)
     }
 
-    /// Sends the spans that are left, if the collector takes them within [`FLUSH`].
+    /// Sends the spans that are left, if the collector takes them within [`FLUSH_TIMEOUT`].
     pub(crate) async fn finish(self) {
-        let sent =
-            tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH)).await;
-        if !matches!(sent, Ok(Ok(()))) {
+        let result =
+            tokio::task::spawn_blocking(move || self.provider.shutdown_with_timeout(FLUSH_TIMEOUT))
+                .await;
+        if !matches!(result, Ok(Ok(()))) {
             tracing::warn!("the last spans were not sent");
         }
     }
@@ -108,7 +112,7 @@ impl Exporter {
 
 thread_local! {
     /// The trace id and span id for the next span that this thread makes, where they are given.
-    static NEXT: Cell<(Option<TraceId>, Option<SpanId>)> = const { Cell::new((None, None)) };
+    static NEXT_IDS: Cell<(Option<TraceId>, Option<SpanId>)> = const { Cell::new((None, None)) };
 }
 
 /// Gives spans the ids that were derived from Ion's ids, and random ones otherwise.
@@ -117,11 +121,11 @@ struct DerivedIds(RandomIdGenerator);
 
 impl IdGenerator for DerivedIds {
     fn new_trace_id(&self) -> TraceId {
-        NEXT.get().0.unwrap_or_else(|| self.0.new_trace_id())
+        NEXT_IDS.get().0.unwrap_or_else(|| self.0.new_trace_id())
     }
 
     fn new_span_id(&self) -> SpanId {
-        NEXT.get().1.unwrap_or_else(|| self.0.new_span_id())
+        NEXT_IDS.get().1.unwrap_or_else(|| self.0.new_span_id())
     }
 }
 
@@ -136,40 +140,42 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for OtelLayer {
         let Some(span) = context.span(id) else { return };
         let mut fields = SpanFields::default();
         attributes.record(&mut fields);
-        let above = span.parent();
-        let above = above.as_ref().and_then(|above| above.extensions().get::<Context>().cloned());
+        let parent_span = span.parent();
+        let parent =
+            parent_span.as_ref().and_then(|parent| parent.extensions().get::<Context>().cloned());
         // A span that belongs to no correlation belongs to no trace, and is not sent.
-        let Some(parent) = above.or_else(|| fields.context()) else { return };
-        let own = fields.job.id();
+        let Some(parent) = parent.or_else(|| fields.parent_context()) else { return };
+        let span_id = fields.job.span_id();
         let name = fields.name.unwrap_or_else(|| attributes.metadata().name().to_owned());
-        let kind = if own.is_some() { SpanKind::Consumer } else { SpanKind::Internal };
+        let kind = if span_id.is_some() { SpanKind::Consumer } else { SpanKind::Internal };
         let mut builder =
             self.tracer.span_builder(name).with_kind(kind).with_attributes(fields.attributes);
-        if let Some(begun) = fields.begun {
-            builder = builder.with_start_time(UNIX_EPOCH + Duration::from_nanos(begun));
+        if let Some(start_nanos) = fields.start_nanos {
+            builder = builder.with_start_time(UNIX_EPOCH + Duration::from_nanos(start_nanos));
         }
-        NEXT.set((fields.correlation.as_deref().map(trace), own));
-        let made = self.tracer.build_with_context(builder, &parent);
-        NEXT.set((None, None));
-        span.extensions_mut().insert(parent.with_span(made));
+        NEXT_IDS.set((fields.correlation.as_deref().map(trace_id), span_id));
+        let otel_span = self.tracer.build_with_context(builder, &parent);
+        NEXT_IDS.set((None, None));
+        span.extensions_mut().insert(parent.with_span(otel_span));
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: layer::Context<'_, S>) {
         let Some(span) = context.span(id) else { return };
         let extensions = span.extensions();
-        let Some(own) = extensions.get::<Context>() else { return };
+        let Some(own_context) = extensions.get::<Context>() else { return };
         let mut fields = SpanFields::default();
         values.record(&mut fields);
-        own.span().set_attributes(fields.attributes);
+        own_context.span().set_attributes(fields.attributes);
         if let Some(error) = fields.error {
-            own.span().set_status(Status::error(error));
+            own_context.span().set_status(Status::error(error));
         }
     }
 
     fn on_close(&self, id: Id, context: layer::Context<'_, S>) {
-        let own = context.span(&id).and_then(|span| span.extensions_mut().remove::<Context>());
-        if let Some(own) = own {
-            own.span().end();
+        let own_context =
+            context.span(&id).and_then(|span| span.extensions_mut().remove::<Context>());
+        if let Some(own_context) = own_context {
+            own_context.span().end();
         }
     }
 }
@@ -182,7 +188,7 @@ struct AttemptFields {
 }
 
 impl AttemptFields {
-    fn id(&self) -> Option<SpanId> {
+    fn span_id(&self) -> Option<SpanId> {
         Some(SpanId::from_bytes(spans::span_id(self.job.as_deref()?, self.number?)))
     }
 }
@@ -191,7 +197,7 @@ impl AttemptFields {
 #[derive(Default)]
 struct SpanFields {
     name: Option<String>,
-    begun: Option<u64>,
+    start_nanos: Option<u64>,
     error: Option<String>,
     correlation: Option<String>,
     job: AttemptFields,
@@ -201,9 +207,9 @@ struct SpanFields {
 
 impl SpanFields {
     /// Returns the parent context of a span that has no parent in this process.
-    fn context(&self) -> Option<Context> {
-        let trace = trace(self.correlation.as_deref()?);
-        Some(match self.parent.id() {
+    fn parent_context(&self) -> Option<Context> {
+        let trace = trace_id(self.correlation.as_deref()?);
+        Some(match self.parent.span_id() {
             None => Context::new(),
             Some(parent) => {
                 let state = TraceState::default();
@@ -213,7 +219,7 @@ impl SpanFields {
         })
     }
 
-    fn text(&mut self, field: &Field, value: String) {
+    fn record_text(&mut self, field: &Field, value: String) {
         match field.name() {
             spans::NAME => return self.name = Some(value),
             spans::ERROR => return self.error = Some(value),
@@ -222,35 +228,35 @@ impl SpanFields {
             name if name == spans::PARENT.0 => self.parent.job = Some(value.clone()),
             _ => {}
         }
-        self.add(field, value);
+        self.add_attribute(field, value);
     }
 
-    fn add(&mut self, field: &Field, value: impl Into<Value>) {
+    fn add_attribute(&mut self, field: &Field, value: impl Into<Value>) {
         self.attributes.push(KeyValue::new(field.name(), value));
     }
 }
 
 impl Visit for SpanFields {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.text(field, value.to_owned());
+        self.record_text(field, value.to_owned());
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.text(field, format!("{value:?}"));
+        self.record_text(field, format!("{value:?}"));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
         match field.name() {
-            spans::START_TIME => return self.begun = Some(value),
+            spans::START_TIME => return self.start_nanos = Some(value),
             name if name == spans::JOB.1 => self.job.number = Some(value),
             name if name == spans::PARENT.1 => self.parent.number = Some(value),
             _ => {}
         }
-        self.add(field, i64::try_from(value).unwrap_or(i64::MAX));
+        self.add_attribute(field, i64::try_from(value).unwrap_or(i64::MAX));
     }
 }
 
-fn trace(correlation: &str) -> TraceId {
+fn trace_id(correlation: &str) -> TraceId {
     TraceId::from_bytes(spans::trace_id(correlation))
 }
 
@@ -260,23 +266,23 @@ fn trace(correlation: &str) -> TraceId {
 struct CollectorClient {
     http: reqwest::Client,
     runtime: Handle,
-    failing: AtomicBool,
+    is_failing: AtomicBool,
 }
 
 #[async_trait]
 impl HttpClient for CollectorClient {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let request = reqwest::Request::try_from(request)?;
-        let sent = self.runtime.spawn(send(self.http.clone(), request)).await?;
-        let failed = match &sent {
+        let result = self.runtime.spawn(send_request(self.http.clone(), request)).await?;
+        let failed = match &result {
             Ok(response) if response.status().is_success() => None,
             Ok(response) => Some(format!("it answered {}", response.status())),
             Err(error) => Some(error_chain(error)),
         };
         match failed {
-            None => self.failing.store(false, Ordering::Relaxed),
+            None => self.is_failing.store(false, Ordering::Relaxed),
             // One warning for each time that the collector fails, until it takes spans again.
-            Some(reason) if !self.failing.swap(true, Ordering::Relaxed) => {
+            Some(reason) if !self.is_failing.swap(true, Ordering::Relaxed) => {
                 tracing::warn!(
                     reason,
                     "the collector of OTEL_EXPORTER_OTLP_ENDPOINT does not take spans"
@@ -284,20 +290,20 @@ impl HttpClient for CollectorClient {
             }
             Some(_) => {}
         }
-        Ok(sent?)
+        Ok(result?)
     }
 }
 
-/// Sends a request and reads the answer, up to [`ANSWER_MAX`] bytes. The URL may hold a password,
-/// so no error names it.
-async fn send(
+/// Sends a request and reads the answer, up to [`ANSWER_BYTES_MAX`] bytes. The URL may hold a
+/// password, so no error names it.
+async fn send_request(
     http: reqwest::Client,
     request: reqwest::Request,
 ) -> reqwest::Result<Response<Bytes>> {
     let mut answer = http.execute(request).await.map_err(reqwest::Error::without_url)?;
     let mut body = BytesMut::new();
     while let Some(piece) = answer.chunk().await.map_err(reqwest::Error::without_url)? {
-        if body.len() + piece.len() > ANSWER_MAX {
+        if body.len() + piece.len() > ANSWER_BYTES_MAX {
             break;
         }
         body.extend_from_slice(&piece);

@@ -39,31 +39,34 @@ pub(crate) struct TraceArgs {
 }
 
 pub(crate) async fn run(settings: &CommandSettings, args: TraceArgs) -> CommandResult {
-    let ledger = Ledger::new(settings.existing_plane().await?);
+    let ledger = Ledger::new(settings.open_existing_plane().await?);
     let correlation = match &args.id {
         Some(id) => find_correlation(&ledger, id).await?,
         None => latest_correlation(&ledger).await?,
     };
     let trace = Trace::read(&ledger, &correlation).await?;
     if settings.json {
-        output::json(&trace.documents());
+        output::print_json(&trace.documents());
     } else if args.dot {
-        dot(&trace.status).iter().for_each(output::line);
+        dot_lines(&trace.status).iter().for_each(output::print_line);
     } else {
         let registered = ledger.registered().await?;
-        for text in tree(&correlation, &trace.status, &trace.insights, &registered) {
-            output::line(text);
+        for text in tree_lines(&correlation, &trace.status, &trace.insights, &registered) {
+            output::print_line(text);
         }
-        outdated(&trace.status).iter().for_each(output::line);
+        outdated_lines(&trace.status).iter().for_each(output::print_line);
         // A correlation that has ended waits for dead jobs only, and the tree shows those.
         if trace.status.verdict() == Verdict::Running || trace.status.held_back > 0 {
             let served = served_modules(&ledger).await?;
             let obstacles = obstacles(&trace.status, &registered, &served);
             for obstacle in obstacles.iter().take(OBSTACLES_MAX) {
-                output::line(format!("waits for {}", output::of_others(&obstacle.to_string())));
+                output::print_line(format!(
+                    "waits for {}",
+                    output::escape_foreign(&obstacle.to_string())
+                ));
             }
             if let Some(more @ 1..) = obstacles.len().checked_sub(OBSTACLES_MAX) {
-                output::line(format!("and for {more} more"));
+                output::print_line(format!("and for {more} more"));
             }
         }
     }
@@ -72,7 +75,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: TraceArgs) -> CommandR
 
 /// Returns a line for each gathering job that ran before a job below it was run again, and so lacks
 /// the new results.
-pub(crate) fn outdated(status: &CorrelationStatus) -> Vec<String> {
+pub(crate) fn outdated_lines(status: &CorrelationStatus) -> Vec<String> {
     let line = |(gatherer, again): (&JobRecord, &JobRecord)| {
         format!(
             "{} {} ran without {} {}, which was run again since: its results lack the new ones",
@@ -86,22 +89,22 @@ pub(crate) fn outdated(status: &CorrelationStatus) -> Vec<String> {
 }
 
 /// Returns the lines of a correlation's tree, with a summary in the last one.
-fn tree(
+fn tree_lines(
     correlation: &str,
     status: &CorrelationStatus,
     insights: &BTreeMap<String, InsightRecord>,
     registered: &RegisteredModules,
 ) -> Vec<String> {
     let mut lines = vec![format!("correlation {correlation}")];
-    TraceTree::new(status, insights, registered).add_to(&mut lines);
+    TraceTree::new(status, insights, registered).add_lines(&mut lines);
     let seconds =
         match (status.events.first(), status.jobs.iter().filter_map(|job| job.ended).max()) {
             (Some(first), Some(last)) => {
-                format!(" in {}", output::duration((last - first.created).max(0)))
+                format!(" in {}", output::format_duration((last - first.created).max(0)))
             }
             _ => String::new(),
         };
-    let verdict = output::state(status.verdict().as_str());
+    let verdict = output::coloured_state(status.verdict().as_str());
     lines.push(format!(
         "{} events, {} jobs: {verdict}{seconds}",
         status.events.len(),
@@ -119,7 +122,7 @@ enum TraceNode<'a> {
 
 /// At most this many levels are indented. Deeper ones have the indentation of the last of these,
 /// and the number of their level.
-const INDENTED_MAX: usize = 40;
+const INDENT_LEVELS_MAX: usize = 40;
 
 /// The events and jobs of a correlation, by their parents.
 struct TraceTree<'a> {
@@ -129,7 +132,7 @@ struct TraceTree<'a> {
     status: &'a CorrelationStatus,
     jobs: HashMap<&'a str, Vec<&'a JobRecord>>,
     /// The events that a job has committed, by the job's id.
-    made: HashMap<&'a str, Vec<&'a Event>>,
+    committed: HashMap<&'a str, Vec<&'a Event>>,
     /// The child events that none of the parent event's jobs has committed, by the parent's id.
     others: HashMap<&'a str, Vec<&'a Event>>,
 }
@@ -140,7 +143,7 @@ impl<'a> TraceTree<'a> {
         insights: &'a BTreeMap<String, InsightRecord>,
         registered: &'a RegisteredModules,
     ) -> Self {
-        let (mut jobs, mut made, mut others) =
+        let (mut jobs, mut committed, mut others) =
             (HashMap::<_, Vec<_>>::new(), HashMap::<_, Vec<_>>::new(), HashMap::<_, Vec<_>>::new());
         let mut event_of: HashMap<&str, &str> = HashMap::new();
         for job in &status.jobs {
@@ -151,18 +154,18 @@ impl<'a> TraceTree<'a> {
             let parent = event.context.parent_event_id.as_str();
             match event.job_id.as_ref().map(JobId::as_str) {
                 Some(job) if event_of.get(job) == Some(&parent) => {
-                    made.entry(job).or_default().push(event)
+                    committed.entry(job).or_default().push(event)
                 }
                 _ => others.entry(parent).or_default().push(event),
             }
         }
-        Self { events: &status.events, insights, registered, status, jobs, made, others }
+        Self { events: &status.events, insights, registered, status, jobs, committed, others }
     }
 
-    fn add_to(&self, lines: &mut Vec<String>) {
-        let known: HashSet<&str> = self.events.iter().map(|event| event.id.as_str()).collect();
+    fn add_lines(&self, lines: &mut Vec<String>) {
+        let event_ids: HashSet<&str> = self.events.iter().map(|event| event.id.as_str()).collect();
         let mut shown: HashSet<&str> = HashSet::new();
-        let is_root = |event: &&Event| !known.contains(event.context.parent_event_id.as_str());
+        let is_root = |event: &&Event| !event_ids.contains(event.context.parent_event_id.as_str());
         let roots: Vec<&Event> = self.events.iter().filter(is_root).collect();
         self.add_below(&roots, &mut shown, lines);
         // Users may choose ids and parents that form a circle, which has no root.
@@ -192,13 +195,13 @@ impl<'a> TraceTree<'a> {
             let (fork, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
             let (line, children) = match node {
                 TraceNode::Event(event) if !shown.insert(event.id.as_str()) => continue,
-                TraceNode::Event(event) => (event_line(event), self.of_event(event)),
-                TraceNode::Job(job) => (job_line(job), self.of_job(job)),
+                TraceNode::Event(event) => (event_line(event), self.children_of_event(event)),
+                TraceNode::Job(job) => (job_line(job), self.children_of_job(job)),
             };
             let deeper = format!("{indent}{below}");
             let indent = std::mem::take(indent);
             let level = open.len();
-            let (deeper, number) = match level > INDENTED_MAX {
+            let (deeper, number) = match level > INDENT_LEVELS_MAX {
                 true => (indent.clone(), format!("[{level}] ")),
                 false => (deeper, String::new()),
             };
@@ -215,15 +218,15 @@ impl<'a> TraceTree<'a> {
         }
     }
 
-    fn of_event(&self, event: &Event) -> Vec<TraceNode<'a>> {
+    fn children_of_event(&self, event: &Event) -> Vec<TraceNode<'a>> {
         let id = event.id.as_str();
         let jobs = self.jobs.get(id).into_iter().flatten().map(|job| TraceNode::Job(job));
         let others = self.others.get(id).into_iter().flatten().map(|event| TraceNode::Event(event));
         jobs.chain(others).collect()
     }
 
-    fn of_job(&self, job: &JobRecord) -> Vec<TraceNode<'a>> {
-        self.made
+    fn children_of_job(&self, job: &JobRecord) -> Vec<TraceNode<'a>> {
+        self.committed
             .get(job.id.as_str())
             .into_iter()
             .flatten()
@@ -235,7 +238,7 @@ impl<'a> TraceTree<'a> {
     /// from.
     fn event_remarks(&self, event: &Event) -> Vec<String> {
         let remark = |(module, unmet): (&Module, String)| {
-            format!("not for {}: {}", module.name, output::of_others(&unmet))
+            format!("not for {}: {}", module.name, output::escape_foreign(&unmet))
         };
         self.registered.kept_from(event).map(remark).collect()
     }
@@ -244,7 +247,7 @@ impl<'a> TraceTree<'a> {
     fn job_remarks(&self, job: &JobRecord) -> Vec<String> {
         let mut remarks = Vec::new();
         remarks.extend(
-            self.status.waits_for.get(&job.id).map(|what| output::of_others(&what.in_words())),
+            self.status.waits_for.get(&job.id).map(|what| output::escape_foreign(&what.in_words())),
         );
         if !job.without.is_empty() {
             let without = job.without.count();
@@ -252,10 +255,15 @@ impl<'a> TraceTree<'a> {
             remarks.push(format!("began without what {jobs} would have made: cancelled, or dead"));
         }
         if let Some(insight) = self.insights.get(job.id.as_str()) {
-            let shown = |pair: &KeyValue| {
-                format!("{}={}", output::of_others(&pair.key), output::of_others(&pair.value))
+            let format_value = |pair: &KeyValue| {
+                format!(
+                    "{}={}",
+                    output::escape_foreign(&pair.key),
+                    output::escape_foreign(&pair.value)
+                )
             };
-            let mut values: Vec<String> = insight.data.iter().take(VALUES_MAX).map(shown).collect();
+            let mut values: Vec<String> =
+                insight.data.iter().take(VALUES_MAX).map(format_value).collect();
             if let Some(more @ 1..) = insight.data.len().checked_sub(VALUES_MAX) {
                 values.push(format!("and {more} more"));
             }
@@ -271,31 +279,35 @@ fn event_line(event: &Event) -> String {
         (Some(_), _) => "many files".to_owned(),
         (None, 0) => String::new(),
         (None, 1) => {
-            format!("{} ({})", output::of_others(&event.files[0].name), output::size(bytes))
+            format!(
+                "{} ({})",
+                output::escape_foreign(&event.files[0].name),
+                output::format_size(bytes)
+            )
         }
-        (None, n) => format!("{n} files ({})", output::size(bytes)),
+        (None, n) => format!("{n} files ({})", output::format_size(bytes)),
     };
     let event_type =
-        output::coloured(&output::of_others(&event.event_type), output::Colour::Yellow);
-    let told =
+        output::coloured(&output::escape_foreign(&event.event_type), output::Colour::Yellow);
+    let note =
         if event.cancelled { "  committed during a cancellation: it starts nothing" } else { "" };
-    let line = format!("{event_type}  {}  {files}", output::of_others(event.id.short()));
-    format!("{}{told}", line.trim_end())
+    let line = format!("{event_type}  {}  {files}", output::escape_foreign(event.id.short()));
+    format!("{}{note}", line.trim_end())
 }
 
 pub(crate) fn job_line(job: &JobRecord) -> String {
     let attempt = job.attempts.last();
-    let took =
-        attempt.map(|a| output::duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0)));
+    let took = attempt
+        .map(|a| output::format_duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0)));
     let tries = if job.attempt > 1 { format!("  attempt {}", job.attempt) } else { String::new() };
     let reason = attempt
         .and_then(|a| a.reason.clone())
         .filter(|_| job.state != ionfs::record::JobState::Succeeded);
     let reason =
-        reason.map(|reason| format!("  {}", output::of_others(&reason))).unwrap_or_default();
+        reason.map(|reason| format!("  {}", output::escape_foreign(&reason))).unwrap_or_default();
     format!(
         "{} {}  {}  {}{tries}{reason}",
-        output::state(job.state.as_str()),
+        output::coloured_state(job.state.as_str()),
         job.module,
         job.id.short(),
         took.unwrap_or_default()
@@ -303,26 +315,27 @@ pub(crate) fn job_line(job: &JobRecord) -> String {
 }
 
 /// Returns the lines of the graph in Graphviz's language.
-fn dot(status: &CorrelationStatus) -> Vec<String> {
+fn dot_lines(status: &CorrelationStatus) -> Vec<String> {
     // Names are put in quotes, so quotes, backslashes and line breaks in them are escaped.
-    let named = |text: &str| output::of_others(text).replace('\\', "\\\\").replace('"', "\\\"");
+    let escape =
+        |text: &str| output::escape_foreign(text).replace('\\', "\\\\").replace('"', "\\\"");
     let mut lines = vec!["digraph correlation {".to_owned(), "  rankdir=LR;".to_owned()];
     for event in &status.events {
-        let (id, event_type) = (named(event.id.as_str()), named(&event.event_type));
-        let short = named(event.id.short());
+        let (id, event_type) = (escape(event.id.as_str()), escape(&event.event_type));
+        let short = escape(event.id.short());
         lines.push(format!("  \"{id}\" [shape=box, label=\"{event_type}\\n{short}\"];"));
         let from = event
             .job_id
             .as_ref()
             .map_or(event.context.parent_event_id.clone(), ToString::to_string);
         if !from.is_empty() {
-            lines.push(format!("  \"{}\" -> \"{id}\";", named(&from)));
+            lines.push(format!("  \"{}\" -> \"{id}\";", escape(&from)));
         }
     }
     for job in &status.jobs {
-        let (id, module) = (named(job.id.as_str()), named(&job.module));
+        let (id, module) = (escape(job.id.as_str()), escape(&job.module));
         lines.push(format!("  \"{id}\" [label=\"{module}\\n{}\"];", job.state.as_str()));
-        lines.push(format!("  \"{}\" -> \"{id}\";", named(job.event_id.as_str())));
+        lines.push(format!("  \"{}\" -> \"{id}\";", escape(job.event_id.as_str())));
     }
     lines.push("}".to_owned());
     lines

@@ -24,17 +24,18 @@ use crate::gateway::GatewayFlags;
 use crate::metrics::MetricsArgs;
 use crate::output::live::{LiveStyle, LiveView};
 use crate::output::{self, Colour};
-use crate::service::until_asked_to_stop;
+use crate::service::wait_for_stop_signal;
 use crate::settings::{
-    CommandSettings, module_environment, registry_environment, search_path, some_time, ticket_key,
+    CommandSettings, module_environment, parse_deadline, registry_environment, search_path,
+    ticket_key,
 };
 use crate::{CommandFailure, CommandResult, CommandVerdict, doctor};
 
 /// At most this many waiting events are counted.
-const WAITING_SHOWN: usize = 1_000_000;
+const WAITING_COUNTED_MAX: usize = 1_000_000;
 
 /// The capacity of the queue of notices to the task that shows them, which never waits.
-const NOTICES: usize = 4096;
+const NOTICE_QUEUE_MAX: usize = 4096;
 
 /// Run a pipeline's modules on this machine, until Ctrl-C
 ///
@@ -52,7 +53,7 @@ pub(crate) struct UpArgs {
     jobs: Option<usize>,
     /// How long jobs stay with a dispatcher that gives no sign of life; choose more than your
     /// document store may be unavailable
-    #[arg(long, env = "ION_LEASE", default_value = "60s", value_parser = some_time, value_name = "TIME")]
+    #[arg(long, env = "ION_LEASE", default_value = "60s", value_parser = parse_deadline, value_name = "TIME")]
     lease: std::time::Duration,
     /// Where pods of modules with `executor: kubernetes` run [default: the namespace of the
     /// kubeconfig, or this pod's own]
@@ -111,21 +112,21 @@ pub(crate) struct RelayArgs {
 
 pub(crate) async fn relay(settings: &CommandSettings, args: RelayArgs) -> CommandResult {
     let endpoint = args.metrics.open().await?;
-    let plane = settings.plane().await?;
+    let plane = settings.open_plane().await?;
     endpoint.vitals.describe(|registry| plane.metrics.describe(registry));
     let mut relay = Relay::new(plane, GRACE);
     endpoint.vitals.begins();
-    crate::service::ready();
-    output::say(&format!(
+    crate::service::notify_ready();
+    output::print_message(&format!(
         "ready: publishes events that are still unpublished after {} s",
         GRACE.as_secs()
     ));
-    let stop = until_asked_to_stop();
+    let stop = wait_for_stop_signal();
     tokio::pin!(stop);
     loop {
         match relay.round().await {
             Ok(0) => {}
-            Ok(published) => output::say(&format!("published {published} events")),
+            Ok(published) => output::print_message(&format!("published {published} events")),
             Err(error) => {
                 tracing::warn!(error = ionfs::errors::error_chain(&error), "not published yet")
             }
@@ -133,7 +134,7 @@ pub(crate) async fn relay(settings: &CommandSettings, args: RelayArgs) -> Comman
         tokio::select! {
             () = &mut stop => {
                 endpoint.vitals.ends();
-                crate::service::stopping();
+                crate::service::notify_stopping();
                 break;
             }
             () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
@@ -145,18 +146,18 @@ pub(crate) async fn relay(settings: &CommandSettings, args: RelayArgs) -> Comman
 
 /// Warns of mistakes in these modules and the registered ones: modules that feed each other without
 /// an end, and event types that differ by a letter, so that a module misses the other's events.
-pub(crate) async fn say_slips(ledger: &Ledger, modules: &[Module]) -> Result<(), CommandFailure> {
+pub(crate) async fn print_slips(ledger: &Ledger, modules: &[Module]) -> Result<(), CommandFailure> {
     let is_named = |other: &Module| modules.iter().any(|module| module.name == other.name);
     let mut all = ledger.modules().await?;
     all.retain(|other| !is_named(other));
     all.extend_from_slice(modules);
     for cycle in cycles(&all) {
-        output::say(&format!(
+        output::print_message(&format!(
             "these modules feed each other: {cycle}; they stop at the limit \"lineage-depth\", or \
              with `ion cancel`"
         ));
     }
-    slips(&all).iter().for_each(|slip| output::say(slip));
+    slips(&all).iter().for_each(|slip| output::print_message(slip));
     Ok(())
 }
 
@@ -182,29 +183,32 @@ async fn serve(
         args.pipeline.or_else(|| Some(PathBuf::from("pipeline.yaml")).filter(|file| file.exists()));
     let pipeline = file.as_deref().map(|file| Pipeline::load(file, &search_path())).transpose()?;
     if let Some(pipeline) = &pipeline {
-        settings.adopt(&pipeline.plane)?;
+        settings.use_stores(&pipeline.plane)?;
     }
     let settings = &settings;
     let endpoint = args.metrics.open().await?;
     let vitals = &endpoint.vitals;
-    let plane = settings.plane().await?;
-    let node = Node::new(plane.clone(), settings.node())?;
+    let plane = settings.open_plane().await?;
+    let node = Node::new(plane.clone(), settings.node_settings())?;
     vitals.describe(|registry| node.describe(registry));
     let ledger = Ledger::new(plane.clone());
-    let follows = pipeline.is_none();
+    let follows_registry = pipeline.is_none();
     let modules = match pipeline {
         Some(pipeline) => modules_of_file(&ledger, pipeline, only, args.drop_missing).await?,
         None => registered_modules(&ledger, only, without).await?,
     };
     check_machine(settings, &modules).await?;
-    sweep(&settings.home);
-    let live =
-        LiveView::start(LiveStyle { prefix, stream: output::OutputStream::Stdout, whole: false })?;
-    let lines = (!args.quiet).then(|| live.clone() as Arc<dyn OutputWatcher>);
+    remove_stale_mounts(&settings.home);
+    let live = LiveView::start(LiveStyle {
+        prefix: line_prefix,
+        stream: output::OutputStream::Stdout,
+        shows_all: false,
+    })?;
+    let watcher = (!args.quiet).then(|| live.clone() as Arc<dyn OutputWatcher>);
     let cluster = ClusterSettings { key: ticket_key(), namespace: args.kubernetes_namespace };
-    let local = Arc::new(local_executor(settings, node.clone(), lines.clone(), None).await?);
+    let local = Arc::new(local_executor(settings, node.clone(), watcher.clone(), None).await?);
     let chains = local.chains().clone();
-    let executor = Arc::new(Executors::new(node.clone(), local, cluster, lines));
+    let executor = Arc::new(Executors::new(node.clone(), local, cluster, watcher));
     if modules.iter().any(|module| module.executor == ExecutorKind::Kubernetes) {
         executor.cluster().await?;
     }
@@ -214,7 +218,7 @@ async fn serve(
     }
     let gateway = match args.gateway {
         Some(address) => {
-            args.gateway_flags.check_beside(&modules)?;
+            args.gateway_flags.check_modules(&modules)?;
             let portal = Portal::new(chains.clone(), &modules);
             Some(args.gateway_flags.open(address, node, vitals.clone(), Some(portal)).await?)
         }
@@ -224,18 +228,18 @@ async fn serve(
     dispatch.slots = args.jobs.unwrap_or(dispatch.slots);
     dispatch.lease = args.lease;
     let names: Vec<String> = modules.iter().map(|module| module.name.clone()).collect();
-    let selection = match follows {
+    let selection = match follows_registry {
         true => ModuleSelection::Registered { only: only.to_vec() },
         false => ModuleSelection::These(modules),
     };
-    let (notices, shown_notices) = mpsc::channel(NOTICES);
+    let (notices, shown_notices) = mpsc::channel(NOTICE_QUEUE_MAX);
     let dispatcher = Dispatcher::new(plane, executor, selection, dispatch, Some(notices));
     vitals.describe(|registry| dispatcher.metrics().describe(registry));
     let shutdown = CancellationToken::new();
     let (ready, is_ready) = oneshot::channel();
-    let showing = tokio::spawn(show(live.clone(), shown_notices));
-    tokio::spawn(end_when_asked(vitals.clone(), shutdown.clone()));
-    tokio::spawn(say_when_ready(vitals.clone(), is_ready, names));
+    let showing = tokio::spawn(show_notices(live.clone(), shown_notices));
+    tokio::spawn(stop_on_signal(vitals.clone(), shutdown.clone()));
+    tokio::spawn(announce_ready(vitals.clone(), is_ready, names));
     // The gateway and the dispatcher end together, so that a request which waits for a job receives
     // the answer that the job is queued again.
     let ending = async {
@@ -244,12 +248,12 @@ async fn serve(
             gateway.close().await;
         }
     };
-    let (ran, ()) = tokio::join!(
+    let (result, ()) = tokio::join!(
         dispatcher.run(shutdown.clone(), ready).inspect(|_| shutdown.cancel()),
         ending
     );
     chains.close().await;
-    ran?;
+    result?;
     showing.await?;
     endpoint.close().await;
     tokio::task::spawn_blocking(move || live.finish(Some(output::READER_WAIT))).await?;
@@ -266,11 +270,11 @@ async fn modules_of_file(
 ) -> Result<Vec<Module>, CommandFailure> {
     let mut modules = pipeline.modules;
     check_names(&modules, only)?;
-    say_slips(ledger, &modules).await?;
-    missing(ledger, &modules, drop_missing).await?;
+    print_slips(ledger, &modules).await?;
+    handle_missing_modules(ledger, &modules, drop_missing).await?;
     modules.retain(|module| only.is_empty() || only.contains(&module.name));
     match modules.is_empty() {
-        true => Err(no_modules()),
+        true => Err(no_modules_failure()),
         false => Ok(modules),
     }
 }
@@ -285,7 +289,7 @@ async fn registered_modules(
     check_names(&modules, only)?;
     modules.retain(|module| only.is_empty() || only.contains(&module.name));
     match modules.is_empty() && without == WithoutModules::Fails {
-        true => Err(no_modules()),
+        true => Err(no_modules_failure()),
         false => Ok(modules),
     }
 }
@@ -300,7 +304,7 @@ fn check_names(modules: &[Module], only: &[String]) -> Result<(), CommandFailure
     }
 }
 
-fn no_modules() -> CommandFailure {
+fn no_modules_failure() -> CommandFailure {
     CommandFailure(
         "there are no modules to run; name a pipeline file, or register one with `ion module \
          create`"
@@ -326,55 +330,60 @@ async fn check_machine(
 
 /// Cancels `shutdown` when a person or the system asks this process to stop. The second time it
 /// ends the process at once.
-async fn end_when_asked(vitals: Arc<Vitals>, shutdown: CancellationToken) {
-    until_asked_to_stop().await;
+async fn stop_on_signal(vitals: Arc<Vitals>, shutdown: CancellationToken) {
+    wait_for_stop_signal().await;
     vitals.ends();
-    crate::service::stopping();
-    output::say("stopping: running jobs are ended and queued again");
+    crate::service::notify_stopping();
+    output::print_message("stopping: running jobs are ended and queued again");
     shutdown.cancel();
-    until_asked_to_stop().await;
+    wait_for_stop_signal().await;
     std::process::exit(130);
 }
 
 /// Says which modules are served, once every queue is.
-async fn say_when_ready(vitals: Arc<Vitals>, ready: oneshot::Receiver<()>, names: Vec<String>) {
+async fn announce_ready(vitals: Arc<Vitals>, ready: oneshot::Receiver<()>, names: Vec<String>) {
     if ready.await.is_err() {
         return;
     }
     vitals.begins();
-    crate::service::ready();
+    crate::service::notify_ready();
     let to_come = if names.is_empty() { "modules that `ion module create` registers" } else { "" };
-    output::say(&format!("ready: {}{to_come}", names.join(", ")));
+    output::print_message(&format!("ready: {}{to_come}", names.join(", ")));
 }
 
 /// Warns of modules that an earlier version of the pipeline file registered and this version no
 /// longer has: new events still name them, and gathering jobs wait for them. With `drop` it removes
 /// them.
-async fn missing(ledger: &Ledger, modules: &[Module], drop: bool) -> Result<(), CommandFailure> {
-    let Some(of_file) = modules.first() else { return Ok(()) };
-    let same_file = |other: &Module| {
+async fn handle_missing_modules(
+    ledger: &Ledger,
+    modules: &[Module],
+    drop: bool,
+) -> Result<(), CommandFailure> {
+    let Some(first) = modules.first() else { return Ok(()) };
+    let is_of_same_file = |other: &Module| {
         other.pipeline.is_some()
-            && other.pipeline == of_file.pipeline
-            && other.directory == of_file.directory
+            && other.pipeline == first.pipeline
+            && other.directory == first.directory
     };
-    let gone =
-        |other: &Module| same_file(other) && modules.iter().all(|module| module.name != other.name);
-    for module in ledger.modules().await?.into_iter().filter(gone) {
+    let is_gone = |other: &Module| {
+        is_of_same_file(other) && modules.iter().all(|module| module.name != other.name)
+    };
+    for module in ledger.modules().await?.into_iter().filter(is_gone) {
         let name = &module.name;
-        let depth = ledger.plane().bus.depth(name, WAITING_SHOWN).await?.unwrap_or(0);
+        let depth = ledger.plane().bus.depth(name, WAITING_COUNTED_MAX).await?.unwrap_or(0);
         let waiting = match depth {
             0 => "nothing waits for it".to_owned(),
             1 => "1 event waits for it".to_owned(),
-            WAITING_SHOWN => format!("{WAITING_SHOWN} events or more wait for it"),
+            WAITING_COUNTED_MAX => format!("{WAITING_COUNTED_MAX} events or more wait for it"),
             depth => format!("{depth} events wait for it"),
         };
         if drop {
             ledger.delete_module(name).await?;
-            output::say(&format!(
+            output::print_message(&format!(
                 "module {name:?} is not in the file any more and is removed ({waiting})"
             ));
         } else {
-            output::say(&format!(
+            output::print_message(&format!(
                 "module {name:?} is registered and not in the file any more ({waiting}): new events still go to it, and \
                  gathering jobs wait until its jobs have ended. `ion module delete {name}`, or `--drop-missing` at the next start, \
                  removes it"
@@ -388,8 +397,8 @@ async fn missing(ledger: &Ledger, modules: &[Module], drop: bool) -> Result<(), 
 pub(crate) async fn local_executor(
     settings: &CommandSettings,
     node: Arc<Node>,
-    lines: Option<Arc<dyn OutputWatcher>>,
-    left: Option<Arc<OutputCollector>>,
+    watcher: Option<Arc<dyn OutputWatcher>>,
+    collector: Option<Arc<OutputCollector>>,
 ) -> Result<LocalExecutor, CommandFailure> {
     let local = LocalSettings {
         program: std::env::current_exe()?,
@@ -397,17 +406,17 @@ pub(crate) async fn local_executor(
         registries: registry_environment(),
         namespaces: settings.namespaces,
         stores: settings.urls().files(),
-        left,
+        left: collector,
     };
-    Ok(LocalExecutor::new(node, local, lines).await?)
+    Ok(LocalExecutor::new(node, local, watcher).await?)
 }
 
 /// Unmounts and removes what a killed run left below `mnt` of the home. Only runs without
 /// namespaces leave anything there.
-fn sweep(home: &Path) {
+fn remove_stale_mounts(home: &Path) {
     for entry in std::fs::read_dir(home.join("mnt")).into_iter().flatten().flatten() {
         match ionfs::mount::unmount_stale(&entry.path()) {
-            Ok(()) => output::say(&format!(
+            Ok(()) => output::print_message(&format!(
                 "{} was left mounted; it is unmounted",
                 entry.path().display()
             )),
@@ -418,47 +427,54 @@ fn sweep(home: &Path) {
 }
 
 /// Returns the prefix of each line of a job's output.
-fn prefix(output: &LiveOutput) -> String {
+fn line_prefix(output: &LiveOutput) -> String {
     format!("{} | ", coloured_name(&output.module, &output.job))
 }
 
 fn coloured_name(module: &str, job: &JobId) -> String {
-    output::coloured(&format!("{module} {}", job.short()), colour(module))
+    output::coloured(&format!("{module} {}", job.short()), module_colour(module))
 }
 
 /// Shows how jobs end and modules change, until the sender of notices is dropped.
-async fn show(live: Arc<LiveView>, mut notices: mpsc::Receiver<DispatchNotice>) {
+async fn show_notices(live: Arc<LiveView>, mut notices: mpsc::Receiver<DispatchNotice>) {
     while let Some(notice) = notices.recv().await {
         match notice {
             DispatchNotice::Started(job) => {
                 tracing::info!(job = %job.id, module = job.module, attempt = job.attempt, "started");
             }
-            DispatchNotice::Ended(job) => ended(&live, &job),
-            DispatchNotice::Module { name, now } => output::say(&format!("module {name:?} {now}")),
+            DispatchNotice::Ended(job) => show_ended_job(&live, &job),
+            DispatchNotice::Module { name, now } => {
+                output::print_message(&format!("module {name:?} {now}"))
+            }
         }
     }
 }
 
-fn ended(live: &LiveView, job: &JobRecord) {
+fn show_ended_job(live: &LiveView, job: &JobRecord) {
     let Some(attempt) = job.attempts.last() else { return };
-    let took =
-        output::duration((attempt.ended.unwrap_or(attempt.started) - attempt.started).max(0));
+    let took = output::format_duration(
+        (attempt.ended.unwrap_or(attempt.started) - attempt.started).max(0),
+    );
     let reason = attempt.reason.as_deref().unwrap_or_default();
     let what = match (job.state, attempt.end) {
         (JobState::Queued, Some(AttemptEnd::Released)) => return,
         (JobState::Queued, _) => {
-            format!("failed, will be tried again: {}", output::of_others(reason))
+            format!("failed, will be tried again: {}", output::escape_foreign(reason))
         }
-        (JobState::Succeeded, _) => output::state("succeeded"),
+        (JobState::Succeeded, _) => output::coloured_state("succeeded"),
         (state, _) => {
-            format!("{}: {}", output::state(state.as_str()), output::of_others(reason))
+            format!(
+                "{}: {}",
+                output::coloured_state(state.as_str()),
+                output::escape_foreign(reason)
+            )
         }
     };
-    live.message(&job.id, &format!("{} {what} ({took})", coloured_name(&job.module, &job.id)));
+    live.show_message(&job.id, &format!("{} {what} ({took})", coloured_name(&job.module, &job.id)));
 }
 
 /// Returns a module's colour, which is the same each time.
-fn colour(module: &str) -> Colour {
+fn module_colour(module: &str) -> Colour {
     let sum: usize = module.bytes().map(usize::from).sum();
     [Colour::Blue, Colour::Green, Colour::Yellow, Colour::Grey][sum % 4]
 }

@@ -6,7 +6,7 @@
 //! without this command, and a replica set takes some ten seconds to elect a new primary.
 //!
 //! # What it never does
-//! Wait without an end: [`STORE_AWAY_MAX`] bounds the time that the store may be unavailable, and
+//! Wait without an end: [`STORE_OUTAGE_MAX`] bounds the time that the store may be unavailable, and
 //! the caller's time-out bounds the whole wait.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,36 +23,36 @@ use ionfs::stores::StoreError;
 use tokio::time::Instant;
 
 use crate::settings::CommandSettings;
-use crate::trace::{job_line, outdated};
+use crate::trace::{job_line, outdated_lines};
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
-/// The shortest time between two looks at the correlation.
-const LOOK: Duration = Duration::from_millis(100);
+/// The shortest time between two reads of the correlation.
+const POLL_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
-/// The longest time between two looks, for a correlation that takes long to read.
-const LOOK_MAX: Duration = Duration::from_secs(5);
+/// The longest time between two reads, for a correlation that takes long to read.
+const POLL_INTERVAL_MAX: Duration = Duration::from_secs(5);
 
 /// How long a document store may be unavailable without a break. Restarts and elections take
 /// seconds, upgrades a few minutes.
-const STORE_AWAY_MAX: Duration = Duration::from_secs(300);
+const STORE_OUTAGE_MAX: Duration = Duration::from_secs(300);
 
 /// How long nothing may move before the command says what the correlation waits for. While jobs
 /// end, their own lines say enough.
-const QUIET: Duration = Duration::from_secs(5);
+const QUIET_WAIT: Duration = Duration::from_secs(5);
 
 /// The shortest time between two lines that say what the correlation waits for.
-const SAY_EVERY: Duration = Duration::from_secs(5);
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// One line names at most this many obstacles.
-const NAMED_MAX: usize = 5;
+const NAMED_OBSTACLES_MAX: usize = 5;
 
 /// Follows a correlation to its end. A terminal shows a line for each module, a pipe gets a line
 /// for each job that has ended.
 ///
 /// # Errors
 /// When the correlation does not exist or has not ended by the time-out, or when the document store
-/// fails or is unavailable for longer than [`STORE_AWAY_MAX`].
-pub(crate) async fn wait(
+/// fails or is unavailable for longer than [`STORE_OUTAGE_MAX`].
+pub(crate) async fn wait_for_correlation(
     settings: &CommandSettings,
     ledger: &Ledger,
     correlation: &str,
@@ -60,39 +60,39 @@ pub(crate) async fn wait(
 ) -> CommandResult {
     let deadline = Instant::now() + timeout;
     let mut shown = ShownJobs::new(settings);
-    let mut waits = ObstacleReporter::new();
+    let mut reporter = ObstacleReporter::new();
     let mut served = ServedWatch::default();
-    let mut away = None;
+    let mut unavailable_since = None;
     loop {
-        let begun = Instant::now();
-        match look(ledger, &mut served, correlation).await {
+        let started = Instant::now();
+        match read_status(ledger, &mut served, correlation).await {
             Ok((now, waited_for)) => {
-                if away.take().is_some() {
-                    output::say("the document store is back");
+                if unavailable_since.take().is_some() {
+                    output::print_message("the document store is back");
                 }
                 if now.events.is_empty() {
                     return Err(CommandFailure(format!("there is no correlation {correlation}")));
                 }
                 shown.update(&now);
                 if now.ended {
-                    return Ok(shown.end(&now, &waited_for));
+                    return Ok(shown.show_end(&now, &waited_for));
                 }
-                waits.say(&now, waited_for);
+                reporter.report(&now, waited_for);
             }
             Err(error @ StoreError::Unavailable { .. }) => {
-                let since = *away.get_or_insert_with(|| {
-                    let most = STORE_AWAY_MAX.min(deadline.saturating_duration_since(begun));
-                    let most = format_duration(Duration::from_secs(most.as_secs()));
-                    output::say(&format!(
-                        "waiting for the document store, for {most} at most: {}",
+                let since = *unavailable_since.get_or_insert_with(|| {
+                    let limit = STORE_OUTAGE_MAX.min(deadline.saturating_duration_since(started));
+                    let limit = format_duration(Duration::from_secs(limit.as_secs()));
+                    output::print_message(&format!(
+                        "waiting for the document store, for {limit} at most: {}",
                         error_chain(&error)
                     ));
-                    begun
+                    started
                 });
-                if since.elapsed() > STORE_AWAY_MAX {
-                    let most = format_duration(STORE_AWAY_MAX);
+                if since.elapsed() > STORE_OUTAGE_MAX {
+                    let limit = format_duration(STORE_OUTAGE_MAX);
                     return Err(CommandFailure(format!(
-                        "the document store was unavailable for {most}: {}; `ion trace \
+                        "the document store was unavailable for {limit}: {}; `ion trace \
                          {correlation}` shows the rest",
                         error_chain(&error)
                     )));
@@ -108,12 +108,13 @@ pub(crate) async fn wait(
             )));
         }
         // At most a fifth of the time goes into reading a large correlation, until that takes so
-        // long that LOOK_MAX bounds the pause.
-        tokio::time::sleep(LOOK.max((begun.elapsed() * 4).min(LOOK_MAX))).await;
+        // long that POLL_INTERVAL_MAX bounds the pause.
+        tokio::time::sleep(POLL_INTERVAL_MIN.max((started.elapsed() * 4).min(POLL_INTERVAL_MAX)))
+            .await;
     }
 }
 
-async fn look(
+async fn read_status(
     ledger: &Ledger,
     served: &mut ServedWatch,
     correlation: &str,
@@ -129,49 +130,51 @@ struct ObstacleReporter {
     /// The number of events and ended jobs at the last look at which it changed.
     progress: usize,
     /// When it changed.
-    moved: Instant,
+    moved_at: Instant,
     /// The obstacles that were named and are still there.
-    said: Vec<Obstacle>,
-    spoke: Option<Instant>,
+    reported: Vec<Obstacle>,
+    reported_at: Option<Instant>,
 }
 
 impl ObstacleReporter {
     fn new() -> Self {
-        Self { progress: 0, moved: Instant::now(), said: Vec::new(), spoke: None }
+        Self { progress: 0, moved_at: Instant::now(), reported: Vec::new(), reported_at: None }
     }
 
     /// Names the obstacles if one of them is new. Those that people have to remove are named at
     /// once, all others only when nothing has moved for a while.
-    fn say(&mut self, now: &CorrelationStatus, mut obstacles: Vec<Obstacle>) {
+    fn report(&mut self, now: &CorrelationStatus, mut obstacles: Vec<Obstacle>) {
         let ended = now.jobs.iter().filter(|job| job.state.is_final()).count();
         if self.progress != now.events.len() + ended {
-            (self.progress, self.moved) = (now.events.len() + ended, Instant::now());
+            (self.progress, self.moved_at) = (now.events.len() + ended, Instant::now());
         }
-        self.said.retain(|said| obstacles.iter().any(|obstacle| obstacle.is_same_kind(said)));
-        if self.moved.elapsed() < QUIET {
+        self.reported
+            .retain(|reported| obstacles.iter().any(|obstacle| obstacle.is_same_kind(reported)));
+        if self.moved_at.elapsed() < QUIET_WAIT {
             obstacles.retain(Obstacle::needs_people);
         }
-        let is_new =
-            |obstacle: &Obstacle| !self.said.iter().any(|said| said.is_same_kind(obstacle));
-        let spoke_lately = self.spoke.is_some_and(|at| at.elapsed() < SAY_EVERY);
-        if spoke_lately || !obstacles.iter().any(is_new) {
+        let is_new = |obstacle: &Obstacle| {
+            !self.reported.iter().any(|reported| reported.is_same_kind(obstacle))
+        };
+        let reported_lately = self.reported_at.is_some_and(|at| at.elapsed() < REPORT_INTERVAL);
+        if reported_lately || !obstacles.iter().any(is_new) {
             return;
         }
-        output::say(&format!("waiting for {}", named(&obstacles)));
-        (self.said, self.spoke) = (obstacles, Some(Instant::now()));
+        output::print_message(&format!("waiting for {}", list_obstacles(&obstacles)));
+        (self.reported, self.reported_at) = (obstacles, Some(Instant::now()));
     }
 }
 
-fn named(obstacles: &[Obstacle]) -> String {
-    let mut named: Vec<String> = obstacles
+fn list_obstacles(obstacles: &[Obstacle]) -> String {
+    let mut names: Vec<String> = obstacles
         .iter()
-        .take(NAMED_MAX)
-        .map(|obstacle| output::of_others(&obstacle.to_string()))
+        .take(NAMED_OBSTACLES_MAX)
+        .map(|obstacle| output::escape_foreign(&obstacle.to_string()))
         .collect();
-    if let Some(more @ 1..) = obstacles.len().checked_sub(NAMED_MAX) {
-        named.push(format!("and {more} more"));
+    if let Some(more @ 1..) = obstacles.len().checked_sub(NAMED_OBSTACLES_MAX) {
+        names.push(format!("and {more} more"));
     }
-    named.join("; ")
+    names.join("; ")
 }
 
 /// What the user has been shown of a correlation's jobs.
@@ -197,7 +200,7 @@ impl ShownJobs {
     fn update(&mut self, now: &CorrelationStatus) {
         for job in now.jobs.iter().filter(|job| job.state.is_final()) {
             if self.jobs.insert(job.id.clone()) && !self.terminal && !self.json {
-                output::line(job_line(job));
+                output::print_line(job_line(job));
             }
         }
         if !self.terminal {
@@ -209,29 +212,34 @@ impl ShownJobs {
                 .by_module
                 .entry(module.to_owned())
                 .or_insert_with(|| bars.add(ProgressBar::new_spinner()));
-            let counts: Vec<String> =
-                counts.iter().map(|(state, n)| format!("{n} {}", output::state(state))).collect();
-            bar.set_message(format!("{}: {}", output::of_others(module), counts.join(", ")));
+            let counts: Vec<String> = counts
+                .iter()
+                .map(|(state, n)| format!("{n} {}", output::coloured_state(state)))
+                .collect();
+            bar.set_message(format!("{}: {}", output::escape_foreign(module), counts.join(", ")));
             bar.tick();
         }
     }
 
     /// Shows how the correlation ended.
-    fn end(&self, now: &CorrelationStatus, waited_for: &[Obstacle]) -> CommandVerdict {
+    fn show_end(&self, now: &CorrelationStatus, waited_for: &[Obstacle]) -> CommandVerdict {
         self.by_module.values().for_each(ProgressBar::abandon);
         if self.json {
-            output::json(&now.jobs);
+            output::print_json(&now.jobs);
         } else {
-            output::line(format!(
+            output::print_line(format!(
                 "{} events, {} jobs: {}",
                 now.events.len(),
                 now.jobs.len(),
-                output::state(now.verdict().as_str())
+                output::coloured_state(now.verdict().as_str())
             ));
         }
-        outdated(now).iter().for_each(|line| output::say(line));
+        outdated_lines(now).iter().for_each(|line| output::print_message(line));
         if now.held_back > 0 {
-            output::say(&format!("the correlation goes on only after {}", named(waited_for)));
+            output::print_message(&format!(
+                "the correlation goes on only after {}",
+                list_obstacles(waited_for)
+            ));
         }
         if now.failed() { CommandVerdict::Failed } else { CommandVerdict::Well }
     }

@@ -16,26 +16,26 @@ use std::time::{Duration, Instant};
 use dispatcher::executor::{LiveOutput, OutputWatcher};
 use ionfs::id::JobId;
 
-use super::printer::{OutputStream, Printer, WhenFull, printer, wait};
-use super::{one_line, say};
+use super::printer::{OutputStream, Printer, WhenFull, printer, wait_for_change};
+use super::{escape_line, print_message};
 
 /// How many bytes of a log are shown before it is another job's turn.
-const TURN: usize = 64 << 10;
+const TURN_BYTES: usize = 64 << 10;
 
 /// How many bytes the shown lines may be behind what the job has written.
-const BEHIND_MAX: u64 = 8 << 20;
+const BEHIND_BYTES_MAX: u64 = 8 << 20;
 
 /// How many bytes of a log's end are shown when it is further behind than that.
-const END: u64 = 1 << 20;
+const TAIL_BYTES: u64 = 1 << 20;
 
 /// How many bytes of one line are shown at most.
-const LINE_MAX: usize = 64 << 10;
+const LINE_BYTES_MAX: usize = 64 << 10;
 
 /// How often a line is shown that its program overwrites again and again.
-const OVERWRITTEN_EVERY: Duration = Duration::from_secs(1);
+const OVERWRITTEN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How many new attempts, and how many messages, may wait while nobody reads.
-const WAITING_MAX: usize = 256;
+const NEW_OUTPUTS_MAX: usize = 256;
 const MESSAGES_MAX: usize = 4096;
 
 /// How the output of jobs is shown.
@@ -46,43 +46,43 @@ pub(crate) struct LiveStyle {
     pub(crate) stream: OutputStream,
     /// Whether everything is shown, however long that takes. Otherwise output that is too far
     /// behind is left out.
-    pub(crate) whole: bool,
+    pub(crate) shows_all: bool,
 }
 
 /// The view of running jobs, which a thread of its own prints.
 #[derive(Debug)]
 pub(crate) struct LiveView {
     style: LiveStyle,
-    told: Mutex<LiveReports>,
+    reports: Mutex<LiveReports>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct LiveReports {
-    new: Vec<Arc<LiveOutput>>,
+    new_outputs: Vec<Arc<LiveOutput>>,
     /// How many attempts are not shown at all, because too many were waiting.
     not_shown: u64,
     /// Lines, each with the job whose output is shown before it.
     messages: VecDeque<(JobId, String)>,
     messages_left_out: u64,
-    goes_on: bool,
-    ends: bool,
+    has_output: bool,
+    is_ending: bool,
     has_ended: bool,
 }
 
 impl OutputWatcher for LiveView {
     fn begins(&self, output: Arc<LiveOutput>) {
-        let mut told = self.told();
-        if told.new.len() < WAITING_MAX {
-            told.new.push(output);
+        let mut reports = self.lock_reports();
+        if reports.new_outputs.len() < NEW_OUTPUTS_MAX {
+            reports.new_outputs.push(output);
         } else {
-            told.not_shown += 1;
+            reports.not_shown += 1;
         }
         self.changed.notify_all();
     }
 
     fn goes_on(&self) {
-        self.told().goes_on = true;
+        self.lock_reports().has_output = true;
         self.changed.notify_all();
     }
 }
@@ -93,111 +93,115 @@ impl LiveView {
     /// # Errors
     /// When the system cannot start a thread.
     pub(crate) fn start(style: LiveStyle) -> std::io::Result<Arc<Self>> {
-        let live = Arc::new(Self { style, told: Mutex::default(), changed: Condvar::new() });
-        let shows = live.clone();
+        let live = Arc::new(Self { style, reports: Mutex::default(), changed: Condvar::new() });
+        let view = live.clone();
         thread::Builder::new().name("live-view".into()).spawn(move || {
-            shows.work();
-            shows.told().has_ended = true;
-            shows.changed.notify_all();
+            view.run();
+            view.lock_reports().has_ended = true;
+            view.changed.notify_all();
         })?;
         Ok(live)
     }
 
-    fn told(&self) -> MutexGuard<'_, LiveReports> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_reports(&self) -> MutexGuard<'_, LiveReports> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Shows a line after the output that the job has written so far.
-    pub(crate) fn message(&self, job: &JobId, line: &str) {
-        let mut told = self.told();
-        if told.messages.len() < MESSAGES_MAX {
-            told.messages.push_back((job.clone(), one_line(line)));
+    pub(crate) fn show_message(&self, job: &JobId, line: &str) {
+        let mut reports = self.lock_reports();
+        if reports.messages.len() < MESSAGES_MAX {
+            reports.messages.push_back((job.clone(), escape_line(line)));
         } else {
-            told.messages_left_out += 1;
+            reports.messages_left_out += 1;
         }
         self.changed.notify_all();
     }
 
-    /// Ends the view: waits until everything has been shown, for `most` at most if it is given.
+    /// Ends the view: waits until everything has been shown, for `timeout` at most if it is given.
     /// Nothing may be reported afterwards.
-    pub(crate) fn finish(&self, most: Option<Duration>) {
-        let deadline = most.map(|most| Instant::now() + most);
-        let mut told = self.told();
-        told.ends = true;
+    pub(crate) fn finish(&self, timeout: Option<Duration>) {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut reports = self.lock_reports();
+        reports.is_ending = true;
         self.changed.notify_all();
-        while !told.has_ended {
-            let Ok(later) = wait(&self.changed, told, deadline) else { return };
-            told = later;
+        while !reports.has_ended {
+            let Ok(later) = wait_for_change(&self.changed, reports, deadline) else { return };
+            reports = later;
         }
     }
 
     /// Waits until there is something to show, or until the deadline, and takes what was reported.
-    fn wait(&self, deadline: Option<Instant>) -> LiveReports {
-        let mut told = self.told();
-        while told.new.is_empty() && told.messages.is_empty() && !told.goes_on && !told.ends {
-            told = match wait(&self.changed, told, deadline) {
-                Ok(told) => told,
+    fn take_reports(&self, deadline: Option<Instant>) -> LiveReports {
+        let mut reports = self.lock_reports();
+        while reports.new_outputs.is_empty()
+            && reports.messages.is_empty()
+            && !reports.has_output
+            && !reports.is_ending
+        {
+            reports = match wait_for_change(&self.changed, reports, deadline) {
+                Ok(reports) => reports,
                 Err(late) => {
-                    told = late;
+                    reports = late;
                     break;
                 }
             };
         }
-        let ends = told.ends;
-        std::mem::replace(&mut *told, LiveReports { ends, ..LiveReports::default() })
+        let is_ending = reports.is_ending;
+        std::mem::replace(&mut *reports, LiveReports { is_ending, ..LiveReports::default() })
     }
 
-    fn work(&self) {
-        let paper = LinePrinter { printer: printer(self.style.stream), style: &self.style };
+    fn run(&self) {
+        let out = LinePrinter { printer: printer(self.style.stream), style: &self.style };
         let mut shown: Vec<ShownOutput> = Vec::new();
         let mut more = false;
-        let mut in_trouble = false;
+        let mut was_failing = false;
         loop {
             let next = shown.iter().filter_map(|shown| shown.lines.due()).min();
-            let told = self.wait(if more { Some(Instant::now()) } else { next });
-            let trouble = paper.printer.trouble();
-            if let Some(trouble) = trouble.as_ref().filter(|_| !in_trouble) {
-                say(&format!(
-                    "the output of jobs, and how they end, cannot be shown: {trouble}. `ion job \
+            let reports = self.take_reports(if more { Some(Instant::now()) } else { next });
+            let failure = out.printer.failure_reason();
+            if let Some(failure) = failure.as_ref().filter(|_| !was_failing) {
+                print_message(&format!(
+                    "the output of jobs, and how they end, cannot be shown: {failure}. `ion job \
                      list` and `ion job logs` have it"
                 ));
             }
-            in_trouble = trouble.is_some();
-            shown.extend(told.new.into_iter().map(ShownOutput::new));
+            was_failing = failure.is_some();
+            shown.extend(reports.new_outputs.into_iter().map(ShownOutput::new));
             more = false;
             shown.retain_mut(|shown| {
                 // This is asked before its bytes are read: once the output has ended, all of its
                 // bytes are there.
                 let ended = shown.output.has_ended();
-                let all = if ended { shown.rest(&paper) } else { shown.turn(&paper) };
+                let all = if ended { shown.show_rest(&out) } else { shown.show_piece(&out) };
                 more |= !all;
                 if ended {
-                    shown.lines.finish(&mut |text| paper.line(&shown.output, text));
+                    shown.lines.finish(&mut |text| out.print_line(&shown.output, text));
                 }
                 !ended
             });
-            for (job, line) in told.messages {
+            for (job, line) in reports.messages {
                 for shown in shown.iter_mut().filter(|shown| shown.output.job == job) {
-                    shown.rest(&paper);
+                    shown.show_rest(&out);
                 }
-                paper.text(format!("{line}\n"));
+                out.print_text(format!("{line}\n"));
             }
-            if told.not_shown > 0 {
-                paper.text(format!(
+            if reports.not_shown > 0 {
+                out.print_text(format!(
                     "ion: the output of {} attempts is not shown: `ion job logs` has it\n",
-                    told.not_shown
+                    reports.not_shown
                 ));
             }
-            if told.messages_left_out > 0 {
-                paper.text(format!(
+            if reports.messages_left_out > 0 {
+                out.print_text(format!(
                     "ion: {} messages are missing here: `ion job list` shows how jobs ended\n",
-                    told.messages_left_out
+                    reports.messages_left_out
                 ));
             }
-            if told.ends && !more {
+            if reports.is_ending && !more {
                 for shown in &mut shown {
-                    shown.rest(&paper);
-                    shown.lines.finish(&mut |text| paper.line(&shown.output, text));
+                    shown.show_rest(&out);
+                    shown.lines.finish(&mut |text| out.print_line(&shown.output, text));
                 }
                 return;
             }
@@ -212,70 +216,70 @@ struct LinePrinter<'a> {
 }
 
 impl LinePrinter<'_> {
-    fn text(&self, text: String) {
-        self.printer.put(self.style.stream, text.into_bytes(), WhenFull::Wait);
+    fn print_text(&self, text: String) {
+        self.printer.queue(self.style.stream, text.into_bytes(), WhenFull::Wait);
     }
 
-    fn line(&self, output: &LiveOutput, text: &str) {
-        self.text(format!("{}{}\n", (self.style.prefix)(output), one_line(text)));
+    fn print_line(&self, output: &LiveOutput, text: &str) {
+        self.print_text(format!("{}{}\n", (self.style.prefix)(output), escape_line(text)));
     }
 }
 
 /// The output of an attempt, and how much of it has been shown.
 struct ShownOutput {
     output: Arc<LiveOutput>,
-    at: u64,
+    position: u64,
     lines: LineAssembler,
 }
 
 impl ShownOutput {
     fn new(output: Arc<LiveOutput>) -> Self {
-        Self { output, at: 0, lines: LineAssembler::default() }
+        Self { output, position: 0, lines: LineAssembler::default() }
     }
 
     /// Shows the next piece of the output. Returns whether that was all there is now.
-    fn turn(&mut self, paper: &LinePrinter<'_>) -> bool {
-        self.catch_up(paper);
-        let piece = match self.output.read(self.at, TURN) {
+    fn show_piece(&mut self, out: &LinePrinter<'_>) -> bool {
+        self.skip_ahead(out);
+        let piece = match self.output.read(self.position, TURN_BYTES) {
             Ok(piece) => piece,
             Err(error) => {
                 tracing::warn!(job = %self.output.job, %error, "a job's output cannot be shown");
                 return true;
             }
         };
-        self.at += piece.length();
-        let mut show = |text: &str| paper.line(&self.output, text);
+        self.position += piece.length();
+        let mut show = |text: &str| out.print_line(&self.output, text);
         if let Some(words) = piece.words() {
             self.lines.add(words.as_bytes(), &mut show);
         }
         self.lines.add(&piece.bytes, &mut show);
         self.lines.show_overwritten(&mut show);
-        piece.bytes.len() < TURN
+        piece.bytes.len() < TURN_BYTES
     }
 
     /// Shows all the output there is now, and returns true.
-    fn rest(&mut self, paper: &LinePrinter<'_>) -> bool {
-        while !self.turn(paper) {}
+    fn show_rest(&mut self, out: &LinePrinter<'_>) -> bool {
+        while !self.show_piece(out) {}
         true
     }
 
     /// Leaves out the output that is too far behind, or all of it if nobody reads.
-    fn catch_up(&mut self, paper: &LinePrinter<'_>) {
+    fn skip_ahead(&mut self, out: &LinePrinter<'_>) {
         let Ok(length) = self.output.length() else { return };
-        let nobody_reads = paper.printer.is_gone();
+        let nobody_reads = out.printer.is_reader_gone();
         if nobody_reads {
-            self.at = length;
-        } else if !paper.style.whole && length.saturating_sub(self.at) > BEHIND_MAX {
-            let to = length - END;
-            let mut show = |text: &str| paper.line(&self.output, text);
+            self.position = length;
+        } else if !out.style.shows_all && length.saturating_sub(self.position) > BEHIND_BYTES_MAX {
+            let to = length - TAIL_BYTES;
+            let mut show = |text: &str| out.print_line(&self.output, text);
             self.lines.finish(&mut show);
             show(&format!(
                 "(ion leaves out {} here, because output comes faster than it is shown: `ion job \
                  logs {}` has all of it)",
-                super::size(to - self.at),
+                super::format_size(to - self.position),
                 self.output.job.short()
             ));
-            self.at = to;
+            self.position = to;
         }
     }
 }
@@ -283,14 +287,14 @@ impl ShownOutput {
 /// Makes lines from the pieces that a program writes.
 ///
 /// After a carriage return the next text overwrites the one before, as on a terminal. Of a row of
-/// texts that overwrite each other, one is shown every [`OVERWRITTEN_EVERY`], and the last one.
+/// texts that overwrite each other, one is shown every [`OVERWRITTEN_INTERVAL`], and the last one.
 #[derive(Debug, Default)]
 struct LineAssembler {
     line: Vec<u8>,
     /// How many bytes of the line were cut off.
-    cut: u64,
+    cut_bytes: u64,
     /// The text ended with a carriage return, so the next one overwrites it.
-    returned: bool,
+    is_returned: bool,
     /// The text in `line` has been shown.
     is_shown: bool,
     shown_at: Option<Instant>,
@@ -302,17 +306,17 @@ impl LineAssembler {
             match first {
                 b'\n' => {
                     if !self.is_shown {
-                        self.show(show);
+                        self.show_line(show);
                     }
                     self.clear();
                     bytes = &bytes[1..];
                 }
                 b'\r' => {
-                    self.returned = !self.line.is_empty();
+                    self.is_returned = !self.line.is_empty();
                     bytes = &bytes[1..];
                 }
                 _ => {
-                    if self.returned {
+                    if self.is_returned {
                         self.show_overwritten(show);
                         self.clear();
                     }
@@ -320,9 +324,9 @@ impl LineAssembler {
                         .iter()
                         .position(|byte| matches!(byte, b'\n' | b'\r'))
                         .unwrap_or(bytes.len());
-                    let kept = end.min(LINE_MAX.saturating_sub(self.line.len()));
+                    let kept = end.min(LINE_BYTES_MAX.saturating_sub(self.line.len()));
                     self.line.extend_from_slice(&bytes[..kept]);
-                    self.cut += (end - kept) as u64;
+                    self.cut_bytes += (end - kept) as u64;
                     bytes = &bytes[end..];
                 }
             }
@@ -330,36 +334,36 @@ impl LineAssembler {
     }
 
     /// Shows a text that will be overwritten, unless another one was shown less than
-    /// [`OVERWRITTEN_EVERY`] ago.
+    /// [`OVERWRITTEN_INTERVAL`] ago.
     fn show_overwritten(&mut self, show: &mut impl FnMut(&str)) {
         if self.due().is_some_and(|due| due <= Instant::now()) {
-            self.show(show);
+            self.show_line(show);
             (self.is_shown, self.shown_at) = (true, Some(Instant::now()));
         }
     }
 
     /// Returns when the text in `line` must be shown although its line has not ended.
     fn due(&self) -> Option<Instant> {
-        let waits = self.returned && !self.is_shown;
-        waits.then(|| self.shown_at.map_or_else(Instant::now, |at| at + OVERWRITTEN_EVERY))
+        let waits = self.is_returned && !self.is_shown;
+        waits.then(|| self.shown_at.map_or_else(Instant::now, |at| at + OVERWRITTEN_INTERVAL))
     }
 
     /// Ends the output: shows the text that is left, as a line.
     fn finish(&mut self, show: &mut impl FnMut(&str)) {
         if !self.line.is_empty() && !self.is_shown {
-            self.show(show);
+            self.show_line(show);
         }
         self.clear();
     }
 
     fn clear(&mut self) {
         self.line.clear();
-        (self.cut, self.returned, self.is_shown) = (0, false, false);
+        (self.cut_bytes, self.is_returned, self.is_shown) = (0, false, false);
     }
 
-    fn show(&self, show: &mut impl FnMut(&str)) {
+    fn show_line(&self, show: &mut impl FnMut(&str)) {
         let text = String::from_utf8_lossy(&self.line);
-        match self.cut {
+        match self.cut_bytes {
             0 => show(&text),
             cut => show(&format!("{text}... ({cut} more bytes)")),
         }
@@ -387,7 +391,7 @@ mod tests {
         assert_eq!(lines_of(&["a\nb", "c\n\nd"]), ["a", "bc", "", "d"]);
         assert_eq!(lines_of(&["a\r", "\nb\r\n"]), ["a", "b"]);
         assert_eq!(lines_of(&[]), [""; 0]);
-        let long = lines_of(&["x".repeat(LINE_MAX).as_str(), "yz\nend"]);
+        let long = lines_of(&["x".repeat(LINE_BYTES_MAX).as_str(), "yz\nend"]);
         assert!(long[0].ends_with("x... (2 more bytes)") && long[1] == "end", "{}", long[1]);
     }
 

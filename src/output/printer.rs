@@ -23,10 +23,10 @@ use rustix::fs::fstat;
 use rustix::io::{Errno, write};
 
 /// A queue holds about this many bytes. A longer one would only be read later.
-const WAITING_MAX: usize = 1 << 20;
+const QUEUE_BYTES_MAX: usize = 1 << 20;
 
 /// After a failed write, as to a full disk, texts are dropped for this long before the next try.
-const FULL_WAIT: Duration = Duration::from_secs(1);
+const RETRY_WAIT: Duration = Duration::from_secs(1);
 
 /// The stream that a text is written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub(crate) enum OutputStream {
 }
 
 impl OutputStream {
-    fn descriptor(self) -> BorrowedFd<'static> {
+    fn fd(self) -> BorrowedFd<'static> {
         match self {
             Self::Stdout => rustix::stdio::stdout(),
             Self::Stderr => rustix::stdio::stderr(),
@@ -46,7 +46,7 @@ impl OutputStream {
     /// Writes the whole text. If another program made the descriptor non-blocking, waits until it
     /// can be written.
     fn write_all(self, mut text: &[u8]) -> io::Result<()> {
-        let to = self.descriptor();
+        let to = self.fd();
         while !text.is_empty() {
             match write(to, text) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -65,7 +65,7 @@ impl OutputStream {
 ///
 /// # Errors
 /// When the deadline has passed. The error holds the guard of the state.
-pub(super) fn wait<'a, T>(
+pub(super) fn wait_for_change<'a, T>(
     changed: &Condvar,
     state: MutexGuard<'a, T>,
     deadline: Option<Instant>,
@@ -95,7 +95,7 @@ pub(crate) fn printer(stream: OutputStream) -> &'static Printer {
     static PRINTERS: OnceLock<[Arc<Printer>; 2]> = OnceLock::new();
     let [stdout, stderr] = PRINTERS.get_or_init(|| {
         let stdout = Printer::start();
-        let stderr = if are_one_file() { stdout.clone() } else { Printer::start() };
+        let stderr = if are_same_file() { stdout.clone() } else { Printer::start() };
         [stdout, stderr]
     });
     match stream {
@@ -104,7 +104,7 @@ pub(crate) fn printer(stream: OutputStream) -> &'static Printer {
     }
 }
 
-fn are_one_file() -> bool {
+fn are_same_file() -> bool {
     match (fstat(rustix::stdio::stdout()), fstat(rustix::stdio::stderr())) {
         (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
         _ => false,
@@ -123,7 +123,7 @@ struct QueuedText {
     stream: OutputStream,
     bytes: Vec<u8>,
     /// How many texts are missing if this one cannot be written.
-    stands_for: u64,
+    text_count: u64,
 }
 
 #[derive(Debug, Default)]
@@ -134,7 +134,7 @@ struct PrinterState {
     is_writing: bool,
     left_out: u64,
     /// The reader went away, so all further texts are dropped.
-    is_gone: bool,
+    is_reader_gone: bool,
     /// The first error of a write, other than that the reader went away.
     failure: Option<io::Error>,
     /// Whether the last text could not be written.
@@ -145,69 +145,71 @@ impl Printer {
     fn start() -> Arc<Self> {
         let printer = Arc::new(Self::default());
         let writer = printer.clone();
-        let started = thread::Builder::new().name("printer".into()).spawn(move || writer.work());
+        let started =
+            thread::Builder::new().name("printer".into()).spawn(move || writer.write_texts());
         if let Err(error) = started {
             // Nothing can be printed without the thread, so no caller may wait for room.
-            let mut state = printer.state();
-            (state.is_gone, state.failure) = (true, Some(error));
+            let mut state = printer.lock_state();
+            (state.is_reader_gone, state.failure) = (true, Some(error));
         }
         printer
     }
 
-    fn state(&self) -> MutexGuard<'_, PrinterState> {
+    fn lock_state(&self) -> MutexGuard<'_, PrinterState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues a text for the thread to write.
-    pub(crate) fn put(&self, stream: OutputStream, text: Vec<u8>, when_full: WhenFull) {
-        let mut state = self.state();
-        while when_full == WhenFull::Wait && state.bytes >= WAITING_MAX && !state.is_gone {
+    pub(crate) fn queue(&self, stream: OutputStream, text: Vec<u8>, when_full: WhenFull) {
+        let mut state = self.lock_state();
+        while when_full == WhenFull::Wait && state.bytes >= QUEUE_BYTES_MAX && !state.is_reader_gone
+        {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        if state.is_gone {
+        if state.is_reader_gone {
             return;
         }
-        if state.bytes >= WAITING_MAX {
+        if state.bytes >= QUEUE_BYTES_MAX {
             state.left_out += u64::from(when_full == WhenFull::LeaveOut);
             return;
         }
-        state.tell_left_out(stream);
+        state.queue_left_out_line(stream);
         state.push(QueuedText {
             stream,
             bytes: text,
-            stands_for: u64::from(when_full != WhenFull::Forget),
+            text_count: u64::from(when_full != WhenFull::Forget),
         });
         self.changed.notify_all();
     }
 
     /// Returns whether the reader went away, so that nobody will read what is written now.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.state().is_gone
+    pub(crate) fn is_reader_gone(&self) -> bool {
+        self.lock_state().is_reader_gone
     }
 
     /// Returns why texts that are queued now will not be read, in words, if there is a reason.
-    pub(crate) fn trouble(&self) -> Option<String> {
-        let state = self.state();
+    pub(crate) fn failure_reason(&self) -> Option<String> {
+        let state = self.lock_state();
         match &state.failure {
-            _ if state.is_gone => Some("its reader has gone".into()),
+            _ if state.is_reader_gone => Some("its reader has gone".into()),
             Some(error) if state.is_failing => Some(error.to_string()),
             _ => None,
         }
     }
 
-    /// Waits until all texts are written, for `most` at most if it is given.
+    /// Waits until all texts are written, for `timeout` at most if it is given.
     ///
     /// # Errors
     /// The first error of a write, if one failed for another reason than that the reader went away.
-    pub(crate) fn finish(&self, most: Option<Duration>) -> io::Result<()> {
-        let deadline = most.map(|most| Instant::now() + most);
-        let mut state = self.state();
+    pub(crate) fn finish(&self, timeout: Option<Duration>) -> io::Result<()> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut state = self.lock_state();
         if state.left_out > 0 {
-            state.tell_left_out(OutputStream::Stderr);
+            state.queue_left_out_line(OutputStream::Stderr);
             self.changed.notify_all();
         }
-        while (state.is_writing || !state.waiting.is_empty()) && !state.is_gone {
-            state = match wait(&self.changed, state, deadline) {
+        while (state.is_writing || !state.waiting.is_empty()) && !state.is_reader_gone {
+            state = match wait_for_change(&self.changed, state, deadline) {
                 Ok(state) => state,
                 Err(late) => {
                     state = late;
@@ -219,8 +221,8 @@ impl Printer {
     }
 
     /// Waits for the next text to write. The thread has written the one before.
-    fn next(&self) -> QueuedText {
-        let mut state = self.state();
+    fn next_text(&self) -> QueuedText {
+        let mut state = self.lock_state();
         state.is_writing = false;
         self.changed.notify_all();
         loop {
@@ -234,33 +236,33 @@ impl Printer {
     }
 
     /// Writes the queued texts until the reader goes away.
-    fn work(&self) {
-        let mut full_since: Option<Instant> = None;
+    fn write_texts(&self) {
+        let mut failing_since: Option<Instant> = None;
         loop {
-            let text = self.next();
-            if full_since.is_some_and(|since| since.elapsed() < FULL_WAIT) {
-                self.state().left_out += text.stands_for;
+            let text = self.next_text();
+            if failing_since.is_some_and(|since| since.elapsed() < RETRY_WAIT) {
+                self.lock_state().left_out += text.text_count;
                 continue;
             }
             match text.stream.write_all(&text.bytes) {
                 Ok(()) => {
-                    if full_since.take().is_some() {
-                        self.state().is_failing = false;
+                    if failing_since.take().is_some() {
+                        self.lock_state().is_failing = false;
                     }
                 }
                 Err(error) => {
-                    let mut state = self.state();
+                    let mut state = self.lock_state();
                     if error.raw_os_error() == Some(Errno::PIPE.raw_os_error()) {
-                        state.is_gone = true;
+                        state.is_reader_gone = true;
                         state.waiting.clear();
                         state.is_writing = false;
                         self.changed.notify_all();
                         return;
                     }
-                    state.left_out += text.stands_for;
+                    state.left_out += text.text_count;
                     state.failure.get_or_insert(error);
                     state.is_failing = true;
-                    full_since = Some(Instant::now());
+                    failing_since = Some(Instant::now());
                 }
             }
         }
@@ -274,13 +276,13 @@ impl PrinterState {
     }
 
     /// Queues a line that says how many texts are missing in its place, if any are.
-    fn tell_left_out(&mut self, stream: OutputStream) {
+    fn queue_left_out_line(&mut self, stream: OutputStream) {
         let missing = std::mem::take(&mut self.left_out);
         if missing > 0 {
             let what = if missing == 1 { "text is" } else { "texts are" };
             let words =
                 format!("ion: {missing} {what} missing here: they could not be written in time\n");
-            self.push(QueuedText { stream, bytes: words.into_bytes(), stands_for: missing });
+            self.push(QueuedText { stream, bytes: words.into_bytes(), text_count: missing });
         }
     }
 }

@@ -13,7 +13,11 @@ pub(crate) struct LogWriter;
 
 impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        printer(OutputStream::Stderr).put(OutputStream::Stderr, line.to_vec(), WhenFull::LeaveOut);
+        printer(OutputStream::Stderr).queue(
+            OutputStream::Stderr,
+            line.to_vec(),
+            WhenFull::LeaveOut,
+        );
         Ok(line.len())
     }
 
@@ -25,13 +29,15 @@ impl Write for LogWriter {
 /// Returns where progress bars are drawn: on stderr if it is a terminal, else nowhere.
 pub(crate) fn bar_target() -> ProgressDrawTarget {
     match io::IsTerminal::is_terminal(&io::stderr()) {
-        true => ProgressDrawTarget::term_like_with_hz(Box::new(Terminal::default()), FRAMES),
+        true => {
+            ProgressDrawTarget::term_like_with_hz(Box::new(Terminal::default()), FRAMES_PER_SECOND)
+        }
         false => ProgressDrawTarget::hidden(),
     }
 }
 
 /// How many frames a second are drawn.
-const FRAMES: u8 = 10;
+const FRAMES_PER_SECOND: u8 = 10;
 
 /// A terminal that is written in whole frames. A frame that cannot be written in time is left out:
 /// the next one shows the same bars.
@@ -41,13 +47,13 @@ struct Terminal {
 }
 
 impl Terminal {
-    fn add(&self, text: &str) -> io::Result<()> {
+    fn push(&self, text: &str) -> io::Result<()> {
         self.frame.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
         Ok(())
     }
 
-    fn control(&self, count: usize, command: char) -> io::Result<()> {
-        if count == 0 { Ok(()) } else { self.add(&format!("\x1b[{count}{command}")) }
+    fn push_control(&self, count: usize, command: char) -> io::Result<()> {
+        if count == 0 { Ok(()) } else { self.push(&format!("\x1b[{count}{command}")) }
     }
 }
 
@@ -61,37 +67,37 @@ impl TermLike for Terminal {
     }
 
     fn move_cursor_up(&self, n: usize) -> io::Result<()> {
-        self.control(n, 'A')
+        self.push_control(n, 'A')
     }
 
     fn move_cursor_down(&self, n: usize) -> io::Result<()> {
-        self.control(n, 'B')
+        self.push_control(n, 'B')
     }
 
     fn move_cursor_right(&self, n: usize) -> io::Result<()> {
-        self.control(n, 'C')
+        self.push_control(n, 'C')
     }
 
     fn move_cursor_left(&self, n: usize) -> io::Result<()> {
-        self.control(n, 'D')
+        self.push_control(n, 'D')
     }
 
     fn write_line(&self, text: &str) -> io::Result<()> {
-        self.add(text)?;
-        self.add("\r\n")
+        self.push(text)?;
+        self.push("\r\n")
     }
 
     fn write_str(&self, text: &str) -> io::Result<()> {
-        self.add(text)
+        self.push(text)
     }
 
     fn clear_line(&self) -> io::Result<()> {
-        self.add("\r\x1b[2K")
+        self.push("\r\x1b[2K")
     }
 
     fn flush(&self) -> io::Result<()> {
         let frame = std::mem::take(&mut *self.frame.lock().unwrap_or_else(PoisonError::into_inner));
-        printer(OutputStream::Stderr).put(
+        printer(OutputStream::Stderr).queue(
             OutputStream::Stderr,
             frame.into_bytes(),
             WhenFull::Forget,
