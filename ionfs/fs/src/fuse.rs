@@ -2,9 +2,9 @@
 //!
 //! This room only translates: the kernel's requests and flags into calls of the tree, and outcomes
 //! into replies. A FUSE thread passes on at once what the tree answers from memory or the local
-//! disk. It moves everything else (the stores, a commit) into a task that carries the reply, so that
-//! no request waits for another request's network. Every such task has a deadline; when it passes,
-//! the kernel's caller gets EIO.
+//! disk. It moves everything else (the stores, a commit) into a task that carries the reply, so
+//! that no request waits for another request's network. Every such task has a deadline; when it
+//! passes, the kernel's caller gets EIO.
 
 mod first;
 mod handles;

@@ -3,8 +3,9 @@
 //!
 //! Two kinds of inodes live under one root. [`view`] holds the read-only ones: `in/`, `events/` and
 //! the browsing mount, where each directory is listed when it is first accessed. `output` holds
-//! what a module writes: `out/`, staged on a real local directory. A [`Tree`] combines both;
-//! [`job`] and [`browse`] make one.
+//! what a module writes: `out/`, staged on a real local directory. A [`Tree`] combines both, and
+//! decides which of them answers for an inode; [`job`] and [`browse`] make one. `fuse` translates
+//! between the kernel's requests and the tree.
 
 mod answer;
 mod blob;

@@ -87,8 +87,8 @@ impl Tree {
 
     // ---- routing ----
 
-    /// Returns the part that answers for an inode. Returns EROFS for an inode below `out/` of a tree
-    /// without an output.
+    /// Returns the part that answers for an inode. Returns EROFS for an inode below `out/` of a
+    /// tree without an output.
     fn part(&self, ino: Ino) -> Result<TreePart<'_>> {
         let ino = self.current(ino);
         if is_staged(ino) {
@@ -175,7 +175,8 @@ impl Tree {
         }
     }
 
-    /// Counts that the kernel receives these inodes in a listing. It knows each until it forgets it.
+    /// Counts that the kernel receives these inodes in a listing. It knows each until it forgets
+    /// it.
     pub(crate) fn remember_listed(&self, inodes: &[Ino]) {
         for ino in inodes {
             match &self.output {

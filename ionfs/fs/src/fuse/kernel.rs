@@ -46,8 +46,8 @@ impl Kernel {
         Self { mount: Arc::new(mount) }
     }
 
-    /// Passes an answer that may wait for a read of `ino` to `reply`: at once, or from a task. After
-    /// `deadline` the outcome is EIO, and the read is recorded as failed.
+    /// Passes an answer that may wait for a read of `ino` to `reply`: at once, or from a task.
+    /// After `deadline` the outcome is EIO, and the read is recorded as failed.
     pub(super) fn answer_read<T: Send + 'static>(
         &self,
         ino: Ino,

@@ -1,9 +1,9 @@
-//! The event files: files in `out/events` become events, and `insights.json` is kept, by the rule of
-//! [`crate::eventfile`].
+//! The event files: files in `out/events` become events, and `insights.json` is kept, by the rule
+//! of [`crate::eventfile`].
 //!
 //! A file is decided when the kernel reports a close of it, when its last writer is gone, when it
-//! gets an event's name ([`renamed`]), and at the end of the job. One decision at a time is made for
-//! each file.
+//! gets an event's name ([`renamed`]), and at the end of the job. One decision at a time is made
+//! for each file.
 
 mod records;
 mod renamed;

@@ -129,8 +129,9 @@ impl StagingLimits {
     }
 }
 
-/// Returns ENAMETOOLONG unless `path`, and the longest path `below` it, stay within the system's own
-/// longest path. An inode that is deeper, made step by step, could be neither opened nor removed.
+/// Returns ENAMETOOLONG unless `path`, and the longest path `below` it, stay within the system's
+/// own longest path. An inode that is deeper, made step by step, could be neither opened nor
+/// removed.
 pub(super) fn check_length(path: &Path, below: impl FnOnce() -> usize) -> Result<()> {
     let name = path.file_name().unwrap_or_default();
     let fits = name.len() <= NAME_MAX && path.as_os_str().len() + below() < PATH_MAX;

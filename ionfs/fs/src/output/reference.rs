@@ -79,8 +79,8 @@ impl Reference {
     }
 
     /// Notes that a block, of which `read` bytes were read from the blob, lies in the staged file
-    /// from now on. Returns how many of these bytes belong to the content. Returns none if the block
-    /// lies there already or behind the end: the bytes must then not be written.
+    /// from now on. Returns how many of these bytes belong to the content. Returns none if the
+    /// block lies there already or behind the end: the bytes must then not be written.
     pub(super) fn take_block(&mut self, index: u64, read: usize) -> Option<usize> {
         let start = index * self.block_size();
         if start >= self.length || !self.own.insert(index) {

@@ -1,5 +1,5 @@
-//! The uploads: closed files become blobs, in the background once they are closed, and at the latest
-//! when an event names them.
+//! The uploads: closed files become blobs, in the background once they are closed, and at the
+//! latest when an event names them.
 //!
 //! The table says which blob holds which generation of a file, so that a file that was not changed
 //! is stored once. A blob that no event has named is removed when its file is gone or changes.
@@ -160,8 +160,8 @@ impl StagedUploads {
         self.daemon.upload_turn(bytes).await
     }
 
-    /// Stores the file's current content, unless it is stored already. The caller must hold an upload
-    /// permit.
+    /// Stores the file's current content, unless it is stored already. The caller must hold an
+    /// upload permit.
     async fn store(&self, ino: Ino, path: &str) -> Result<ContentBlob, Refusal> {
         let (generation, cell, former) = {
             let mut table = self.staging.lock();
@@ -273,8 +273,8 @@ impl StagedUploads {
         Ok(entry)
     }
 
-    /// Opens the staged file of content that is not a reference. The staged file of a reference does
-    /// not hold its bytes.
+    /// Opens the staged file of content that is not a reference. The staged file of a reference
+    /// does not hold its bytes.
     fn open_own_content(&self, ino: Ino) -> Result<File, Errno> {
         self.open_own_content_in(&self.staging.lock(), ino)
     }

@@ -101,8 +101,8 @@ impl Tree {
         }
     }
 
-    /// Returns whether an open file may be read from the local file of a blob that another handle of
-    /// the same inode reads: the file was moved to `out/` while it was read in `in/data`.
+    /// Returns whether an open file may be read from the local file of a blob that another handle
+    /// of the same inode reads: the file was moved to `out/` while it was read in `in/data`.
     pub(crate) fn may_share_blob(&self, open: &OpenFile) -> Result<bool> {
         match open {
             OpenFile::Staged(staged) => Ok(self.output()?.content.reads_whole_blob(staged)),

@@ -47,8 +47,8 @@ impl Tree {
         })
     }
 
-    /// Makes a hard link. The link of a file of `in/` is a new file of `out/data` that refers to the
-    /// same blob, and belongs to `maker`.
+    /// Makes a hard link. The link of a file of `in/` is a new file of `out/data` that refers to
+    /// the same blob, and belongs to `maker`.
     pub(crate) fn link(
         self: &Arc<Self>,
         ino: Ino,

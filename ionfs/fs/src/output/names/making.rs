@@ -149,8 +149,8 @@ impl StagedNames {
         self.staging.attr(&table, ino)
     }
 
-    /// Like [`StagedNames::add_reference`], for `ln`: the new file shows the inode number of `linked_to`
-    /// for as long as both have the same content.
+    /// Like [`StagedNames::add_reference`], for `ln`: the new file shows the inode number of
+    /// `linked_to` for as long as both have the same content.
     pub(crate) fn add_link(
         &self,
         parent: Ino,
