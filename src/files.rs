@@ -72,7 +72,7 @@ pub(crate) async fn store_files(
     for text in named {
         found.add_argument(text)?;
     }
-    check_directories(&found.empty_folders).map_err(CommandFailure)?;
+    check_directories(&found.empty_folders)?;
     let FoundFiles { files, empty_folders, bytes, .. } = found;
     let progress = Arc::new(StoringProgress::new(files.len(), bytes));
     let display = tokio::spawn(progress.clone().show());
@@ -199,7 +199,7 @@ impl FoundFiles {
             )));
         }
         Limits::default().check_path(&name)?;
-        self.names.add(&name).map_err(CommandFailure)?;
+        self.names.add(&name)?;
         self.bytes += metadata.len();
         self.files.push(FoundFile { path, name });
         Ok(())
@@ -235,7 +235,7 @@ impl FoundFiles {
                 )));
             }
             if deeper.names.is_empty() {
-                self.names.add_folder(&deeper.prefix).map_err(CommandFailure)?;
+                self.names.add_folder(&deeper.prefix)?;
                 self.empty_folders.push(deeper.prefix.clone());
             }
             open.push(deeper);

@@ -97,7 +97,8 @@ impl Uploads {
             );
             return Err(Problem::new(ProblemKind::Refused, detail));
         }
-        self.names.add(&name).map_err(|clash| Problem::new(ProblemKind::Refused, clash))?;
+        let named = self.names.add(&name);
+        named.map_err(|clash| Problem::new(ProblemKind::Refused, clash.to_string()))?;
         if self.entries.len() as u64 >= limits.event_files {
             return Err(Problem::new(
                 ProblemKind::TooBig,

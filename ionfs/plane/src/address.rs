@@ -36,17 +36,22 @@ pub enum FileUrls {
     Signed,
 }
 
+/// There is no kind of file addresses with this name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no kind of address; allowed: none, ion, signed")]
+pub struct UnknownFileUrls(String);
+
 impl FileUrls {
     /// Returns the kind with this name, as pipeline files and flags write it.
     ///
     /// # Errors
-    /// A text that names the allowed kinds.
-    pub fn named(name: &str) -> Result<Self, String> {
+    /// When there is no such kind. The error names the allowed kinds.
+    pub fn named(name: &str) -> Result<Self, UnknownFileUrls> {
         match name {
             "none" => Ok(Self::None),
             "ion" => Ok(Self::Ion),
             "signed" => Ok(Self::Signed),
-            _ => Err(format!("{name:?} is no kind of address; allowed: none, ion, signed")),
+            _ => Err(UnknownFileUrls(name.to_owned())),
         }
     }
 }

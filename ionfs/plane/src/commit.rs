@@ -41,7 +41,7 @@ use tracing::{Instrument as _, Span, info_span};
 
 pub use self::errno::RefusalErrno;
 use self::naming::named_paths;
-pub use self::naming::{DirectoryContent, FileNames, check_directories};
+pub use self::naming::{DirectoryContent, FileNames, NamingError, check_directories};
 pub use self::refusal::{Refusal, Rejection, TooDeep};
 use self::steps::{CommitEnd, CommitStep, StoreAnswer};
 use crate::upload::store_bytes;

@@ -48,8 +48,35 @@ pub(super) async fn named_paths(
             )));
         }
     }
-    check_directories(&named.empty).map_err(Refusal::TooBig)?;
+    check_directories(&named.empty).map_err(|error| Refusal::TooBig(error.to_string()))?;
     Ok(named)
+}
+
+/// Why an event cannot name files or directories as it does.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NamingError {
+    /// Two files have this name.
+    #[error("two files are called {}; give one another name", quote(.0))]
+    Twice(String),
+    /// One name is a file, and a folder of another name.
+    #[error(
+        "{} would be a file and, for {}, a folder; give one another name",
+        quote(.file),
+        quote(.below)
+    )]
+    FileAndFolder {
+        /// The name that would be both.
+        file: String,
+        /// The name that needs the folder.
+        below: String,
+    },
+    /// There are too many empty directories, or their paths are too long together.
+    #[error(
+        "an event may name {DIRECTORIES_MAX} empty directories, whose paths take {}; put a file \
+         into each, or name an archive of them",
+        bytes_in_words(DIRECTORY_BYTES_MAX as u64)
+    )]
+    Directories,
 }
 
 /// Collects the names of an event's files and refuses names that clash, where the files are not in
@@ -65,16 +92,16 @@ impl FileNames {
     /// Adds a file, by its clean path.
     ///
     /// # Errors
-    /// A text with both names, when another file has this name, or one name is a folder of the
-    /// other, so that a module could reach only one of the two.
-    pub fn add(&mut self, name: &str) -> Result<(), String> {
+    /// When another file has this name, or one name is a folder of the other, so that a module could
+    /// reach only one of the two.
+    pub fn add(&mut self, name: &str) -> Result<(), NamingError> {
         if let Some(below) = self.folders.get(name) {
             return Err(clash(name, below));
         }
         self.add_folders_of(name)?;
         match self.files.insert(name.to_owned()) {
             true => Ok(()),
-            false => Err(format!("two files are called {}; give one another name", quote(name))),
+            false => Err(NamingError::Twice(name.to_owned())),
         }
     }
 
@@ -82,11 +109,11 @@ impl FileNames {
     ///
     /// # Errors
     /// As [`FileNames::add`].
-    pub fn add_folder(&mut self, name: &str) -> Result<(), String> {
+    pub fn add_folder(&mut self, name: &str) -> Result<(), NamingError> {
         self.add_folders_of(&format!("{name}/"))
     }
 
-    fn add_folders_of(&mut self, name: &str) -> Result<(), String> {
+    fn add_folders_of(&mut self, name: &str) -> Result<(), NamingError> {
         let mut path = name;
         while let Some((folder, _)) = path.rsplit_once('/') {
             if self.files.contains(folder) {
@@ -103,25 +130,18 @@ impl FileNames {
     }
 }
 
-fn clash(file: &str, below: &str) -> String {
-    let (file, below) = (quote(file), quote(below));
-    format!("{file} would be a file and, for {below}, a folder; give one another name")
+fn clash(file: &str, below: &str) -> NamingError {
+    NamingError::FileAndFolder { file: file.to_owned(), below: below.to_owned() }
 }
 
 /// Checks that an event's document may name these empty directories.
 ///
 /// # Errors
-/// A text, when they are too many.
-pub fn check_directories(empty: &[String]) -> Result<(), String> {
+/// [`NamingError::Directories`], when they are too many.
+pub fn check_directories(empty: &[String]) -> Result<(), NamingError> {
     let bytes: usize = empty.iter().map(String::len).sum();
-    if empty.len() <= DIRECTORIES_MAX && bytes <= DIRECTORY_BYTES_MAX {
-        return Ok(());
-    }
-    let most = bytes_in_words(DIRECTORY_BYTES_MAX as u64);
-    Err(format!(
-        "an event may name {DIRECTORIES_MAX} empty directories, whose paths take {most}; put a file into each, or name \
-         an archive of them"
-    ))
+    let few = empty.len() <= DIRECTORIES_MAX && bytes <= DIRECTORY_BYTES_MAX;
+    if few { Ok(()) } else { Err(NamingError::Directories) }
 }
 
 #[cfg(test)]
@@ -136,20 +156,20 @@ mod tests {
         }
         names.add_folder("empty/deep").unwrap();
         names.add_folder("b/c").unwrap();
-        assert!(names.add("b/x").unwrap_err().contains("two files are called \"b/x\""));
+        assert!(names.add("b/x").unwrap_err().to_string().contains("two files are called \"b/x\""));
         for (name, other) in [
             ("b", "b/c/d"),
             ("b/c", "b/c/d"),
             ("empty", "empty/deep/"),
             ("empty/deep", "empty/deep/"),
         ] {
-            let said = names.add(name).unwrap_err();
+            let said = names.add(name).unwrap_err().to_string();
             assert!(
                 said.contains(&format!("{name:?} would be a file and, for {other:?}, a folder")),
                 "{said}"
             );
         }
-        let said = names.add("a.txt/f").unwrap_err();
+        let said = names.add("a.txt/f").unwrap_err().to_string();
         assert!(said.contains("\"a.txt\" would be a file and, for \"a.txt/f\""), "{said}");
         assert!(names.add_folder("a.txt").is_err());
         names.add("a").unwrap();
