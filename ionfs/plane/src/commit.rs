@@ -374,24 +374,29 @@ impl Committer {
     async fn publish(&self, step: CommitStep, event: Event) -> bool {
         let id = event.id.clone();
         let (told, hears) = oneshot::channel();
+        let published = self.try_to_publish(step, event).await;
+        if let Err(failure) = &published {
+            let reason = chain(failure);
+            tracing::warn!(event = %id, reason, "the event is committed but not published yet; the \
+                                                 relay will publish it");
+        }
+        published.is_ok()
+    }
+
+    /// Begins steps 3 and 4, and waits until the bus has received the event.
+    async fn try_to_publish(&self, step: CommitStep, event: Event) -> Result<(), PublishFailure> {
         let plane = self.plane.clone();
         let work = async move { publish(&plane, event, step, Some(told)).await };
         let task = self.telling.spawn(work.in_current_span());
-        let why = match tokio::time::timeout(PUBLISH_WAIT, hears).await {
-            Ok(Ok(())) => return true,
-            Ok(Err(_)) => match task.await {
-                Ok(Ok(())) => return true,
-                Ok(Err(error)) => error_chain(&error),
-                Err(_) => "the runtime is ending".into(),
-            },
-            Err(_) => {
-                task.abort();
-                format!("no answer within {} s", PUBLISH_WAIT.as_secs())
-            }
+        let Ok(heard) = tokio::time::timeout(PUBLISH_WAIT, hears).await else {
+            task.abort();
+            return Err(PublishFailure::NoAnswer);
         };
-        tracing::warn!(event = %id, reason = why, "the event is committed but not published yet; \
-                                                   the relay will publish it");
-        false
+        if heard.is_ok() {
+            return Ok(());
+        }
+        // The task has ended without a confirm, and its result says why.
+        Ok(task.await.map_err(|_| PublishFailure::Runtime)??)
     }
 
     /// Waits, after the end of the job, until its published events are marked. Waits no longer than
@@ -448,6 +453,34 @@ impl Committer {
             Err(Refusal::Stores(format!("{reason} (tried for {} s)", self.deadline.as_secs())))
         })
     }
+}
+
+/// An event after step 2 of its commit.
+struct DurableEvent {
+    /// The step that follows.
+    step: CommitStep,
+    event: Event,
+    receipt: Receipt,
+}
+
+/// The files of an event as its document has them: the files, or a blob that lists them.
+struct ListedFiles {
+    files: Vec<FileEntry>,
+    file_list: Option<FileEntry>,
+}
+
+/// Why a committed event is not published yet.
+#[derive(Debug, thiserror::Error)]
+enum PublishFailure {
+    /// The bus did not take the message.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The bus did not confirm the message in time.
+    #[error("no answer within {} s", PUBLISH_WAIT.as_secs())]
+    NoAnswer,
+    /// The task that publishes was ended.
+    #[error("the runtime is ending")]
+    Runtime,
 }
 
 /// Creates a first event, or one on behalf of a person: inserts and publishes it.

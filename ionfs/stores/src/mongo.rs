@@ -197,13 +197,10 @@ impl Mongo {
         what: &str,
         call: impl IntoFuture<Output = Result<T, Error>>,
     ) -> Result<T, StoreError> {
-        match tokio::time::timeout(ANSWER_WAIT, call.into_future()).await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(self.failed(what, words(&error))),
-            Err(_) => {
-                Err(self.failed(what, format!("no answer within {} s", ANSWER_WAIT.as_secs())))
-            }
-        }
+        let answer = tokio::time::timeout(ANSWER_WAIT, call.into_future()).await.map_err(|_| {
+            self.failed(what, format!("no answer within {} s", ANSWER_WAIT.as_secs()))
+        })?;
+        answer.map_err(|error| self.failed(what, words(&error)))
     }
 
     /// Fails unless each document of the guard exists and has the required fields. This is checked

@@ -61,12 +61,21 @@ const READERS: usize = 4;
 /// The version of the tables' layout. It is raised when the layout changes.
 const SCHEMA_VERSION: i64 = 5;
 
-/// Why one request failed inside the writer.
+/// Why the writer did not do one request.
 #[derive(Debug)]
 enum WriteFailure {
+    /// A statement of the request failed.
     Sql(rusqlite::Error),
+    /// The guard of the request does not hold.
     Fenced(Collection),
+    /// The transaction of the request could not be committed.
+    NotCommitted(CommitFailure),
 }
+
+/// Why a transaction could not be committed. All requests of the transaction share it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+struct CommitFailure(Arc<rusqlite::Error>);
 
 impl From<rusqlite::Error> for WriteFailure {
     fn from(error: rusqlite::Error) -> Self {
@@ -75,7 +84,7 @@ impl From<rusqlite::Error> for WriteFailure {
 }
 
 /// Answers the caller with the outcome of the transaction's commit.
-type WriteAnswer = Box<dyn FnOnce(Result<(), String>) + Send>;
+type WriteAnswer = Box<dyn FnOnce(Result<(), CommitFailure>) + Send>;
 
 /// Does a request's work and returns the function that answers the caller.
 type WriteWork = Box<dyn FnOnce(&mut Connection) -> WriteAnswer + Send>;
@@ -233,20 +242,19 @@ impl Sqlite {
             let outcome = in_savepoint(connection, work);
             Box::new(move |committed| {
                 // The caller may have stopped waiting; its write is done all the same.
-                let _ = answer.send(committed.map(|()| outcome));
+                let _ = answer.send(committed.map_err(WriteFailure::NotCommitted).and(outcome));
             })
         });
         let writer = self.writer.as_ref().expect("the writer is there until the store is dropped");
         let stopped = "its writer has stopped";
         let request = WriteRequest { level, work };
         writer.send(request).await.map_err(|_| self.failed(what, stopped))?;
-        match answered.await {
-            Ok(Ok(Ok(value))) => Ok(value),
-            Ok(Ok(Err(WriteFailure::Fenced(collection)))) => Err(StoreError::Fenced(collection)),
-            Ok(Ok(Err(WriteFailure::Sql(error)))) => Err(self.failed(what, error)),
-            Ok(Err(error)) => Err(self.failed(what, error)),
-            Err(_) => Err(self.failed(what, stopped)),
-        }
+        let outcome = answered.await.map_err(|_| self.failed(what, stopped))?;
+        outcome.map_err(|failure| match failure {
+            WriteFailure::Fenced(collection) => StoreError::Fenced(collection),
+            WriteFailure::Sql(error) => self.failed(what, error),
+            WriteFailure::NotCommitted(error) => self.failed(what, error),
+        })
     }
 
     /// Runs `work` on a reading connection.
@@ -414,7 +422,7 @@ fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<WriteRequ
             batch.into_iter().map(|request| (request.work)(&mut connection)).collect();
         let committed = connection.execute_batch("COMMIT").map_err(|error| {
             let _ = connection.execute_batch("ROLLBACK");
-            error.to_string()
+            CommitFailure(Arc::new(error))
         });
         for answer in answers {
             answer(committed.clone());

@@ -60,7 +60,7 @@ impl AmqpSubscriber {
             });
             let opened = opening.await;
             self.opening = None;
-            let opened = opened.unwrap_or_else(|error| Err(error.into()));
+            let opened = opened.map_err(Cause::from).flatten();
             self.open = Some(opened.map_err(|error| self.failed(error))?);
         }
         Ok(self.open.as_mut().expect("it was opened just now").consumer())

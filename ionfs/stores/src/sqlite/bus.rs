@@ -300,7 +300,7 @@ impl SqliteSubscriber {
         let (store, module) = (self.store.clone(), self.module.clone());
         let taken = self.taking.get_or_insert_with(|| tokio::spawn(take(store, module))).await;
         self.taking = None;
-        let taken = taken.unwrap_or_else(|error| Err(self.store.failed("receiving", error)));
+        let taken = taken.map_err(|error| self.store.failed("receiving", error)).flatten();
         if let Ok(Some(delivery)) = &taken {
             self.held.push(delivery.tag);
         }
@@ -365,10 +365,9 @@ impl Drop for SqliteSubscriber {
         let (store, bell) = (self.store.clone(), self.bell.clone());
         // Best effort: a message that is not given back now is delivered again after [`TAKEN`].
         self.runtime.spawn(async move {
-            if let Some(taking) = taking
-                && let Ok(Ok(Some(delivery))) = taking.await
-            {
-                held.push(delivery.tag);
+            if let Some(taking) = taking {
+                let taken = taking.await.map_err(|error| store.failed("receiving", error));
+                held.extend(taken.flatten().ok().flatten().map(|delivery| delivery.tag));
             }
             for tag in held {
                 let give_back = move |connection: &Connection| {
