@@ -145,16 +145,31 @@ struct CacheShared {
 
 #[derive(Debug, Default)]
 struct OpenBlobs {
-    by_key: HashMap<String, (u64, Arc<CachedBlob>)>,
+    by_key: HashMap<String, OpenBlob>,
+    /// Counts the openings.
     clock: u64,
+}
+
+#[derive(Debug)]
+struct OpenBlob {
+    /// The clock when the blob was last opened.
+    used: u64,
+    blob: Arc<CachedBlob>,
+}
+
+impl OpenBlob {
+    /// Returns whether nobody but the cache has the blob.
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.blob) == 1
+    }
 }
 
 impl OpenBlobs {
     /// Returns the open blob of this entry. Two documents can name the same key with different
     /// checksums only if one of them is wrong. So an entry never shares a blob with other
     /// checksums.
-    fn find(&mut self, entry: &FileEntry) -> Option<&mut (u64, Arc<CachedBlob>)> {
-        self.by_key.get_mut(&entry.key).filter(|(_, blob)| blob.is_of(entry))
+    fn find(&mut self, entry: &FileEntry) -> Option<&mut OpenBlob> {
+        self.by_key.get_mut(&entry.key).filter(|open| open.blob.is_of(entry))
     }
 }
 
@@ -173,8 +188,8 @@ impl CacheShared {
             let in_use: HashSet<String> = {
                 let mut open = this.open();
                 // An open blob keeps its space on the disk even when its file is removed.
-                open.by_key.retain(|_, (_, blob)| Arc::strong_count(blob) > 1);
-                open.by_key.values().map(|(_, blob)| DiskCache::name(blob.entry())).collect()
+                open.by_key.retain(|_, open| !open.is_idle());
+                open.by_key.values().map(|open| DiskCache::name(open.blob.entry())).collect()
             };
             this.disk.make_room(&in_use);
             this.making_room.store(false, Ordering::Release);
@@ -223,9 +238,9 @@ impl Cache {
         let mut open = self.shared.open();
         open.clock += 1;
         let now = open.clock;
-        if let Some((used, blob)) = open.find(entry) {
-            *used = now;
-            return Ok(blob.clone());
+        if let Some(found) = open.find(entry) {
+            found.used = now;
+            return Ok(found.blob.clone());
         }
         let (place, file) = match self.shared.blobs.open_local(&entry.key) {
             Some(file) => (LocalFileKind::Store, file),
@@ -262,9 +277,9 @@ impl Cache {
         let kept =
             file.is_some_and(|file| self.shared.disk.adopt(&DiskCache::name(entry), file).is_ok());
         let mut open = self.shared.open();
-        if let Some((_, blob)) = open.find(entry) {
+        if let Some(found) = open.find(entry) {
             if kept {
-                blob.freeze();
+                found.blob.freeze();
             } else {
                 open.by_key.remove(&entry.key);
             }
@@ -286,12 +301,13 @@ impl Cache {
         file: File,
     ) -> Arc<CachedBlob> {
         let blob = Arc::new(CachedBlob::new(self.shared.clone(), entry, place, file));
-        open.by_key.insert(entry.key.clone(), (open.clock, blob.clone()));
+        let opened = OpenBlob { used: open.clock, blob: blob.clone() };
+        open.by_key.insert(entry.key.clone(), opened);
         let idle_max = self.shared.idle_max;
         if open.by_key.len() > idle_max {
-            let idle = open.by_key.iter().filter(|(_, (_, blob))| Arc::strong_count(blob) == 1);
+            let idle = open.by_key.iter().filter(|(_, open)| open.is_idle());
             let mut idle: Vec<(u64, String)> =
-                idle.map(|(key, (used, _))| (*used, key.clone())).collect();
+                idle.map(|(key, open)| (open.used, key.clone())).collect();
             idle.sort_unstable();
             // Removes several at once, so that this search does not run for every blob.
             for (_, key) in idle.iter().take((idle.len() + idle_max / 8).saturating_sub(idle_max)) {

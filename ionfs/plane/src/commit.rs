@@ -251,7 +251,8 @@ impl Committer {
         staging: &dyn Staging,
     ) -> Result<Receipt, Refusal> {
         let durable = || self.make_durable(name, file.clone(), staging);
-        let (step, event, mut receipt) = self.patiently(|| staging.moved(), durable).await?;
+        let DurableEvent { step, event, mut receipt } =
+            self.patiently(|| staging.moved(), durable).await?;
         self.plane.metrics.commits.add(1);
         receipt.published =
             step == CommitStep::End(CommitEnd::Committed(PublicationState::Published));
@@ -263,13 +264,13 @@ impl Committer {
         Ok(receipt)
     }
 
-    /// Does steps 1 and 2. Returns the step that follows.
+    /// Does steps 1 and 2.
     async fn make_durable(
         &self,
         name: &str,
         file: EventFile,
         staging: &dyn Staging,
-    ) -> Result<(CommitStep, Event, Receipt), Refusal> {
+    ) -> Result<DurableEvent, Refusal> {
         if let Some(slip) = file.find_slip(|path| staging.has(path)) {
             return Err(Refusal::Invalid(slip));
         }
@@ -278,7 +279,7 @@ impl Committer {
         let DirectoryContent { files: paths, empty: directories } =
             named_paths(&file.files, staging).await?;
         // Step 1, for all files at once: the staging bounds what runs in parallel.
-        let (files, (listed, file_list)) = timed(&self.plane, CommitStep::StoreBlobs, async {
+        let (files, listed) = timed(&self.plane, CommitStep::StoreBlobs, async {
             let files = try_join_all(paths.iter().map(|path| staging.durable(path))).await?;
             let listed = self.shorten(&files, staging).await?;
             Ok::<_, Refusal>((files, listed))
@@ -289,8 +290,8 @@ impl Committer {
             context: self.origin.context(id.clone(), DocumentType::EventMeta),
             id,
             event_type,
-            files: listed,
-            file_list,
+            files: listed.files,
+            file_list: listed.file_list,
             data: file.data,
             directories,
             created: clock::now(),
@@ -322,7 +323,7 @@ impl Committer {
             at: event.created,
             published: false,
         };
-        Ok((step, event, receipt))
+        Ok(DurableEvent { step, event, receipt })
     }
 
     fn checked_type(&self, event_type: Option<String>) -> Result<String, Refusal> {
@@ -352,7 +353,7 @@ impl Committer {
         &self,
         files: &[FileEntry],
         staging: &dyn Staging,
-    ) -> Result<(Vec<FileEntry>, Option<FileEntry>), Refusal> {
+    ) -> Result<ListedFiles, Refusal> {
         let long = files.len() > LISTED_MAX;
         let json = if files.len() > 100 || long {
             serde_json::to_vec(files).unwrap_or_default()
@@ -360,12 +361,12 @@ impl Committer {
             Vec::new()
         };
         if !long && json.len() <= LIST_BYTES_MAX {
-            return Ok((files.to_vec(), None));
+            return Ok(ListedFiles { files: files.to_vec(), file_list: None });
         }
         let key = staging.fresh_key(".ion-files.json");
         let list =
             store_bytes(&*self.plane.blobs, key, "files.json".into(), Bytes::from(json)).await?;
-        Ok((Vec::new(), Some(list)))
+        Ok(ListedFiles { files: Vec::new(), file_list: Some(list) })
     }
 
     /// Does steps 3 and 4. Returns whether the bus has received the event. Does not wait for the
@@ -373,10 +374,9 @@ impl Committer {
     /// job exists.
     async fn publish(&self, step: CommitStep, event: Event) -> bool {
         let id = event.id.clone();
-        let (told, hears) = oneshot::channel();
         let published = self.try_to_publish(step, event).await;
         if let Err(failure) = &published {
-            let reason = chain(failure);
+            let reason = error_chain(failure);
             tracing::warn!(event = %id, reason, "the event is committed but not published yet; the \
                                                  relay will publish it");
         }
@@ -385,6 +385,7 @@ impl Committer {
 
     /// Begins steps 3 and 4, and waits until the bus has received the event.
     async fn try_to_publish(&self, step: CommitStep, event: Event) -> Result<(), PublishFailure> {
+        let (told, hears) = oneshot::channel();
         let plane = self.plane.clone();
         let work = async move { publish(&plane, event, step, Some(told)).await };
         let task = self.telling.spawn(work.in_current_span());

@@ -198,7 +198,7 @@ pub async fn store_file(
             moved.fetch_add(piece.len() as u64, Ordering::Relaxed);
         }
     });
-    let (size, checksums) = put_summed(blobs, &key, &name, body.boxed()).await?;
+    let SummedBlob { size, checksums } = put_summed(blobs, &key, &name, body.boxed()).await?;
     moved.fetch_add(size, Ordering::Relaxed);
     let (mtime, mtime_nanos) = millis_and_nanos(metadata.modified().map_err(unreadable)?);
     let mode = metadata.mode() & 0o7777;
@@ -245,7 +245,7 @@ pub async fn store_stream(
     name: String,
     body: BoxStream<'_, io::Result<Bytes>>,
 ) -> Result<FileEntry, UploadError> {
-    let (size, checksums) = put_summed(blobs, &key, &name, body).await?;
+    let SummedBlob { size, checksums } = put_summed(blobs, &key, &name, body).await?;
     Ok(made_now(name, key, size, checksums))
 }
 
@@ -261,13 +261,19 @@ fn made_now(name: String, key: String, size: u64, checksums: Checksums) -> FileE
     }
 }
 
+/// The length and the checksums of a blob that was stored.
+struct SummedBlob {
+    size: u64,
+    checksums: Checksums,
+}
+
 /// Stores a stream as blob `key`. Returns its length and checksums.
 async fn put_summed(
     blobs: &dyn Blobs,
     key: &str,
     name: &str,
     body: BoxStream<'_, io::Result<Bytes>>,
-) -> Result<(u64, Checksums), UploadError> {
+) -> Result<SummedBlob, UploadError> {
     let summer = Arc::new(Mutex::new(BlockChecksummer::default()));
     let passing = summer.clone();
     let unreadable = Arc::new(Mutex::new(None));
@@ -305,7 +311,7 @@ async fn put_summed(
         }
         tracing::info!(key, error = error_chain(&source), "a put failed, but the blob is whole");
     }
-    Ok((size, checksums))
+    Ok(SummedBlob { size, checksums })
 }
 
 /// Returns whether the blob exists with these bytes. It is read again to find out, because a key

@@ -18,7 +18,7 @@ use ion_system::run_blocking;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::sqlite::{HeldBlob, Sqlite};
+use super::sqlite::{HeldBlob, HeldDuring, Sqlite};
 use super::{Blobs, Collection, Durability, Guard, Inserted, StoreError};
 
 /// The most bytes that one call puts into the log. Larger blobs are synced as files, because
@@ -74,7 +74,7 @@ impl BlobLog {
         let boot = boot.map_or_else(|_| Uuid::new_v4().to_string(), |boot| boot.trim().to_owned());
         let held = Self { log, blobs, boot, state: Mutex::default() };
         loop {
-            let left = held.log.held(&held.boot, false, ROUND).await?;
+            let left = held.log.held(&held.boot, HeldDuring::OtherBoots, ROUND).await?;
             if left.is_empty() {
                 return Ok(Arc::new(held));
             }
@@ -160,7 +160,7 @@ impl BlobLog {
     /// Makes the files of up to [`ROUND`] held blobs durable, of any process on this machine, and
     /// releases the blobs. Returns their total size in bytes, or `None` if the log holds no blobs.
     async fn sync_round(&self) -> Result<Option<usize>, StoreError> {
-        let held = self.log.held(&self.boot, true, ROUND).await?;
+        let held = self.log.held(&self.boot, HeldDuring::ThisBoot, ROUND).await?;
         if held.is_empty() {
             return Ok(None);
         }
@@ -219,7 +219,7 @@ mod tests {
         for (key, bytes) in &many {
             assert_eq!(blobs.get_range(key, 0..bytes.len() as u64).await.unwrap(), bytes);
         }
-        assert!(log.held(&held.boot, false, ROUND).await.unwrap().is_empty());
+        assert!(log.held(&held.boot, HeldDuring::OtherBoots, ROUND).await.unwrap().is_empty());
     }
 
     #[tokio::test]
@@ -237,10 +237,13 @@ mod tests {
         assert_eq!(inserted, [Inserted::New]);
         assert!(log.get(Collection::Events, "e").await.unwrap().is_some());
         let keys = |held: Vec<HeldBlob>| held.into_iter().map(|blob| blob.key).collect::<Vec<_>>();
-        assert_eq!(keys(log.held(&held.boot, true, 9).await.unwrap()), ["c/kept", "c/removed"]);
+        assert_eq!(
+            keys(log.held(&held.boot, HeldDuring::ThisBoot, 9).await.unwrap()),
+            ["c/kept", "c/removed"]
+        );
         // A process that opens the stores during the same boot leaves the blobs in the log.
         BlobLog::open(log.clone(), blobs.clone()).await.unwrap();
-        assert_eq!(log.held(&held.boot, true, 9).await.unwrap().len(), 2);
+        assert_eq!(log.held(&held.boot, HeldDuring::ThisBoot, 9).await.unwrap().len(), 2);
         // A blob that is removed meanwhile stays removed.
         blobs.delete("c/removed").await.unwrap();
         let gone = async {
@@ -249,7 +252,7 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
-        assert!(log.held(&held.boot, true, 9).await.unwrap().is_empty());
+        assert!(log.held(&held.boot, HeldDuring::ThisBoot, 9).await.unwrap().is_empty());
         assert_eq!(blobs.size("c/kept").await.unwrap(), Some(kept.1.len() as u64));
         assert_eq!(blobs.size("c/removed").await.unwrap(), None);
         assert_eq!(held.state().bytes, 0);

@@ -317,7 +317,7 @@ fn query_filter(query: &Query) -> Document {
         bounds.extend(range.below.clone().map(|below| ("$lt".to_owned(), to_bson(below))));
         filter.insert(field, bounds);
     }
-    if let Some(Page::Behind(value, id)) = &query.page {
+    if let Some(Page::Behind { value, id }) = &query.page {
         let field = query.order_by.unwrap_or("_id");
         let (from, behind) = if query.descending { ("$lte", "$lt") } else { ("$gte", "$gt") };
         let value = to_bson(value.clone());

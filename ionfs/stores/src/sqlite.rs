@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-pub(super) use held::HeldBlob;
+pub(super) use held::{HeldBlob, HeldDuring};
 use ion_system::home::make_private_folder;
 use ion_system::patience::Retry;
 use ion_system::run_blocking;

@@ -9,22 +9,37 @@ pub(crate) fn scheme(url: &str) -> &str {
     url.split_once("://").map_or("", |(scheme, _)| scheme)
 }
 
-/// The kinds and schemes of backends that a build may lack, with the cargo features that add them.
-const FEATURES: [(&str, &str, &str); 7] = [
-    ("blob", "s3", "s3"),
-    ("blob", "az", "azure"),
-    ("blob", "gs", "gcs"),
-    ("document", "mongodb", "mongodb"),
-    ("document", "mongodb+srv", "mongodb"),
-    ("bus", "amqp", "amqp"),
-    ("bus", "amqps", "amqp"),
+/// A backend that a build may lack.
+struct OptionalBackend {
+    kind: &'static str,
+    scheme: &'static str,
+    /// The cargo feature that adds the backend.
+    feature: &'static str,
+}
+
+const fn optional(
+    kind: &'static str,
+    scheme: &'static str,
+    feature: &'static str,
+) -> OptionalBackend {
+    OptionalBackend { kind, scheme, feature }
+}
+
+const OPTIONAL: [OptionalBackend; 7] = [
+    optional("blob", "s3", "s3"),
+    optional("blob", "az", "azure"),
+    optional("blob", "gs", "gcs"),
+    optional("document", "mongodb", "mongodb"),
+    optional("document", "mongodb+srv", "mongodb"),
+    optional("bus", "amqp", "amqp"),
+    optional("bus", "amqps", "amqp"),
 ];
 
 /// Returns the error for a URL for which this build has no backend.
 pub(crate) fn unknown(url: &str, kind: &'static str, known: &str) -> StoreError {
-    let lacking = FEATURES.iter().find(|lacking| lacking.0 == kind && lacking.1 == scheme(url));
+    let lacking = OPTIONAL.iter().find(|one| one.kind == kind && one.scheme == scheme(url));
     let reason = match lacking {
-        Some((.., feature)) => format!(
+        Some(OptionalBackend { feature, .. }) => format!(
             "this ion was built without {feature}; `cargo build --release --features {feature}` \
              builds one that has it"
         ),

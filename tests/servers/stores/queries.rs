@@ -55,7 +55,7 @@ async fn ranges_are_read_in_both_directions(documents: &dyn Documents) {
     let found = documents.find(within().descending().page(Page::First).limit(3)).await.unwrap();
     assert_eq!(ids(&found), ["q057", "q053", "q049"]);
     // The next page begins behind a document of this time, and with this id.
-    let behind = Page::Behind(json!(16), "q049".into());
+    let behind = Page::Behind { value: json!(16), id: "q049".into() };
     let found = documents.find(within().descending().page(behind).limit(3)).await.unwrap();
     assert_eq!(ids(&found), ["q045", "q041", "q037"]);
     let open = of_one().within(FieldRange::from("created", json!(230))).order_by("created");

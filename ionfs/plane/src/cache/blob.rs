@@ -93,6 +93,28 @@ type BlockOutcome = Option<Result<Arc<CachedBlock>, Arc<CacheError>>>;
 /// The blocks of one request, in order, each with the sender of its outcome.
 type Waiting = VecDeque<(u64, watch::Sender<BlockOutcome>)>;
 
+/// Who asks for a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BlockDemand {
+    /// A reader that waits for the block: it waits for room in memory too.
+    Reader,
+    /// The read-ahead: without room in memory it leaves the block.
+    ReadAhead,
+}
+
+/// Where a block is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BlockSource {
+    Disk,
+    Store,
+}
+
+/// A run of blocks that one task brings into memory.
+struct BlockRequest {
+    from: BlockSource,
+    waiting: Waiting,
+}
+
 /// An open blob: its local file, and which blocks of the file may be read.
 #[derive(Debug)]
 pub struct CachedBlob {
@@ -199,7 +221,7 @@ impl CachedBlob {
         if first == last {
             return Ok(part(first, &self.block(first, asked(first)).await?.bytes));
         }
-        self.bring(first..last + 1, true);
+        self.bring(first..last + 1, BlockDemand::Reader);
         let mut all = BytesMut::with_capacity(usize::try_from(end - offset).unwrap_or(0));
         for index in first..=last {
             all.extend_from_slice(&part(index, &self.block(index, asked(index)).await?.bytes));
@@ -212,7 +234,8 @@ impl CachedBlob {
     fn prefetch(self: &Arc<Self>, range: Range<u64>) {
         let end = range.end.min(self.entry.size);
         if range.start < end {
-            self.bring(range.start / self.block..end.div_ceil(self.block), false);
+            let run = range.start / self.block..end.div_ceil(self.block);
+            self.bring(run, BlockDemand::ReadAhead);
         }
     }
 
@@ -244,7 +267,7 @@ impl CachedBlob {
                 metrics.cache_misses.add(1);
             }
             let coming = self.coming().get(&index).cloned();
-            let coming = coming.or_else(|| self.bring(index..index + 1, true));
+            let coming = coming.or_else(|| self.bring(index..index + 1, BlockDemand::Reader));
             // `None`: the block has arrived in between.
             let Some(mut coming) = coming else { continue };
             // An error: the read-ahead that was to bring the block found no room. The loop now
@@ -269,9 +292,9 @@ impl CachedBlob {
     fn bring(
         self: &Arc<Self>,
         run: Range<u64>,
-        wanted: bool,
+        demand: BlockDemand,
     ) -> Option<watch::Receiver<BlockOutcome>> {
-        let mut requests: Vec<(bool, Waiting)> = Vec::new();
+        let mut requests: Vec<BlockRequest> = Vec::new();
         let mut last = None;
         {
             let mut coming = self.coming();
@@ -282,31 +305,39 @@ impl CachedBlob {
                 let (sender, receiver) = watch::channel(None);
                 coming.insert(index, receiver.clone());
                 last = Some(receiver);
-                let here = self.present.has(index);
-                let most = if here { LOCAL_BYTES } else { RUN_BYTES } / self.block;
+                let (from, bytes) = match self.present.has(index) {
+                    true => (BlockSource::Disk, LOCAL_BYTES),
+                    false => (BlockSource::Store, RUN_BYTES),
+                };
                 match requests.last_mut() {
-                    Some((local, blocks))
-                        if *local == here
-                            && blocks.back().is_some_and(|(last, _)| last + 1 == index)
-                            && (blocks.len() as u64) < most =>
+                    Some(request)
+                        if request.from == from
+                            && request
+                                .waiting
+                                .back()
+                                .is_some_and(|(last, _)| last + 1 == index)
+                            && (request.waiting.len() as u64) < bytes / self.block =>
                     {
-                        blocks.push_back((index, sender));
+                        request.waiting.push_back((index, sender));
                     }
-                    _ => requests.push((here, VecDeque::from([(index, sender)]))),
+                    _ => {
+                        let waiting = VecDeque::from([(index, sender)]);
+                        requests.push(BlockRequest { from, waiting });
+                    }
                 }
             }
         }
-        for (local, waiting) in requests {
+        for BlockRequest { from, mut waiting } in requests {
             let this = self.clone();
             tokio::spawn(async move {
-                let mut waiting = waiting;
-                if local {
-                    while this.from_disk(&mut waiting, wanted).await == DiskRead::Bad {
-                        let mut bad: Waiting = waiting.pop_front().into_iter().collect();
-                        this.from_store(&mut bad, true).await;
+                match from {
+                    BlockSource::Disk => {
+                        while this.from_disk(&mut waiting, demand).await == DiskRead::Bad {
+                            let mut bad: Waiting = waiting.pop_front().into_iter().collect();
+                            this.from_store(&mut bad, BlockDemand::Reader).await;
+                        }
                     }
-                } else {
-                    this.from_store(&mut waiting, wanted).await;
+                    BlockSource::Store => this.from_store(&mut waiting, demand).await,
                 }
                 // These blocks found no room in memory.
                 let mut coming = this.coming();
@@ -327,20 +358,19 @@ impl CachedBlob {
         self.shared.buffers.take(usize::try_from(self.length_of(index)).unwrap_or(usize::MAX))
     }
 
-    async fn room(&self, index: u64, wanted: bool) -> Option<Room> {
+    async fn room(&self, index: u64, demand: BlockDemand) -> Option<Room> {
         let bytes = self.length_of(index);
-        if wanted {
-            Some(self.shared.memory.room(bytes).await)
-        } else {
-            self.shared.memory.try_room(bytes)
+        match demand {
+            BlockDemand::Reader => Some(self.shared.memory.room(bytes).await),
+            BlockDemand::ReadAhead => self.shared.memory.try_room(bytes),
         }
     }
 
     /// Reads blocks from the local file, until all are done or one does not match its checksum.
-    async fn from_disk(self: &Arc<Self>, waiting: &mut Waiting, wanted: bool) -> DiskRead {
+    async fn from_disk(self: &Arc<Self>, waiting: &mut Waiting, demand: BlockDemand) -> DiskRead {
         while let Some((index, _)) = waiting.front() {
             let index = *index;
-            let Some(room) = self.room(index, wanted).await else { return DiskRead::All };
+            let Some(room) = self.room(index, demand).await else { return DiskRead::All };
             let this = self.clone();
             let read = run_blocking(move || {
                 let mut buffer = this.buffer(index);
@@ -381,7 +411,7 @@ impl CachedBlob {
 
     /// Fetches blocks from the store in one request. If the request breaks off, fetches the
     /// remaining blocks again.
-    async fn from_store(self: &Arc<Self>, waiting: &mut Waiting, wanted: bool) {
+    async fn from_store(self: &Arc<Self>, waiting: &mut Waiting, demand: BlockDemand) {
         let again = |failed: FailedTry<'_, CacheError>| match failed.error {
             CacheError::Store { source: StoreError::Unavailable { .. }, .. } => true,
             // The network may have damaged the bytes.
@@ -392,7 +422,7 @@ impl CachedBlob {
         let blocks = tokio::sync::Mutex::new(&mut *waiting);
         let fetch = async |_| {
             let mut waiting = blocks.lock().await;
-            self.fetch(&mut waiting, wanted).await
+            self.fetch(&mut waiting, demand).await
         };
         if let Err(error) = FETCH.run(fetch, again).await {
             self.fail(waiting, error);
@@ -402,7 +432,7 @@ impl CachedBlob {
     async fn fetch(
         self: &Arc<Self>,
         waiting: &mut Waiting,
-        wanted: bool,
+        demand: BlockDemand,
     ) -> Result<(), CacheError> {
         let (Some((first, _)), Some((last, _))) = (waiting.front(), waiting.back()) else {
             return Ok(());
@@ -415,7 +445,7 @@ impl CachedBlob {
         while let Some((index, _)) = waiting.front() {
             let index = *index;
             let corrupt = || CacheError::Corrupt { key: self.entry.key.clone(), block: index };
-            let Some(room) = self.room(index, wanted).await else { return Ok(()) };
+            let Some(room) = self.room(index, demand).await else { return Ok(()) };
             let mut buffer = self.buffer(index);
             let mut empty = buffer.bytes();
             while !empty.is_empty() {
@@ -532,7 +562,8 @@ impl BlobReader {
         if let Some(ahead) = ahead {
             // The requested blocks come before those that may be read next.
             if offset < end {
-                blob.bring(offset / blob.block..end.div_ceil(blob.block), true);
+                let run = offset / blob.block..end.div_ceil(blob.block);
+                blob.bring(run, BlockDemand::Reader);
             }
             blob.prefetch(ahead);
         }

@@ -18,6 +18,13 @@ use super::refusal::BrokerAct;
 use super::{Amqp, Cause, asking, queue_of, within};
 use crate::{Delivery, StoreError, Subscription, Unreadable};
 
+/// A message that the broker waits for an answer to.
+struct HeldMessage {
+    channel: Channel,
+    /// The broker's tag.
+    tag: u64,
+}
+
 /// A subscription that consumes from the first call of `next` until it is paused.
 pub(super) struct AmqpSubscriber {
     bus: Arc<Amqp>,
@@ -31,9 +38,9 @@ pub(super) struct AmqpSubscriber {
     opening: Option<AbortOnDropHandle<Result<Consuming, Cause>>>,
     /// The channel of the paused consumer.
     paused: Option<Channel>,
-    /// The messages that were delivered and neither acknowledged nor given back yet: by Ion's tag, the channel and the
-    /// broker's tag. When a channel closes, its messages return to the queue.
-    held: HashMap<u64, (Channel, u64)>,
+    /// The messages that were delivered and neither acknowledged nor given back yet, by Ion's tag.
+    /// When a channel closes, its messages return to the queue.
+    held: HashMap<u64, HeldMessage>,
     next_tag: u64,
 }
 
@@ -70,15 +77,16 @@ impl AmqpSubscriber {
         let tag = self.next_tag;
         self.next_tag += 1;
         let channel = self.open.as_ref().map(Consuming::channel).or(self.paused.as_ref());
-        self.held.extend(channel.map(|channel| (tag, (channel.clone(), received.delivery_tag))));
+        let held =
+            channel.cloned().map(|channel| HeldMessage { channel, tag: received.delivery_tag });
+        self.held.extend(held.map(|held| (tag, held)));
         let message = serde_json::from_slice(&received.data)
             .map_err(|error| Unreadable { reason: error.to_string(), body: received.data });
         Delivery { tag, message }
     }
 
-    /// Forgets a message that is about to be acknowledged or given back. Returns its channel and the
-    /// broker's tag.
-    fn forget_held(&mut self, tag: u64) -> Result<(Channel, u64), Cause> {
+    /// Forgets a message that is about to be acknowledged or given back, and returns it.
+    fn forget_held(&mut self, tag: u64) -> Result<HeldMessage, Cause> {
         self.held.remove(&tag).ok_or_else(|| "its channel closed; it is delivered again".into())
     }
 
@@ -120,16 +128,17 @@ impl Subscription for AmqpSubscriber {
     }
 
     async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError> {
-        let (channel, tag) = self.forget_held(tag).map_err(|error| self.failed(error))?;
-        within(channel.basic_ack(tag, BasicAckOptions::default()))
+        let held = self.forget_held(tag).map_err(|error| self.failed(error))?;
+        within(held.channel.basic_ack(held.tag, BasicAckOptions::default()))
             .await
             .map_err(|error| self.failed(error))
     }
 
     async fn give_back(&mut self, tag: u64) -> Result<(), StoreError> {
-        let (channel, tag) = self.forget_held(tag).map_err(|error| self.failed(error))?;
+        let held = self.forget_held(tag).map_err(|error| self.failed(error))?;
         let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        within(channel.basic_nack(tag, requeue)).await.map_err(|error| self.failed(error))
+        let given_back = within(held.channel.basic_nack(held.tag, requeue)).await;
+        given_back.map_err(|error| self.failed(error))
     }
 
     async fn pause(&mut self) -> Result<Vec<Delivery>, StoreError> {

@@ -40,7 +40,7 @@ pub fn known_queries() -> Vec<Query> {
     let equal = |collection, fields: &[&'static str]| {
         Query::equal(collection, fields.iter().map(|field| (*field, json!("x"))).collect())
     };
-    let behind = || Page::Behind(json!("x"), "x".into());
+    let behind = || Page::Behind { value: json!("x"), id: "x".into() };
     vec![
         equal(Collection::Events, &["context.correlationId"]).order_by("created").page(behind()),
         equal(Collection::Events, &["context.documentType"]).order_by("created").page(behind()),
@@ -157,8 +157,13 @@ fn text_above(prefix: &str) -> Option<String> {
 pub enum Page {
     /// The first document.
     First,
-    /// After the document that has this value in the sort field, and this id.
-    Behind(Value, String),
+    /// After this document.
+    Behind {
+        /// The document's value in the sort field.
+        value: Value,
+        /// The document's id.
+        id: String,
+    },
 }
 
 impl Query {
@@ -271,7 +276,8 @@ impl Pages {
         let last = found.last().filter(|_| found.len() == query.limit).and_then(|last| {
             let path = query.order_by.unwrap_or("id");
             let value = path.split('.').try_fold(last, |at, part| at.get(part)).cloned();
-            Some(Page::Behind(value.unwrap_or_default(), last.get("id")?.as_str()?.to_owned()))
+            let id = last.get("id")?.as_str()?.to_owned();
+            Some(Page::Behind { value: value.unwrap_or_default(), id })
         });
         self.query = last.map(|last| (**query).clone().page(last).into());
         Ok((!found.is_empty()).then_some(found))

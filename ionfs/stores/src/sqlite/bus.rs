@@ -62,20 +62,27 @@ fn bound(connection: &Connection, event_type: &str) -> rusqlite::Result<Vec<Stri
     bound.query_map([event_type], |row| row.get(0))?.collect()
 }
 
-/// Inserts an event as published, puts its message into the queues bound to its type, and returns
-/// the modules of those queues. An event that exists already stays unchanged and is not published.
+/// The outcome of [`insert_published`].
+pub(super) struct PublishedInsert {
+    pub(super) inserted: Inserted,
+    /// The modules whose queues have received the message.
+    pub(super) modules: Vec<String>,
+}
+
+/// Inserts an event as published, and puts its message into the queues bound to its type. An event
+/// that exists already stays unchanged and is not published.
 pub(super) fn insert_published(
     connection: &Connection,
     event: Event,
-) -> Result<(Inserted, Vec<String>), WriteFailure> {
+) -> Result<PublishedInsert, WriteFailure> {
     let (modules, message) = (bound(connection, &event.event_type)?, event.message());
     let event = Event { publication: PublicationState::Published, ..event };
     let inserted = documents::insert(connection, Collection::Events, &encode(&event))?;
     if inserted != Inserted::New {
-        return Ok((inserted, vec![]));
+        return Ok(PublishedInsert { inserted, modules: vec![] });
     }
     enqueue_each(connection, &modules, &message)?;
-    Ok((inserted, modules))
+    Ok(PublishedInsert { inserted, modules })
 }
 
 #[async_trait]

@@ -196,7 +196,7 @@ fn filter(query: &Query, values: &mut Vec<Sql>) -> String {
             sql.push_str(&format!(" AND {field} {comparison} ?{}", values.len()));
         }
     }
-    if let Some(Page::Behind(value, id)) = &query.page {
+    if let Some(Page::Behind { value, id }) = &query.page {
         let field = query.order_by.map_or_else(|| "id".to_owned(), extract);
         let behind = if query.descending { '<' } else { '>' };
         values.push(sql_value(value));

@@ -12,6 +12,15 @@ use crate::{Collection, Guard, Inserted, StoreError};
 pub(super) const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS held_blobs \
                                  (seq INTEGER PRIMARY KEY, boot TEXT NOT NULL, key TEXT NOT NULL, bytes BLOB NOT NULL);";
 
+/// When held blobs were put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeldDuring {
+    /// During this boot of the machine: their files have the bytes.
+    ThisBoot,
+    /// During another boot: their files may have any content.
+    OtherBoots,
+}
+
 /// A blob that the log holds.
 #[derive(Debug)]
 pub(crate) struct HeldBlob {
@@ -43,9 +52,9 @@ impl Sqlite {
                     insert.execute((&boot, key, &bytes[..]))?;
                 }
                 if let Some(event) = event {
-                    let (event, modules) = insert_published(connection, event)?;
-                    inserted.push(event);
-                    return Ok((inserted, modules));
+                    let published = insert_published(connection, event)?;
+                    inserted.push(published.inserted);
+                    return Ok((inserted, published.modules));
                 }
                 Ok((inserted, vec![]))
             });
@@ -54,12 +63,12 @@ impl Sqlite {
         Ok(inserted)
     }
 
-    /// Returns the oldest held blobs: those put during the boot `boot` if `this_boot` is set,
-    /// otherwise those put during other boots.
+    /// Returns the oldest held blobs: those that were put during the boot `boot`, or those of other
+    /// boots.
     pub(crate) async fn held(
         &self,
         boot: &str,
-        this_boot: bool,
+        of: HeldDuring,
         limit: usize,
     ) -> Result<Vec<HeldBlob>, StoreError> {
         let boot = boot.to_owned();
@@ -69,7 +78,7 @@ impl Sqlite {
                  ?3",
             )?;
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let rows = select.query_map((boot, this_boot, limit), |row| {
+            let rows = select.query_map((boot, of == HeldDuring::ThisBoot, limit), |row| {
                 Ok(HeldBlob {
                     seq: row.get(0)?,
                     key: row.get(1)?,
