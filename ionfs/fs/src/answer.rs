@@ -5,6 +5,7 @@ use std::pin::Pin;
 use super::Result;
 
 /// What a tree answers to a request.
+#[must_use]
 pub(crate) enum Answer<T> {
     /// The outcome, which memory or the local disk gave at once.
     Now(Result<T>),
