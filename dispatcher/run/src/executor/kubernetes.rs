@@ -316,7 +316,7 @@ impl Kubernetes {
                     Ok(JobMatch::Going) => Err(CreateFailure::NotYet(
                         "an earlier Job of its name is still being deleted".to_owned(),
                     )),
-                    Err(trouble) => Err(CreateFailure::NotYet(trouble.to_string())),
+                    Err(trouble) => Err(CreateFailure::NotYet(error_chain(&trouble))),
                 }
             }
             // Waiting does not help, except for a quota that others use up.
@@ -329,7 +329,7 @@ impl Kubernetes {
                     status.message
                 )))
             }
-            Err(trouble) => Err(CreateFailure::NotYet(trouble.to_string())),
+            Err(trouble) => Err(CreateFailure::NotYet(error_chain(&trouble))),
         }
     }
 
@@ -578,9 +578,12 @@ enum ApiFailure {
     /// The server answered with an error.
     #[error("{}", .0.message)]
     Answered(Box<kube::core::Status>),
-    /// The server did not answer.
-    #[error("the API server cannot be reached: {0}")]
-    Unreachable(String),
+    /// The request did not reach the server, or its answer cannot be read.
+    #[error("the API server cannot be reached")]
+    Unreachable(#[source] Box<kube::Error>),
+    /// The server did not answer in time.
+    #[error("the API server cannot be reached: no answer for {} s", REQUEST_WAIT.as_secs())]
+    NoAnswer,
 }
 
 async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiFailure> {
