@@ -323,35 +323,7 @@ fn module(
         privileged,
         ..Module::new(name, run, directory.to_owned())
     };
-    match (entry.on, entry.gather, entry.per) {
-        (Some(on), None, None) => {
-            if on.value.is_empty() {
-                let what = "is empty: no event would ever start it";
-                return Err(PipelineProblem::Field { field: "on", what }.at(on.referenced));
-            }
-            module.on = event_types(on.value)?;
-        }
-        (None, Some(gather), Some(per)) => {
-            module.gather = event_types(vec![gather])?.pop();
-            module.per = event_types(vec![per])?.pop();
-        }
-        (None, Some(gather), None) => {
-            let what = "needs \"per\": the event type below which it gathers";
-            return Err(PipelineProblem::Field { field: "gather", what }.at(gather.referenced));
-        }
-        (None, None, Some(per)) => {
-            let what = "belongs to \"gather\"";
-            return Err(PipelineProblem::Field { field: "per", what }.at(per.referenced));
-        }
-        (None, None, None) => {
-            let what = "is missing: the event types it starts on (or \"gather\" and \"per\")";
-            return Err(PipelineProblem::Field { field: "on", what }.at(place));
-        }
-        (Some(on), _, _) => {
-            let words = "\"on\" and \"gather\" exclude each other";
-            return Err(PipelineProblem::Together(words).at(on.referenced));
-        }
-    }
+    subscribe(&mut module, entry.on, entry.gather, entry.per, place)?;
     module.terms = terms_of(&entry.terms)?;
     module.emits = event_types(entry.emits.unwrap_or_default())?;
     older_words(&mut module, entry.env, entry.api, entry.commit, entry.urls)?;
@@ -385,6 +357,46 @@ fn module(
         set.map_err(|wrong| PipelineProblem::from(wrong).at(value.referenced))?;
     }
     Ok(module)
+}
+
+/// Sets which events start a module: its `on`, or its `gather` and `per`.
+fn subscribe(
+    module: &mut Module,
+    on: Option<Spanned<Vec<Spanned<String>>>>,
+    gather: Option<Spanned<String>>,
+    per: Option<Spanned<String>>,
+    place: Location,
+) -> Result<(), Mistake> {
+    match (on, gather, per) {
+        (Some(on), None, None) => {
+            if on.value.is_empty() {
+                let what = "is empty: no event would ever start it";
+                return Err(PipelineProblem::Field { field: "on", what }.at(on.referenced));
+            }
+            module.on = event_types(on.value)?;
+        }
+        (None, Some(gather), Some(per)) => {
+            module.gather = event_types(vec![gather])?.pop();
+            module.per = event_types(vec![per])?.pop();
+        }
+        (None, Some(gather), None) => {
+            let what = "needs \"per\": the event type below which it gathers";
+            return Err(PipelineProblem::Field { field: "gather", what }.at(gather.referenced));
+        }
+        (None, None, Some(per)) => {
+            let what = "belongs to \"gather\"";
+            return Err(PipelineProblem::Field { field: "per", what }.at(per.referenced));
+        }
+        (None, None, None) => {
+            let what = "is missing: the event types it starts on (or \"gather\" and \"per\")";
+            return Err(PipelineProblem::Field { field: "on", what }.at(place));
+        }
+        (Some(on), _, _) => {
+            let words = "\"on\" and \"gather\" exclude each other";
+            return Err(PipelineProblem::Together(words).at(on.referenced));
+        }
+    }
+    Ok(())
 }
 
 /// Reads the terms of a module's `where`.
