@@ -111,16 +111,16 @@ impl Registry {
     /// Makes the first registry of a plane, with the modules that an older Ion has registered.
     async fn of_an_older_plane(documents: &Arc<dyn Documents>) -> Result<Self, StoreError> {
         #[derive(Deserialize)]
-        struct Registered {
+        struct OlderModule {
             id: String,
             #[serde(default)]
             on: Vec<String>,
             #[serde(default)]
             per: Option<String>,
         }
-        let modules: Vec<Registered> =
+        let modules: Vec<OlderModule> =
             documents.find_as(Query::equal(Collection::Modules, vec![])).await?;
-        let entry = |module: Registered| {
+        let entry = |module: OlderModule| {
             let on = module.on.into_iter().chain(module.per).collect();
             let selector = EventSelector { on, terms: Terms::default() };
             (module.id, Registration { selector, since: 0, definition: String::new() })

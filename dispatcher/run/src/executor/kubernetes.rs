@@ -29,8 +29,8 @@ use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::Module;
 use ion_model::clock::{self, millis};
 use ion_model::errors::error_chain;
-use ion_model::event::Context;
-use ion_model::record::{AttemptEnd, JobRecord};
+use ion_model::event::{Context, Event};
+use ion_model::record::{AttemptEnd, CommitMode, JobRecord};
 use ion_plane::commit::Fence;
 use ion_plane::node::{Node, job_dir};
 use ion_system::patience::{FailedTry, Retry};
@@ -160,21 +160,7 @@ impl Kubernetes {
         log: &JobLog,
         mut stop: watch::Receiver<Option<StopReason>>,
     ) -> RunResult {
-        let ticket = Ticket {
-            id: Ticket::id(&start.job.id, start.job.attempt),
-            version: 1,
-            offered: clock::now(),
-            origin: origin(&start, Fence::Running),
-            event_id: start.event.id.clone(),
-            gathered: start
-                .gathered
-                .as_ref()
-                .map(|events| events.iter().map(|event| event.id.clone()).collect()),
-            older: older(&start.module),
-            limits: start.module.limits.clone(),
-            pod: None,
-            ended: None,
-        };
+        let ticket = ticket_of(&start);
         let mut known = self.watched.of(name);
         let begun = tokio::select! {
             begun = self.begin(&start, &ticket, name) => begun,
@@ -196,66 +182,30 @@ impl Kubernetes {
             why = asked(&mut stop) => return self.stopped(why, name, &mut known).await,
         };
         output.finish().await;
-        let mut never_ran = None;
-        let (ran, words) = match end {
-            PodEnd::Exited(code) => (ProcessEnd::Exited(ProcessExit::Code(code)), None),
-            PodEnd::OutOfMemory(code) => {
-                let limit = module
-                    .container
-                    .as_ref()
-                    .and_then(|container| container.resources.memory_bytes);
-                let words =
-                    limit.map_or("out of memory, as its node had no more".into(), out_of_memory);
-                (ProcessEnd::Exited(ProcessExit::Code(code)), Some(words))
-            }
-            PodEnd::Deadline(waited) => {
-                never_ran = waited;
-                (ProcessEnd::TimedOut(module.timeout), None)
-            }
-            PodEnd::Refused(reason) => (ProcessEnd::NotStarted(reason), None),
-            PodEnd::Lost(reason) => {
+        let ended = match PodProcess::of(end, &module) {
+            Ok(ended) => ended,
+            Err(PodLost(reason)) => {
                 self.remove(name).await;
-                return RunResult::Ended(AttemptOutcome {
-                    end: AttemptEnd::Lost,
-                    ..AttemptOutcome::failed(reason)
-                });
+                return RunResult::Ended(lost(reason));
             }
         };
-        if !matches!(ran, ProcessEnd::Exited(_)) {
+        if !matches!(ended.process, ProcessEnd::Exited(_)) {
             // Its pod may still be there.
             self.remove(name).await;
         }
         // A pod that never ran has written nothing, whatever became of its tree.
+        let has_run = ended.never_ran.is_none();
         let outcome = tokio::select! {
-            outcome = self.outcome(&ticket.id), if never_ran.is_none() => outcome,
-            why = asked(&mut stop), if never_ran.is_none() => return self.stopped(why, name, &mut known).await,
+            outcome = self.outcome(&ticket.id), if has_run => outcome,
+            why = asked(&mut stop), if has_run => {
+                return self.stopped(why, name, &mut known).await;
+            }
             else => Ok(TreeOutcome::default()),
         };
-        let outcome = match outcome {
-            Ok(outcome) => outcome,
-            Err(loss) => {
-                return RunResult::Ended(AttemptOutcome {
-                    end: AttemptEnd::Lost,
-                    ..AttemptOutcome::failed(loss.to_string())
-                });
-            }
-        };
-        let mut ended = verdict(ran, &outcome, commit);
-        if let Some(words) = words {
-            // The container's shell may have gone on and exited with status 0: still the module did
-            // not get the memory that it asked for.
-            ended = AttemptOutcome {
-                end: AttemptEnd::Failed,
-                reason: Some(words),
-                staged: false,
-                ..ended
-            };
-        }
-        if let Some(waited) = never_ran {
-            ended.reason =
-                ended.reason.map(|reason| format!("{reason}; its pod never ran: {waited}"));
-        }
-        RunResult::Ended(ended)
+        RunResult::Ended(match outcome {
+            Ok(outcome) => ended.judged(&outcome, commit),
+            Err(loss) => lost(loss.to_string()),
+        })
     }
 
     /// Writes the ticket and creates the Job, or finds both.
@@ -489,12 +439,17 @@ impl Kubernetes {
                 Err(trouble) => Err(trouble),
             };
         let again = |failed: FailedTry<'_, ApiFailure>| {
-            tracing::warn!(job = name, trouble = %failed.error, "a Job cannot be deleted yet");
+            tracing::warn!(
+                job = name,
+                trouble = error_chain(failed.error),
+                "a Job cannot be deleted yet"
+            );
             true
         };
         if let Err(trouble) = REMOVE.run(delete, again).await {
             // The Job's deadline ends it, and the cluster removes it some time after its end.
-            tracing::error!(job = name, %trouble, "a Job could not be deleted");
+            let trouble = error_chain(&trouble);
+            tracing::error!(job = name, trouble, "a Job could not be deleted");
         }
     }
 }
@@ -505,6 +460,80 @@ enum CreateFailure {
     Final(String),
     /// A later try may succeed.
     NotYet(String),
+}
+
+/// Returns the ticket of an attempt, which its pod's node finds in the plane.
+fn ticket_of(start: &AttemptStart) -> Ticket {
+    let ids = |events: &Vec<Event>| events.iter().map(|event| event.id.clone()).collect();
+    Ticket {
+        id: Ticket::id(&start.job.id, start.job.attempt),
+        version: 1,
+        offered: clock::now(),
+        origin: origin(start, Fence::Running),
+        event_id: start.event.id.clone(),
+        gathered: start.gathered.as_ref().map(ids),
+        older: older(&start.module),
+        limits: start.module.limits.clone(),
+        pod: None,
+        ended: None,
+    }
+}
+
+/// Returns the outcome of an attempt that is lost with its pod or its tree.
+fn lost(reason: String) -> AttemptOutcome {
+    AttemptOutcome { end: AttemptEnd::Lost, ..AttemptOutcome::failed(reason) }
+}
+
+/// The attempt is lost with its pod, for this reason.
+struct PodLost(String);
+
+/// How the process of a pod ended.
+struct PodProcess {
+    process: ProcessEnd,
+    /// Why it did not get the memory that it needed.
+    out_of_memory: Option<String>,
+    /// What the pod waited for, if it never ran.
+    never_ran: Option<String>,
+}
+
+impl PodProcess {
+    /// Returns how the process ended, unless the attempt is lost with its pod.
+    fn of(end: PodEnd, module: &Module) -> Result<Self, PodLost> {
+        let exited = |code| ProcessEnd::Exited(ProcessExit::Code(code));
+        let ended = |process| Self { process, out_of_memory: None, never_ran: None };
+        Ok(match end {
+            PodEnd::Exited(code) => ended(exited(code)),
+            PodEnd::OutOfMemory(code) => {
+                let container = module.container.as_ref();
+                let limit = container.and_then(|container| container.resources.memory_bytes);
+                let words =
+                    limit.map_or("out of memory, as its node had no more".into(), out_of_memory);
+                Self { out_of_memory: Some(words), ..ended(exited(code)) }
+            }
+            PodEnd::Deadline(never_ran) => {
+                Self { never_ran, ..ended(ProcessEnd::TimedOut(module.timeout)) }
+            }
+            PodEnd::Refused(reason) => ended(ProcessEnd::NotStarted(reason)),
+            PodEnd::Lost(reason) => return Err(PodLost(reason)),
+        })
+    }
+
+    /// Returns the outcome of the attempt, whose tree ended like this.
+    fn judged(self, tree: &TreeOutcome, commit: CommitMode) -> AttemptOutcome {
+        let mut outcome = verdict(self.process, tree, commit);
+        if let Some(words) = self.out_of_memory {
+            // The container's shell may have gone on and exited with status 0: still the module did
+            // not get the memory that it asked for.
+            outcome.end = AttemptEnd::Failed;
+            outcome.reason = Some(words);
+            outcome.staged = false;
+        }
+        if let Some(waited) = self.never_ran {
+            let with_cause = |reason| format!("{reason}; its pod never ran: {waited}");
+            outcome.reason = outcome.reason.map(with_cause);
+        }
+        outcome
+    }
 }
 
 #[async_trait]
@@ -590,10 +619,8 @@ async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T,
     match timeout(REQUEST_WAIT, request).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(kube::Error::Api(status))) => Err(ApiFailure::Answered(status)),
-        Ok(Err(error)) => Err(ApiFailure::Unreachable(error_chain(&error))),
-        Err(_) => {
-            Err(ApiFailure::Unreachable(format!("no answer for {} s", REQUEST_WAIT.as_secs())))
-        }
+        Ok(Err(error)) => Err(ApiFailure::Unreachable(error.into())),
+        Err(_) => Err(ApiFailure::NoAnswer),
     }
 }
 

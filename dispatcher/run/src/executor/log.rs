@@ -33,7 +33,7 @@ const STORE: Retry = Retry::times(20).waiting(Duration::from_secs(1));
 
 /// The reason why an attempt's output is not stored.
 #[derive(Debug, thiserror::Error)]
-enum LogError {
+enum LogStoreError {
     /// The log on this machine cannot be read.
     #[error("{} cannot be read", .path.display())]
     Unreadable {
@@ -117,12 +117,12 @@ impl JobLog {
         context: &Context,
         succeeded: bool,
     ) -> Option<StoredLog> {
-        let again = |failed: FailedTry<'_, LogError>| {
+        let again = |failed: FailedTry<'_, LogStoreError>| {
             tracing::debug!(error = error_chain(failed.error), "a job's output is not stored yet");
             true
         };
         let store = async |_| self.try_to_store(plane, context, succeeded).await;
-        let failed = |error: &LogError| {
+        let failed = |error: &LogStoreError| {
             tracing::error!(error = error_chain(error), "a job's output could not be stored");
         };
         STORE.run(store, again).await.inspect_err(failed).ok()
@@ -133,7 +133,7 @@ impl JobLog {
         plane: &DataPlane,
         context: &Context,
         succeeded: bool,
-    ) -> Result<StoredLog, LogError> {
+    ) -> Result<StoredLog, LogStoreError> {
         let key = format!(
             "{}/{}/{}-attempt-{}.log",
             logs_prefix(&context.correlation_id),
@@ -155,7 +155,7 @@ impl JobLog {
         Ok(stored)
     }
 
-    async fn store_blob(&self, plane: &DataPlane, key: String) -> Result<StoredLog, LogError> {
+    async fn store_blob(&self, plane: &DataPlane, key: String) -> Result<StoredLog, LogStoreError> {
         let name = "log".to_owned();
         let path = self.path.clone();
         let opened = tokio::task::spawn_blocking(move || {
@@ -166,8 +166,8 @@ impl JobLog {
             Ok::<_, io::Error>((length, whole))
         });
         let opened = opened.await.map_err(io::Error::other).flatten();
-        let (length, log) =
-            opened.map_err(|source| LogError::Unreadable { path: self.path.clone(), source })?;
+        let (length, log) = opened
+            .map_err(|source| LogStoreError::Unreadable { path: self.path.clone(), source })?;
         // Most jobs of some modules write nothing, and no store has to keep an empty blob.
         let entry = match length {
             0 => empty_file(key, name),

@@ -28,16 +28,16 @@ enum Operator {
 type RegistrySteps<'a> = dyn FnMut(&dyn Fn(&mut RegistryState) -> Option<()>) + 'a;
 
 /// A module's name, and the registry version in which it was added.
-type Registered = (String, u64);
+type RegisteredSince = (String, u64);
 
 /// The progress of the commit of the one event.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum RegistryCommit {
     NotBegun,
     /// The commit has begun, while these modules were registered.
-    Begun(BTreeSet<Registered>),
+    Begun(BTreeSet<RegisteredSince>),
     /// The guard held when it was checked, just before the insert is sent.
-    Checked(BTreeSet<Registered>, Registry),
+    Checked(BTreeSet<RegisteredSince>, Registry),
     Inserted(InsertedEvent),
     Published(InsertedEvent),
 }
@@ -47,7 +47,7 @@ struct InsertedEvent {
     expected: Vec<String>,
     version: u64,
     /// The modules that were registered from the beginning of the commit to its end.
-    owed: BTreeSet<Registered>,
+    owed: BTreeSet<RegisteredSince>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -108,7 +108,7 @@ impl RegistryState {
         }
     }
 
-    fn registered(&self) -> BTreeSet<Registered> {
+    fn registered(&self) -> BTreeSet<RegisteredSince> {
         self.registry.modules.iter().map(|(name, module)| (name.clone(), module.since)).collect()
     }
 
@@ -208,7 +208,7 @@ impl RegistryState {
         }
     }
 
-    fn insert(&mut self, owed: &BTreeSet<Registered>, known: &Registry) {
+    fn insert(&mut self, owed: &BTreeSet<RegisteredSince>, known: &Registry) {
         let owed = owed.intersection(&self.registered()).cloned().collect();
         let expected = known.subscribers(TYPE, &TermSubject::default());
         self.commit =
