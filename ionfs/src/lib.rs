@@ -46,6 +46,29 @@
 //! # }
 //! ```
 //!
+//! # Use a store of your own
+//!
+//! A plane takes any [`Blobs`](stores::Blobs), [`Documents`](stores::Documents) and
+//! [`Bus`](stores::Bus). With the feature `testing` a test of yours runs the contract that Ion's own
+//! stores pass. Here a store in memory stands for yours:
+//!
+//! ```
+//! use std::sync::Arc;
+//!
+//! use ionfs::stores::object::ObjectBlobs;
+//! use ionfs::stores::sqlite::Sqlite;
+//! use ionfs::stores::testing::{blobs_contract, documents_contract};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! blobs_contract(&ObjectBlobs::memory()).await;
+//!
+//! let documents = Arc::new(Sqlite::in_memory()?);
+//! documents_contract(documents.clone(), documents).await;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Mount a plane, to browse it
 //!
 //! ```no_run

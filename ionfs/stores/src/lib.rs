@@ -1,8 +1,8 @@
 //! The stores: blobs, documents and the bus, each behind a small trait, each chosen by one URL.
 //!
 //! The traits hide everything that belongs to one backend: SQL, file paths, the broker's frames.
-//! The traits document what every backend promises, and one contract (`tests/servers/stores.rs`)
-//! checks it for each backend, on real servers. This crate must not know what its callers commit,
+//! The traits document what every backend promises, and one contract (the module `testing`, with
+//! the feature of that name) checks it for each backend: `tests/servers/stores.rs` on real servers. This crate must not know what its callers commit,
 //! read or dispatch.
 //!
 //! Begin with [`Documents`], then read its embedded backend in [`sqlite`]. [`open`](mod@open)
@@ -25,6 +25,8 @@ pub mod open;
 mod plane;
 pub mod registry;
 pub mod sqlite;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod tls;
 mod url;
 

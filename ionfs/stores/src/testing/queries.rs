@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use ionfs::stores::{Collection, Documents, Durability, FieldRange, Page, Query};
 use serde_json::{Value, json};
+
+use crate::{Collection, Documents, Durability, FieldRange, Page, Query};
 
 /// How many documents the contract looks at. More than two pages of every list.
 const MANY: usize = 700;
