@@ -49,8 +49,8 @@
 //! # Use a store of your own
 //!
 //! A plane takes any [`Blobs`](stores::Blobs), [`Documents`](stores::Documents) and
-//! [`Bus`](stores::Bus). With the feature `testing` a test of yours runs the contract that Ion's own
-//! stores pass. Here a store in memory stands for yours:
+//! [`Bus`](stores::Bus). With the feature `testing` a test of yours runs the contract that Ion's
+//! own stores pass. Here a store in memory stands for yours:
 //!
 //! ```
 //! use std::sync::Arc;

@@ -29,10 +29,10 @@ use crate::error::StoreError;
 /// a put again uses another key.
 #[async_trait]
 pub trait Blobs: Send + Sync + fmt::Debug {
-    /// Makes the blob `key` of all bytes of `body`. Returns its length in bytes. The bytes arrive in
-    /// pieces, and memory use is bounded whatever the length. With [`Durability::WithNextSync`] the
-    /// caller must call [`Blobs::sync`] before it tells anybody of the blob; otherwise the blob is
-    /// durable when this returns.
+    /// Makes the blob `key` of all bytes of `body`. Returns its length in bytes. The bytes arrive
+    /// in pieces, and memory use is bounded whatever the length. With [`Durability::WithNextSync`]
+    /// the caller must call [`Blobs::sync`] before it tells anybody of the blob; otherwise the blob
+    /// is durable when this returns.
     async fn put(
         &self,
         key: &str,

@@ -2,8 +2,8 @@
 //!
 //! The traits hide everything that belongs to one backend: SQL, file paths, the broker's frames.
 //! The traits document what every backend promises, and one contract (the module `testing`, with
-//! the feature of that name) checks it for each backend: `tests/servers/stores.rs` on real servers. This crate must not know what its callers commit,
-//! read or dispatch.
+//! the feature of that name) checks it for each backend: `tests/servers/stores.rs` on real servers.
+//! This crate must not know what its callers commit, read or dispatch.
 //!
 //! Begin with [`Documents`], then read its embedded backend in [`sqlite`]. [`open`](mod@open)
 //! chooses the backends by URL, and [`DataPlane`] is the three stores together.

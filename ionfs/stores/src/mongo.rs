@@ -4,9 +4,9 @@
 //! # How it works
 //! A document's `id` is also its `_id`, so that one insert is a claim or a commit. A write is
 //! acknowledged when it is in the journals of a majority of the servers, so it is durable at once
-//! whatever its caller asks for, and reads go to the primary: what one dispatcher wrote, the next one reads. Nothing needs a transaction over several
-//! documents, a change stream or one particular kind of server. `correlationId` can be the shard
-//! key.
+//! whatever its caller asks for, and reads go to the primary: what one dispatcher wrote, the next
+//! one reads. Nothing needs a transaction over several documents, a change stream or one particular
+//! kind of server. `correlationId` can be the shard key.
 //!
 //! # What it never does
 //! It never waits without a bound: each call may take [`ANSWER_WAIT`]. A write that timed out may

@@ -4,8 +4,8 @@
 //! # How it works
 //! A body of at most one part is put with one request. A longer body is a multipart upload, which
 //! every backend publishes as a whole or not at all. On local files a put syncs the file and the
-//! folders it made before it returns, unless its caller leaves that to [`Blobs::sync`]. No put is conditional: keys are written once, and not every
-//! S3 implementation supports "put if absent".
+//! folders it made before it returns, unless its caller leaves that to [`Blobs::sync`]. No put is
+//! conditional: keys are written once, and not every S3 implementation supports "put if absent".
 //!
 //! # Deadlines
 //! Deadlines measure progress, not size: every request carries at most one part, and fails when no

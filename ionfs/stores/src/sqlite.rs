@@ -195,8 +195,8 @@ impl Sqlite {
     }
 
     /// Says that the plane of these documents has its bus in this file too. Without this,
-    /// [`Durability::BeforeNextMessage`] means [`Durability::Now`], which is right for every bus and
-    /// costs a sync more.
+    /// [`Durability::BeforeNextMessage`] means [`Durability::Now`], which is right for every bus
+    /// and costs a sync more.
     #[must_use]
     pub fn with_bus_in_same_file(mut self) -> Self {
         self.bus = BusPlace::SameFile;

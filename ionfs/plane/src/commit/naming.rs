@@ -92,8 +92,8 @@ impl FileNames {
     /// Adds a file, by its clean path.
     ///
     /// # Errors
-    /// When another file has this name, or one name is a folder of the other, so that a module could
-    /// reach only one of the two.
+    /// When another file has this name, or one name is a folder of the other, so that a module
+    /// could reach only one of the two.
     pub fn add(&mut self, name: &str) -> Result<(), NamingError> {
         if let Some(below) = self.folders.get(name) {
             return Err(clash(name, below));

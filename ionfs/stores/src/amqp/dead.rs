@@ -75,7 +75,10 @@ async fn alone(bus: &Amqp, most: u16) -> Result<Consuming, Cause> {
         let consumer = asking(BrokerAct::Receive, consume).await;
         Ok(Consuming::new(channel, consumer.map_err(ConsumeFailure::Queue)?))
     };
-    let is_taken = |error: &ConsumeFailure| matches!(error, ConsumeFailure::Queue(cause) if !lacks_right(cause));
+    let is_taken = |error: &ConsumeFailure| match error {
+        ConsumeFailure::Queue(cause) => !lacks_right(cause),
+        ConsumeFailure::Channel(_) => false,
+    };
     let consuming = TURN.run(consume, |failed| is_taken(failed.error)).await;
     consuming.map_err(|(ConsumeFailure::Queue(cause) | ConsumeFailure::Channel(cause))| cause)
 }

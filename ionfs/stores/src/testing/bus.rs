@@ -13,8 +13,8 @@ use crate::{Bus, Collection, DeadLetter, Delivery, Documents, Routed, Subscripti
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Tries what every bus promises. `one` and `two` are two handles of one bus, as two processes have
-/// them, or the same handle twice. The bus may be in use: the queues of the contract have new names,
-/// and are removed in the end.
+/// them, or the same handle twice. The bus may be in use: the queues of the contract have new
+/// names, and are removed in the end.
 ///
 /// # Panics
 /// When the bus breaks a promise, or fails.
