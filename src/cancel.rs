@@ -48,7 +48,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: CancelArgs) -> Command
     let mut reported_at = started;
     let mut cancellation = Cancellation::begin(&ledger, order.clone()).await?;
     let ended = loop {
-        if cancellation.go_on(&ledger, Instant::now() + POLL_INTERVAL).await? {
+        if cancellation.work_until(&ledger, Instant::now() + POLL_INTERVAL).await? {
             break true;
         }
         let progress = cancellation.done();

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ion_jobs::cancel::LeftCancellations;
+use ion_jobs::cancel::OldCancellations;
 use ion_jobs::gather::{Readiness, readiness};
 use ion_jobs::job::Transition;
 use ion_jobs::ledger::{LeaseMark, LedgerError};
@@ -31,7 +31,7 @@ struct HousekeepingState {
     leases: StateAges<LeaseMark>,
     looked: Option<Instant>,
     unclaimed: Unclaimed,
-    cancellations: LeftCancellations,
+    cancellations: OldCancellations,
     noted: GatherNote,
 }
 
@@ -44,7 +44,7 @@ impl DispatchState {
             leases: StateAges::default(),
             looked: None,
             unclaimed: Unclaimed::new(self.settings.lease),
-            cancellations: LeftCancellations::default(),
+            cancellations: OldCancellations::default(),
             noted: GatherNote::new(),
         };
         let mut unkept = false;
@@ -96,7 +96,7 @@ impl DispatchState {
                 }
             }
         }
-        house.cancellations.round(&self.ledger).await?;
+        house.cancellations.continue_one(&self.ledger).await?;
         // This comes last: an unavailable broker must not delay the rest.
         house.relay.round().await?;
         house.unclaimed.round(&self.ledger).await?;

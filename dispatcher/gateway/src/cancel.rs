@@ -123,7 +123,7 @@ async fn cancel(
     let mut cancellation = gate.in_time(Cancellation::begin(&gate.ledger, what)).await?;
     let ended = loop {
         let soon = deadline.min(Instant::now() + LOOK);
-        if gate.in_time(cancellation.go_on(&gate.ledger, soon)).await? {
+        if gate.in_time(cancellation.work_until(&gate.ledger, soon)).await? {
             break true;
         }
         if Instant::now() >= deadline || gate.stopping.is_cancelled() {

@@ -4,14 +4,15 @@
 //! The registry says what is being cancelled ([`CancelOrder`]): an event that is committed below it
 //! from then on is for no module. The events that were committed before are visited one by one:
 //! waiting and queued jobs are cancelled, running jobs are asked to stop, and jobs that no
-//! dispatcher has claimed yet are inserted as cancelled, so that a message finds them in the
-//! ledger. A running job may commit events until it has stopped, so all events are visited again,
+//! dispatcher has claimed yet are inserted as cancelled, so that a dispatcher that receives the
+//! event's message later finds them cancelled. A running job may commit events until it has stopped, so all events are visited again,
 //! until two rounds in a row have found no job that had not ended. Then the registry forgets the
 //! cancellation.
 //!
-//! # After a crash
-//! If the command that began a cancellation dies, dispatchers finish it: each looks for
-//! cancellations that have been in the registry for [`GRACE`].
+//! # Who finishes it
+//! A command or a request that begins a cancellation may end before the cancellation does: it may
+//! die, or its time may be up. So each dispatcher also continues, one at a time, the cancellations
+//! that it has seen in the registry for [`GRACE`].
 //!
 //! # What it never does
 //! It never reads more than a page of events at a time. It never changes a job that has ended: dead
@@ -36,21 +37,21 @@ use serde_json::{Value, json};
 
 use crate::ledger::{ClaimOutcome, Ledger, LedgerError, RegisteredModules};
 
-/// How many events have their jobs cancelled concurrently.
-const AT_A_TIME: usize = 16;
+/// How many events have their jobs cancelled at the same time.
+const EVENTS_AT_A_TIME: usize = 16;
 
-/// How long dispatchers leave a cancellation to the command that began it. If this were shorter,
-/// both would do the work.
+/// How long dispatchers leave a cancellation to whoever began it. Most have ended by then. After
+/// that, both may work on it, which does no harm: each step can be repeated.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// How long a dispatcher works on a cancellation, at most, before it does other work.
-const ROUND: Duration = Duration::from_millis(200);
+const TIME_SLICE: Duration = Duration::from_millis(200);
 
-/// What a cancellation has done so far.
+/// What this process has done for a cancellation so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CancelProgress {
-    /// Events that the last round visited.
+    /// Events that the last finished round visited.
     pub events: usize,
     /// Jobs that were waiting or queued, and are now cancelled.
     pub queued: usize,
@@ -58,33 +59,43 @@ pub struct CancelProgress {
     pub prevented: usize,
     /// Running jobs that were asked to stop.
     pub stopped: usize,
-    /// Jobs that still run.
+    /// Jobs that still ran when the last finished round visited them.
     pub running: usize,
-    /// Dead jobs, which stay as they are.
+    /// Dead jobs that the last finished round found, which stay as they are.
     pub dead: usize,
 }
 
 /// What the cancellation has found or done about one job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum JobCancelOutcome {
-    Queued,
-    Prevented,
-    /// It runs. True: it was asked to stop just now. False: it was asked before.
-    Runs(bool),
+    /// It was waiting or queued, and is cancelled now.
+    Cancelled,
+    /// No dispatcher had claimed it, and it is cancelled now.
+    CancelledUnclaimed,
+    /// It runs, and was asked to stop.
+    Runs {
+        /// Whether it was asked just now.
+        asked_now: bool,
+    },
+    /// It is dead, and stays so.
     Dead,
-    Over,
+    /// It had ended before.
+    EndedBefore,
 }
 
 /// One cancellation under way.
 #[derive(Debug)]
 pub struct Cancellation {
-    what: CancelOrder,
+    order: CancelOrder,
     events: Option<CancelledEvents>,
-    /// What was done in all rounds.
+    /// What was done in all rounds; `events`, `running` and `dead` are those of the last round that
+    /// ended.
     done: CancelProgress,
     rounds: CancelRounds,
-    /// How many events and dead jobs this round has found.
-    seen: (usize, usize),
+    /// How many events this round has found.
+    events_seen: usize,
+    /// How many dead jobs this round has found.
+    dead_seen: usize,
     /// How many jobs of this round were asked to stop and still run.
     running: usize,
 }
@@ -93,45 +104,47 @@ pub struct Cancellation {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct CancelRounds {
     /// How many jobs of this round had not ended.
-    found: usize,
+    not_ended: usize,
     /// How many rounds in a row have found none.
-    clean: u32,
+    clean_in_a_row: u32,
 }
 
 impl CancelRounds {
     /// Ends a round. Returns true when nothing below the cancellation runs any more. One clean
-    /// round is not enough: it may have passed the place of an event before a job committed the
-    /// event, and have come to that job only after the job had ended.
+    /// round is not enough: a job may commit an event where the round has already passed, and end
+    /// before the round comes to that job.
     fn end(&mut self) -> bool {
-        self.clean = if self.found == 0 { self.clean + 1 } else { 0 };
-        self.found = 0;
-        self.clean >= 2
+        self.clean_in_a_row = if self.not_ended == 0 { self.clean_in_a_row + 1 } else { 0 };
+        self.not_ended = 0;
+        self.clean_in_a_row >= 2
     }
 }
 
 impl Cancellation {
-    /// Begins a cancellation: an event that is committed below it from now on starts nothing.
+    /// Begins a cancellation: an event that is committed below it from now on starts nothing. If the
+    /// same cancellation is under way already, joins it.
     ///
     /// # Errors
     /// When a store fails, or too many cancellations are under way.
-    pub async fn begin(ledger: &Ledger, what: CancelOrder) -> Result<Self, LedgerError> {
-        match Registry::begin_cancelling(&ledger.plane().documents, &what).await? {
+    pub async fn begin(ledger: &Ledger, order: CancelOrder) -> Result<Self, LedgerError> {
+        match Registry::begin_cancelling(&ledger.plane().documents, &order).await? {
             true => {
                 failpoint::hit("cancel.begun");
-                Ok(Self::going_on(what))
+                Ok(Self::of_order(order))
             }
             false => Err(LedgerError::TooManyCancellations),
         }
     }
 
     /// Returns a cancellation that is in the registry already.
-    fn going_on(what: CancelOrder) -> Self {
+    fn of_order(order: CancelOrder) -> Self {
         Self {
-            what,
+            order,
             events: None,
             done: CancelProgress::default(),
             rounds: CancelRounds::default(),
-            seen: (0, 0),
+            events_seen: 0,
+            dead_seen: 0,
             running: 0,
         }
     }
@@ -141,28 +154,38 @@ impl Cancellation {
         self.done
     }
 
-    /// Continues the cancellation until `until` at most. Returns true when no job below it runs any
-    /// more, and none will start.
+    /// Works on the cancellation until about `until`: the page that is being worked on then is
+    /// finished. Returns true when no job below it runs any more and none will start. Returns false
+    /// when the time is up, and also after a round that found running jobs: then the caller waits
+    /// before it calls again.
     ///
     /// # Errors
     /// When a store fails. The caller may call it again.
-    pub async fn go_on(&mut self, ledger: &Ledger, until: Instant) -> Result<bool, LedgerError> {
-        let went_on = self.try_to_go_on(ledger, until).await;
-        if went_on.is_err() {
+    pub async fn work_until(
+        &mut self,
+        ledger: &Ledger,
+        until: Instant,
+    ) -> Result<bool, LedgerError> {
+        let worked = self.try_to_work_until(ledger, until).await;
+        if worked.is_err() {
             // Some events of a page may not have been handled, so the rounds are counted from zero.
             self.end_round();
             self.rounds = CancelRounds::default();
         }
-        went_on
+        worked
     }
 
-    async fn try_to_go_on(&mut self, ledger: &Ledger, until: Instant) -> Result<bool, LedgerError> {
+    async fn try_to_work_until(
+        &mut self,
+        ledger: &Ledger,
+        until: Instant,
+    ) -> Result<bool, LedgerError> {
         let documents = &ledger.plane().documents;
         loop {
-            let events = self.events.get_or_insert_with(|| CancelledEvents::new(&self.what));
+            let events = self.events.get_or_insert_with(|| CancelledEvents::new(&self.order));
             let Some(page) = events.next(ledger).await? else {
                 if self.end_round() {
-                    Registry::end_cancelling(documents, &self.what).await?;
+                    Registry::end_cancelling(documents, &self.order).await?;
                     return Ok(true);
                 }
                 if self.done.running > 0 {
@@ -171,38 +194,38 @@ impl Cancellation {
                 continue;
             };
             let registered = ledger.registered().await?;
-            for some in page.chunks(AT_A_TIME) {
-                let fates = some.iter().map(|event| cancel_jobs_of(ledger, &registered, event));
-                let fates = try_join_all(fates).await?;
-                fates.into_iter().flatten().for_each(|fate| self.count(fate));
+            for chunk in page.chunks(EVENTS_AT_A_TIME) {
+                let outcomes = chunk.iter().map(|event| cancel_jobs_of(ledger, &registered, event));
+                let outcomes = try_join_all(outcomes).await?;
+                outcomes.into_iter().flatten().for_each(|outcome| self.count(outcome));
             }
-            self.seen.0 += page.len();
+            self.events_seen += page.len();
             if Instant::now() >= until {
                 return Ok(false);
             }
         }
     }
 
-    fn count(&mut self, fate: JobCancelOutcome) {
-        self.rounds.found +=
-            usize::from(!matches!(fate, JobCancelOutcome::Dead | JobCancelOutcome::Over));
-        match fate {
-            JobCancelOutcome::Queued => self.done.queued += 1,
-            JobCancelOutcome::Prevented => self.done.prevented += 1,
-            JobCancelOutcome::Runs(asked) => {
+    fn count(&mut self, outcome: JobCancelOutcome) {
+        let had_ended = matches!(outcome, JobCancelOutcome::Dead | JobCancelOutcome::EndedBefore);
+        self.rounds.not_ended += usize::from(!had_ended);
+        match outcome {
+            JobCancelOutcome::Cancelled => self.done.queued += 1,
+            JobCancelOutcome::CancelledUnclaimed => self.done.prevented += 1,
+            JobCancelOutcome::Runs { asked_now } => {
                 self.running += 1;
-                self.done.stopped += usize::from(asked);
+                self.done.stopped += usize::from(asked_now);
             }
-            JobCancelOutcome::Dead => self.seen.1 += 1,
-            JobCancelOutcome::Over => {}
+            JobCancelOutcome::Dead => self.dead_seen += 1,
+            JobCancelOutcome::EndedBefore => {}
         }
     }
 
     fn end_round(&mut self) -> bool {
         self.events = None;
-        (self.done.events, self.done.dead) = self.seen;
+        self.done.events = std::mem::take(&mut self.events_seen);
+        self.done.dead = std::mem::take(&mut self.dead_seen);
         self.done.running = std::mem::take(&mut self.running);
-        self.seen = (0, 0);
         self.rounds.end()
     }
 }
@@ -214,43 +237,43 @@ async fn cancel_jobs_of(
     event: &Event,
 ) -> Result<Vec<JobCancelOutcome>, LedgerError> {
     if event.publication == PublicationState::Staged {
-        // The event is not visible yet. If its job succeeds, the event is committed then, for no
-        // module.
+        // The event is not visible yet, so it has no jobs. If the job that wrote it succeeds, it is
+        // committed then, for no module.
         return Ok(vec![]);
     }
-    let of_event =
-        Query::equal(Collection::Jobs, vec![("eventId", json!(event.id))]).order_by("created");
-    let jobs: Vec<JobRecord> = ledger.plane().documents.find_as(of_event).await?;
-    let mut fates = Vec::new();
+    let of_event = vec![("eventId", json!(event.id))];
+    let query = Query::equal(Collection::Jobs, of_event).order_by("created");
+    let jobs: Vec<JobRecord> = ledger.plane().documents.find_as(query).await?;
+    let mut outcomes = Vec::new();
     for job in &jobs {
-        fates.push(cancel(ledger, job).await?);
+        outcomes.push(cancel_job(ledger, job).await?);
     }
     let has_job = |name: &str| jobs.iter().any(|job| job.module == name);
     for module in registered.expected(event).filter(|module| !has_job(&module.name)) {
-        fates.push(match ledger.claim_cancelled(module, event).await? {
-            ClaimOutcome::Won(_) => JobCancelOutcome::Prevented,
-            ClaimOutcome::Known(job) => cancel(ledger, &job).await?,
+        outcomes.push(match ledger.claim_cancelled(module, event).await? {
+            ClaimOutcome::Won(_) => JobCancelOutcome::CancelledUnclaimed,
+            ClaimOutcome::Known(job) => cancel_job(ledger, &job).await?,
         });
     }
-    Ok(fates)
+    Ok(outcomes)
 }
 
-async fn cancel(ledger: &Ledger, job: &JobRecord) -> Result<JobCancelOutcome, LedgerError> {
+/// Cancels a job that has not ended.
+async fn cancel_job(ledger: &Ledger, job: &JobRecord) -> Result<JobCancelOutcome, LedgerError> {
     match job.state {
         JobState::Dead => return Ok(JobCancelOutcome::Dead),
-        JobState::Succeeded | JobState::Cancelled => return Ok(JobCancelOutcome::Over),
+        JobState::Succeeded | JobState::Cancelled => return Ok(JobCancelOutcome::EndedBefore),
         JobState::Starting | JobState::Running if job.cancel => {
-            return Ok(JobCancelOutcome::Runs(false));
+            return Ok(JobCancelOutcome::Runs { asked_now: false });
         }
         JobState::Waiting | JobState::Queued | JobState::Starting | JobState::Running => {}
     }
-    match ledger.cancel(&job.id).await {
-        Ok(job) if job.state == JobState::Cancelled => Ok(JobCancelOutcome::Queued),
-        Ok(_) => Ok(JobCancelOutcome::Runs(true)),
-        // The job has ended meanwhile.
-        Err(LedgerError::Illegal { .. }) => Ok(JobCancelOutcome::Over),
-        Err(error) => Err(error),
-    }
+    Ok(match ledger.cancel_unless_ended(&job.id).await? {
+        Some(job) if job.state == JobState::Cancelled => JobCancelOutcome::Cancelled,
+        Some(_) => JobCancelOutcome::Runs { asked_now: true },
+        // The next round finds out how it ended.
+        None => JobCancelOutcome::EndedBefore,
+    })
 }
 
 /// The events that a cancellation covers, read page by page.
@@ -258,34 +281,41 @@ async fn cancel(ledger: &Ledger, job: &JobRecord) -> Result<JobCancelOutcome, Le
 enum CancelledEvents {
     /// All events of a correlation.
     Correlation(Pages),
-    /// First the event itself, then its children, then the children of those.
-    Event { root: Option<String>, levels: Vec<ChildPages> },
+    /// The event itself, then its descendants, depth first: after each page of children, all that is
+    /// below these.
+    Event {
+        /// The event itself, until it is read.
+        root: Option<String>,
+        /// The events from the root down to the one whose children are being read.
+        path: Vec<ChildPages>,
+    },
 }
 
 /// The children of one event.
 #[derive(Debug)]
 struct ChildPages {
-    of: String,
+    parent: String,
     pages: Pages,
     /// The events of the last page whose children are still to be read.
-    below: Vec<String>,
+    unvisited: Vec<String>,
 }
 
 impl ChildPages {
     fn new(id: String) -> Self {
         let children = Query::equal(Collection::Events, vec![("context.parentEventId", json!(id))]);
-        Self { pages: Pages::new(children, "jobId"), of: id, below: vec![] }
+        // In the order of the index that has `context.parentEventId`.
+        Self { pages: Pages::new(children, "jobId"), parent: id, unvisited: vec![] }
     }
 }
 
 impl CancelledEvents {
-    fn new(what: &CancelOrder) -> Self {
-        match &what.event {
+    fn new(order: &CancelOrder) -> Self {
+        match &order.event {
             None => {
-                let of_it = vec![("context.correlationId", json!(what.correlation))];
+                let of_it = vec![("context.correlationId", json!(order.correlation))];
                 Self::Correlation(Pages::new(Query::equal(Collection::Events, of_it), "created"))
             }
-            Some(event) => Self::Event { root: Some(event.to_string()), levels: vec![] },
+            Some(event) => Self::Event { root: Some(event.to_string()), path: vec![] },
         }
     }
 
@@ -294,27 +324,27 @@ impl CancelledEvents {
         let documents = &*ledger.plane().documents;
         match self {
             Self::Correlation(pages) => Ok(pages.next(documents).await?.map(events)),
-            Self::Event { root, levels } => {
+            Self::Event { root, path } => {
                 if let Some(id) = root {
                     let found = documents.get(Collection::Events, id).await?;
-                    levels.extend(root.take().map(ChildPages::new));
+                    path.extend(root.take().map(ChildPages::new));
                     return Ok(Some(events(found.into_iter().collect())));
                 }
-                while let Some(level) = levels.last_mut() {
-                    if let Some(id) = level.below.pop() {
+                while let Some(parent) = path.last_mut() {
+                    if let Some(id) = parent.unvisited.pop() {
                         // Ids and parents that were chosen by hand may form a cycle.
-                        if levels.iter().all(|level| level.of != id) {
-                            levels.push(ChildPages::new(id));
+                        if path.iter().all(|above| above.parent != id) {
+                            path.push(ChildPages::new(id));
                         }
                         continue;
                     }
-                    match level.pages.next(documents).await? {
+                    match parent.pages.next(documents).await? {
                         Some(page) => {
                             let page = events(page);
-                            level.below.extend(page.iter().map(|event| event.id.to_string()));
+                            parent.unvisited.extend(page.iter().map(|event| event.id.to_string()));
                             return Ok(Some(page));
                         }
-                        None => drop(levels.pop()),
+                        None => drop(path.pop()),
                     }
                 }
                 Ok(None)
@@ -323,8 +353,8 @@ impl CancelledEvents {
     }
 }
 
-/// Returns the events among the documents. An event that cannot be decoded is left out: it starts
-/// nothing, and `ion check` reports it.
+/// Returns the events among the documents; the collection also holds insights and logs. An event
+/// that cannot be decoded is left out: it starts nothing, and `ion check` reports it.
 fn events(documents: Vec<Value>) -> Vec<Event> {
     let kind = DocumentType::EventMeta.as_str();
     let events =
@@ -332,9 +362,10 @@ fn events(documents: Vec<Value>) -> Vec<Event> {
     events.filter_map(|document| decode(Collection::Events, document).ok()).collect()
 }
 
-/// The cancellations whose commands have died, as a dispatcher continues them.
+/// The cancellations that have been in the registry for [`GRACE`], as a dispatcher continues them,
+/// whether or not their command still runs.
 #[derive(Debug, Default)]
-pub struct LeftCancellations {
+pub struct OldCancellations {
     seen: StateAges<i64>,
     /// By [`CancelOrder::id`].
     at_work: BTreeMap<String, Cancellation>,
@@ -342,28 +373,28 @@ pub struct LeftCancellations {
     last: String,
 }
 
-impl LeftCancellations {
+impl OldCancellations {
     /// Continues one cancellation that has been in the registry for [`GRACE`].
-    pub async fn round(&mut self, ledger: &Ledger) -> Result<(), LedgerError> {
+    pub async fn continue_one(&mut self, ledger: &Ledger) -> Result<(), LedgerError> {
         let registered = ledger.registered().await?;
         let all: Vec<&CancelOrder> = registered.registry.cancelling().collect();
-        let stood = self.seen.update(all.iter().map(|what| (what.id(), what.since)));
-        let left = all.into_iter().zip(stood).filter(|(_, stood)| *stood >= GRACE);
-        let left: BTreeMap<String, &CancelOrder> =
-            left.map(|(what, _)| (what.id(), what)).collect();
-        self.at_work.retain(|id, _| left.contains_key(id));
+        let ages = self.seen.update(all.iter().map(|order| (order.id(), order.since)));
+        let old = all.into_iter().zip(ages).filter(|(_, age)| *age >= GRACE);
+        let old: BTreeMap<String, &CancelOrder> =
+            old.map(|(order, _)| (order.id(), order)).collect();
+        self.at_work.retain(|id, _| old.contains_key(id));
         // The cancellations take turns, so that none of them waits for a running job of another
         // one.
-        let behind = (Bound::Excluded(self.last.clone()), Bound::Unbounded);
-        let Some((id, what)) = left.range(behind).next().or_else(|| left.iter().next()) else {
+        let after_last = (Bound::Excluded(self.last.clone()), Bound::Unbounded);
+        let Some((id, order)) = old.range(after_last).next().or_else(|| old.iter().next()) else {
             return Ok(());
         };
         self.last.clone_from(id);
-        let going_on = || Cancellation::going_on((*what).clone());
-        let at_work = self.at_work.entry(id.clone()).or_insert_with(going_on);
-        if at_work.go_on(ledger, Instant::now() + ROUND).await? {
+        let of_order = || Cancellation::of_order((*order).clone());
+        let at_work = self.at_work.entry(id.clone()).or_insert_with(of_order);
+        if at_work.work_until(ledger, Instant::now() + TIME_SLICE).await? {
             let done = at_work.done;
-            tracing::info!(what = id, ?done, "a cancellation left by its command is done");
+            tracing::info!(order = id, ?done, "a dispatcher has finished a cancellation");
             self.at_work.remove(id);
         }
         Ok(())

@@ -587,6 +587,22 @@ impl Ledger {
         self.force(id, &Transition::CancelAsked).await
     }
 
+    /// Cancels a job like [`Ledger::cancel`], unless it has ended by now: a dead job stays dead. Then
+    /// returns none.
+    pub async fn cancel_unless_ended(&self, id: &JobId) -> Result<Option<JobRecord>, LedgerError> {
+        for _ in 0..RACES_MAX {
+            let current = self.get(id).await?;
+            if current.state.is_final() {
+                return Ok(None);
+            }
+            let after = step(&current, &Transition::CancelAsked)?;
+            if self.write(&current, &after).await? {
+                return Ok(Some(after));
+            }
+        }
+        Err(LedgerError::Contended(id.clone()))
+    }
+
     /// Queues a dead or cancelled job again, with all its retries.
     pub async fn retry(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
         let module = self.get(id).await?.module;

@@ -147,7 +147,7 @@ impl CancelState {
             }),
             Sweep::At { parent: true, child: true } => step(&|state| {
                 let enough = state.rounds.end()
-                    || (fault == CancelFault::OneRound && state.rounds.clean > 0);
+                    || (fault == CancelFault::OneRound && state.rounds.clean_in_a_row > 0);
                 state.sweep = Sweep::At { parent: false, child: false };
                 if enough {
                     state.mark(false, fault);
@@ -192,11 +192,11 @@ impl CancelState {
                 CancelledJob::Unclaimed
             }
             CancelledJob::Unclaimed => {
-                self.rounds.found += 1;
+                self.rounds.not_ended += 1;
                 CancelledJob::Cancelled
             }
             CancelledJob::Runs { .. } => {
-                self.rounds.found += usize::from(fault != CancelFault::NotWaitedFor);
+                self.rounds.not_ended += usize::from(fault != CancelFault::NotWaitedFor);
                 CancelledJob::Runs { asked: true }
             }
             CancelledJob::Ended | CancelledJob::Cancelled => job,
