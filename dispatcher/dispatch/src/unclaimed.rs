@@ -1,15 +1,20 @@
-//! Events that a module has not claimed. Their messages may be lost, whatever happened to the
-//! queue.
+//! Sends the message of an event to a module again when the message seems to be lost. Queues and
+//! brokers can lose messages; the event's document stays.
 //!
 //! # How it works
-//! Each event is in an index until each of its modules has a job of it. Then the event is marked,
-//! and leaves the index. A walk reads the index again and again, a few pages at a time. It sends an
-//! event again that it has seen unclaimed for a lease, by its own monotonic clock, if the module's
-//! queue holds no message that could be the event's.
+//! An event for which a module has to start is marked `unclaimed` until every module that it is
+//! for, and that is still registered, has a job of it. A dispatcher makes that job when it
+//! receives the message. The walk reads the published events with this mark, oldest first, again
+//! and again. It removes the mark from an event that has all its jobs. For each missing job it
+//! remembers, by this process's monotonic clock, when it first found it missing. After a lease it
+//! sends the message again if the module's queue is empty or gone; after [`BEHIND_OTHERS`] it also
+//! does so if messages wait there, although the event's own may be among them. The wait doubles
+//! with each repetition, up to [`SENT_AGAIN_MAX`]. A second message does no harm: only one claim of
+//! a job succeeds.
 //!
 //! # What it never does
-//! It never uses a clock of another host, never reads more than a few pages at a time, and never
-//! remembers more than [`REMEMBERED_MAX`] events.
+//! It never uses a clock of another host, never begins a page after [`ROUND_TIME`], and never
+//! remembers more than [`REMEMBERED_MAX`] missing jobs.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -21,12 +26,16 @@ use ion_model::id::JobId;
 use ion_stores::{Collection, Durability, Pages, StoreError, decode, encode};
 use serde_json::Value;
 
-/// How often the walk goes on, and for how long. More would take time from jobs. The walk reads a
-/// million waiting events in some minutes.
-const EVERY: Duration = Duration::from_secs(1);
-const ROUND: Duration = Duration::from_millis(50);
+/// The least time between two rounds. The housekeeping also runs whenever a job ends, which may be
+/// often.
+const ROUND_EVERY: Duration = Duration::from_secs(1);
 
-/// How many unclaimed events are remembered. Others are remembered when these are claimed.
+/// How long a round begins new pages. More would take time from jobs; with this much, a walk over a
+/// million events takes some minutes.
+const ROUND_TIME: Duration = Duration::from_millis(50);
+
+/// How many missing jobs are remembered, which bounds the memory. Further ones wait until some of
+/// these exist.
 const REMEMBERED_MAX: usize = 10_000;
 
 /// How long an event may be unclaimed while its module's queue holds messages, since its own may be
@@ -36,11 +45,13 @@ const BEHIND_OTHERS: Duration = Duration::from_secs(600);
 /// The longest time between two repetitions of an event's message.
 const SENT_AGAIN_MAX: Duration = Duration::from_secs(3_600);
 
-/// An event that one module has not claimed.
+/// A job that an event's module does not have yet.
 #[derive(Debug)]
-struct UnclaimedEvent {
-    since: Instant,
-    sent: u32,
+struct MissingJob {
+    /// When the walk first found the job missing, or last sent its message again.
+    waiting_since: Instant,
+    /// How often its message was sent again.
+    repetitions: u32,
     /// The number of the last walk that has seen the event.
     walk: u64,
 }
@@ -51,6 +62,8 @@ struct UnclaimedEvent {
 struct ModuleQueues(HashMap<String, bool>);
 
 impl ModuleQueues {
+    /// Returns whether a module's queue holds a message. One is enough to know. A module without a
+    /// queue holds none; sending declares its queue again.
     async fn holds_messages(&mut self, ledger: &Ledger, module: &str) -> Result<bool, StoreError> {
         if let Some(holds) = self.0.get(module) {
             return Ok(*holds);
@@ -64,36 +77,38 @@ impl ModuleQueues {
 /// The walk, and the events that it has seen.
 #[derive(Debug)]
 pub(super) struct Unclaimed {
-    /// How long an event may be unclaimed.
-    patience: Duration,
-    /// The time of the last round.
+    /// How long a job may be missing while its module's queue is empty: the dispatcher's lease.
+    lease: Duration,
+    /// When the last round began.
     last_round: Option<Instant>,
     pages: Option<Pages>,
     walk: u64,
-    seen: HashMap<JobId, UnclaimedEvent>,
+    missing: HashMap<JobId, MissingJob>,
 }
 
 impl Unclaimed {
-    pub(super) fn new(patience: Duration) -> Self {
-        Self { patience, last_round: None, pages: None, walk: 0, seen: HashMap::new() }
+    pub(super) fn new(lease: Duration) -> Self {
+        Self { lease, last_round: None, pages: None, walk: 0, missing: HashMap::new() }
     }
 
-    /// Goes on with the walk for a few pages, if it is time.
+    /// Continues the walk for [`ROUND_TIME`], unless the last round began less than [`ROUND_EVERY`]
+    /// ago.
     pub(super) async fn round(&mut self, ledger: &Ledger) -> Result<(), LedgerError> {
         let begun = Instant::now();
-        if self.last_round.is_some_and(|before| begun.duration_since(before) < EVERY) {
+        if self.last_round.is_some_and(|before| begun.duration_since(before) < ROUND_EVERY) {
             return Ok(());
         }
         self.last_round = Some(begun);
         let documents = &ledger.plane().documents;
         let mut registered = None;
         let mut queues = ModuleQueues::default();
-        while begun.elapsed() < ROUND {
+        while begun.elapsed() < ROUND_TIME {
             let pages = self.pages.get_or_insert_with(Ledger::unclaimed_events);
             let Some(page) = pages.next(&**documents).await? else {
                 self.pages = None;
+                // What this walk has not seen has its job now, or its module is gone.
                 let walk = self.walk;
-                self.seen.retain(|_, seen| seen.walk == walk);
+                self.missing.retain(|_, missing| missing.walk == walk);
                 self.walk += 1;
                 break;
             };
@@ -101,12 +116,14 @@ impl Unclaimed {
                 Some(registered) => registered,
                 None => registered.insert(ledger.registered().await?),
             };
-            self.judge_page(ledger, registered, &mut queues, page).await?;
+            self.handle_page(ledger, registered, &mut queues, page).await?;
         }
         Ok(())
     }
 
-    async fn judge_page(
+    /// Removes the mark of those events of a page that have all their jobs, and sends overdue
+    /// messages of the others again.
+    async fn handle_page(
         &mut self,
         ledger: &Ledger,
         registered: &RegisteredModules,
@@ -142,18 +159,23 @@ impl Unclaimed {
             let (expect, durability) = (Ledger::unclaimed(), Durability::WithNextSync);
             documents.replace_all(Collection::Events, claimed, expect, durability).await?;
         }
+        let mut failed = Ok(());
         for (event, missing) in unclaimed {
             for (module, job) in missing {
-                if self.is_overdue(ledger, queues, &module, &job).await? {
-                    self.send_again(ledger, registered, &event, &module, &job).await?;
-                }
+                // A queue that fails must not delay the others, whose jobs this walk has to see.
+                let sent = match self.note_missing(ledger, queues, &module, &job).await {
+                    Ok(true) => self.send_again(ledger, registered, &event, &module, &job).await,
+                    noted => noted.map(drop),
+                };
+                failed = failed.and(sent);
             }
         }
-        Ok(())
+        Ok(failed?)
     }
 
-    /// Returns whether an event has been unclaimed for so long that its message must be lost.
-    async fn is_overdue(
+    /// Notes that a job is missing. Returns whether it has been missing for so long that its message
+    /// is probably lost. If too many are remembered already, the job waits.
+    async fn note_missing(
         &mut self,
         ledger: &Ledger,
         queues: &mut ModuleQueues,
@@ -162,20 +184,21 @@ impl Unclaimed {
     ) -> Result<bool, StoreError> {
         let now = Instant::now();
         let walk = self.walk;
-        if self.seen.len() >= REMEMBERED_MAX && !self.seen.contains_key(job) {
+        if self.missing.len() >= REMEMBERED_MAX && !self.missing.contains_key(job) {
             return Ok(false);
         }
-        let seen =
-            self.seen.entry(job.clone()).or_insert(UnclaimedEvent { since: now, sent: 0, walk });
-        seen.walk = walk;
-        let stood = now.duration_since(seen.since);
-        let doubled =
-            |wait: Duration| wait.saturating_mul(1 << seen.sent.min(16)).min(SENT_AGAIN_MAX);
-        if stood < doubled(self.patience) {
+        let first = MissingJob { waiting_since: now, repetitions: 0, walk };
+        let missing = self.missing.entry(job.clone()).or_insert(first);
+        missing.walk = walk;
+        let missing_for = now.duration_since(missing.waiting_since);
+        // 16 only keeps the shift in range.
+        let factor = 1 << missing.repetitions.min(16);
+        let after_repetitions = |wait: Duration| wait.saturating_mul(factor).min(SENT_AGAIN_MAX);
+        if missing_for < after_repetitions(self.lease) {
             return Ok(false);
         }
         match queues.holds_messages(ledger, module).await? {
-            true => Ok(stood >= doubled(BEHIND_OTHERS.max(self.patience))),
+            true => Ok(missing_for >= after_repetitions(BEHIND_OTHERS.max(self.lease))),
             false => Ok(true),
         }
     }
@@ -193,7 +216,7 @@ impl Unclaimed {
             event = %event.id,
             event_type = event.event_type,
             module,
-            "its message never reached the module; it is sent again"
+            "the module has no job of this event yet; its message is sent again"
         );
         if let Err(error) = ledger.send_again(definition, event).await {
             tracing::warn!(
@@ -203,9 +226,9 @@ impl Unclaimed {
             );
             return Err(error);
         }
-        if let Some(seen) = self.seen.get_mut(job) {
-            seen.since = Instant::now();
-            seen.sent += 1;
+        if let Some(missing) = self.missing.get_mut(job) {
+            missing.waiting_since = Instant::now();
+            missing.repetitions += 1;
         }
         Ok(())
     }
