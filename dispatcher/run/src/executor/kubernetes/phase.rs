@@ -1,4 +1,5 @@
-//! The phase of an attempt, derived from its Job and its pod: pure functions that need no cluster.
+//! What has become of an attempt in the cluster, derived from its watched Job and pod by pure
+//! functions. This is not Kubernetes' `status.phase`. *Job* is Kubernetes' object, *job* is Ion's.
 
 use std::time::Duration;
 
@@ -8,41 +9,35 @@ use k8s_openapi::api::core::v1::{ContainerState, Pod};
 use super::spec::CONTAINER;
 use super::watched::PodJobState;
 
-/// The reasons of a waiting container that waiting does not resolve: the image or the spec is
-/// wrong.
-const HOPELESS: [&str; 7] = [
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "ErrImageNeverPull",
-    "InvalidImageName",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "RunContainerError",
-];
-
-/// Those of these reasons that mean that the image cannot be pulled.
-const IMAGES: [&str; 4] =
+/// Reasons for which a container waits that seldom end by themselves: its image cannot be pulled.
+const IMAGE_TROUBLE: [&str; 4] =
     ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"];
+
+/// Such reasons again: the container cannot be made from its spec.
+const CONTAINER_TROUBLE: [&str; 3] =
+    ["CreateContainerConfigError", "CreateContainerError", "RunContainerError"];
 
 /// The phase of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Its container does not run yet; in words, what it waits for.
+    /// Its container does not run yet; in words, what it waits for, if the cluster says so.
     Waiting(Option<String>),
-    /// It cannot run in its present state; the executor decides how long this may last.
+    /// Its container waits for something that seldom comes by itself; in words. The executor decides
+    /// how long this may last.
     Stuck(String),
     /// Its container runs, in the pod of this name.
     Running(String),
-    /// Its pod was asked to end, and a node that works ends it within this grace period; the pod's
-    /// name if its container still runs.
+    /// Its pod was asked to end and still exists: the pod's name, if its container still runs, and
+    /// the grace period within which a working node ends it.
     Leaving(Option<String>, Duration),
-    /// Its Job is complete, and there is no pod.
+    /// Its Job is complete, but no pod is known: it was removed before it was seen, or is not listed
+    /// yet. If none appears, the executor takes it for exit status 0.
     Complete,
     /// It has ended.
     Ended(PodEnd),
 }
 
-/// The end of an attempt's pod.
+/// How an attempt ended in the cluster, with or without a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum PodEnd {
     /// The container exited.
@@ -59,44 +54,46 @@ pub(super) enum PodEnd {
 
 /// Returns the attempt's phase.
 pub(super) fn phase(known: &PodJobState) -> Phase {
-    let failed = known.job.as_ref().and_then(failure);
+    let failed = known.job.as_ref().and_then(job_failure);
     if let Some((reason, _)) = &failed
         && reason == "DeadlineExceeded"
     {
-        return Phase::Ended(PodEnd::Deadline(known.pod().and_then(waits_for)));
+        return Phase::Ended(PodEnd::Deadline(known.pod().and_then(waiting_words)));
     }
     if let Some(pod) = known.pod() {
-        if let Some(end) = ended(pod) {
+        if let Some(end) = pod_end(pod) {
             return Phase::Ended(match (&end, &pod.metadata.deletion_timestamp) {
-                // It was asked to end: by the Job controller at its deadline, or by a deletion.
+                // It was asked to end, by the Job controller at its deadline or by a deletion, so
+                // its status says nothing of the module. A module that still exits with 0 has done
+                // its work.
                 (PodEnd::Exited(code), Some(_)) if *code != 0 => {
-                    match over_deadline(known.job.as_ref(), pod) {
+                    match was_asked_at_deadline(known.job.as_ref(), pod) {
                         true => PodEnd::Deadline(None),
-                        false => PodEnd::Lost(gone(pod)),
+                        false => PodEnd::Lost(removal_words(pod)),
                     }
                 }
                 _ => end,
             });
         }
         if known.deleted.is_some() {
-            return Phase::Ended(match over_deadline(known.job.as_ref(), pod) {
-                true => PodEnd::Deadline(waits_for(pod)),
-                false => PodEnd::Lost(gone(pod)),
+            return Phase::Ended(match was_asked_at_deadline(known.job.as_ref(), pod) {
+                true => PodEnd::Deadline(waiting_words(pod)),
+                false => PodEnd::Lost(removal_words(pod)),
             });
         }
-        let runs = state(pod).is_some_and(|state| state.running.is_some());
+        let runs = module_container(pod).is_some_and(|state| state.running.is_some());
         let name = runs.then(|| pod.metadata.name.clone().unwrap_or_default());
         return match (name, &pod.metadata.deletion_timestamp) {
             (name, Some(_)) => {
                 Phase::Leaving(name, Duration::from_secs(grace(pod).try_into().unwrap_or(0)))
             }
             (Some(name), None) => Phase::Running(name),
-            (None, None) => waiting(pod),
+            (None, None) => waiting_phase(pod),
         };
     }
     match failed {
         Some((reason, message)) => Phase::Ended(PodEnd::Refused(format!("{reason}: {message}"))),
-        None if known.job.as_ref().is_some_and(|job| condition(job, "Complete").is_some()) => {
+        None if known.job.as_ref().is_some_and(|job| true_condition(job, "Complete").is_some()) => {
             Phase::Complete
         }
         None if known.job_deleted => Phase::Ended(PodEnd::Lost("its Job was deleted".into())),
@@ -104,9 +101,10 @@ pub(super) fn phase(known: &PodJobState) -> Phase {
     }
 }
 
-/// Returns whether the pod was asked to end when the Job's time was over. The Job itself reports
-/// this later than the pod.
-fn over_deadline(job: Option<&Job>, pod: &Pod) -> bool {
+/// Returns whether the pod was asked to end because the Job's time was over. The Job reports its
+/// deadline later than the pod.
+fn was_asked_at_deadline(job: Option<&Job>, pod: &Pod) -> bool {
+    // `deletionTimestamp` is when the pod must be gone: the request plus the grace period.
     let asked = pod.metadata.deletion_timestamp.as_ref().map(|end| end.0.as_second() - grace(pod));
     let begun = job.and_then(|job| job.status.as_ref()?.start_time.clone());
     let most = job.and_then(|job| job.spec.as_ref()?.active_deadline_seconds);
@@ -122,7 +120,7 @@ fn grace(pod: &Pod) -> i64 {
 }
 
 /// Returns why a pod was removed before its container ended.
-fn gone(pod: &Pod) -> String {
+fn removal_words(pod: &Pod) -> String {
     let status = pod.status.as_ref();
     match status.and_then(|status| status.reason.as_deref()) {
         Some("NodeLost") => "its node was lost".into(),
@@ -135,24 +133,25 @@ fn gone(pod: &Pod) -> String {
 }
 
 /// Returns the reason and the message of a Job's failure, if it has failed.
-fn failure(job: &Job) -> Option<(String, String)> {
-    let failed = condition(job, "Failed")?;
+fn job_failure(job: &Job) -> Option<(String, String)> {
+    let failed = true_condition(job, "Failed")?;
     Some((failed.reason.clone().unwrap_or_default(), failed.message.clone().unwrap_or_default()))
 }
 
 /// Returns a condition of a Job that holds.
-fn condition<'a>(job: &'a Job, kind: &str) -> Option<&'a JobCondition> {
+fn true_condition<'a>(job: &'a Job, kind: &str) -> Option<&'a JobCondition> {
     let conditions = job.status.as_ref()?.conditions.as_ref()?;
     conditions.iter().find(|one| one.type_ == kind && one.status == "True")
 }
 
-fn state(pod: &Pod) -> Option<&ContainerState> {
+fn module_container(pod: &Pod) -> Option<&ContainerState> {
     let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
     containers.iter().find(|container| container.name == CONTAINER)?.state.as_ref()
 }
 
-/// Returns how the pod's container ended, or the pod without it.
-fn ended(pod: &Pod) -> Option<PodEnd> {
+/// Returns how the pod ended: by its own status (evicted, refused), or with its container. None while
+/// it has not ended.
+fn pod_end(pod: &Pod) -> Option<PodEnd> {
     let status = pod.status.as_ref()?;
     let message = || status.message.clone().unwrap_or_default();
     match status.reason.as_deref() {
@@ -163,19 +162,24 @@ fn ended(pod: &Pod) -> Option<PodEnd> {
             return Some(PodEnd::Lost(format!("its pod made room for another: {}", message())));
         }
         Some("NodeLost") => return Some(PodEnd::Lost("its node was lost".into())),
-        Some(
-            reason @ ("NodeAffinity" | "OutOfcpu" | "OutOfmemory" | "OutOfpods" | "Shutdown"
-            | "Terminated"),
-        ) => {
-            return Some(PodEnd::Lost(format!(
-                "its node refused the pod: {reason}: {}",
-                message()
-            )));
+        // The kubelet ends running pods with the first two reasons, and refuses new ones with the
+        // third.
+        Some("Shutdown" | "Terminated" | "NodeShutdown") => {
+            return Some(PodEnd::Lost(format!("its node was shut down: {}", message())));
+        }
+        Some(reason @ ("NodeAffinity" | "OutOfcpu" | "OutOfmemory" | "OutOfpods")) => {
+            return Some(refused_by_node(reason, &message()));
         }
         Some("DeadlineExceeded") => return Some(PodEnd::Deadline(None)),
         _ => {}
     }
-    let terminated = state(pod).and_then(|state| state.terminated.as_ref())?;
+    let terminated = module_container(pod).and_then(|state| state.terminated.as_ref());
+    let Some(terminated) = terminated else {
+        // A node has many reasons to refuse a pod, and each release of Kubernetes may add one.
+        let has_failed = status.phase.as_deref() == Some("Failed");
+        let reason = status.reason.as_deref().unwrap_or("no reason given");
+        return has_failed.then(|| refused_by_node(reason, &message()));
+    };
     let code = terminated.exit_code;
     match terminated.reason.as_deref() {
         Some("OOMKilled") => Some(PodEnd::OutOfMemory(code)),
@@ -192,37 +196,41 @@ fn ended(pod: &Pod) -> Option<PodEnd> {
     }
 }
 
-/// Returns what a pod waits for while its container does not run yet.
-fn waiting(pod: &Pod) -> Phase {
-    let wait = state(pod).and_then(|state| state.waiting.as_ref());
+fn refused_by_node(reason: &str, message: &str) -> PodEnd {
+    PodEnd::Lost(format!("its node refused the pod: {reason}: {message}"))
+}
+
+/// Returns the phase of a pod whose container does not run yet: waiting or stuck.
+fn waiting_phase(pod: &Pod) -> Phase {
+    let wait = module_container(pod).and_then(|state| state.waiting.as_ref());
     let (reason, message) = match wait {
         Some(wait) => {
             (wait.reason.clone().unwrap_or_default(), wait.message.clone().unwrap_or_default())
         }
-        None => match unscheduled(pod) {
+        None => match scheduling_words(pod) {
             Some(words) => return Phase::Waiting(Some(words)),
             None => return Phase::Waiting(None),
         },
     };
-    if IMAGES.contains(&&*reason) {
+    if IMAGE_TROUBLE.contains(&&*reason) {
         return Phase::Stuck(format!("its image cannot be pulled: {reason}: {message}"));
     }
-    if HOPELESS.contains(&&*reason) {
+    if CONTAINER_TROUBLE.contains(&&*reason) {
         return Phase::Stuck(format!("its container cannot be made: {reason}: {message}"));
     }
     Phase::Waiting(Some(reason))
 }
 
 /// Returns what a pod that never ran waits for.
-fn waits_for(pod: &Pod) -> Option<String> {
-    match waiting(pod) {
+fn waiting_words(pod: &Pod) -> Option<String> {
+    match waiting_phase(pod) {
         Phase::Waiting(words) => words,
         Phase::Stuck(words) => Some(words),
         _ => None,
     }
 }
 
-fn unscheduled(pod: &Pod) -> Option<String> {
+fn scheduling_words(pod: &Pod) -> Option<String> {
     let conditions = pod.status.as_ref()?.conditions.as_ref()?;
     let scheduled =
         conditions.iter().find(|one| one.type_ == "PodScheduled" && one.status == "False")?;
@@ -285,6 +293,20 @@ mod tests {
         assert_eq!(end(pod(json!({"running": {}})), failed.clone()), PodEnd::Deadline(None));
         let waits = pod(json!({"waiting": {"reason": "ContainerCreating"}}));
         assert_eq!(end(waits, failed), PodEnd::Deadline(Some("ContainerCreating".into())));
+    }
+
+    #[test]
+    fn what_a_node_refuses_or_shuts_down_is_lost_whatever_reason_it_gives() {
+        let lost = |reason: &str, words: &str| {
+            let pod = json!({"metadata": {"name": "p", "uid": "u"},
+                "status": {"phase": "Failed", "reason": reason, "message": "m"}});
+            let ended = phase(&known(pod, json!({"metadata": {}})));
+            assert_eq!(ended, Phase::Ended(PodEnd::Lost(words.into())));
+        };
+        lost("NodeShutdown", "its node was shut down: m");
+        lost("Terminated", "its node was shut down: m");
+        lost("OutOfcpu", "its node refused the pod: OutOfcpu: m");
+        lost("UnexpectedAdmissionError", "its node refused the pod: UnexpectedAdmissionError: m");
     }
 
     #[test]
