@@ -351,7 +351,7 @@ impl Flow<'_> {
                 Ok(_) => {}
             }
             let piece = buffer.split().freeze();
-            if spool.bytes() + piece.len() as u64 > most {
+            if spool.length() + piece.len() as u64 > most {
                 return Err(LinkExit::WroteTooMuch(most));
             }
             spool.add(&piece).await;

@@ -262,7 +262,7 @@ impl Recording {
     /// Writes the trace's pending blobs and documents, and the `published` event last. All of it is
     /// durable when this returns if there is such an event; else only after a sync.
     async fn write(&self, trace: &mut ChainTrace, published: Option<Event>) -> Result<(), Refusal> {
-        let soon = |blob: SpooledBlob| blob.soon.map(|bytes| (blob.entry.key, bytes));
+        let soon = |blob: SpooledBlob| blob.not_durable.map(|bytes| (blob.entry.key, bytes));
         let blobs: Vec<_> = trace.blobs.drain(..).filter_map(soon).collect();
         let documents = std::mem::take(&mut trace.documents);
         let written = match published {
@@ -430,7 +430,7 @@ impl Recording {
         );
         let bytes = end.stderr.clone();
         let entry = store_bytes_soon(&*self.plane.blobs, key, "log".into(), bytes.clone()).await?;
-        Ok(Some(SpooledBlob { entry, soon: Some(bytes) }))
+        Ok(Some(SpooledBlob { entry, not_durable: Some(bytes) }))
     }
 
     fn log_record(&self, end: &LinkEnd, on: &Event, log: &FileEntry) -> LogRecord {
