@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub(crate) use self::query::indexes;
-pub use self::query::{FieldRange, Page, Pages, Query, known_queries};
+pub use self::query::{FieldRange, Pages, Query, StartAt, known_queries};
+pub(crate) use self::query::{QueryPart, indexes};
 use crate::collection::Collection;
 use crate::durability::Durability;
 use crate::error::StoreError;

@@ -36,11 +36,11 @@ pub use self::bus::{
     Unreadable,
 };
 pub use self::collection::Collection;
-pub(crate) use self::documents::indexes;
 pub use self::documents::{
-    Documents, Equals, FieldRange, Guard, Inserted, Page, Pages, Query, TallyRow, decode, encode,
-    known_queries,
+    Documents, Equals, FieldRange, Guard, Inserted, Pages, Query, StartAt, TallyRow, decode,
+    encode, known_queries,
 };
+pub(crate) use self::documents::{QueryPart, indexes};
 pub use self::durability::Durability;
 pub use self::error::StoreError;
 pub use self::identity::{known_plane_id, plane_id};

@@ -29,8 +29,8 @@ use serde_json::{Map, Value};
 
 use super::url::without_credentials;
 use super::{
-    Collection, Documents, Durability, Equals, Guard, Inserted, Page, Query, StoreError, TallyRow,
-    indexes,
+    Collection, Documents, Durability, Equals, Guard, Inserted, Query, QueryPart, StoreError,
+    TallyRow, indexes,
 };
 
 /// How long one call may take. A replica set elects a new primary in about ten seconds; after that
@@ -317,16 +317,32 @@ fn query_filter(query: &Query) -> Document {
         bounds.extend(range.below.clone().map(|below| ("$lt".to_owned(), to_bson(below))));
         filter.insert(field, bounds);
     }
-    if let Some(Page::Behind { value, id }) = &query.page {
-        let field = query.order_by.unwrap_or("_id");
-        let (from, behind) = if query.descending { ("$lte", "$lt") } else { ("$gte", "$gt") };
-        let value = to_bson(value.clone());
-        // The first condition is a range of the index. The second leaves out the documents at its
-        // beginning that the previous page has returned.
-        let range = doc! {field: {from: value.clone()}};
-        let rest = doc! {"$or": [{field: {behind: value}}, {"_id": {behind: id}}]};
-        filter.insert("$and", vec![range, rest]);
-    }
+    filter
+}
+
+/// Returns the filter of a part of a query's results.
+fn part_filter(query: &Query, part: QueryPart<'_>) -> Document {
+    let mut filter = query_filter(query);
+    let field = query.order_by.unwrap_or("_id");
+    let (from, after) = if query.descending { ("$lte", "$lt") } else { ("$gte", "$gt") };
+    let conditions = match part {
+        QueryPart::All => return filter,
+        QueryPart::WithField => vec![doc! {field: {"$ne": Bson::Null}}],
+        QueryPart::WithoutField(None) => vec![doc! {field: Bson::Null}],
+        QueryPart::WithoutField(Some(id)) => {
+            vec![doc! {field: Bson::Null}, doc! {"_id": {after: id}}]
+        }
+        QueryPart::After(_, id) if query.order_by.is_none() => vec![doc! {"_id": {after: id}}],
+        QueryPart::After(value, id) => {
+            let value = to_bson(value.clone());
+            // The first condition is a range of the index. The second leaves out the documents at
+            // its beginning that the previous page has returned.
+            let range = doc! {field: {from: value.clone()}};
+            let rest = doc! {"$or": [{field: {after: value}}, {"_id": {after: id}}]};
+            vec![range, rest]
+        }
+    };
+    filter.insert("$and", conditions);
     filter
 }
 
@@ -463,17 +479,24 @@ impl Documents for Mongo {
     }
 
     async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError> {
-        let limit = i64::try_from(query.limit).unwrap_or(i64::MAX);
         let target = self.of(query.collection);
-        let mut found = target.find(query_filter(&query)).sort(query_order(&query)).limit(limit);
-        if let Some(fields) = query.fields {
-            found = found.projection(ascending(["id"].into_iter().chain(fields.iter().copied())));
-        }
-        let mut cursor = self.within("finding documents", found).await?;
         let mut documents = Vec::new();
-        // Each step of the cursor has its own deadline, so a long answer does not time out.
-        while let Some(document) = self.within("finding documents", cursor.try_next()).await? {
-            documents.push(read(document));
+        for part in query.parts() {
+            let limit = i64::try_from(query.limit - documents.len()).unwrap_or(i64::MAX);
+            let filter = part_filter(&query, part);
+            let mut found = target.find(filter).sort(query_order(&query)).limit(limit);
+            if let Some(fields) = query.fields {
+                let fields = ["id"].into_iter().chain(fields.iter().copied());
+                found = found.projection(ascending(fields));
+            }
+            let mut cursor = self.within("finding documents", found).await?;
+            // Each step of the cursor has its own deadline, so a long answer does not time out.
+            while let Some(document) = self.within("finding documents", cursor.try_next()).await? {
+                documents.push(read(document));
+            }
+            if documents.len() >= query.limit {
+                break;
+            }
         }
         Ok(documents)
     }

@@ -6,8 +6,8 @@ use super::{Documents, Equals};
 use crate::collection::Collection;
 use crate::error::StoreError;
 
-/// Returns the indexes of a collection. Each row has the fields of one index, which queries name.
-/// The last field of a row may be the field by which results are sorted.
+/// Returns the indexes of a collection: for each, its fields in order. A query uses an index whose
+/// first fields it compares; the field after these may be its sort field.
 pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static str]] {
     match collection {
         Collection::Events => &[
@@ -34,19 +34,22 @@ pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static st
     }
 }
 
-/// Returns one query of every kind that the system makes. Tests show that no backend scans a
-/// collection for any of them.
+/// Returns one query of each kind that is made of a collection with indexes, for tests: they show
+/// that no backend reads the whole collection for it. Whoever makes a new kind of query adds it
+/// here. The collections without indexes are small, and are read whole.
 pub fn known_queries() -> Vec<Query> {
     let equal = |collection, fields: &[&'static str]| {
         Query::equal(collection, fields.iter().map(|field| (*field, json!("x"))).collect())
     };
-    let behind = || Page::Behind { value: json!("x"), id: "x".into() };
+    let after = || StartAt::After { value: json!("x"), id: "x".into() };
     vec![
-        equal(Collection::Events, &["context.correlationId"]).order_by("created").page(behind()),
-        equal(Collection::Events, &["context.documentType"]).order_by("created").page(behind()),
-        equal(Collection::Events, &["unclaimed", "publication"]).order_by("created").page(behind()),
-        equal(Collection::Events, &["context.parentEventId"]).order_by("jobId").page(behind()),
-        equal(Collection::Jobs, &["state"]).order_by("due").page(behind()),
+        equal(Collection::Events, &["context.correlationId"]).order_by("created").start_at(after()),
+        equal(Collection::Events, &["context.documentType"]).order_by("created").start_at(after()),
+        equal(Collection::Events, &["unclaimed", "publication"])
+            .order_by("created")
+            .start_at(after()),
+        equal(Collection::Events, &["context.parentEventId"]).order_by("jobId").start_at(after()),
+        equal(Collection::Jobs, &["state"]).order_by("due").start_at(after()),
         equal(Collection::Events, &["context.correlationId", "context.documentType"])
             .order_by("created"),
         equal(Collection::Events, &["context.parentEventId", "jobId", "publication"]),
@@ -54,7 +57,7 @@ pub fn known_queries() -> Vec<Query> {
         equal(Collection::Events, &["type", "context.documentType"]).order_by("created"),
         equal(Collection::Events, &["context.documentType"]).order_by("created"),
         equal(Collection::Jobs, &["correlationId"]).order_by("created"),
-        equal(Collection::Jobs, &["correlationId", "module"]).order_by("created").page(behind()),
+        equal(Collection::Jobs, &["correlationId", "module"]).order_by("created").start_at(after()),
         equal(Collection::Jobs, &["eventId"]).order_by("created"),
         equal(Collection::Jobs, &["module", "state"]).order_by("created"),
         equal(Collection::Jobs, &["module", "state"]).order_by("due"),
@@ -63,19 +66,25 @@ pub fn known_queries() -> Vec<Query> {
         equal(Collection::Events, &["context.documentType", "depth"])
             .order_by("created")
             .descending()
-            .page(behind()),
+            .start_at(after()),
         equal(Collection::Events, &["context.correlationId", "context.documentType"])
             .order_by("created")
             .descending()
-            .page(behind()),
-        Query::all(Collection::Jobs).order_by("created").descending().page(behind()),
-        equal(Collection::Jobs, &["module"]).order_by("created").descending().page(behind()),
-        equal(Collection::Jobs, &["module", "state"]).order_by("due").descending().page(behind()),
+            .start_at(after()),
+        Query::all(Collection::Jobs).order_by("created").descending().start_at(after()),
+        equal(Collection::Jobs, &["module"]).order_by("created").descending().start_at(after()),
+        equal(Collection::Jobs, &["module", "state"])
+            .order_by("due")
+            .descending()
+            .start_at(after()),
         Query::all(Collection::Jobs)
             .order_by("created")
             .within(FieldRange::from("created", 1.into()).below(2.into())),
-        Query::all(Collection::Jobs).within(FieldRange::prefix("id", "3f2b")).limit(2),
-        Query::all(Collection::Events).within(FieldRange::prefix("id", "3f2b")).limit(2),
+        Query::all(Collection::Jobs).within(FieldRange::prefix("id", "3f2b")),
+        Query::all(Collection::Events)
+            .within(FieldRange::prefix("id", "3f2b"))
+            .only(&["context.documentType"])
+            .start_at(StartAt::After { value: Value::Null, id: "3f2b1".into() }),
         Query::all(Collection::Events)
             .within(FieldRange::prefix("context.correlationId", "3f2b"))
             .order_by("context.correlationId")
@@ -89,22 +98,23 @@ pub fn known_queries() -> Vec<Query> {
 pub struct Query {
     /// The collection to search.
     pub collection: Collection,
-    /// The fields and values that a document must have, at least one of them indexed.
+    /// The fields and values that a document must have. At least one must be indexed, unless the
+    /// range or the order is, or the collection is small.
     pub equals: Vec<Equals>,
-    /// The field by which results are sorted, or the id if `None`. Documents with equal values have
-    /// an order of the store's own.
+    /// The field by which results are sorted, or the id if `None`. Documents with equal values
+    /// come in any order, and documents without the field before all others.
     pub order_by: Option<&'static str>,
     /// Whether the largest value comes first. Otherwise the smallest does.
     pub descending: bool,
     /// The maximum number of results.
     pub limit: usize,
-    /// Where the results begin; `None` means at the start. With a page, documents with equal values
-    /// are sorted by their ids.
-    pub page: Option<Page>,
+    /// Where the results begin, with documents of equal values sorted by their ids; `None` for the
+    /// beginning, without that order.
+    pub start_at: Option<StartAt>,
     /// The values that one field may have; `None` for any.
     pub range: Option<FieldRange>,
-    /// The fields that the results have, besides their ids; `None` for whole documents. A document
-    /// may have hundreds of kilobytes, of which a list shows a line.
+    /// The fields that the results have, besides their ids; `None` for whole documents. A list shows
+    /// one line of a document that may have hundreds of kilobytes.
     pub fields: Option<&'static [&'static str]>,
 }
 
@@ -119,8 +129,8 @@ pub struct FieldRange {
 }
 
 impl FieldRange {
-    /// Makes the range of values from this one on. A field has values of one type in all documents,
-    /// and a missing value is in no range.
+    /// Makes the range of all values from this one on. All documents must have values of one type in
+    /// this field; a document without it is in no range.
     pub fn from(field: &'static str, value: Value) -> Self {
         Self { field, from: value, below: None }
     }
@@ -152,14 +162,14 @@ fn text_above(prefix: &str) -> Option<String> {
     None
 }
 
-/// The position in the sort order at which the results begin.
+/// Where in the sort order the results begin.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Page {
-    /// The first document.
-    First,
+pub enum StartAt {
+    /// At the first document.
+    Beginning,
     /// After this document.
-    Behind {
-        /// The document's value in the sort field.
+    After {
+        /// The document's value in the sort field; null if it has none.
         value: Value,
         /// The document's id.
         id: String,
@@ -167,7 +177,7 @@ pub enum Page {
 }
 
 impl Query {
-    /// Makes a query for all documents of a collection with these fields, limited to
+    /// Makes a query for all documents of a collection with these values, limited to
     /// [`Query::LIMIT`].
     pub fn equal(collection: Collection, equals: Vec<Equals>) -> Self {
         Self {
@@ -176,7 +186,7 @@ impl Query {
             order_by: None,
             descending: false,
             limit: Self::LIMIT,
-            page: None,
+            start_at: None,
             range: None,
             fields: None,
         }
@@ -201,15 +211,17 @@ impl Query {
         self
     }
 
-    /// The number of documents that are read at once at most. To read all of a larger number, use
-    /// [`Pages`].
+    /// The limit of a query that sets none. [`Documents::find_as`] fails when this many documents
+    /// match, because there may be more; [`Pages`] reads any number.
+    ///
+    /// [`Documents::find_as`]: trait.Documents.html#method.find_as
     pub const LIMIT: usize = 1_000_000;
 
-    /// Begins the results at `page`. Documents with equal values in the sort field are sorted by
-    /// their ids.
+    /// Begins the results there. Documents with equal values in the sort field are sorted by their
+    /// ids.
     #[must_use]
-    pub fn page(mut self, page: Page) -> Self {
-        self.page = Some(page);
+    pub fn start_at(mut self, start: StartAt) -> Self {
+        self.start_at = Some(start);
         self
     }
 
@@ -227,12 +239,44 @@ impl Query {
         self
     }
 
+    /// Returns the parts of the results after the start, in their order. Documents without the sort
+    /// field come before all others, or after them in descending order, and are a part of their own:
+    /// no comparison finds them.
+    pub(crate) fn parts(&self) -> Vec<QueryPart<'_>> {
+        let Some(StartAt::After { value, id }) = &self.start_at else {
+            return vec![QueryPart::All];
+        };
+        let is_without_field = self.order_by.is_some() && value.is_null();
+        match (is_without_field, self.descending) {
+            (true, false) => vec![QueryPart::WithoutField(Some(id)), QueryPart::WithField],
+            (true, true) => vec![QueryPart::WithoutField(Some(id))],
+            (false, true) if self.order_by.is_some() => {
+                vec![QueryPart::After(value, id), QueryPart::WithoutField(None)]
+            }
+            (false, _) => vec![QueryPart::After(value, id)],
+        }
+    }
+
     /// Sets the maximum number of results.
     #[must_use]
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = limit;
         self
     }
+}
+
+/// A part of a query's results.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum QueryPart<'q> {
+    /// All results.
+    All,
+    /// Those with a larger value (a smaller one in descending order) than this, or this and such an
+    /// id.
+    After(&'q Value, &'q str),
+    /// Those without the sort field, after this id.
+    WithoutField(Option<&'q str>),
+    /// Those with the sort field.
+    WithField,
 }
 
 /// Reads all documents that match a query, however many, one page at a time.
@@ -251,15 +295,19 @@ impl Pages {
     /// memory, smaller ones more queries.
     const SIZE: usize = 128;
 
-    /// Reads all documents that match `query`, in the order of `field`.
+    /// Reads all documents that match `query`, in the order of `field`. The query's own limit, order
+    /// and start have no influence. If it returns only some fields, `field` must be among them.
     pub fn new(query: Query, field: &'static str) -> Self {
-        let query = Query { limit: Self::SIZE, ..query.order_by(field).page(Page::First) };
+        let query =
+            Query { limit: Self::SIZE, ..query.order_by(field).start_at(StartAt::Beginning) };
         Self { query: Some(query.into()) }
     }
 
-    /// Reads all documents that match `query`, in the order of their ids.
+    /// Reads all documents that match `query`, in the order of their ids. The query's own limit, order
+    /// and start have no influence.
     pub fn by_id(query: Query) -> Self {
-        let query = Query { limit: Self::SIZE, order_by: None, ..query.page(Page::First) };
+        let query =
+            Query { limit: Self::SIZE, order_by: None, ..query.start_at(StartAt::Beginning) };
         Self { query: Some(query.into()) }
     }
 
@@ -273,13 +321,13 @@ impl Pages {
     ) -> Result<Option<Vec<Value>>, StoreError> {
         let Some(query) = &self.query else { return Ok(None) };
         let found = documents.find((**query).clone()).await?;
-        let last = found.last().filter(|_| found.len() == query.limit).and_then(|last| {
+        let next_start = found.last().filter(|_| found.len() == query.limit).and_then(|document| {
             let path = query.order_by.unwrap_or("id");
-            let value = path.split('.').try_fold(last, |at, part| at.get(part)).cloned();
-            let id = last.get("id")?.as_str()?.to_owned();
-            Some(Page::Behind { value: value.unwrap_or_default(), id })
+            let value = path.split('.').try_fold(document, |at, part| at.get(part)).cloned();
+            let id = document.get("id")?.as_str()?.to_owned();
+            Some(StartAt::After { value: value.unwrap_or_default(), id })
         });
-        self.query = last.map(|last| (**query).clone().page(last).into());
+        self.query = next_start.map(|start| (**query).clone().start_at(start).into());
         Ok((!found.is_empty()).then_some(found))
     }
 }

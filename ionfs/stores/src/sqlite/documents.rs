@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::{Sqlite, WriteFailure, touch};
 use crate::{
-    Collection, Documents, Durability, Equals, Guard, Inserted, Page, Query, StoreError, TallyRow,
-    indexes,
+    Collection, Documents, Durability, Equals, Guard, Inserted, Query, QueryPart, StoreError,
+    TallyRow, indexes,
 };
 
 /// Returns the statements that make a collection's table and indexes.
@@ -196,24 +196,41 @@ fn filter(query: &Query, values: &mut Vec<Sql>) -> String {
             sql.push_str(&format!(" AND {field} {comparison} ?{}", values.len()));
         }
     }
-    if let Some(Page::Behind { value, id }) = &query.page {
-        let field = query.order_by.map_or_else(|| "id".to_owned(), extract);
-        let behind = if query.descending { '<' } else { '>' };
-        values.push(sql_value(value));
-        let value = values.len();
-        values.push(Sql::Text(id.clone()));
-        // The first condition is a range of the index. The second leaves out the documents at its
-        // beginning that the previous page has returned.
-        sql.push_str(&format!(
-            " AND {field} {behind}= ?{value} AND ({field} {behind} ?{value} OR id {behind} ?{})",
-            values.len()
-        ));
-    }
     sql
 }
 
-/// Returns the statement and the values of a query.
-pub(super) fn select(query: &Query) -> (String, Vec<Sql>) {
+/// Returns the conditions of a part of a query's results.
+fn part_filter(query: &Query, part: QueryPart<'_>, values: &mut Vec<Sql>) -> String {
+    let field = query.order_by.map_or_else(|| "id".to_owned(), extract);
+    let after = if query.descending { '<' } else { '>' };
+    match part {
+        QueryPart::All => String::new(),
+        QueryPart::WithField => format!(" AND {field} IS NOT NULL"),
+        QueryPart::WithoutField(None) => format!(" AND {field} IS NULL"),
+        QueryPart::WithoutField(Some(id)) => {
+            values.push(Sql::Text(id.to_owned()));
+            format!(" AND {field} IS NULL AND id {after} ?{}", values.len())
+        }
+        QueryPart::After(_, id) if query.order_by.is_none() => {
+            values.push(Sql::Text(id.to_owned()));
+            format!(" AND id {after} ?{}", values.len())
+        }
+        QueryPart::After(value, id) => {
+            values.push(sql_value(value));
+            let value = values.len();
+            values.push(Sql::Text(id.to_owned()));
+            // The first condition is a range of the index. The second leaves out the documents at
+            // its beginning that the previous page has returned.
+            format!(
+                " AND {field} {after}= ?{value} AND ({field} {after} ?{value} OR id {after} ?{})",
+                values.len()
+            )
+        }
+    }
+}
+
+/// Returns the statement and the values that find a part of a query's results, at most `limit`.
+pub(super) fn select(query: &Query, part: QueryPart<'_>, limit: usize) -> (String, Vec<Sql>) {
     let mut values = Vec::new();
     let mut sql = format!(
         "SELECT {} FROM {} WHERE 1{}",
@@ -221,13 +238,14 @@ pub(super) fn select(query: &Query) -> (String, Vec<Sql>) {
         query.collection.as_str(),
         filter(query, &mut values)
     );
+    sql.push_str(&part_filter(query, part, &mut values));
     let direction = if query.descending { "DESC" } else { "ASC" };
     let field = query.order_by.map_or_else(|| "id".to_owned(), extract);
     sql.push_str(&format!(" ORDER BY {field} {direction}"));
-    if query.page.is_some() && query.order_by.is_some() {
+    if query.start_at.is_some() && query.order_by.is_some() {
         sql.push_str(&format!(", id {direction}"));
     }
-    values.push(Sql::Integer(i64::try_from(query.limit).unwrap_or(i64::MAX)));
+    values.push(Sql::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
     sql.push_str(&format!(" LIMIT ?{}", values.len()));
     (sql, values)
 }
@@ -384,16 +402,25 @@ impl Documents for Sqlite {
 
     async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError> {
         self.read("finding documents", move |connection| {
-            let (sql, values) = select(&query);
-            let mut statement = connection.prepare_cached(&sql)?;
-            let rows = statement.query_map(params_from_iter(values), |row| {
-                let found = parse(row.get_ref(0)?.as_str()?)?;
-                Ok(match query.fields {
-                    Some(fields) => projected(fields, found),
-                    None => found,
-                })
-            })?;
-            rows.collect()
+            let mut found = Vec::new();
+            for part in query.parts() {
+                let (sql, values) = select(&query, part, query.limit - found.len());
+                let mut statement = connection.prepare_cached(&sql)?;
+                let rows = statement.query_map(params_from_iter(values), |row| {
+                    let document = parse(row.get_ref(0)?.as_str()?)?;
+                    Ok(match query.fields {
+                        Some(fields) => projected(fields, document),
+                        None => document,
+                    })
+                })?;
+                for document in rows {
+                    found.push(document?);
+                }
+                if found.len() >= query.limit {
+                    break;
+                }
+            }
+            Ok(found)
         })
         .await
     }
@@ -454,8 +481,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Sqlite::open(&folder.path().join("ion.db")).unwrap();
         let connection = super::super::connect(&store.database).unwrap();
-        for query in crate::known_queries() {
-            let (sql, values) = select(&query);
+        let queries = crate::known_queries();
+        let parts = queries
+            .iter()
+            .flat_map(|query| query.parts().into_iter().map(move |part| (query, part)));
+        for (query, part) in parts {
+            let (sql, values) = select(query, part, query.limit);
             let plan: Vec<String> = connection
                 .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))
                 .unwrap()

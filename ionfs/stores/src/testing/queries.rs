@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::{Collection, Documents, Durability, FieldRange, Page, Query};
+use crate::{Collection, Documents, Durability, FieldRange, Pages, Query, StartAt};
 
 /// How many documents the contract looks at. More than two pages of every list.
 const MANY: usize = 700;
@@ -40,6 +40,7 @@ pub(super) async fn queries_find_and_count_what_they_say(documents: &dyn Documen
     texts_are_found_by_their_beginnings(documents).await;
     only_the_wanted_fields_are_read(documents).await;
     counts_stop_at_their_limit_and_tallies_are_complete(documents).await;
+    pages_have_the_documents_without_the_sort_field(documents).await;
     for n in 0..MANY {
         documents.delete(Collection::Jobs, &format!("q{n:03}"), vec![]).await.unwrap();
     }
@@ -53,11 +54,12 @@ async fn ranges_are_read_in_both_directions(documents: &dyn Documents) {
     let expected: Vec<String> =
         (30..60).filter(|n| n % 4 == 1).map(|n| format!("q{n:03}")).collect();
     assert_eq!(ids(&found), expected);
-    let found = documents.find(within().descending().page(Page::First).limit(3)).await.unwrap();
+    let found =
+        documents.find(within().descending().start_at(StartAt::Beginning).limit(3)).await.unwrap();
     assert_eq!(ids(&found), ["q057", "q053", "q049"]);
-    // The next page begins behind a document of this time, and with this id.
-    let behind = Page::Behind { value: json!(16), id: "q049".into() };
-    let found = documents.find(within().descending().page(behind).limit(3)).await.unwrap();
+    // The next page begins after a document of this time, and with this id.
+    let after = StartAt::After { value: json!(16), id: "q049".into() };
+    let found = documents.find(within().descending().start_at(after).limit(3)).await.unwrap();
     assert_eq!(ids(&found), ["q045", "q041", "q037"]);
     let open = of_one().within(FieldRange::from("created", json!(230))).order_by("created");
     assert_eq!(ids(&documents.find(open).await.unwrap()), ["q693", "q697"]);
@@ -90,6 +92,20 @@ async fn only_the_wanted_fields_are_read(documents: &dyn Documents) {
     let found = documents.find(nested.within(FieldRange::prefix("id", "q"))).await.unwrap();
     assert_eq!(found, [json!({"id": "q", "context": {"correlationId": "c"}})]);
     documents.delete(Collection::Events, "q", vec![]).await.unwrap();
+}
+
+/// Every seventh document has no module. In either direction the pages have each document once.
+async fn pages_have_the_documents_without_the_sort_field(documents: &dyn Documents) {
+    let of_all = || Query::equal(Collection::Jobs, vec![("due", json!(9_000_000_000_000_000_i64))]);
+    for query in [of_all(), of_all().descending()] {
+        let mut pages = Pages::new(query.only(&["module"]), "module");
+        let mut found = Vec::new();
+        while let Some(page) = pages.next(documents).await.unwrap() {
+            found.extend(ids(&page).into_iter().map(str::to_owned));
+        }
+        found.sort_unstable();
+        assert_eq!(found, (0..MANY).map(|n| format!("q{n:03}")).collect::<Vec<_>>());
+    }
 }
 
 async fn counts_stop_at_their_limit_and_tallies_are_complete(documents: &dyn Documents) {
