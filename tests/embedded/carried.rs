@@ -10,7 +10,7 @@ use std::process::Command;
 
 use crate::support::mount::{Blobs, Mount, Passthrough};
 use crate::support::{CommandOutput, Home, wait_for};
-use ionfs::fs::job::Writers;
+use ionfs::fs::job::TreeUsers;
 use serde_json::{Value, json};
 
 /// The page of the manual that these tests follow.
@@ -362,7 +362,7 @@ fn a_tree_for_any_user_lets_everybody_read() {
     let plane = runtime.block_on(ionfs::stores::open::open(&urls)).unwrap();
     let entry = runtime.block_on(crate::support::mount::stored(&plane, "key", &path));
     let owner = Mount::over(runtime, home, plane, Passthrough::Allowed, vec![entry]);
-    let anybody = owner.another_for(Writers::AnyUser);
+    let anybody = owner.another_for(TreeUsers::AnyUser);
     let mode = |mount: &Mount| {
         fs::metadata(mount.at("in/data/key")).unwrap().permissions().mode() & 0o7777
     };

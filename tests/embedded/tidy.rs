@@ -68,7 +68,7 @@ fn each_library_is_named_in_one_room() {
 fn layers_point_one_way() {
     only("ionfs/fs/src", "crate::mount", &["src/fuse"]);
     only("ionfs/fs/src", "crate::fuse", &["src/mount.rs", "src/fuse"]);
-    only("dispatcher", "executor.run(", &["dispatch/src/lib.rs"]);
+    only("dispatcher", "executor.run(", &["dispatch/src/attempt.rs"]);
     // Chains run for any caller. Only these files name the room of chains.
     only("dispatcher", "ion_run::chain", &["gateway/src/portal.rs", "dispatcher/src/lib.rs"]);
     only("dispatcher/run/src", "crate::chain", &["executor/local.rs"]);

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::support::cluster::{ClusterPlane, KEY, words_programs, world};
 use crate::support::{Home, example_clip, wait_for, wait_up_to};
 use ionfs::id::JobId;
-use ionfs::ticket::{TicketKey, TokenClaims};
+use ionfs::ticket::{TicketKey, TokenContent};
 use serde_json::{Value, json};
 
 const WORDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/words");
@@ -463,15 +463,16 @@ fn only_the_pod_that_a_token_is_for_has_the_tree() {
         pod["status"]["phase"] == "Running"
     });
     let key = TicketKey::new(KEY).unwrap();
-    let claims = TokenClaims {
+    let claims = TokenContent {
         job: JobId::new(jobs_of(&home, &["holder"])[0]["id"].as_str().unwrap()),
         attempt: 1,
         namespace: "tokens".into(),
         expires: 1,
     };
     let expired = key.sign(&claims);
-    let forged =
-        TicketKey::new(&"x".repeat(40)).unwrap().sign(&TokenClaims { expires: i64::MAX, ..claims });
+    let forged = TicketKey::new(&"x".repeat(40))
+        .unwrap()
+        .sign(&TokenContent { expires: i64::MAX, ..claims });
     let pods = [
         ("none", "tokens", "", "has no attribute"),
         ("malformed", "tokens", "something", "none of Ion's"),

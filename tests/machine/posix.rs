@@ -18,7 +18,7 @@ use std::process::Command;
 
 use crate::support::CommandOutput;
 use crate::support::mount::{Blobs, Mount, Passthrough, built, run};
-use ionfs::fs::job::Writers;
+use ionfs::fs::job::TreeUsers;
 
 // ---- pjdfstest ----
 
@@ -341,7 +341,7 @@ fn a_tree_for_any_user_is_written_by_one_and_its_staging_folder_is_shut() {
         return;
     }
     let owners = Mount::new(Passthrough::Off, Blobs::Files, &[("f", b"content")]);
-    let any = owners.another_for(Writers::AnyUser);
+    let any = owners.another_for(TreeUsers::AnyUser);
     let script = "set -e; cat in/data/f > out/data/copy; ln in/data/f out/data/linked; mv in/data/f out/data/moved; mkdir out/data/d; echo x > out/data/d/x; chmod 600 out/data/copy; \
         echo '{\"n\": \"1\"}' > out/insights.json; echo '{\"eventType\":\"made\",\"files\":[\"copy\",\"d/x\"]}' > out/events/made.json; \
         ! touch in/data/more; ! touch out/more";

@@ -31,7 +31,7 @@ use ionfs::csi::api::registration::registration_client::RegistrationClient;
 use ionfs::csi::api::registration::{InfoRequest, RegistrationStatus};
 use ionfs::stores::Collection;
 use ionfs::stores::open::StoreUrls;
-use ionfs::ticket::{Ticket, TicketKey, TokenClaims};
+use ionfs::ticket::{Ticket, TicketKey, TokenContent};
 use tonic::{Code, Status};
 
 const EVENT: &str = r#"{"eventType": "made", "files": []}"#;
@@ -341,11 +341,11 @@ fn a_token_opens_one_tree_to_one_pod() {
     refused(ask(&forger.sign(&good)), Code::PermissionDenied, "the same ION_TICKET_KEY");
     let other = attempt.token.replace("ion1.j.", "ion1.k.");
     refused(ask(&other), Code::PermissionDenied, "the same ION_TICKET_KEY");
-    let expired = key().sign(&TokenClaims { expires: ionfs::clock::now() - 1, ..good.clone() });
+    let expired = key().sign(&TokenContent { expires: ionfs::clock::now() - 1, ..good.clone() });
     refused(ask(&expired), Code::PermissionDenied, "the clock");
-    let elsewhere = key().sign(&TokenClaims { namespace: "other".into(), ..good.clone() });
+    let elsewhere = key().sign(&TokenContent { namespace: "other".into(), ..good.clone() });
     refused(ask(&elsewhere), Code::PermissionDenied, "namespace");
-    let gone = key().sign(&TokenClaims { attempt: 2, ..good });
+    let gone = key().sign(&TokenContent { attempt: 2, ..good });
     refused(ask(&gone), Code::NotFound, "it is over");
     let said = rig.driver.as_ref().unwrap().log();
     assert!(said.contains("a pod gets no tree") && !said.contains(&attempt.token), "{said}");

@@ -19,7 +19,7 @@ use ionfs::limits::LimitOverrides;
 use ionfs::record::CommitMode;
 use ionfs::stores::open::{StoreUrls, open};
 use ionfs::stores::{Collection, DataPlane, Durability};
-use ionfs::ticket::{Ticket, TicketKey, TokenClaims, TreeEnd};
+use ionfs::ticket::{Ticket, TicketKey, TokenContent, TreeEnd};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tonic::Status;
@@ -189,9 +189,9 @@ impl CsiRig {
         })
     }
 
-    pub fn claims(&self, job: &JobId) -> TokenClaims {
+    pub fn claims(&self, job: &JobId) -> TokenContent {
         let expires = clock::now() + 3_600_000;
-        TokenClaims { job: job.clone(), attempt: 1, namespace: NAMESPACE.into(), expires }
+        TokenContent { job: job.clone(), attempt: 1, namespace: NAMESPACE.into(), expires }
     }
 
     /// Returns a kubelet's request for a pod whose uid and volume are both `volume`.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ionfs::clock;
 use ionfs::commit::{Fence, Origin};
 use ionfs::event::{Context, DocumentType, Event, FileEntry, PublicationState};
-use ionfs::fs::job::{JobSpec, JobTree, OlderConventions, Writers};
+use ionfs::fs::job::{JobSpec, JobTree, OlderConventions, TreeUsers};
 use ionfs::id::{CorrelationId, EventId, JobId};
 use ionfs::mount::{ServedMount, Visitors, mount_at};
 use ionfs::node::{Node, NodeSettings};
@@ -90,22 +90,22 @@ impl Mount {
             let _inside = runtime.enter();
             Node::new(plane, settings).unwrap()
         };
-        Self::job(runtime, Arc::new(home), node, 0, Writers::Owner)
+        Self::job(runtime, Arc::new(home), node, 0, TreeUsers::Owner)
     }
 
     /// Mounts another job of the same event on the same node, beside this one.
     pub fn another(&self) -> Self {
-        self.another_for(Writers::Owner)
+        self.another_for(TreeUsers::Owner)
     }
 
-    /// Mounts another job for these writers: processes of the owner, or of any user.
-    pub fn another_for(&self, writers: Writers) -> Self {
+    /// Mounts another job for these users: processes of the owner, or of any user.
+    pub fn another_for(&self, users: TreeUsers) -> Self {
         Self::job(
             self.runtime.clone(),
             self.home.clone(),
             self.node.clone(),
             self.number + 1,
-            writers,
+            users,
         )
     }
 
@@ -114,7 +114,7 @@ impl Mount {
         home: Arc<Home>,
         node: Arc<Node>,
         number: u32,
-        writers: Writers,
+        users: TreeUsers,
     ) -> Self {
         let (tree, mounted) = runtime.block_on(async {
             let documents = &node.plane.documents;
@@ -143,7 +143,7 @@ impl Mount {
                 event,
                 gathered: None,
                 older: OlderConventions::default(),
-                writers,
+                users,
             };
             let tree = JobTree::open(&node, spec, node.settings.limits).await.unwrap();
             let at = home.path().join(mount_point(number));

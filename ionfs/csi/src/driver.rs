@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ion_fs::job::{JobSpec, JobTree, OpenError, TreeOutcome, Writers, remove_attempt};
+use ion_fs::job::{JobSpec, JobTree, OpenError, TreeOutcome, TreeUsers, remove_attempt};
 use ion_fs::mount::{ServedMount, Visitors, mount_at};
 use ion_model::clock;
 use ion_model::errors::error_chain;
@@ -249,7 +249,7 @@ impl Driver {
             event,
             gathered,
             older: ticket.older,
-            writers: Writers::AnyUser,
+            users: TreeUsers::AnyUser,
         };
         self.volumes
             .write_note(&note)
@@ -411,7 +411,7 @@ fn pod_value(context: &HashMap<String, String>, key: &str) -> Result<String, Sta
 fn token_status(error: TokenError) -> Status {
     match error {
         TokenError::Malformed => Status::invalid_argument(error.to_string()),
-        TokenError::Forged | TokenError::Expired | TokenError::Elsewhere => {
+        TokenError::Forged | TokenError::Expired | TokenError::OtherNamespace => {
             Status::permission_denied(error.to_string())
         }
     }

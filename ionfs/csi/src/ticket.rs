@@ -4,7 +4,8 @@
 //! A dispatcher writes a ticket into the document store and gives the pod a token that names it.
 //! The token is signed and expires, so a user who can create a pod cannot name another job's
 //! ticket. The token is valid in one namespace only. The first pod that presents the token claims
-//! the ticket, so a copied token does not open the tree a second time. Neither holds a credential.
+//! the ticket, so a copied token does not open the tree a second time. Neither the ticket nor the
+//! token holds a credential of a store.
 //!
 //! The ticket also carries back what only the node knows: how the attempt's filesystem work ended.
 
@@ -32,7 +33,7 @@ const KEY_BYTES_MIN: usize = 32;
 /// The word with which a token begins. Another format would have another word.
 const TOKEN_FORMAT: &str = "ion1";
 
-/// How often a change is tried when other writes keep coming first.
+/// The most tries of a change, when other processes keep changing the ticket first.
 const CHANGE_TRIES_MAX: usize = 8;
 
 /// The ticket of one attempt.
@@ -92,7 +93,7 @@ pub enum TreeEnd {
 
 /// The content of a token.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenClaims {
+pub struct TokenContent {
     /// The job.
     pub job: JobId,
     /// The attempt of the job.
@@ -123,7 +124,7 @@ pub enum TokenError {
     Expired,
     /// The token was made for pods of another namespace.
     #[error("the token is of another namespace; it is valid only where its dispatcher starts pods")]
-    Elsewhere,
+    OtherNamespace,
 }
 
 /// The text of a key is too short to be a secret.
@@ -173,7 +174,8 @@ impl fmt::Debug for TicketKey {
 }
 
 impl TicketKey {
-    /// Makes a key of its text.
+    /// Makes the key from the text of ION_TICKET_KEY. The bytes of the text are the key, without
+    /// spaces around it: hexadecimal digits are not decoded.
     ///
     /// # Errors
     /// [`TicketKeyError`] when the text is too short to be a secret.
@@ -186,10 +188,10 @@ impl TicketKey {
         Ok(Self(key))
     }
 
-    /// Returns the token of these claims: text without a space. Every user who may read the pod can
-    /// read it.
-    pub fn sign(&self, claims: &TokenClaims) -> String {
-        let text = signed_text(claims);
+    /// Returns the token with this content: text without a space. Every user who may read the pod
+    /// can read it.
+    pub fn sign(&self, content: &TokenContent) -> String {
+        let text = signed_text(content);
         let signature = self.keyed_hash(&text).finalize().into_bytes();
         format!("{text}.{}", hex(&signature))
     }
@@ -210,40 +212,40 @@ impl TicketKey {
         token: &str,
         namespace: &str,
         now: Millis,
-    ) -> Result<TokenClaims, TokenError> {
+    ) -> Result<TokenContent, TokenError> {
         let (text, signature) = token.trim().rsplit_once('.').ok_or(TokenError::Malformed)?;
-        let claims = parse_claims(text).ok_or(TokenError::Malformed)?;
+        let content = parse_content(text).ok_or(TokenError::Malformed)?;
         let signature = parse_hex(signature).ok_or(TokenError::Malformed)?;
         // The comparison takes the same time for every wrong signature, so its time reveals nothing
         // about the right one.
         self.keyed_hash(text).verify_slice(&signature).map_err(|_| TokenError::Forged)?;
-        match claims {
-            claims if claims.expires <= now => Err(TokenError::Expired),
-            claims if claims.namespace != namespace => Err(TokenError::Elsewhere),
-            claims => Ok(claims),
+        match content {
+            content if content.expires <= now => Err(TokenError::Expired),
+            content if content.namespace != namespace => Err(TokenError::OtherNamespace),
+            content => Ok(content),
         }
     }
 }
 
 /// Returns the part of a token that its signature covers.
-fn signed_text(claims: &TokenClaims) -> String {
-    let TokenClaims { job, attempt, namespace, expires } = claims;
+fn signed_text(content: &TokenContent) -> String {
+    let TokenContent { job, attempt, namespace, expires } = content;
     format!("{TOKEN_FORMAT}.{job}.{attempt}.{namespace}.{expires}")
 }
 
 /// Reads the signed part of a token; `None` if it does not have the form of one.
-fn parse_claims(text: &str) -> Option<TokenClaims> {
+fn parse_content(text: &str) -> Option<TokenContent> {
     let mut parts = text.split('.');
     let mut next = || parts.next();
     let (format, job, attempt, namespace, expires) = (next()?, next()?, next()?, next()?, next()?);
-    let claims = TokenClaims {
+    let content = TokenContent {
         job: JobId::new(job),
         attempt: attempt.parse().ok()?,
         namespace: namespace.to_owned(),
         expires: expires.parse().ok()?,
     };
-    // The claims written as text again must give the same text: then no part of it was left unread.
-    (format == TOKEN_FORMAT && signed_text(&claims) == text).then_some(claims)
+    // Written as text again, the content must give the same text: then no part was left unread.
+    (format == TOKEN_FORMAT && signed_text(&content) == text).then_some(content)
 }
 
 fn parse_hex(text: &str) -> Option<Vec<u8>> {
@@ -406,18 +408,18 @@ impl Ticket {
 mod tests {
     use super::*;
 
-    fn test_claims() -> TokenClaims {
+    fn test_content() -> TokenContent {
         let job = JobId::new("ab5ca29f-2f0b-5f7a-9b2c-0a1b2c3d4e5f");
-        TokenClaims { job, attempt: 3, namespace: "media".into(), expires: 2000 }
+        TokenContent { job, attempt: 3, namespace: "media".into(), expires: 2000 }
     }
 
     #[test]
     fn a_token_is_good_for_what_it_says_until_it_expires() {
         let key = TicketKey::new(&"k".repeat(32)).unwrap();
-        let token = key.sign(&test_claims());
-        assert_eq!(key.verify(&token, "media", 1999), Ok(test_claims()));
+        let token = key.sign(&test_content());
+        assert_eq!(key.verify(&token, "media", 1999), Ok(test_content()));
         assert_eq!(key.verify(&token, "media", 2000), Err(TokenError::Expired));
-        assert_eq!(key.verify(&token, "other", 1999), Err(TokenError::Elsewhere));
+        assert_eq!(key.verify(&token, "other", 1999), Err(TokenError::OtherNamespace));
         let other = TicketKey::new(&"l".repeat(32)).unwrap();
         assert_eq!(other.verify(&token, "media", 1999), Err(TokenError::Forged));
         for (from, to) in

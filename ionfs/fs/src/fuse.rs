@@ -29,12 +29,12 @@ pub(crate) use self::kernel::Kernel;
 use self::kernel::MARGIN;
 use self::reply::{
     file_attr, file_type, fuse_errno, maker, missing_attr, reply_attr, reply_data, reply_empty,
-    reply_written, reply_xattr, time_change, writer_of,
+    reply_written, reply_xattr, set_id_bits_for, time_change,
 };
 use self::requests::RequestKind;
 use crate::answer::Answer;
-use crate::open::OpenFile;
-use crate::output::{AttrChange, ContentChanger, DOT_DOT, OpenRequest, RenameOver};
+use crate::open::OpenInode;
+use crate::output::{AttrChange, DOT_DOT, OpenRequest, RenameOver, SetIdBits};
 use crate::tree::{CopyEnd, ListedEntry, ListingDetail};
 use crate::{LookupOutcome, Seek};
 
@@ -123,7 +123,7 @@ impl Filesystem for Kernel {
         let change = AttrChange { mode, uid, gid, size, atime, mtime };
         let through = fh.and_then(|fh| self.mount.handles.get(fh).ok());
         let through = through.as_ref().map(|handle| &handle.open);
-        reply_attr(reply, self.mount.tree.setattr(ino.0, change, through, writer_of(req)));
+        reply_attr(reply, self.mount.tree.setattr(ino.0, change, through, set_id_bits_for(req)));
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -200,7 +200,7 @@ impl Filesystem for Kernel {
         let over = if flags.contains(RenameFlags::RENAME_NOREPLACE) {
             RenameOver::Nothing
         } else {
-            RenameOver::Anything
+            RenameOver::AllButEvents
         };
         let tree = &self.mount.tree;
         let renamed = tree.rename(parent.0, name, newparent.0, newname, over, maker(req));
@@ -223,7 +223,7 @@ impl Filesystem for Kernel {
 
     fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.mount.requests.count(RequestKind::Open);
-        let how = OpenRequest { flags: flags.0, by: writer_of(req) };
+        let how = OpenRequest { flags: flags.0, set_id_bits: set_id_bits_for(req) };
         if let Err(errno) = self.mount.handles.may_open() {
             return reply.error(fuse_errno(errno));
         }
@@ -246,7 +246,7 @@ impl Filesystem for Kernel {
         reply: ReplyCreate,
     ) {
         self.mount.requests.count(RequestKind::Create);
-        let how = OpenRequest { flags, by: writer_of(req) };
+        let how = OpenRequest { flags, set_id_bits: set_id_bits_for(req) };
         let (mount, tree) = (&self.mount, &self.mount.tree);
         let created = mount
             .handles
@@ -292,7 +292,7 @@ impl Filesystem for Kernel {
         let answer = self.mount.tree.read(ino.0, &handle.open, offset, size);
         // Other reads that are answered at once are of what the job or a running job writes.
         let is_of_input =
-            matches!(answer, Answer::Later(_)) || matches!(handle.open, OpenFile::Text(_));
+            matches!(answer, Answer::Later(_)) || matches!(handle.open, OpenInode::InMemory(_));
         let mount = self.mount.clone();
         self.answer_read(ino.0, self.read_deadline() + MARGIN, answer, move |outcome| {
             reply_data(reply, outcome);
@@ -320,8 +320,8 @@ impl Filesystem for Kernel {
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
         let kills = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let by = if kills { ContentChanger::AnotherUser } else { ContentChanger::Privileged };
-        let written = self.mount.tree.write(&handle.open, offset, data, by);
+        let set_id_bits = if kills { SetIdBits::Clear } else { SetIdBits::Keep };
+        let written = self.mount.tree.write(&handle.open, offset, data, set_id_bits);
         self.answer_commit(written, move |outcome| reply_written(reply, outcome));
     }
 
@@ -526,7 +526,7 @@ impl Filesystem for Kernel {
             Err(errno) => return reply.error(fuse_errno(errno)),
         };
         let allocated =
-            self.mount.tree.allocate(&handle.open, offset, length, mode, writer_of(req));
+            self.mount.tree.allocate(&handle.open, offset, length, mode, set_id_bits_for(req));
         self.answer_commit(allocated, move |outcome| reply_empty(reply, outcome));
     }
 
@@ -573,7 +573,7 @@ impl Filesystem for Kernel {
             let to = self.mount.handles.get(fh_out)?;
             let from = CopyEnd { ino: ino_in.0, open: &from.open, offset: offset_in };
             let to = CopyEnd { ino: ino_out.0, open: &to.open, offset: offset_out };
-            self.mount.tree.copy_range(from, to, len, writer_of(req))
+            self.mount.tree.copy_range(from, to, len, set_id_bits_for(req))
         });
         reply_written(reply, copied);
     }

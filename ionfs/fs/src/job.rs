@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::output::{Output, OutputSpec};
-pub use super::output::{ValueFileNames, Writers};
+pub use super::output::{TreeUsers, ValueFileNames};
 use super::reads::{ReadLog, failed_listing};
 use super::view::{View, ViewItem, files_tree};
 use super::{FOREVER, Tree, lineage};
@@ -70,16 +70,18 @@ pub struct JobSpec {
     pub gathered: Option<Vec<Event>>,
     /// Which conventions of older Ion its tree follows.
     pub older: OlderConventions,
-    /// Which users may write to `out/`.
-    pub writers: Writers,
+    /// Which users the tree is for.
+    pub users: TreeUsers,
 }
 
 /// Which conventions of older Ion a job's tree follows: none unless its module asks for them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OlderConventions {
-    /// The names of the files that hold values: modules of the second generation know further ones.
+    /// The names of the files that hold values: modules of older Ion's second generation also use
+    /// `meta.json`.
     pub names: ValueFileNames,
-    /// Whether the event's values include the addresses of its files.
+    /// Which addresses of its files are added to the event's values: none, `ion://` names or signed
+    /// URLs.
     pub urls: FileUrls,
 }
 
@@ -104,7 +106,7 @@ pub struct TreeOutcome {
 impl TreeOutcome {
     /// Shortens each list to at most `most` entries, for a document: a store limits a document's
     /// length, and a job may publish without end. Whether anything was committed or refused stays
-    /// the same.
+    /// the same if `most` is not 0.
     #[must_use]
     pub fn shortened(mut self, most: usize) -> Self {
         self.receipts.truncate(most);
@@ -130,24 +132,25 @@ impl JobTree {
         spec: JobSpec,
         limits: Limits,
     ) -> Result<Self, OpenError> {
-        let directory =
-            job_dir(&daemon.settings.home, &spec.origin.job_id, spec.origin.attempt).join("stage");
+        let home = &daemon.settings.home;
+        let directory = job_dir(home, &spec.origin.job_id, spec.origin.attempt).join("stage");
         let staging = |source| OpenError::Staging { path: directory.clone(), source };
-        // A daemon that died in this very attempt may have left the folder: nothing in it was
-        // committed under a name that is known here.
-        match remove_tree(&directory) {
+        // An earlier try of this attempt, or a daemon that died during it, may have left the folder.
+        // What was committed from it is in the stores; the new tree begins empty.
+        match remove_folder(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(staging(error)),
             _ => {}
         }
-        if spec.writers == Writers::AnyUser {
-            restrict_to_owner(&directory).map_err(staging)?;
+        if spec.users == TreeUsers::AnyUser {
+            make_private(&job_dir(home, &spec.origin.job_id, spec.origin.attempt))
+                .map_err(staging)?;
         }
         let deadline = daemon.settings.commit_deadline;
         let depth = TooDeep::check(spec.event.child_depth(), limits.lineage_depth);
         let committer = Committer::new(daemon.plane.clone(), spec.origin.clone(), depth, deadline);
         let reads = ReadLog::default();
-        let (names, writers) = (spec.older.names, spec.writers);
-        let output = OutputSpec { committer, limits, names, writers, directory: &directory };
+        let (names, users) = (spec.older.names, spec.users);
+        let output = OutputSpec { committer, limits, names, users, directory: &directory };
         let output = Output::new(daemon.clone(), output, reads.clone()).map_err(staging)?;
         let input = input_items(daemon, &spec).await?;
         let events =
@@ -156,9 +159,9 @@ impl JobTree {
             ("in".to_owned(), ViewItem::fixed(input)),
             ("events".to_owned(), events),
         ]);
-        let view = match spec.writers {
-            Writers::Owner => View::new(root, reads.clone()),
-            Writers::AnyUser => View::for_any_user(root, reads.clone()),
+        let view = match spec.users {
+            TreeUsers::Owner => View::new(root, reads.clone()),
+            TreeUsers::AnyUser => View::for_any_user(root, reads.clone()),
         };
         let tree = Tree::new(daemon.clone(), view, Some(output.clone()), reads.clone());
         Ok(Self { tree, output, directory, reads })
@@ -179,8 +182,8 @@ impl JobTree {
         *self.output.limits()
     }
 
-    /// Ends the waits of a job that is ended by force: what waits for a store is answered with EIO,
-    /// and nothing is committed any more.
+    /// Ends the waits of a job that is ended by force: a process whose request is not answered cannot
+    /// die. Requests that wait for a store are answered with EIO, and nothing is committed any more.
     pub fn stop(&self) {
         self.output.stop();
     }
@@ -196,11 +199,12 @@ impl JobTree {
     }
 
     /// Decides what is left, removes the staging folder and returns the outcome. Called when the
-    /// module has ended and its mount is gone.
+    /// module has ended and its mount is gone, or is not waited for any longer; also when the module
+    /// could not be started.
     pub async fn finish(&self) -> TreeOutcome {
         self.output.finish().await;
         let directory = self.directory.clone();
-        let removed = ion_system::run_blocking(move || remove_tree(&directory)).await;
+        let removed = ion_system::run_blocking(move || remove_folder(&directory)).await;
         if let Err(error) = removed {
             tracing::warn!(folder = %self.directory.display(), %error, "a staging folder could not \
                                                                         be removed");
@@ -219,46 +223,49 @@ impl JobTree {
     }
 }
 
-/// Removes what an attempt of a dead daemon left on this machine: its staged files and its log.
+/// Removes what an attempt left on this machine: its staged files and its log. Called for the
+/// attempts of a dead daemon, and for a pod's attempt also when it has ended.
 pub async fn remove_attempt(home: &Path, job: &JobId, attempt: u32) {
     let folder = job_dir(home, job, attempt);
-    ion_system::run_blocking(move || match remove_tree(&folder) {
+    ion_system::run_blocking(move || match remove_folder(&folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(folder = %folder.display(), %error, "the files of a dead attempt could \
-                                                                not be removed");
+            tracing::warn!(folder = %folder.display(), %error, "the files of an attempt could not \
+                                                                be removed");
         }
         _ => {}
     })
     .await;
 }
 
-/// Lets only the daemon's user reach the staging folder, whose modes let any user write: jobs reach
-/// it through their mount.
-fn restrict_to_owner(directory: &Path) -> io::Result<()> {
-    let Some(above) = directory.parent() else { return Ok(()) };
-    Ok(Folder::open_or_make(above)?.pin_self()?.set_mode(Mode::RWXU)?)
+/// Makes the attempt's folder, which holds the staging folder, if it is missing, and lets only the
+/// daemon's user enter it: the modes inside let any user write. Jobs reach the staging folder through
+/// their mount.
+fn make_private(attempt_folder: &Path) -> io::Result<()> {
+    Ok(Folder::open_or_make(attempt_folder)?.pin_self()?.set_mode(Mode::RWXU)?)
 }
 
 /// Removes a folder with everything that a module left in it, even where the module took away the
 /// right to remove it.
-fn remove_tree(directory: &Path) -> io::Result<()> {
+fn remove_folder(directory: &Path) -> io::Result<()> {
     let (Some(above), Some(name)) = (directory.parent(), directory.file_name()) else {
         return Ok(());
     };
     Ok(Folder::open(above)?.remove_all(name)?)
 }
 
-/// Makes the entries of `in/`.
+/// Makes the entries of `in/`. An event's values (`Event::data`) are shown in `eventmeta.json` and
+/// `meta/`, its files in `data/`. File addresses are only in `eventmeta.json` (and `meta.json`), as
+/// in older Ion.
 async fn input_items(
     daemon: &Daemon,
     spec: &JobSpec,
 ) -> Result<Vec<(String, ViewItem)>, StoreError> {
-    let at = spec.event.created;
-    let own = daemon.plane.files_of(&spec.event).await?;
+    let created = spec.event.created;
+    let own_files = daemon.plane.files_of(&spec.event).await?;
     let mut items = Vec::new();
-    let mut files = own.clone();
+    let mut files = own_files.clone();
     let mut directories = spec.event.directories.clone();
-    let mut meta = spec.event.data.clone();
+    let mut values = spec.event.data.clone();
     let (plane, urls) = (&daemon.plane, spec.older.urls);
     if let Some(gathered) = &spec.gathered {
         files.clear();
@@ -271,7 +278,7 @@ async fn input_items(
             each.insert(n.to_string(), gathered_item(event));
             // Each event has its folder, even one without files.
             directories.push(n.to_string());
-            meta.extend(addresses(plane, urls, &event.id, &of_event, &format!("{n}/")).await?);
+            values.extend(addresses(plane, urls, &event.id, &of_event, &format!("{n}/")).await?);
             directories.extend(event.directories.iter().map(|name| format!("{n}/{name}")));
             files.extend(
                 of_event
@@ -279,19 +286,19 @@ async fn input_items(
                     .map(|file| FileEntry { name: format!("{n}/{}", file.name), ..file }),
             );
         }
-        items.push(("events.json".to_owned(), ViewItem::json(&list, at)));
+        items.push(("events.json".to_owned(), ViewItem::json(&list, created)));
         items.push(("events".to_owned(), ViewItem::fixed(each)));
     } else {
-        meta.extend(addresses(plane, urls, &spec.event.id, &own, "").await?);
+        values.extend(addresses(plane, urls, &spec.event.id, &own_files, "").await?);
     }
-    if spec.older.names == ValueFileNames::AndSecondGeneration {
-        items.push(("meta.json".to_owned(), ViewItem::json(&meta, at)));
+    if spec.older.names == ValueFileNames::WithMetaJson {
+        items.push(("meta.json".to_owned(), ViewItem::json(&values, created)));
     }
     items.extend([
         ("data".to_owned(), files_tree(&files, &directories)),
-        ("eventmeta.json".to_owned(), ViewItem::json(&meta, at)),
-        ("event.json".to_owned(), ViewItem::json(&event_json(&spec.event, &own), at)),
-        ("meta".to_owned(), values_item(&spec.event.data, at)),
+        ("eventmeta.json".to_owned(), ViewItem::json(&values, created)),
+        ("event.json".to_owned(), ViewItem::json(&event_json(&spec.event, &own_files), created)),
+        ("meta".to_owned(), values_item(&spec.event.data, created)),
     ]);
     Ok(items)
 }

@@ -1,4 +1,5 @@
-//! Open files and directories of a tree.
+//! What a handle of a tree has open. The view is the read-only part (`in/`, `events/`); files below
+//! `out/` are staged, and only these can be written.
 
 use std::fs::File;
 use std::sync::{Arc, Mutex};
@@ -12,17 +13,18 @@ use super::{Errno, Result};
 
 /// An open file or directory.
 #[derive(Clone, Debug)]
-pub(crate) enum OpenFile {
+pub(crate) enum OpenInode {
     /// A file below `out/`.
     Staged(Arc<StagedHandle>),
     /// A file of the view whose bytes are a blob.
     Blob(Arc<BlobReader>),
     /// A small file of the view, held in memory.
-    Text(Bytes),
-    /// A local file that grows.
+    InMemory(Bytes),
+    /// The output of a job that runs on this machine: a local file that grows.
     Live(Arc<File>),
-    /// A directory. Holds what a view directory listed when it was last read from the start; none
-    /// before that, and for a directory below `out/`.
+    /// A directory. Holds the listing of a view directory from its last read from the start. `None`
+    /// until the first read, and always for a directory below `out/`, whose names are read anew each
+    /// time.
     Directory(Arc<Mutex<Option<Listing>>>),
 }
 
@@ -39,31 +41,33 @@ pub(crate) enum KernelCaching {
     NoNames,
 }
 
-impl OpenFile {
+impl OpenInode {
     /// Returns the handle of a file below `out/`. Returns EISDIR for a directory, and EROFS for a
     /// file of the view.
     pub(crate) fn staged(&self) -> Result<&Arc<StagedHandle>> {
         match self {
             Self::Staged(staged) => Ok(staged),
             Self::Directory(_) => Err(Errno::ISDIR),
-            Self::Blob(_) | Self::Text(_) | Self::Live(_) => Err(Errno::ROFS),
+            Self::Blob(_) | Self::InMemory(_) | Self::Live(_) => Err(Errno::ROFS),
         }
     }
 
-    /// Returns the local file that holds a blob whole, if there is one: the kernel may read it by
-    /// itself.
-    pub(crate) fn whole_blob(&self) -> Option<&File> {
+    /// Returns the local file that the kernel may read without the daemon (FUSE passthrough): a view
+    /// file's blob, once all its blocks are verified and nobody can write to it.
+    pub(crate) fn passthrough_file(&self) -> Option<&File> {
         match self {
             Self::Blob(reader) => reader.blob().whole(),
             _ => None,
         }
     }
 
-    /// Returns how the kernel is to report closes.
+    /// Returns how the kernel is to report closes. `Flushes` is also the answer where there is nothing
+    /// to turn off.
     pub(crate) fn close_report(&self) -> CloseReport {
         match self {
-            Self::Staged(staged) => staged.closing(),
-            Self::Blob(_) | Self::Text(_) | Self::Live(_) => CloseReport::Releases,
+            Self::Staged(staged) => staged.close_report(),
+            Self::Blob(_) | Self::InMemory(_) | Self::Live(_) => CloseReport::Releases,
+            // The kernel sends no FLUSH for a directory, so nothing needs to be turned off.
             Self::Directory(_) => CloseReport::Flushes,
         }
     }

@@ -54,9 +54,9 @@ pub(crate) use self::handle::{CloseReport, StagedHandle};
 use self::limits::StagingLimits;
 pub(crate) use self::names::StagedNames;
 pub(crate) use self::request::{
-    AttrChange, ContentChanger, Maker, OpenRequest, RenameOver, TimeChange,
+    AttrChange, NewOwner, OpenRequest, RenameOver, SetIdBits, TimeChange,
 };
-pub use self::request::{ValueFileNames, Writers};
+pub use self::request::{TreeUsers, ValueFileNames};
 use self::staging::StagingArea;
 use self::table::{DATA, EVENTS, OutputTable};
 pub(crate) use self::table::{DOT, DOT_DOT, OUT};
@@ -89,7 +89,7 @@ pub(crate) struct OutputSpec<'path> {
     /// The names of the files that hold values.
     pub(crate) names: ValueFileNames,
     /// Which users may write to the folders of the output.
-    pub(crate) writers: Writers,
+    pub(crate) users: TreeUsers,
     /// The staging folder, which must not exist yet.
     pub(crate) directory: &'path Path,
 }
@@ -102,7 +102,7 @@ impl Output {
         spec: OutputSpec<'_>,
         reads: ReadLog,
     ) -> io::Result<Arc<Self>> {
-        let OutputSpec { committer, limits, names, writers, directory } = spec;
+        let OutputSpec { committer, limits, names, users, directory } = spec;
         let root = Folder::open_or_make(directory)?;
         for part in ["data", "events"] {
             root.make_folder(OsStr::new(part), Mode::from_raw_mode(0o755))?;
@@ -125,15 +125,15 @@ impl Output {
         );
         let names = StagedNames::new(staging.clone());
         let output = Self { names, content, uploads, events, staging, tasks };
-        output.make_first_files(writers)?;
+        output.make_first_files(users)?;
         Ok(Arc::new(output))
     }
 
     /// Makes what the module finds in `out/`.
-    fn make_first_files(&self, writers: Writers) -> Result<()> {
-        let insights_mode = match writers {
-            Writers::Owner => 0o644,
-            Writers::AnyUser => {
+    fn make_first_files(&self, users: TreeUsers) -> Result<()> {
+        let insights_mode = match users {
+            TreeUsers::Owner => 0o644,
+            TreeUsers::AnyUser => {
                 let table = self.staging.lock();
                 for ino in [OUT, DATA, EVENTS] {
                     self.staging.pin(&table, ino)?.set_mode(Mode::from_raw_mode(0o777))?;
@@ -144,7 +144,7 @@ impl Output {
         // Older modules open insights.json without creating it.
         let insights = self.staging.lock().insights();
         for name in insights {
-            self.names.make_file(OUT, OsStr::new(name), insights_mode, Maker::daemon())?;
+            self.names.make_file(OUT, OsStr::new(name), insights_mode, NewOwner::daemon())?;
         }
         Ok(())
     }
@@ -200,7 +200,7 @@ impl Output {
         parent: Ino,
         name: &OsStr,
         mode: u32,
-        maker: Maker,
+        maker: NewOwner,
         how: OpenRequest,
     ) -> Result<(Attr, Arc<StagedHandle>)> {
         if let Some(ino) = self.names.child(parent, name)? {
@@ -211,8 +211,14 @@ impl Output {
             return Ok((self.content.getattr(ino)?, staged));
         }
         let mut table = self.staging.lock();
-        let (ino, opened) =
-            self.names.make_open_file(&mut table, parent, name, mode, maker, how.backing())?;
+        let (ino, opened) = self.names.make_open_file(
+            &mut table,
+            parent,
+            name,
+            mode,
+            maker,
+            how.staging_flags(),
+        )?;
         let staged = self.content.handle(&mut table, ino, opened, how.without_truncation())?;
         Ok((self.staging.attr(&table, ino)?, staged))
     }
@@ -248,7 +254,7 @@ impl Output {
         if let Some(event_name) = event_name(newparent, newname)? {
             let ino = self.names.child(parent, name)?.ok_or(Errno::NOENT)?;
             let put_there = |before| match (before, over) {
-                (EventBefore::Same, RenameOver::Anything) => rename(RenameOver::SameEvent),
+                (EventBefore::Same, RenameOver::AllButEvents) => rename(RenameOver::AlsoSameEvent),
                 _ => rename(over),
             };
             return self.events.commit_as(ino, &event_name, put_there).await;
@@ -273,9 +279,9 @@ impl Output {
         staged: &StagedHandle,
         offset: u64,
         data: &[u8],
-        by: ContentChanger,
+        set_id_bits: SetIdBits,
     ) -> Result<()> {
-        match self.content.write(staged, offset, data, by)? {
+        match self.content.write(staged, offset, data, set_id_bits)? {
             WriteEffect::None => {}
             WriteEffect::BeginUpload => self.uploads.begin_early(staged.ino()),
         }

@@ -20,7 +20,7 @@ use rustix::fs::StatVfs;
 pub(crate) use self::files::CopyEnd;
 pub(crate) use self::listing::{ListedDirectory, ListedEntry, ListingDetail};
 use super::answer::Answer;
-use super::output::{Maker, OUT, Output, no_attribute};
+use super::output::{NewOwner, OUT, Output, no_attribute};
 use super::reads::{ReadFailure, ReadLog};
 use super::view::{View, ViewItem};
 use super::walk::DirectoryWalks;
@@ -222,13 +222,25 @@ impl Tree {
     }
 
     /// Makes a regular file without opening it, a pipe or a socket.
-    pub(crate) fn mknod(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
+    pub(crate) fn mknod(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        maker: NewOwner,
+    ) -> Result<Attr> {
         let (output, parent) = self.output_at(parent)?;
         output.names.mknod(parent, name, mode, maker)
     }
 
     /// Makes a directory.
-    pub(crate) fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
+    pub(crate) fn mkdir(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        maker: NewOwner,
+    ) -> Result<Attr> {
         let (output, parent) = self.output_at(parent)?;
         output.names.mkdir(parent, name, mode, maker)
     }
@@ -239,7 +251,7 @@ impl Tree {
         parent: Ino,
         name: &OsStr,
         target: &Path,
-        maker: Maker,
+        maker: NewOwner,
     ) -> Result<Attr> {
         let (output, parent) = self.output_at(parent)?;
         output.names.symlink(parent, name, target, maker)

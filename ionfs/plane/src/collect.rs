@@ -54,12 +54,12 @@ pub struct GcReport {
     pub unfinished: usize,
 }
 
-/// Whether `gc` removes the blobs that it finds.
+/// Whether `gc` removes what it finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GcMode {
-    /// It only counts them.
+    /// It only counts it.
     DryRun,
-    /// It removes them.
+    /// It removes it.
     Remove,
 }
 

@@ -38,7 +38,7 @@ pub(super) fn origin(start: &AttemptStart, fence: Fence) -> Origin {
 pub(super) fn older(module: &Module) -> OlderConventions {
     let names = match module.api {
         ModuleApi::None => ValueFileNames::Current,
-        ModuleApi::Sidecar => ValueFileNames::AndSecondGeneration,
+        ModuleApi::Sidecar => ValueFileNames::WithMetaJson,
     };
     OlderConventions { names, urls: module.urls }
 }

@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use ion_csi::ticket::{Ticket, TicketKey, TicketKeyError, TokenClaims, TreeEnd};
+use ion_csi::ticket::{Ticket, TicketKey, TicketKeyError, TokenContent, TreeEnd};
 use ion_fs::job::TreeOutcome;
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::Module;
@@ -231,7 +231,7 @@ impl Kubernetes {
             released(format!("its ticket cannot be written: {}", error_chain(&error)))
         })?;
         let expires = clock::now() + millis(start.module.timeout + TOKEN_SLACK);
-        let token = self.key.sign(&TokenClaims {
+        let token = self.key.sign(&TokenContent {
             job: start.job.id.clone(),
             attempt: start.job.attempt,
             namespace: self.namespace.clone(),

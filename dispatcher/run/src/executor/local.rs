@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ion_fs::failed_read_of_blob;
-use ion_fs::job::{JobSpec, JobTree, OpenError, Writers};
+use ion_fs::job::{JobSpec, JobTree, OpenError, TreeUsers};
 use ion_fs::mount::{ServedMount, Visitors, mount_at, serve};
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::ModuleApi;
@@ -152,10 +152,10 @@ impl LocalExecutor {
             event: start.event.clone(),
             gathered: start.gathered.clone(),
             older: older(&start.module),
-            writers: match start.module.container {
-                None => Writers::Owner,
+            users: match start.module.container {
+                None => TreeUsers::Owner,
                 // A container's user differs from the daemon's.
-                Some(_) => Writers::AnyUser,
+                Some(_) => TreeUsers::AnyUser,
             },
         };
         let limits = start.module.limits.apply_to(self.node.settings.limits);

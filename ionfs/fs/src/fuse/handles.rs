@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fuser::{BackingId, FileHandle, INodeNo};
 
-use crate::open::OpenFile;
+use crate::open::OpenInode;
 use crate::{Errno, Result, Tree};
 
 /// An open file or directory, by the kernel's numbers.
@@ -16,7 +16,7 @@ use crate::{Errno, Result, Tree};
 pub(super) struct OpenHandle {
     /// The inode's number as the kernel knows it.
     ino: INodeNo,
-    pub(super) open: OpenFile,
+    pub(super) open: OpenInode,
     /// None for a directory.
     mover: Option<ByteMover>,
 }
@@ -76,7 +76,12 @@ impl Handles {
     }
 
     /// Adds a handle, and returns its number.
-    pub(super) fn add(&self, ino: INodeNo, open: OpenFile, mover: Option<ByteMover>) -> FileHandle {
+    pub(super) fn add(
+        &self,
+        ino: INodeNo,
+        open: OpenInode,
+        mover: Option<ByteMover>,
+    ) -> FileHandle {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().by_number.insert(number, Arc::new(OpenHandle { ino, open, mover }));
         FileHandle(number)
@@ -86,11 +91,11 @@ impl Handles {
     pub(super) fn choose_mover(
         &self,
         ino: INodeNo,
-        open: &OpenFile,
+        open: &OpenInode,
         open_backing: impl FnOnce(&File) -> io::Result<BackingId>,
     ) -> Result<(ByteMover, Option<Arc<BackingId>>)> {
         let daemon = self.tree.daemon();
-        let whole = open.whole_blob();
+        let whole = open.passthrough_file();
         let mut table = self.lock();
         let opens = table.of_inodes.entry(ino).or_default();
         if let Some(id) = opens.backing.clone() {

@@ -13,7 +13,7 @@ use super::handles::{ByteMover, Handles};
 use super::reply::{file_attr, fuse_errno};
 use super::requests::Requests;
 use crate::answer::Answer;
-use crate::open::{KernelCaching, OpenFile};
+use crate::open::{KernelCaching, OpenInode};
 use crate::output::CloseReport;
 use crate::tree::ListedDirectory;
 use crate::{Attr, Errno, Ino, Result, Tree};
@@ -115,7 +115,7 @@ impl Kernel {
 
 impl MountState {
     /// Replies with a file that was opened.
-    pub(super) fn reply_opened(&self, ino: INodeNo, open: OpenFile, reply: ReplyOpen) {
+    pub(super) fn reply_opened(&self, ino: INodeNo, open: OpenInode, reply: ReplyOpen) {
         let (mover, id) =
             match self.handles.choose_mover(ino, &open, |file| reply.open_backing(file)) {
                 Ok(chosen) => chosen,
@@ -141,7 +141,7 @@ impl MountState {
     }
 
     /// Returns what the kernel may cache of a file, and whether it is to report each close.
-    pub(super) fn open_flags(&self, ino: INodeNo, open: &OpenFile) -> FopenFlags {
+    pub(super) fn open_flags(&self, ino: INodeNo, open: &OpenInode) -> FopenFlags {
         let caching = match self.tree.kernel_caching(ino.0, open) {
             KernelCaching::Pages => FopenFlags::FOPEN_KEEP_CACHE,
             KernelCaching::NoPages => FopenFlags::FOPEN_DIRECT_IO,

@@ -8,7 +8,7 @@ use fuser::{
     TimeOrNow,
 };
 
-use crate::output::{ContentChanger, Maker, TimeChange};
+use crate::output::{NewOwner, SetIdBits, TimeChange};
 use crate::{Attr, Errno, FileKind, Result};
 
 pub(super) fn file_attr(attr: &Attr) -> FileAttr {
@@ -86,14 +86,14 @@ pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, outcome: Result<Vec<u8>>
     }
 }
 
-pub(super) fn maker(request: &Request) -> Maker {
-    Maker { uid: request.uid(), gid: request.gid() }
+pub(super) fn maker(request: &Request) -> NewOwner {
+    NewOwner { uid: request.uid(), gid: request.gid() }
 }
 
-/// Returns who changes a file's content, for requests in which the kernel does not say whether that
-/// user may keep the set-user-ID bit.
-pub(super) fn writer_of(request: &Request) -> ContentChanger {
-    if request.uid() == 0 { ContentChanger::Privileged } else { ContentChanger::AnotherUser }
+/// Returns what a change of content does to the set-user-ID and set-group-ID bits, for requests in
+/// which the kernel does not say it.
+pub(super) fn set_id_bits_for(request: &Request) -> SetIdBits {
+    if request.uid() == 0 { SetIdBits::Keep } else { SetIdBits::Clear }
 }
 
 pub(super) fn time_change(requested: Option<TimeOrNow>) -> TimeChange {

@@ -27,7 +27,7 @@ use super::super::reads::{ReadFailure, ReadLog};
 use super::super::{Attr, Errno, Ino, Result, Seek, errno, seek_dense};
 use super::handle::{CloseReport, StagedHandle};
 use super::in_order::InOrder;
-use super::request::{ContentChanger, OpenRequest};
+use super::request::{OpenRequest, SetIdBits};
 use super::staging::StagingArea;
 use super::table::{FailedWrite, FileNode, Orphans, OutputTable};
 
@@ -105,10 +105,10 @@ impl StagedContent {
         if how.truncates() && !how.writes() && file.programs > 0 {
             return Err(Errno::TXTBSY);
         }
-        let opened = self.staging.open_file(&table, ino, how.backing());
+        let opened = self.staging.open_file(&table, ino, how.staging_flags());
         let backing = self.staging.limits().remember_no_room(opened)?;
         if how.truncates() {
-            clear_set_id_bits(&backing, how.by)?;
+            clear_set_id_bits(&backing, how.set_id_bits)?;
         }
         self.handle(&mut table, ino, backing, how)
     }
@@ -161,9 +161,9 @@ impl StagedContent {
         staged: &StagedHandle,
         offset: u64,
         data: &[u8],
-        by: ContentChanger,
+        set_id_bits: SetIdBits,
     ) -> Result<WriteEffect> {
-        clear_set_id_bits(staged.file(), by)?;
+        clear_set_id_bits(staged.file(), set_id_bits)?;
         let end = offset.saturating_add(data.len() as u64);
         let (allowed, in_order) = {
             let mut table = self.staging.lock();
@@ -236,9 +236,9 @@ impl StagedContent {
         offset: u64,
         length: u64,
         mode: i32,
-        by: ContentChanger,
+        set_id_bits: SetIdBits,
     ) -> Result<()> {
-        clear_set_id_bits(staged.file(), by)?;
+        clear_set_id_bits(staged.file(), set_id_bits)?;
         let mut table = self.staging.lock();
         let file = table.file_mut(staged.ino())?;
         file.check_change()?;
@@ -290,9 +290,9 @@ impl StagedContent {
         to: &StagedHandle,
         to_offset: u64,
         length: u64,
-        by: ContentChanger,
+        set_id_bits: SetIdBits,
     ) -> Result<u64> {
-        clear_set_id_bits(to.file(), by)?;
+        clear_set_id_bits(to.file(), set_id_bits)?;
         let size = from.file().metadata().map_err(|error| errno(&error))?.len();
         let length = length.min(size.saturating_sub(from_offset));
         {

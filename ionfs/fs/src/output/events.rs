@@ -214,7 +214,7 @@ impl EventFiles {
             EventDecision::TooBig(reason) => return Err(Refusal::TooBig(reason)),
             EventDecision::Commit(event) if file.purpose == FilePurpose::Insights => {
                 self.committer.keep_insights(event.into_values()).await?;
-                self.records.withdraw_rejection(&file.name);
+                self.records.remove_rejection(&file.name);
             }
             EventDecision::Commit(event) => {
                 let receipt = self.commit(&file.name, event).await?;

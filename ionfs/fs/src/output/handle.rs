@@ -105,7 +105,7 @@ impl StagedHandle {
     }
 
     /// Returns how the kernel is to report closes of this handle.
-    pub(crate) fn closing(&self) -> CloseReport {
+    pub(crate) fn close_report(&self) -> CloseReport {
         self.writer.closing
     }
 

@@ -159,7 +159,7 @@ impl StagedNames {
         }
         if let Some(target) = target
             && let NodeBody::File(file) = &table.node(target)?.body
-            && over != RenameOver::SameEvent
+            && over != RenameOver::AlsoSameEvent
         {
             file.check_move()?;
         }

@@ -1,11 +1,13 @@
-//! What a caller asks of the output, as plain data.
+//! What is asked of a job's output (`out/`), as plain data: the settings that it is made with, and
+//! the arguments of the operations that FUSE passes on.
 
 use std::time::SystemTime;
 
 use rustix::fs::{self, OFlags, Timespec};
 use serde::{Deserialize, Serialize};
 
-/// The kernel's flag of an open by execve(). No header defines it.
+/// The kernel's flag of an open by execve(), which it passes on to FUSE. No header of user space
+/// defines it.
 const FMODE_EXEC: i32 = 0x20;
 
 /// The names of the files that hold a module's values.
@@ -16,37 +18,37 @@ pub enum ValueFileNames {
     #[default]
     Current,
     /// The current names, and also `in/meta.json` and `out/meta.json`.
-    AndSecondGeneration,
+    WithMetaJson,
 }
 
-/// Which users may write to the folders that a tree begins with.
+/// Which users a job's tree is for: who may read `in/`, and write to `out/`, `out/data`, `out/events`
+/// and the files of insights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Writers {
+pub enum TreeUsers {
     /// The user that the daemon and its modules run as.
     #[default]
     Owner,
-    /// Any user among the job's processes: in a container or a pod the module runs as a user that
-    /// the daemon does not know.
+    /// Any user: in a container or a pod the module may run as another user than the daemon.
     AnyUser,
 }
 
-/// The user and group that make something, and own it.
+/// The user and group that a new file or folder belongs to: those of the process that makes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Maker {
+pub(crate) struct NewOwner {
     /// The user's ID.
     pub(crate) uid: u32,
     /// The group's ID.
     pub(crate) gid: u32,
 }
 
-impl Maker {
+impl NewOwner {
     /// Returns the daemon's own user and group.
     pub(crate) fn daemon() -> Self {
         Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
     }
 }
 
-/// A change of attributes. An attribute that is none stays as it is.
+/// A change of attributes. An attribute that is `None` stays as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct AttrChange {
     /// Permission bits.
@@ -89,6 +91,7 @@ impl TimeChange {
                 tv_nsec: since.subsec_nanos().into(),
             },
             Err(before) => {
+                // Before 1970: `tv_nsec` is never negative, so a fraction borrows one second.
                 let before = before.duration();
                 let borrow = i64::from(before.subsec_nanos() > 0);
                 let nanos = if borrow == 1 { 1_000_000_000 - before.subsec_nanos() } else { 0 };
@@ -105,20 +108,20 @@ impl TimeChange {
 pub(crate) enum RenameOver {
     /// Nothing: the new name must be free (`RENAME_NOREPLACE`).
     Nothing,
-    /// Everything that POSIX lets it replace, except an event.
-    Anything,
-    /// Also an event, because the renamed file was just found to be the same event.
-    SameEvent,
+    /// Everything that POSIX lets it replace, except the file of a committed event.
+    AllButEvents,
+    /// Also the file of a committed event, because the renamed file was just found to describe the
+    /// same event.
+    AlsoSameEvent,
 }
 
-/// Which kind of user changes a file's content.
+/// What a change of content does to the file's set-user-ID and set-group-ID bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ContentChanger {
-    /// A user who may keep the set-user-ID and set-group-ID bits (`CAP_FSETID`).
-    Privileged,
-    /// Any other user: the bits are cleared, or the new content would run with the rights of the
-    /// file's owner.
-    AnotherUser,
+pub(crate) enum SetIdBits {
+    /// They stay: the user may keep them (`CAP_FSETID`), or the kernel did not ask to clear them.
+    Keep,
+    /// They are cleared, or the new content would run with the rights of the file's owner.
+    Clear,
 }
 
 /// How a file is to be opened.
@@ -126,21 +129,23 @@ pub(crate) enum ContentChanger {
 pub(crate) struct OpenRequest {
     /// The open flags as the kernel gave them.
     pub(crate) flags: i32,
-    /// Who opens it.
-    pub(crate) by: ContentChanger,
+    /// What becomes of the set-user-ID and set-group-ID bits if the open truncates the file.
+    pub(crate) set_id_bits: SetIdBits,
 }
 
 impl OpenRequest {
+    /// Returns whether the open allows writing.
     pub(super) fn writes(self) -> bool {
         self.access() != libc::O_RDONLY
     }
 
+    /// Returns whether the open empties the file.
     pub(super) fn truncates(self) -> bool {
         self.flags & libc::O_TRUNC != 0
     }
 
     /// Returns whether the open may change anything.
-    pub(crate) fn changes(self) -> bool {
+    pub(crate) fn may_change(self) -> bool {
         self.writes() || self.truncates()
     }
 
@@ -167,7 +172,7 @@ impl OpenRequest {
 
     /// Returns the flags for opening the staging file. The daemon itself decides about creation,
     /// append and links.
-    pub(super) fn backing(self) -> OFlags {
+    pub(super) fn staging_flags(self) -> OFlags {
         let kept = libc::O_ACCMODE | libc::O_TRUNC | libc::O_SYNC | libc::O_DSYNC;
         OFlags::from_bits_retain((self.flags & kept).cast_unsigned())
     }

@@ -264,7 +264,7 @@ impl OutputTable {
     pub(super) fn new(names: ValueFileNames) -> Self {
         let insights: &[&str] = match names {
             ValueFileNames::Current => &["insights.json"],
-            ValueFileNames::AndSecondGeneration => &["insights.json", "meta.json"],
+            ValueFileNames::WithMetaJson => &["insights.json", "meta.json"],
         };
         let directory = |parent: Ino, name: &str, children: &[(&str, Ino)]| OutputNode {
             links: if parent == OUT && name.is_empty() {

@@ -12,8 +12,8 @@ use ion_plane::cache::BlobReader;
 use super::{Tree, TreePart};
 use crate::answer::Answer;
 use crate::blob::{open_blob, read_blob};
-use crate::open::{KernelCaching, OpenFile};
-use crate::output::{AttrChange, ContentChanger, Maker, OpenRequest};
+use crate::open::{KernelCaching, OpenInode};
+use crate::output::{AttrChange, NewOwner, OpenRequest, SetIdBits};
 use crate::view::ViewItem;
 use crate::walk::SMALL;
 use crate::{Attr, Errno, Ino, Result, Seek, errno, seek_dense};
@@ -22,19 +22,19 @@ use crate::{Attr, Errno, Ino, Result, Seek, errno, seek_dense};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CopyEnd<'open> {
     pub(crate) ino: Ino,
-    pub(crate) open: &'open OpenFile,
+    pub(crate) open: &'open OpenInode,
     pub(crate) offset: u64,
 }
 
 impl Tree {
     /// Opens a file.
-    pub(crate) fn open(self: &Arc<Self>, ino: Ino, how: OpenRequest) -> Answer<OpenFile> {
+    pub(crate) fn open(self: &Arc<Self>, ino: Ino, how: OpenRequest) -> Answer<OpenInode> {
         match self.part(ino) {
             Err(error) => Answer::Now(Err(error)),
             Ok(TreePart::Staged(output, ino)) => {
-                Answer::Now(output.content.open(ino, how).map(OpenFile::Staged))
+                Answer::Now(output.content.open(ino, how).map(OpenInode::Staged))
             }
-            Ok(TreePart::View(_)) if how.changes() => Answer::Now(Err(Errno::ROFS)),
+            Ok(TreePart::View(_)) if how.may_change() => Answer::Now(Err(Errno::ROFS)),
             Ok(TreePart::View(ino)) => {
                 let tree = self.clone();
                 Answer::later(async move { tree.open_view(ino) })
@@ -42,27 +42,27 @@ impl Tree {
         }
     }
 
-    fn open_view(&self, ino: Ino) -> Result<OpenFile> {
+    fn open_view(&self, ino: Ino) -> Result<OpenInode> {
         Ok(match self.view.item(ino)? {
             ViewItem::Directory(_) => return Err(Errno::ISDIR),
             ViewItem::Link(_) => return Err(Errno::LOOP),
-            ViewItem::Text(bytes, _) => OpenFile::Text(bytes),
+            ViewItem::Text(bytes, _) => OpenInode::InMemory(bytes),
             ViewItem::Live(path) => {
-                OpenFile::Live(Arc::new(File::open(path).map_err(|error| errno(&error))?))
+                OpenInode::Live(Arc::new(File::open(path).map_err(|error| errno(&error))?))
             }
             ViewItem::Blob(entry) => {
                 // Nothing is fetched yet: many files are opened only to be copied, which moves no
                 // bytes.
                 let blob = open_blob(&self.daemon, &entry);
                 let blob = blob.map_err(|failure| self.read_failed(ino, &failure))?;
-                OpenFile::Blob(Arc::new(BlobReader::new(blob)))
+                OpenInode::Blob(Arc::new(BlobReader::new(blob)))
             }
         })
     }
 
     /// Opens a directory. It is not listed before it is read.
-    pub(crate) fn open_directory(&self) -> OpenFile {
-        OpenFile::Directory(Arc::default())
+    pub(crate) fn open_directory(&self) -> OpenInode {
+        OpenInode::Directory(Arc::default())
     }
 
     /// Makes a file, or opens the existing one, in one step.
@@ -71,12 +71,12 @@ impl Tree {
         parent: Ino,
         name: &OsStr,
         mode: u32,
-        maker: Maker,
+        maker: NewOwner,
         how: OpenRequest,
-    ) -> Result<(Attr, OpenFile)> {
+    ) -> Result<(Attr, OpenInode)> {
         let (output, parent) = self.output_at(parent)?;
         let (attr, staged) = output.create(parent, name, mode, maker, how)?;
-        Ok((self.with_kernel_number(attr), OpenFile::Staged(staged)))
+        Ok((self.with_kernel_number(attr), OpenInode::Staged(staged)))
     }
 
     /// Returns what the kernel may cache of an open file or directory.
@@ -85,16 +85,16 @@ impl Tree {
     /// goes wrong when names change while several processes list the directory, even if the change
     /// came through the kernel itself (Linux 6.18 checks the age of its copy only at the start of a
     /// listing).
-    pub(crate) fn kernel_caching(&self, ino: Ino, open: &OpenFile) -> KernelCaching {
+    pub(crate) fn kernel_caching(&self, ino: Ino, open: &OpenInode) -> KernelCaching {
         match open {
             // Its length may have changed by the time it is read.
-            OpenFile::Live(_) => KernelCaching::NoPages,
-            OpenFile::Text(_) if !self.view.never_changes(ino) => KernelCaching::NoPages,
+            OpenInode::Live(_) => KernelCaching::NoPages,
+            OpenInode::InMemory(_) if !self.view.never_changes(ino) => KernelCaching::NoPages,
             // The file never changes: what the kernel caches of it stays correct.
-            OpenFile::Blob(_) | OpenFile::Text(_) => KernelCaching::Pages,
+            OpenInode::Blob(_) | OpenInode::InMemory(_) => KernelCaching::Pages,
             // Each change comes through the kernel, which keeps its pages correct.
-            OpenFile::Staged(_) => KernelCaching::Pages,
-            OpenFile::Directory(_) => match self.part(ino) {
+            OpenInode::Staged(_) => KernelCaching::Pages,
+            OpenInode::Directory(_) => match self.part(ino) {
                 Ok(TreePart::View(ino)) if self.view.is_fixed(ino) => KernelCaching::Names,
                 _ => KernelCaching::NoNames,
             },
@@ -103,17 +103,17 @@ impl Tree {
 
     /// Returns whether an open file may be read from the local file of a blob that another handle
     /// of the same inode reads: the file was moved to `out/` while it was read in `in/data`.
-    pub(crate) fn may_share_blob(&self, open: &OpenFile) -> Result<bool> {
+    pub(crate) fn may_share_blob(&self, open: &OpenInode) -> Result<bool> {
         match open {
-            OpenFile::Staged(staged) => Ok(self.output()?.content.reads_whole_blob(staged)),
+            OpenInode::Staged(staged) => Ok(self.output()?.content.reads_whole_blob(staged)),
             _ => Ok(true),
         }
     }
 
     /// Notes that a file is about to be read. On the handle's first read, fetches a small file
     /// whole, and also the next files if a program walks the file's directory.
-    pub(crate) fn begin_read(&self, ino: Ino, open: &OpenFile) {
-        if let OpenFile::Blob(reader) = open
+    pub(crate) fn begin_read(&self, ino: Ino, open: &OpenInode) {
+        if let OpenInode::Blob(reader) = open
             && reader.begins()
             && reader.blob().entry().size <= SMALL
         {
@@ -140,17 +140,17 @@ impl Tree {
     pub(crate) fn read(
         self: &Arc<Self>,
         ino: Ino,
-        open: &OpenFile,
+        open: &OpenInode,
         offset: u64,
         size: u32,
     ) -> Answer<Bytes> {
         match open {
-            OpenFile::Text(bytes) => {
+            OpenInode::InMemory(bytes) => {
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                 let end = start.saturating_add(size as usize).min(bytes.len());
                 Answer::Now(Ok(bytes.slice(start..end)))
             }
-            OpenFile::Live(file) => {
+            OpenInode::Live(file) => {
                 let mut buffer = vec![0; size as usize];
                 let read = file.read_at(&mut buffer, offset).map_err(|error| errno(&error));
                 Answer::Now(read.map(|length| {
@@ -158,8 +158,8 @@ impl Tree {
                     buffer.into()
                 }))
             }
-            OpenFile::Directory(_) => Answer::Now(Err(Errno::ISDIR)),
-            OpenFile::Staged(staged) => {
+            OpenInode::Directory(_) => Answer::Now(Err(Errno::ISDIR)),
+            OpenInode::Staged(staged) => {
                 let output = match self.output() {
                     Ok(output) => output.clone(),
                     Err(error) => return Answer::Now(Err(error)),
@@ -172,7 +172,7 @@ impl Tree {
                     async move { output.content.read_through(&staged, offset, size).await },
                 )
             }
-            OpenFile::Blob(reader) => {
+            OpenInode::Blob(reader) => {
                 let (tree, open, reader) = (self.clone(), open.clone(), reader.clone());
                 Answer::later(async move {
                     tree.begin_read(ino, &open);
@@ -186,10 +186,10 @@ impl Tree {
     /// Writes `data` at `offset` of an open file. Returns its length.
     pub(crate) fn write(
         &self,
-        open: &OpenFile,
+        open: &OpenInode,
         offset: u64,
         data: &[u8],
-        by: ContentChanger,
+        set_id_bits: SetIdBits,
     ) -> Answer<u64> {
         let length = data.len() as u64;
         let (output, staged) = match self.output().and_then(|output| Ok((output, open.staged()?))) {
@@ -197,21 +197,21 @@ impl Tree {
             Err(error) => return Answer::Now(Err(error)),
         };
         if !output.content.is_reference(staged.ino()) {
-            return Answer::Now(output.write(staged, offset, data, by).map(|()| length));
+            return Answer::Now(output.write(staged, offset, data, set_id_bits).map(|()| length));
         }
         let (output, staged) = (output.clone(), staged.clone());
         let data = Bytes::copy_from_slice(data);
         Answer::later(async move {
             let range = offset..offset.saturating_add(length);
             output.content.fill_range(&staged, range).await?;
-            output.write(&staged, offset, &data, by).map(|()| length)
+            output.write(&staged, offset, &data, set_id_bits).map(|()| length)
         })
     }
 
     /// Handles FLUSH: a descriptor of the file was closed. Returns what close() is to return.
-    pub(crate) fn flush(&self, open: &OpenFile) -> Answer<()> {
+    pub(crate) fn flush(&self, open: &OpenInode) -> Answer<()> {
         match (&self.output, open) {
-            (Some(output), OpenFile::Staged(staged)) => {
+            (Some(output), OpenInode::Staged(staged)) => {
                 let (output, staged) = (output.clone(), staged.clone());
                 Answer::later(async move { output.flush(&staged).await })
             }
@@ -220,9 +220,9 @@ impl Tree {
     }
 
     /// Handles fsync: makes a staged file durable on the local disk.
-    pub(crate) fn fsync(&self, open: &OpenFile) -> Answer<()> {
+    pub(crate) fn fsync(&self, open: &OpenInode) -> Answer<()> {
         match (&self.output, open) {
-            (Some(output), OpenFile::Staged(staged)) => {
+            (Some(output), OpenInode::Staged(staged)) => {
                 let (output, staged) = (output.clone(), staged.clone());
                 Answer::later(async move { output.fsync(&staged).await })
             }
@@ -231,8 +231,8 @@ impl Tree {
     }
 
     /// Releases an open file that the kernel no longer uses.
-    pub(crate) fn release(&self, open: &OpenFile) {
-        if let (Some(output), OpenFile::Staged(staged)) = (&self.output, open) {
+    pub(crate) fn release(&self, open: &OpenInode) {
+        if let (Some(output), OpenInode::Staged(staged)) = (&self.output, open) {
             output.release(staged);
         }
     }
@@ -243,23 +243,24 @@ impl Tree {
         &self,
         ino: Ino,
         change: AttrChange,
-        through: Option<&OpenFile>,
-        by: ContentChanger,
+        through: Option<&OpenInode>,
+        set_id_bits: SetIdBits,
     ) -> Result<Attr> {
         let (output, ino) = self.output_at(ino)?;
         let through = through.and_then(|open| open.staged().ok());
-        let changed = output.content.setattr(ino, change, through.map(|staged| &**staged), by);
+        let changed =
+            output.content.setattr(ino, change, through.map(|staged| &**staged), set_id_bits);
         changed.map(|attr| self.with_kernel_number(attr))
     }
 
     /// Allocates or frees space of an open file (fallocate).
     pub(crate) fn allocate(
         &self,
-        open: &OpenFile,
+        open: &OpenInode,
         offset: u64,
         length: u64,
         mode: i32,
-        by: ContentChanger,
+        set_id_bits: SetIdBits,
     ) -> Answer<()> {
         let (output, staged) = match self.output().and_then(|output| Ok((output, open.staged()?))) {
             Ok((output, staged)) => (output.clone(), staged.clone()),
@@ -267,14 +268,20 @@ impl Tree {
         };
         Answer::later(async move {
             output.content.fill_content(staged.ino()).await?;
-            output.content.allocate(&staged, offset, length, mode, by)
+            output.content.allocate(&staged, offset, length, mode, set_id_bits)
         })
     }
 
     /// Returns the offset of the next data or hole of a file.
-    pub(crate) fn seek(&self, ino: Ino, open: &OpenFile, offset: u64, whence: Seek) -> Result<u64> {
+    pub(crate) fn seek(
+        &self,
+        ino: Ino,
+        open: &OpenInode,
+        offset: u64,
+        whence: Seek,
+    ) -> Result<u64> {
         match open {
-            OpenFile::Staged(staged) => self.output()?.content.seek(staged, offset, whence),
+            OpenInode::Staged(staged) => self.output()?.content.seek(staged, offset, whence),
             _ => seek_dense(self.getattr(ino)?.size, offset, whence),
         }
     }
@@ -286,7 +293,7 @@ impl Tree {
         from: CopyEnd<'_>,
         to: CopyEnd<'_>,
         length: u64,
-        by: ContentChanger,
+        set_id_bits: SetIdBits,
     ) -> Result<u64> {
         let output = self.output()?;
         let target = to.open.staged()?;
@@ -300,7 +307,7 @@ impl Tree {
             return content.extend_reference(target, &entry, offset, to.offset, length);
         }
         let source = from.open.staged().map_err(|_| Errno::OPNOTSUPP)?;
-        output.content.copy_range(source, from.offset, target, to.offset, length, by)
+        output.content.copy_range(source, from.offset, target, to.offset, length, set_id_bits)
     }
 
     /// Returns the blob that holds an inode's bytes, and how many of the blob's bytes the inode

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::{Tree, TreePart};
 use crate::answer::Answer;
-use crate::open::OpenFile;
+use crate::open::OpenInode;
 use crate::output::{DOT, DOT_DOT, OUT};
 use crate::view::Listing;
 use crate::{Attr, Errno, FileKind, Ino, ROOT, Result};
@@ -50,10 +50,10 @@ impl Tree {
     pub(crate) fn list(
         self: &Arc<Self>,
         ino: Ino,
-        open: &OpenFile,
+        open: &OpenInode,
         offset: u64,
     ) -> Answer<ListedDirectory> {
-        let OpenFile::Directory(kept) = open else { return Answer::Now(Err(Errno::NOTDIR)) };
+        let OpenInode::Directory(kept) = open else { return Answer::Now(Err(Errno::NOTDIR)) };
         let ino = match self.part(ino) {
             Ok(TreePart::Staged(_, ino)) => {
                 return Answer::Now(Ok(ListedDirectory::Staged(ino)));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Tree, TreePart};
 use crate::answer::Answer;
-use crate::output::{Maker, Output, RenameOver};
+use crate::output::{NewOwner, Output, RenameOver};
 use crate::view::ViewItem;
 use crate::{Attr, Errno, FileKind, Ino, Result};
 
@@ -23,7 +23,7 @@ impl Tree {
         newparent: Ino,
         newname: &OsStr,
         over: RenameOver,
-        maker: Maker,
+        maker: NewOwner,
     ) -> Answer<()> {
         let newparent = match self.output_at(newparent) {
             Ok((_, newparent)) => newparent,
@@ -54,7 +54,7 @@ impl Tree {
         ino: Ino,
         newparent: Ino,
         newname: &OsStr,
-        maker: Maker,
+        maker: NewOwner,
     ) -> Answer<Attr> {
         let (output, newparent) = match self.output_at(newparent) {
             Ok(found) => found,
@@ -83,7 +83,7 @@ impl Tree {
         ino: Ino,
         parent: Ino,
         name: &OsStr,
-        maker: Maker,
+        maker: NewOwner,
     ) -> Result<Attr> {
         let ViewItem::Blob(entry) = self.view.item(ino)? else { return Err(Errno::XDEV) };
         let mode = u32::from(self.view.stored_mode(&entry));
@@ -99,7 +99,7 @@ impl Tree {
         name: &OsStr,
         newparent: Ino,
         newname: &OsStr,
-        maker: Maker,
+        maker: NewOwner,
     ) -> Result<()> {
         let Some(text) = name.to_str() else { return Err(Errno::NOENT) };
         let path = PathBuf::from(self.view.path(parent));
@@ -117,7 +117,7 @@ impl Tree {
         // no room. The kernel lets no process list the folder meanwhile.
         let beside = OsStr::new(BESIDE);
         self.move_item(parent, text, newparent, beside, maker).await?;
-        output.rename(newparent, beside, newparent, newname, RenameOver::Anything).await
+        output.rename(newparent, beside, newparent, newname, RenameOver::AllButEvents).await
     }
 
     async fn move_item(
@@ -126,7 +126,7 @@ impl Tree {
         name: &str,
         newparent: Ino,
         newname: &OsStr,
-        maker: Maker,
+        maker: NewOwner,
     ) -> Result<()> {
         let output = self.output()?;
         let attr = self.view.lookup(parent, name).await?.found().ok_or(Errno::NOENT)?;

@@ -8,7 +8,7 @@ use super::StagedContent;
 use crate::eventfile::ContentChange;
 use crate::output::handle::StagedHandle;
 use crate::output::in_order::InOrder;
-use crate::output::request::{AttrChange, ContentChanger, TimeChange};
+use crate::output::request::{AttrChange, SetIdBits, TimeChange};
 use crate::output::table::OutputTable;
 use crate::{Attr, Ino, Result, errno};
 
@@ -20,11 +20,11 @@ impl StagedContent {
         ino: Ino,
         change: AttrChange,
         through: Option<&StagedHandle>,
-        by: ContentChanger,
+        set_id_bits: SetIdBits,
     ) -> Result<Attr> {
         let mut table = self.staging.lock();
         if let Some(size) = change.size {
-            self.resize(&mut table, ino, size, through, by)?;
+            self.resize(&mut table, ino, size, through, set_id_bits)?;
         }
         let pinned = self.staging.pin(&table, ino)?;
         if change.uid.is_some() || change.gid.is_some() {
@@ -50,7 +50,7 @@ impl StagedContent {
         ino: Ino,
         size: u64,
         through: Option<&StagedHandle>,
-        by: ContentChanger,
+        set_id_bits: SetIdBits,
     ) -> Result<()> {
         table.file(ino)?.check_change()?;
         let opened;
@@ -61,7 +61,7 @@ impl StagedContent {
                 &opened
             }
         };
-        clear_set_id_bits(backing, by)?;
+        clear_set_id_bits(backing, set_id_bits)?;
         // Bytes that are a blob's take no room on the staging disk.
         let takes = table
             .file(ino)?
@@ -86,8 +86,8 @@ impl StagedContent {
 
 /// Clears the set-user-ID and set-group-ID bits of a file, unless the user who changes it may keep
 /// them.
-pub(super) fn clear_set_id_bits(file: &File, by: ContentChanger) -> Result<()> {
-    if by == ContentChanger::Privileged {
+pub(super) fn clear_set_id_bits(file: &File, set_id_bits: SetIdBits) -> Result<()> {
+    if set_id_bits == SetIdBits::Keep {
         return Ok(());
     }
     let mode = fs::fstat(file)?.st_mode & 0o7777;

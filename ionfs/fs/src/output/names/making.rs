@@ -16,7 +16,7 @@ use super::StagedNames;
 use crate::eventfile::ContentChange;
 use crate::output::in_order::InOrder;
 use crate::output::reference::Reference;
-use crate::output::request::{Maker, TimeChange};
+use crate::output::request::{NewOwner, TimeChange};
 use crate::output::table::{
     DATA, DirectoryNames, EVENTS, FileNode, InputLink, NodeBody, OUT, OutputTable,
 };
@@ -24,7 +24,13 @@ use crate::{Attr, Errno, FileKind, Ino, Result, errno};
 
 impl StagedNames {
     /// Makes a directory.
-    pub(crate) fn mkdir(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
+    pub(crate) fn mkdir(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        maker: NewOwner,
+    ) -> Result<Attr> {
         let mut table = self.staging.lock();
         table.check_place(parent, name, FileKind::Directory)?;
         let folder = self.staging.folder_for_new(&table, parent, name)?;
@@ -42,7 +48,7 @@ impl StagedNames {
         parent: Ino,
         name: &OsStr,
         target: &Path,
-        maker: Maker,
+        maker: NewOwner,
     ) -> Result<Attr> {
         let mut table = self.staging.lock();
         table.check_place(parent, name, FileKind::Symlink)?;
@@ -57,7 +63,13 @@ impl StagedNames {
 
     /// Makes a regular file without opening it, a pipe or a socket. Refuses a device (EPERM): a
     /// module has the devices of its executor.
-    pub(crate) fn mknod(&self, parent: Ino, name: &OsStr, mode: u32, maker: Maker) -> Result<Attr> {
+    pub(crate) fn mknod(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        maker: NewOwner,
+    ) -> Result<Attr> {
         let file_type = FileType::from_raw_mode(mode);
         let kind = match file_type {
             FileType::RegularFile => {
@@ -87,7 +99,7 @@ impl StagedNames {
         parent: Ino,
         name: &OsStr,
         mode: u32,
-        maker: Maker,
+        maker: NewOwner,
     ) -> Result<Ino> {
         let table = &mut self.staging.lock();
         self.make_open_file(table, parent, name, mode, maker, OFlags::WRONLY).map(|(ino, _)| ino)
@@ -100,7 +112,7 @@ impl StagedNames {
         parent: Ino,
         name: &OsStr,
         mode: u32,
-        maker: Maker,
+        maker: NewOwner,
         flags: OFlags,
     ) -> Result<(Ino, File)> {
         table.check_place(parent, name, FileKind::File)?;
@@ -126,7 +138,7 @@ impl StagedNames {
         name: &OsStr,
         entry: &Arc<FileEntry>,
         mode: u32,
-        maker: Maker,
+        maker: NewOwner,
     ) -> Result<Attr> {
         if !self.staging.lock().is_below(parent, DATA) {
             return Err(Errno::XDEV);
@@ -157,7 +169,7 @@ impl StagedNames {
         name: &OsStr,
         entry: &Arc<FileEntry>,
         mode: u32,
-        maker: Maker,
+        maker: NewOwner,
         linked_to: Ino,
     ) -> Result<Attr> {
         let attr = self.add_reference(parent, name, entry, mode, maker)?;
@@ -170,7 +182,7 @@ impl StagedNames {
 
 /// Gives a new inode its owner and its exact mode, or removes it again. The kernel has applied the
 /// module's umask already; the daemon's own umask must not take more away.
-fn set_owner_and_mode(folder: &Folder, name: &OsStr, mode: u32, maker: Maker) -> Result<()> {
+fn set_owner_and_mode(folder: &Folder, name: &OsStr, mode: u32, maker: NewOwner) -> Result<()> {
     let pinned = folder.pin(name)?;
     apply_owner_and_mode(folder, &pinned, mode, maker).inspect_err(|_| {
         // If the removal fails too, the inode is not in the table and goes with the staging folder.
@@ -182,15 +194,15 @@ fn permissions(mode: u32) -> Mode {
     Mode::from_raw_mode(mode & 0o7777)
 }
 
-fn apply_owner_and_mode(folder: &Folder, made: &Pinned, mode: u32, maker: Maker) -> Result<()> {
+fn apply_owner_and_mode(folder: &Folder, made: &Pinned, mode: u32, maker: NewOwner) -> Result<()> {
     let above = folder.pin_self()?.stat()?;
     let now = made.stat()?;
     let kind = FileType::from_raw_mode(now.st_mode);
     // A directory with the set-group-ID bit gives its group to what is made in it, and the bit to
     // new directories.
     let inherits = above.st_mode & libc::S_ISGID != 0;
-    let owner = Maker { gid: if inherits { above.st_gid } else { maker.gid }, ..maker };
-    if owner != (Maker { uid: now.st_uid, gid: now.st_gid }) {
+    let owner = NewOwner { gid: if inherits { above.st_gid } else { maker.gid }, ..maker };
+    if owner != (NewOwner { uid: now.st_uid, gid: now.st_gid }) {
         match made.set_owner(Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid))) {
             // A daemon that runs as an ordinary user cannot change owners. It serves only that
             // user, to whom the new inode belongs already.
