@@ -400,3 +400,32 @@ impl OldCancellations {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ion_model::id::JobId;
+    use ion_stores::{DataPlane, Durability, encode};
+
+    use super::*;
+
+    /// A job is read as running, and dies before the cancellation writes.
+    #[tokio::test]
+    async fn a_job_that_has_died_meanwhile_stays_dead() {
+        let ledger = Ledger::new(DataPlane::in_memory().unwrap());
+        let record = |state: &str, version: i64| -> JobRecord {
+            serde_json::from_value(json!({
+                "id": "j", "version": version, "module": "m", "eventId": "e", "eventType": "t",
+                "correlationId": "c", "state": state, "attempt": 1, "created": 1, "due": 1,
+                "term": 0, "failures": 1, "losses": 0, "attempts": [],
+            }))
+            .unwrap()
+        };
+        let (read, dead) = (record("running", 1), encode(&record("dead", 2)));
+        let documents = &ledger.plane().documents;
+        documents.insert(Collection::Jobs, dead, None, Durability::Now).await.unwrap();
+        assert_eq!(cancel_job(&ledger, &read).await.unwrap(), JobCancelOutcome::EndedBefore);
+        let now = ledger.get(&JobId::new("j")).await.unwrap();
+        assert_eq!((now.state, now.version), (JobState::Dead, 2));
+        assert_eq!(cancel_job(&ledger, &now).await.unwrap(), JobCancelOutcome::Dead);
+    }
+}
