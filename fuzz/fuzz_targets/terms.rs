@@ -1,5 +1,5 @@
-//! Terms that people and pipeline files give, judged on values that modules give: any text is a term
-//! or an error, and a term and its opposite never agree.
+//! Terms that people and pipeline files give, judged on values that modules give: any text is a
+//! term or an error, and a term and its opposite never agree.
 #![no_main]
 
 use ionfs::event::KeyValue;

@@ -81,8 +81,8 @@ pub struct HandlerCommit {
 ///
 /// # Errors
 /// Returns [`HandlerError::Rejected`] with the first event file, in the order of names, that cannot
-/// be an event, and why; the errors of [`HandlerAttempt::resume`]; and the error of a store or of the
-/// folder.
+/// be an event, and why; the errors of [`HandlerAttempt::resume`]; and the error of a store or of
+/// the folder.
 pub async fn commit(
     plane: &DataPlane,
     folder: &ModuleFolder,

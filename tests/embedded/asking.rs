@@ -1,5 +1,5 @@
-//! Tests of asking a plane: which events start a module with `where`, what people see of the others,
-//! and how events, jobs and correlations are found by their ids.
+//! Tests of asking a plane: which events start a module with `where`, what people see of the
+//! others, and how events, jobs and correlations are found by their ids.
 
 use serde_json::Value;
 

@@ -237,9 +237,9 @@ fn what_is_old_and_has_ended_goes_whole() {
     );
 }
 
-/// `ion gc --older-than` is killed after it has removed a job. The job's event does not look like one
-/// whose message was lost, even if no dispatcher had yet noted that its module has a job of it: so
-/// nothing runs again, and the next `ion gc` goes on.
+/// `ion gc --older-than` is killed after it has removed a job. The job's event does not look like
+/// one whose message was lost, even if no dispatcher had yet noted that its module has a job of it:
+/// so nothing runs again, and the next `ion gc` goes on.
 #[test]
 fn an_interrupted_removal_of_an_old_correlation_runs_nothing_again() {
     let home = Home::new();

@@ -34,8 +34,8 @@ use super::{DispatchNotice, NoticeSender, STORE_WAIT};
 /// later; each running job costs one read of the ledger in that time.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The tries to write a job's end. They outlast a store's restart. After that the lease expires, and
-/// another attempt finds the commits of this one.
+/// The tries to write a job's end. They outlast a store's restart. After that the lease expires,
+/// and another attempt finds the commits of this one.
 const WRITE_END: Retry = Retry::times(60).waiting(STORE_WAIT);
 
 /// A claimed job with all that its attempt begins with.

@@ -4,9 +4,9 @@
 //! Each module has a task ([`serve`]) that receives its messages. The task looks for a free slot
 //! before it takes a message, claims the job in the ledger ([`claims`]), and only then acknowledges
 //! the message, so a message is never lost with its dispatcher. The same task takes jobs that wait
-//! in the ledger ([`due`]): retries, released jobs and gathering jobs. Each job has a task that runs
-//! it, renews its lease and writes how it ended ([`attempt`]). One more task does the housekeeping
-//! ([`housekeeping`]): the outbox, expired leases, gathering.
+//! in the ledger ([`due`]): retries, released jobs and gathering jobs. Each job has a task that
+//! runs it, renews its lease and writes how it ended ([`attempt`]). One more task does the
+//! housekeeping ([`housekeeping`]): the outbox, expired leases, gathering.
 //!
 //! What a module's task and the holder of a lease do next is decided by functions without I/O
 //! ([`serve::plan`], [`lease`]).

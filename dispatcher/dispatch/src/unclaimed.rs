@@ -173,8 +173,8 @@ impl Unclaimed {
         Ok(failed?)
     }
 
-    /// Notes that a job is missing. Returns whether it has been missing for so long that its message
-    /// is probably lost. If too many are remembered already, the job waits.
+    /// Notes that a job is missing. Returns whether it has been missing for so long that its
+    /// message is probably lost. If too many are remembered already, the job waits.
     async fn note_missing(
         &mut self,
         ledger: &Ledger,

@@ -34,7 +34,8 @@ use super::{GatewayError, SharedState, json_answer};
 /// How long a readiness check waits for the stores.
 const READY_WAIT: Duration = Duration::from_secs(2);
 
-/// The maximum number of open connections of a [`MetricsServer`]: a few collectors and balancers use it.
+/// The maximum number of open connections of a [`MetricsServer`]: a few collectors and balancers
+/// use it.
 const READERS_MAX: usize = 64;
 
 /// How long a connection of a [`MetricsServer`] may make no progress.

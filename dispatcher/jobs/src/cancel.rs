@@ -5,9 +5,9 @@
 //! from then on is for no module. The events that were committed before are visited one by one:
 //! waiting and queued jobs are cancelled, running jobs are asked to stop, and jobs that no
 //! dispatcher has claimed yet are inserted as cancelled, so that a dispatcher that receives the
-//! event's message later finds them cancelled. A running job may commit events until it has stopped, so all events are visited again,
-//! until two rounds in a row have found no job that had not ended. Then the registry forgets the
-//! cancellation.
+//! event's message later finds them cancelled. A running job may commit events until it has
+//! stopped, so all events are visited again, until two rounds in a row have found no job that had
+//! not ended. Then the registry forgets the cancellation.
 //!
 //! # Who finishes it
 //! A command or a request that begins a cancellation may end before the cancellation does: it may
@@ -121,8 +121,8 @@ impl CancelRounds {
 }
 
 impl Cancellation {
-    /// Begins a cancellation: an event that is committed below it from now on starts nothing. If the
-    /// same cancellation is under way already, joins it.
+    /// Begins a cancellation: an event that is committed below it from now on starts nothing. If
+    /// the same cancellation is under way already, joins it.
     ///
     /// # Errors
     /// When a store fails, or too many cancellations are under way.
@@ -281,8 +281,8 @@ async fn cancel_job(ledger: &Ledger, job: &JobRecord) -> Result<JobCancelOutcome
 enum CancelledEvents {
     /// All events of a correlation.
     Correlation(Pages),
-    /// The event itself, then its descendants, depth first: after each page of children, all that is
-    /// below these.
+    /// The event itself, then its descendants, depth first: after each page of children, all that
+    /// is below these.
     Event {
         /// The event itself, until it is read.
         root: Option<String>,

@@ -587,8 +587,8 @@ impl Ledger {
         self.force(id, &Transition::CancelAsked).await
     }
 
-    /// Cancels a job like [`Ledger::cancel`], unless it has ended by now: a dead job stays dead. Then
-    /// returns none.
+    /// Cancels a job like [`Ledger::cancel`], unless it has ended by now: a dead job stays dead.
+    /// Then returns none.
     pub async fn cancel_unless_ended(&self, id: &JobId) -> Result<Option<JobRecord>, LedgerError> {
         for _ in 0..RACES_MAX {
             let current = self.get(id).await?;

@@ -33,8 +33,8 @@ pub struct CorrelationStatus {
     pub under_way: Vec<JobId>,
 }
 
-/// How many jobs [`CorrelationStatus::under_way`] names, at most. One is enough most of the time; more of them
-/// save readings of the whole correlation while jobs end one by one.
+/// How many jobs [`CorrelationStatus::under_way`] names, at most. One is enough most of the time;
+/// more of them save readings of the whole correlation while jobs end one by one.
 const UNDER_WAY: usize = 8;
 
 impl CorrelationStatus {
@@ -218,9 +218,9 @@ fn is_open(job: &JobRecord) -> bool {
     !job.state.is_final() || (job.state == JobState::Succeeded && job.outbox)
 }
 
-/// Returns whether one of these jobs has not ended; they are [`CorrelationStatus::under_way`] of an earlier
-/// reading. If so, the correlation has not ended either, and the caller need not read all of it. If
-/// not, it may have ended.
+/// Returns whether one of these jobs has not ended; they are [`CorrelationStatus::under_way`] of an
+/// earlier reading. If so, the correlation has not ended either, and the caller need not read all
+/// of it. If not, it may have ended.
 ///
 /// # Errors
 /// When a store cannot be read.

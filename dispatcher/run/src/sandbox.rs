@@ -90,8 +90,8 @@ pub struct SandboxCommand {
     pub env: Vec<(String, String)>,
     /// The working folder.
     pub cwd: PathBuf,
-    /// Where the module sees the tree: `/ion`; unused in [`SandboxMode::Plain`]. None: it has no tree, and
-    /// starts without [`Sandbox::go`].
+    /// Where the module sees the tree: `/ion`; unused in [`SandboxMode::Plain`]. None: it has no
+    /// tree, and starts without [`Sandbox::go`].
     pub mount_at: Option<PathBuf>,
     /// How it is separated from the machine.
     pub mode: SandboxMode,
@@ -196,8 +196,8 @@ struct ForkServerProcess {
     _process: Child,
 }
 
-/// The result of [`spawn`]: the sandbox, the device to serve (none in [`SandboxMode::Plain`]), and the
-/// module's output.
+/// The result of [`spawn`]: the sandbox, the device to serve (none in [`SandboxMode::Plain`]), and
+/// the module's output.
 #[derive(Debug)]
 pub struct SpawnedProcess {
     /// The processes, waiting for [`Sandbox::go`].

@@ -135,8 +135,8 @@ impl JobTree {
         let home = &daemon.settings.home;
         let directory = job_dir(home, &spec.origin.job_id, spec.origin.attempt).join("stage");
         let staging = |source| OpenError::Staging { path: directory.clone(), source };
-        // An earlier try of this attempt, or a daemon that died during it, may have left the folder.
-        // What was committed from it is in the stores; the new tree begins empty.
+        // An earlier try of this attempt, or a daemon that died during it, may have left the
+        // folder. What was committed from it is in the stores; the new tree begins empty.
         match remove_folder(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(staging(error)),
             _ => {}
@@ -182,8 +182,9 @@ impl JobTree {
         *self.output.limits()
     }
 
-    /// Ends the waits of a job that is ended by force: a process whose request is not answered cannot
-    /// die. Requests that wait for a store are answered with EIO, and nothing is committed any more.
+    /// Ends the waits of a job that is ended by force: a process whose request is not answered
+    /// cannot die. Requests that wait for a store are answered with EIO, and nothing is committed
+    /// any more.
     pub fn stop(&self) {
         self.output.stop();
     }
@@ -199,8 +200,8 @@ impl JobTree {
     }
 
     /// Decides what is left, removes the staging folder and returns the outcome. Called when the
-    /// module has ended and its mount is gone, or is not waited for any longer; also when the module
-    /// could not be started.
+    /// module has ended and its mount is gone, or is not waited for any longer; also when the
+    /// module could not be started.
     pub async fn finish(&self) -> TreeOutcome {
         self.output.finish().await;
         let directory = self.directory.clone();
@@ -238,8 +239,8 @@ pub async fn remove_attempt(home: &Path, job: &JobId, attempt: u32) {
 }
 
 /// Makes the attempt's folder, which holds the staging folder, if it is missing, and lets only the
-/// daemon's user enter it: the modes inside let any user write. Jobs reach the staging folder through
-/// their mount.
+/// daemon's user enter it: the modes inside let any user write. Jobs reach the staging folder
+/// through their mount.
 fn make_private(attempt_folder: &Path) -> io::Result<()> {
     Ok(Folder::open_or_make(attempt_folder)?.pin_self()?.set_mode(Mode::RWXU)?)
 }

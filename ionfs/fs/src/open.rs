@@ -23,8 +23,8 @@ pub(crate) enum OpenInode {
     /// The output of a job that runs on this machine: a local file that grows.
     Live(Arc<File>),
     /// A directory. Holds the listing of a view directory from its last read from the start. `None`
-    /// until the first read, and always for a directory below `out/`, whose names are read anew each
-    /// time.
+    /// until the first read, and always for a directory below `out/`, whose names are read anew
+    /// each time.
     Directory(Arc<Mutex<Option<Listing>>>),
 }
 
@@ -52,8 +52,8 @@ impl OpenInode {
         }
     }
 
-    /// Returns the local file that the kernel may read without the daemon (FUSE passthrough): a view
-    /// file's blob, once all its blocks are verified and nobody can write to it.
+    /// Returns the local file that the kernel may read without the daemon (FUSE passthrough): a
+    /// view file's blob, once all its blocks are verified and nobody can write to it.
     pub(crate) fn passthrough_file(&self) -> Option<&File> {
         match self {
             Self::Blob(reader) => reader.blob().whole(),
@@ -61,8 +61,8 @@ impl OpenInode {
         }
     }
 
-    /// Returns how the kernel is to report closes. `Flushes` is also the answer where there is nothing
-    /// to turn off.
+    /// Returns how the kernel is to report closes. `Flushes` is also the answer where there is
+    /// nothing to turn off.
     pub(crate) fn close_report(&self) -> CloseReport {
         match self {
             Self::Staged(staged) => staged.close_report(),

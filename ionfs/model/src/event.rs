@@ -189,8 +189,8 @@ pub struct Event {
     /// committed: no module receives it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancelled: bool,
-    /// The modules that receive it: those that were registered for its type, and whose terms it met,
-    /// when it was committed (`ion_stores::registry`). `None` if an older Ion committed it.
+    /// The modules that receive it: those that were registered for its type, and whose terms it
+    /// met, when it was committed (`ion_stores::registry`). `None` if an older Ion committed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected_by: Option<Vec<String>>,
     /// The version of the registry that `expected_by` was taken from.

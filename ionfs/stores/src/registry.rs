@@ -2,11 +2,11 @@
 //!
 //! # How it works
 //! One document of the plane names each registered module with the event types it subscribes to and
-//! the terms that an event must meet. Every change raises the document's version. A commit writes into the event's document the names
-//! of the modules that the event is for, and the registry's version, and the insert is guarded by
-//! that version: so the names are those of the modules that were registered when the event was
-//! committed. The bindings of a broker's queues, the start time of a process and the time of any
-//! clock have no influence.
+//! the terms that an event must meet. Every change raises the document's version. A commit writes
+//! into the event's document the names of the modules that the event is for, and the registry's
+//! version, and the insert is guarded by that version: so the names are those of the modules that
+//! were registered when the event was committed. The bindings of a broker's queues, the start time
+//! of a process and the time of any clock have no influence.
 //!
 //! # What it promises
 //! An event that is committed after a module's registration has returned is for that module. An

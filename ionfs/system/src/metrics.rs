@@ -1,8 +1,8 @@
 //! The metrics of the data plane, for operators, tests and benchmarks.
 //!
-//! The numbers have the types of the crate `prometheus_client`, and [`PlaneMetrics::describe`] names
-//! them. This module does not know which program shows them, nor how. A read touches only atomics:
-//! labels are looked up once, when a [`PlaneMetrics`] is made.
+//! The numbers have the types of the crate `prometheus_client`, and [`PlaneMetrics::describe`]
+//! names them. This module does not know which program shows them, nor how. A read touches only
+//! atomics: labels are looked up once, when a [`PlaneMetrics`] is made.
 
 use std::fmt;
 use std::time::Instant;

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 /// time.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Awaits `work`. Returns `None` when `progress`, a number that grows with every step of the work, has
-/// not changed for `limit`.
+/// Awaits `work`. Returns `None` when `progress`, a number that grows with every step of the work,
+/// has not changed for `limit`.
 pub async fn with_progress_deadline<T>(
     limit: Duration,
     progress: impl Fn() -> u64,

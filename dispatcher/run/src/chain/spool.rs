@@ -14,12 +14,12 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Up to this many bytes are kept in memory and stored by one put, which is durable only with the
-/// documents that name the blob. More bytes are streamed while they arrive, and are durable when the
-/// stream ends.
+/// documents that name the blob. More bytes are streamed while they arrive, and are durable when
+/// the stream ends.
 const IN_MEMORY_MAX: usize = 256 << 10;
 
-/// The most pieces that wait for the store; then the link waits. More would take memory, fewer would
-/// let the link wait more often.
+/// The most pieces that wait for the store; then the link waits. More would take memory, fewer
+/// would let the link wait more often.
 const STORE_PIECES: usize = 4;
 
 /// A blob that was put into the store.
@@ -35,8 +35,8 @@ pub(super) struct SpooledBlob {
 /// The future of a blob that is being stored.
 pub(super) type Storing = BoxFuture<'static, Result<SpooledBlob, UploadError>>;
 
-/// A stream of bytes that becomes one blob. If it is dropped before [`Self::finish`], storing stops,
-/// and no event names what was stored.
+/// A stream of bytes that becomes one blob. If it is dropped before [`Self::finish`], storing
+/// stops, and no event names what was stored.
 #[derive(Debug)]
 pub(super) struct Spool {
     plane: Arc<DataPlane>,

@@ -21,8 +21,8 @@ pub enum ValueFileNames {
     WithMetaJson,
 }
 
-/// Which users a job's tree is for: who may read `in/`, and write to `out/`, `out/data`, `out/events`
-/// and the files of insights.
+/// Which users a job's tree is for: who may read `in/`, and write to `out/`, `out/data`,
+/// `out/events` and the files of insights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TreeUsers {
     /// The user that the daemon and its modules run as.

@@ -127,8 +127,9 @@ pub fn parse(content: &[u8]) -> ParsedEventFile {
 
 /// Reads the content of an event file or of `insights.json`.
 ///
-/// A complete array or object cannot be the prefix of a longer one, so [`ParsedEventFile::Complete`] is
-/// never early. A number can be such a prefix (`4` of `42`), but no scalar is a document.
+/// A complete array or object cannot be the prefix of a longer one, so
+/// [`ParsedEventFile::Complete`] is never early. A number can be such a prefix (`4` of `42`), but
+/// no scalar is a document.
 ///
 /// It never builds a tree of the whole document: a file of 16 MiB can hold millions of values,
 /// which would take a gigabyte. It keeps the text of a value that is not a string unchanged, so

@@ -160,7 +160,8 @@ impl DiskCache {
         self.used.load(Ordering::Relaxed) + self.most / 50 > self.most
     }
 
-    /// Records that the disk itself is full: no block is kept until [`DiskCache::make_room`] has run.
+    /// Records that the disk itself is full: no block is kept until [`DiskCache::make_room`] has
+    /// run.
     pub(super) fn disk_is_full(&self) {
         self.full.store(true, Ordering::Relaxed);
     }

@@ -7,8 +7,8 @@
 //! done, or done later, when nobody expects it any more.
 //!
 //! The invariants are the functions `whole`, `announced`, `in_effect_once` and so on below.
-//! Protocols with one deliberate fault ([`CommitFault`]) show that the checker can find violations: each
-//! must be refuted.
+//! Protocols with one deliberate fault ([`CommitFault`]) show that the checker can find violations:
+//! each must be refuted.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 

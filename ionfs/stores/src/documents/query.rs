@@ -113,8 +113,8 @@ pub struct Query {
     pub start_at: Option<StartAt>,
     /// The values that one field may have; `None` for any.
     pub range: Option<FieldRange>,
-    /// The fields that the results have, besides their ids; `None` for whole documents. A list shows
-    /// one line of a document that may have hundreds of kilobytes.
+    /// The fields that the results have, besides their ids; `None` for whole documents. A list
+    /// shows one line of a document that may have hundreds of kilobytes.
     pub fields: Option<&'static [&'static str]>,
 }
 
@@ -129,8 +129,8 @@ pub struct FieldRange {
 }
 
 impl FieldRange {
-    /// Makes the range of all values from this one on. All documents must have values of one type in
-    /// this field; a document without it is in no range.
+    /// Makes the range of all values from this one on. All documents must have values of one type
+    /// in this field; a document without it is in no range.
     pub fn from(field: &'static str, value: Value) -> Self {
         Self { field, from: value, below: None }
     }
@@ -240,8 +240,8 @@ impl Query {
     }
 
     /// Returns the parts of the results after the start, in their order. Documents without the sort
-    /// field come before all others, or after them in descending order, and are a part of their own:
-    /// no comparison finds them.
+    /// field come before all others, or after them in descending order, and are a part of their
+    /// own: no comparison finds them.
     pub(crate) fn parts(&self) -> Vec<QueryPart<'_>> {
         let Some(StartAt::After { value, id }) = &self.start_at else {
             return vec![QueryPart::All];
@@ -295,16 +295,17 @@ impl Pages {
     /// memory, smaller ones more queries.
     const SIZE: usize = 128;
 
-    /// Reads all documents that match `query`, in the order of `field`. The query's own limit, order
-    /// and start have no influence. If it returns only some fields, `field` must be among them.
+    /// Reads all documents that match `query`, in the order of `field`. The query's own limit,
+    /// order and start have no influence. If it returns only some fields, `field` must be among
+    /// them.
     pub fn new(query: Query, field: &'static str) -> Self {
         let query =
             Query { limit: Self::SIZE, ..query.order_by(field).start_at(StartAt::Beginning) };
         Self { query: Some(query.into()) }
     }
 
-    /// Reads all documents that match `query`, in the order of their ids. The query's own limit, order
-    /// and start have no influence.
+    /// Reads all documents that match `query`, in the order of their ids. The query's own limit,
+    /// order and start have no influence.
     pub fn by_id(query: Query) -> Self {
         let query =
             Query { limit: Self::SIZE, order_by: None, ..query.start_at(StartAt::Beginning) };

@@ -67,7 +67,8 @@ pub(super) struct Arrivals {
 
 impl Arrivals {
     /// Returns the bell of a module. The caller must begin to listen to it before it looks into the
-    /// queue, so that it misses no message. The first call starts the thread that watches `database`.
+    /// queue, so that it misses no message. The first call starts the thread that watches
+    /// `database`.
     ///
     /// # Errors
     /// When the thread cannot be started.

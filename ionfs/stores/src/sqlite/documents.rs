@@ -179,8 +179,8 @@ fn parse(text: &str) -> rusqlite::Result<Value> {
     })
 }
 
-/// Returns the expression of a field in a statement. Rows are found by the column `id`, which has an
-/// index of its own.
+/// Returns the expression of a field in a statement. Rows are found by the column `id`, which has
+/// an index of its own.
 fn expression(field: &str) -> String {
     if field == "id" { field.to_owned() } else { extract(field) }
 }

@@ -22,16 +22,16 @@ const CONTAINER_TROUBLE: [&str; 3] =
 pub(super) enum Phase {
     /// Its container does not run yet; in words, what it waits for, if the cluster says so.
     Waiting(Option<String>),
-    /// Its container waits for something that seldom comes by itself; in words. The executor decides
-    /// how long this may last.
+    /// Its container waits for something that seldom comes by itself; in words. The executor
+    /// decides how long this may last.
     Stuck(String),
     /// Its container runs, in the pod of this name.
     Running(String),
     /// Its pod was asked to end and still exists: the pod's name, if its container still runs, and
     /// the grace period within which a working node ends it.
     Leaving(Option<String>, Duration),
-    /// Its Job is complete, but no pod is known: it was removed before it was seen, or is not listed
-    /// yet. If none appears, the executor takes it for exit status 0.
+    /// Its Job is complete, but no pod is known: it was removed before it was seen, or is not
+    /// listed yet. If none appears, the executor takes it for exit status 0.
     Complete,
     /// It has ended.
     Ended(PodEnd),
@@ -149,8 +149,8 @@ fn module_container(pod: &Pod) -> Option<&ContainerState> {
     containers.iter().find(|container| container.name == CONTAINER)?.state.as_ref()
 }
 
-/// Returns how the pod ended: by its own status (evicted, refused), or with its container. None while
-/// it has not ended.
+/// Returns how the pod ended: by its own status (evicted, refused), or with its container. None
+/// while it has not ended.
 fn pod_end(pod: &Pod) -> Option<PodEnd> {
     let status = pod.status.as_ref()?;
     let message = || status.message.clone().unwrap_or_default();

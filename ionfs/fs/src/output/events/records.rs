@@ -1,5 +1,5 @@
-//! What became of the files that one attempt gave for decision, by file name: receipts of event files
-//! that were committed, rejections of those (and of `insights.json`) that were refused.
+//! What became of the files that one attempt gave for decision, by file name: receipts of event
+//! files that were committed, rejections of those (and of `insights.json`) that were refused.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -22,14 +22,15 @@ impl EventRecords {
         receipts.insert(receipt.name.clone(), receipt);
     }
 
-    /// Records a rejection in place of an earlier one of the same name. A receipt of that name stays.
+    /// Records a rejection in place of an earlier one of the same name. A receipt of that name
+    /// stays.
     pub(super) fn add_rejection(&self, name: &str, rejection: Rejection) {
         let mut rejections = self.rejections.lock().unwrap_or_else(PoisonError::into_inner);
         rejections.insert(name.to_owned(), rejection);
     }
 
-    /// Removes the rejection of a name, if there is one: insights were kept at last, for which there
-    /// is no receipt.
+    /// Removes the rejection of a name, if there is one: insights were kept at last, for which
+    /// there is no receipt.
     pub(super) fn remove_rejection(&self, name: &str) {
         self.rejections.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
