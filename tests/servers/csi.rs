@@ -99,7 +99,9 @@ fn a_kubelet_learns_of_the_driver() {
             registrar.notify_registration_status(status).await.unwrap();
         }
     });
-    assert!(rig.driver.as_ref().unwrap().log().contains("it is of another version"));
+    wait_for("the driver to log why it is not registered", || {
+        rig.driver.as_ref().unwrap().log().contains("it is of another version")
+    });
     for socket in [rig.home.path().join("csi.sock"), registration.clone()] {
         assert_eq!(
             fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
