@@ -9,8 +9,8 @@ use super::Result;
 pub(crate) enum Answer<T> {
     /// The outcome, which memory or the local disk gave at once.
     Now(Result<T>),
-    /// Work that may wait for a store, an upload or a commit, and gives the outcome. Whoever awaits
-    /// it must set a deadline.
+    /// Work that may wait for a store, an upload or a commit, and gives the outcome. The caller
+    /// must set a deadline.
     Later(Pin<Box<dyn Future<Output = Result<T>> + Send>>),
 }
 

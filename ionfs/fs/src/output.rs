@@ -88,7 +88,7 @@ pub(crate) struct OutputSpec<'path> {
     pub(crate) limits: Limits,
     /// The names of the files that hold values.
     pub(crate) names: ValueFileNames,
-    /// Which users may write to the folders of the output.
+    /// Which users the tree is for.
     pub(crate) users: TreeUsers,
     /// The staging folder, which must not exist yet.
     pub(crate) directory: &'path Path,
