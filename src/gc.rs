@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use dispatcher::image as images;
 use dispatcher::ledger::Ledger;
-use dispatcher::retention::{DroppedCorrelations, retire};
+use dispatcher::retention::{DroppedCorrelations, drop_old_correlations};
 use ionfs::audit::{CheckDepth, CheckRepair};
 use ionfs::collect::{GcMode, collect as collect_unnamed};
 use ionfs::ticket::Ticket;
@@ -106,7 +106,7 @@ pub(crate) async fn collect(settings: &CommandSettings, args: GcArgs) -> Command
     let plane = settings.open_existing_plane().await?;
     let mode = if args.dry_run { GcMode::DryRun } else { GcMode::Remove };
     let retired = match args.older_than {
-        Some(age) => retire(&Ledger::new(plane.clone()), age, mode).await?,
+        Some(age) => drop_old_correlations(&Ledger::new(plane.clone()), age, mode).await?,
         None => DroppedCorrelations::default(),
     };
     let collected = collect_unnamed(&plane, args.grace, mode).await?;

@@ -85,7 +85,7 @@ pub(crate) fn outdated_lines(status: &CorrelationStatus) -> Vec<String> {
             again.id.short()
         )
     };
-    status.outdated().into_iter().map(line).collect()
+    status.outdated_gathers().into_iter().map(line).collect()
 }
 
 /// Returns the lines of a correlation's tree, with a summary in the last one.

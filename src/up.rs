@@ -11,7 +11,7 @@ use dispatcher::executor::local::{LocalExecutor, LocalSettings};
 use dispatcher::executor::{LiveOutput, OutputWatcher};
 use dispatcher::gateway::{Portal, Vitals};
 use dispatcher::ledger::Ledger;
-use dispatcher::pipeline::{ExecutorKind, Module, Pipeline, at_a_time, cycles, slips};
+use dispatcher::pipeline::{ExecutorKind, Module, Pipeline, at_a_time, find_cycles, find_slips};
 use futures_util::FutureExt as _;
 use ionfs::id::JobId;
 use ionfs::node::Node;
@@ -151,13 +151,13 @@ pub(crate) async fn print_slips(ledger: &Ledger, modules: &[Module]) -> Result<(
     let mut all = ledger.modules().await?;
     all.retain(|other| !is_named(other));
     all.extend_from_slice(modules);
-    for cycle in cycles(&all) {
+    for cycle in find_cycles(&all) {
         output::print_message(&format!(
             "these modules feed each other: {cycle}; they stop at the limit \"lineage-depth\", or \
              with `ion cancel`"
         ));
     }
-    slips(&all).iter().for_each(|slip| output::print_message(slip));
+    find_slips(&all).iter().for_each(|slip| output::print_message(slip));
     Ok(())
 }
 

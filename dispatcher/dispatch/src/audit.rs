@@ -229,7 +229,7 @@ async fn report_stuck_job(
     );
     let queued = match repair {
         CheckRepair::Safe => {
-            let moved = ledger.lose(job, "its dispatcher is gone").await?;
+            let moved = ledger.mark_lost(job, "its dispatcher is gone").await?;
             Some(format!("it is {} now", moved.state.as_str()))
         }
         CheckRepair::No => None,

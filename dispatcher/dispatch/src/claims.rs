@@ -197,7 +197,7 @@ impl DispatchState {
         which: ClaimTry,
     ) -> Result<Option<ClaimedJob>, LedgerError> {
         let module = &served.module;
-        let event = match self.ledger.announced(&message.context.event_id).await? {
+        let event = match self.ledger.message_subject(&message.context.event_id).await? {
             MessageSubject::Event(event) => *event,
             MessageSubject::NotYet => {
                 // The message is not lost: the write that makes the event visible publishes it.

@@ -69,13 +69,13 @@ impl ModuleTask {
                 return Ok(TakenJob { job, source: JobSource::Adopted, slot });
             }
         }
-        let due = dispatch.ledger.due(module, &mut self.seen).await;
+        let due = dispatch.ledger.due_jobs(module, &mut self.seen).await;
         let due = due.map_err(|error| unreadable(&error.into()))?;
         if due.is_empty() {
             return Err(DueLook::Nothing);
         }
         let slot = self.slots.take().ok_or(DueLook::Behind)?;
-        let taken = dispatch.ledger.take(&due, &dispatch.id, dispatch.lease()).await;
+        let taken = dispatch.ledger.claim_queued(&due, &dispatch.id, dispatch.lease()).await;
         let job = taken.map_err(|error| unreadable(&error))?.ok_or(DueLook::Nothing)?;
         dispatch.metrics.taken();
         Ok(TakenJob { job, source: JobSource::Queue, slot })

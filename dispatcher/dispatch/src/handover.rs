@@ -66,7 +66,7 @@ impl DispatchState {
 
     /// Ends the attempt of a job whose holder is gone. The job has another attempt, or is dead.
     pub(super) async fn mark_lost(&self, job: &JobRecord) {
-        match self.ledger.lose(job, "its dispatcher died").await {
+        match self.ledger.mark_lost(job, "its dispatcher died").await {
             Ok(record) => {
                 self.metrics.ended(&record.module, AttemptEnd::Lost);
                 self.served.ring(&record.module);

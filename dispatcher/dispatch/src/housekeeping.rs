@@ -67,7 +67,7 @@ impl DispatchState {
         // Each look reads all active jobs, so it is not repeated more often than useful.
         if house.looked.is_none_or(|looked| looked.elapsed() >= self.settings.lease / 6) {
             house.looked = Some(Instant::now());
-            for job in self.ledger.expired(&mut house.leases).await? {
+            for job in self.ledger.expired_jobs(&mut house.leases).await? {
                 if !self.outlives_dispatcher(&job.module).await? {
                     self.mark_lost(&job).await;
                 } else if let Some(served) = self.served.get(&job.module)
@@ -77,7 +77,7 @@ impl DispatchState {
                 }
             }
         }
-        let waiting = self.ledger.waiting().await?;
+        let waiting = self.ledger.waiting_jobs().await?;
         let ids: HashSet<&JobId> = waiting.iter().map(|job| &job.id).collect();
         house.noted.retain(|id, _| ids.contains(id));
         if !waiting.is_empty() {

@@ -234,7 +234,7 @@ impl Tokens {
             let said = format!("Bearer realm=\"ion\"{said}");
             HeaderValue::try_from(said).expect("the program's own text is a valid header value")
         };
-        let Some(presented) = presented(headers) else {
+        let Some(presented) = bearer_token(headers) else {
             let detail = "send the header \"Authorization: Bearer TOKEN\" with a token of the \
                           gateway's list";
             return Err(Problem::new(ProblemKind::TokenNeeded, detail)
@@ -308,7 +308,7 @@ pub(super) fn unhex(text: &str) -> Option<[u8; 32]> {
 }
 
 /// Returns the bearer token of a request.
-fn presented(headers: &HeaderMap) -> Option<&[u8]> {
+fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
     let said = headers.get(header::AUTHORIZATION)?.as_bytes();
     let (scheme, token) = said.split_at_checked("Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token.trim_ascii())

@@ -78,7 +78,7 @@ enum RequestedRange {
 
 /// Reads a `Range` header for a file of this size. A header that cannot be read, or that names
 /// several ranges, is ignored, as RFC 9110 allows.
-fn wanted(range: &str, size: u64) -> RequestedRange {
+fn parse_range(range: &str, size: u64) -> RequestedRange {
     let Some((unit, spec)) = range.split_once('=') else { return RequestedRange::All };
     let Some((from, to)) = spec.trim().split_once('-') else { return RequestedRange::All };
     let number = |text: &str| match text {
@@ -134,7 +134,7 @@ async fn file(
     let same = headers.get(header::IF_RANGE).is_none_or(|one| one.as_bytes() == tag.as_bytes());
     let asked = headers.get(header::RANGE).and_then(|range| range.to_str().ok());
     let asked =
-        asked.filter(|_| same && method == Method::GET).map(|range| wanted(range, entry.size));
+        asked.filter(|_| same && method == Method::GET).map(|range| parse_range(range, entry.size));
     let (status, range) = match asked.unwrap_or(RequestedRange::All) {
         RequestedRange::All => (StatusCode::OK, 0..entry.size),
         RequestedRange::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
@@ -264,8 +264,8 @@ mod tests {
             ("lines=0-1", RequestedRange::All),
             ("bytes", RequestedRange::All),
         ] {
-            assert_eq!(wanted(range, 10), expected, "{range}");
+            assert_eq!(parse_range(range, 10), expected, "{range}");
         }
-        assert_eq!(wanted("bytes=0-", 0), RequestedRange::Beyond);
+        assert_eq!(parse_range("bytes=0-", 0), RequestedRange::Beyond);
     }
 }

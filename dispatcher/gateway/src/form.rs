@@ -334,7 +334,7 @@ mod tests {
                 Ok(BodyForm::UrlEncoded(FormCharset::Latin1)) => "latin form",
                 Ok(BodyForm::Json) => "json",
                 Ok(BodyForm::Unsaid) => "unsaid",
-                Err(problem) => problem.kind().said().1,
+                Err(problem) => problem.kind().details().1,
             }
         };
         for (said, form) in [

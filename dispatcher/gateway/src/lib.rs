@@ -333,7 +333,7 @@ fn router(gate: &SharedState, routes: Vec<Route>) -> Router {
         router = router.route(route.path, route.behind_its_door(gate));
     }
     router
-        .fallback(nowhere)
+        .fallback(answer_unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(gate.clone(), admit))
         .with_state(gate.clone())
@@ -353,7 +353,7 @@ async fn admit(State(gate): State<SharedState>, request: Request, next: Next) ->
     response
 }
 
-async fn nowhere(request: Request) -> Problem {
+async fn answer_unknown_route(request: Request) -> Problem {
     let path = request.uri().path();
     let detail = format!("there is no route {}; /openapi.json lists the routes", quote(path));
     Problem::new(ProblemKind::NotFound, detail)

@@ -104,7 +104,7 @@ impl ProblemKind {
     ];
 
     /// Returns the kind's status, name and title.
-    pub(super) fn said(self) -> (StatusCode, &'static str, &'static str) {
+    pub(super) fn details(self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::Malformed => (StatusCode::BAD_REQUEST, "malformed", "The request cannot be read"),
             Self::TokenNeeded => {
@@ -227,7 +227,7 @@ impl Problem {
 
     /// Returns the problem document.
     pub(super) fn document(&self) -> Value {
-        let (status, name, title) = self.0.kind.said();
+        let (status, name, title) = self.0.kind.details();
         let mut document = json!({
             "type": format!("{TYPES}{name}"), "title": title, "status": status.as_u16(), "detail": self.0.detail,
         });
@@ -245,7 +245,7 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let (status, name, _) = self.kind().said();
+        let (status, name, _) = self.kind().details();
         if status.is_server_error() {
             tracing::warn!(problem = name, detail = self.0.detail, "a request failed");
         }
@@ -318,7 +318,7 @@ mod tests {
             std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/http.md"))
                 .unwrap();
         for kind in ProblemKind::ALL {
-            let (status, name, _) = kind.said();
+            let (status, name, _) = kind.details();
             assert!(page.contains(&format!("| `{name}` | {} |", status.as_u16())), "{name}");
         }
     }

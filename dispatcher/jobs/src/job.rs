@@ -159,7 +159,7 @@ pub fn next(
             job.state = JobState::Starting;
             job.attempt += 1;
             job.holder = Some(holder.clone());
-            stand(&mut job, now, *lease);
+            set_term(&mut job, now, *lease);
             job.attempts.push(Attempt::new(job.attempt, now));
         }
         (JobState::Starting, Transition::WaitsAgain) => {
@@ -167,17 +167,17 @@ pub fn next(
             job.holder = None;
             job.attempt = job.attempt.saturating_sub(1);
             job.attempts.pop();
-            stand(&mut job, now, 0);
+            set_term(&mut job, now, 0);
         }
         (JobState::Starting, Transition::Running) => job.state = JobState::Running,
         (JobState::Starting | JobState::Running, Transition::Renewed) => {
             let lease = job.term;
-            stand(&mut job, now, lease);
+            set_term(&mut job, now, lease);
         }
-        (JobState::Starting | JobState::Running, Transition::Left) => stand(&mut job, now, 0),
+        (JobState::Starting | JobState::Running, Transition::Left) => set_term(&mut job, now, 0),
         (JobState::Starting | JobState::Running, Transition::Adopted { holder, lease }) => {
             job.holder = Some(holder.clone());
-            stand(&mut job, now, *lease);
+            set_term(&mut job, now, *lease);
         }
         (JobState::Starting | JobState::Running, Transition::Ended(ended)) => {
             end(&mut job, ended, now)
@@ -203,10 +203,10 @@ fn queue(job: &mut JobRecord, now: Millis, wait: Millis) {
     job.waits_for = None;
     job.outbox = false;
     job.holder = None;
-    stand(job, now, wait);
+    set_term(job, now, wait);
 }
 
-fn stand(job: &mut JobRecord, now: Millis, term: Millis) {
+fn set_term(job: &mut JobRecord, now: Millis, term: Millis) {
     job.term = term;
     job.due = now + term;
 }
@@ -215,7 +215,7 @@ fn finish(job: &mut JobRecord, state: JobState, now: Millis) {
     job.state = state;
     job.waits_for = None;
     job.holder = None;
-    stand(job, now, 0);
+    set_term(job, now, 0);
     job.ended = Some(now);
     // The dead letter is sent to the bus later: the record is written first, so that an unavailable
     // broker delays nothing.

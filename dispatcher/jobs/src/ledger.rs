@@ -224,7 +224,7 @@ impl Ledger {
     pub async fn put_module(&self, module: &Module) -> Result<Option<Module>, StoreError> {
         let former = self.module(&module.name).await?;
         let subscribes = module.subscribes();
-        let gone = self.gone(module, former.as_ref(), &subscribes).await?;
+        let gone = self.former_types(module, former.as_ref(), &subscribes).await?;
         let bus = &self.plane.bus;
         bus.declare(&module.name, &[&subscribes[..], &gone].concat(), &[]).await?;
         failpoint::hit("module.declared");
@@ -259,7 +259,7 @@ impl Ledger {
     /// Returns the types that a module's queue may be bound to and that the module does not
     /// subscribe to any more: the types that it is registered for, and those of the former
     /// definition, which its process may not have registered.
-    async fn gone(
+    async fn former_types(
         &self,
         module: &Module,
         former: Option<&Module>,
@@ -371,7 +371,7 @@ impl Ledger {
         event: &Event,
         holder: Option<(&str, Millis)>,
     ) -> Result<ClaimOutcome, LedgerError> {
-        let queued = fresh(module, event);
+        let queued = new_record(module, event);
         let record = match (queued.state, holder) {
             (JobState::Waiting, _) | (_, None) => queued,
             (_, Some((holder, lease))) => {
@@ -387,7 +387,7 @@ impl Ledger {
         module: &Module,
         event: &Event,
     ) -> Result<ClaimOutcome, LedgerError> {
-        self.insert(step(&fresh(module, event), &Transition::CancelAsked)?).await
+        self.insert(step(&new_record(module, event), &Transition::CancelAsked)?).await
     }
 
     async fn insert(&self, record: JobRecord) -> Result<ClaimOutcome, LedgerError> {
@@ -457,7 +457,7 @@ impl Ledger {
 
     /// Ends the attempt as lost, because the job's holder is gone. The job is queued for another
     /// attempt, or dead.
-    pub async fn lose(&self, job: &JobRecord, reason: &str) -> Result<JobRecord, LedgerError> {
+    pub async fn mark_lost(&self, job: &JobRecord, reason: &str) -> Result<JobRecord, LedgerError> {
         let outcome = AttemptOutcome {
             reason: Some(reason.to_owned()),
             ..AttemptOutcome::of(AttemptEnd::Lost)
@@ -467,7 +467,11 @@ impl Ledger {
     }
 
     /// Applies `happening` to the job as it is now, whatever its attempt and its holder.
-    async fn force(&self, id: &JobId, happening: &Transition) -> Result<JobRecord, LedgerError> {
+    async fn apply_to_latest(
+        &self,
+        id: &JobId,
+        happening: &Transition,
+    ) -> Result<JobRecord, LedgerError> {
         for _ in 0..RACES_MAX {
             let current = self.get(id).await?;
             let after = step(&current, happening)?;
@@ -507,7 +511,7 @@ impl Ledger {
     /// released jobs and gathering jobs. `seen` is what this caller has seen of them. A wait is
     /// over when `due`, a time by its writer's clock, has passed, or when the caller has watched
     /// the wait to its end; so a writer's clock that is minutes ahead delays no job.
-    pub async fn due(
+    pub async fn due_jobs(
         &self,
         module: &str,
         seen: &mut StateAges<i64>,
@@ -524,7 +528,7 @@ impl Ledger {
     }
 
     /// Claims the first of these queued jobs that no other dispatcher has claimed.
-    pub async fn take(
+    pub async fn claim_queued(
         &self,
         due: &[JobRecord],
         holder: &str,
@@ -542,7 +546,7 @@ impl Ledger {
     /// Returns the active jobs whose holder has not renewed the lease in time, as far as this
     /// caller has `seen`. The caller has to call it repeatedly: at the first call it has not
     /// watched any lease yet.
-    pub async fn expired(
+    pub async fn expired_jobs(
         &self,
         seen: &mut StateAges<LeaseMark>,
     ) -> Result<Vec<JobRecord>, StoreError> {
@@ -573,7 +577,7 @@ impl Ledger {
     }
 
     /// Returns the gathering jobs that are waiting.
-    pub async fn waiting(&self) -> Result<Vec<JobRecord>, StoreError> {
+    pub async fn waiting_jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
         self.list(
             &JobFilter { state: Some(JobState::Waiting), ..JobFilter::default() },
             Query::LIMIT,
@@ -584,7 +588,7 @@ impl Ledger {
     /// Cancels a job: at once if it does not run, otherwise as soon as its dispatcher sees the
     /// request. A job that has succeeded cannot be cancelled.
     pub async fn cancel(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
-        self.force(id, &Transition::CancelAsked).await
+        self.apply_to_latest(id, &Transition::CancelAsked).await
     }
 
     /// Cancels a job like [`Ledger::cancel`], unless it has ended by now: a dead job stays dead.
@@ -609,7 +613,7 @@ impl Ledger {
         if self.module(&module).await?.is_none() {
             return Err(LedgerError::NoModule { id: id.clone(), module });
         }
-        self.force(id, &Transition::Revived).await
+        self.apply_to_latest(id, &Transition::Revived).await
     }
 
     /// Removes the job's dead letter. The record is the truth: if the broker is unavailable and the
@@ -673,7 +677,7 @@ impl Ledger {
     ///
     /// # Errors
     /// When the store cannot be read; never because of the content of the document.
-    pub async fn announced(&self, id: &EventId) -> Result<MessageSubject, StoreError> {
+    pub async fn message_subject(&self, id: &EventId) -> Result<MessageSubject, StoreError> {
         if id.as_str().len() > ID_BYTES_MAX {
             return Ok(MessageSubject::NoEvent(format!(
                 "{} is too long for an event's id",
@@ -713,7 +717,7 @@ impl Ledger {
 }
 
 /// Returns a new record of the job of a module on an event, before it is claimed.
-fn fresh(module: &Module, event: &Event) -> JobRecord {
+fn new_record(module: &Module, event: &Event) -> JobRecord {
     let state = if module.gather.is_some() { JobState::Waiting } else { JobState::Queued };
     JobRecord::new(JobId::derive(&event.id, &module.name), &module.name, event, state, clock::now())
 }

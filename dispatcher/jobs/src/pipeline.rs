@@ -31,7 +31,7 @@ pub use self::bounds::{AT_A_TIME_MAX, BoundError, TIME_MAX, TimeBounds, at_a_tim
 use self::chain::{ChainEntry, LinkEntry, LinkTerms, chain, link_of};
 pub use self::container::{Container, ExecutorKind, Network};
 use self::container::{ContainerTerms, check_beside};
-pub use self::cycles::cycles;
+pub use self::cycles::find_cycles;
 use self::error::Mistake;
 pub use self::error::{PipelineError, PipelineProblem};
 pub use self::image::{ImageReference, ImageReferenceError};
@@ -39,7 +39,7 @@ pub use self::kubernetes::{KubernetesTerms, Toleration};
 pub use self::link::{Link, LinkSettings, OUTPUT_MAX};
 use self::module::default_concurrency;
 pub use self::module::{ANY_TYPE, Module, ModuleApi, OnDead, ProgramError};
-pub use self::nothing::{slips, starts_nothing};
+pub use self::nothing::{find_slips, starts_nothing};
 use self::older::older_words;
 pub use self::resources::Resources;
 

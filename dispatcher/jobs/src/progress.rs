@@ -47,7 +47,7 @@ impl CorrelationStatus {
 
     /// Returns each gathering job that has run without a job which was run again since, with one
     /// such job.
-    pub fn outdated(&self) -> Vec<(&JobRecord, &JobRecord)> {
+    pub fn outdated_gathers(&self) -> Vec<(&JobRecord, &JobRecord)> {
         let gatherers = self.jobs.iter().filter(|job| !job.without.is_empty());
         let by_id: BTreeMap<&JobId, &JobRecord> = match gatherers.clone().next() {
             Some(_) => self.jobs.iter().map(|job| (&job.id, job)).collect(),

@@ -38,7 +38,7 @@ pub struct DroppedCorrelations {
 ///
 /// # Errors
 /// When a store fails. What was dropped before stays dropped.
-pub async fn retire(
+pub async fn drop_old_correlations(
     ledger: &Ledger,
     age: Duration,
     how: GcMode,
@@ -54,13 +54,13 @@ pub async fn retire(
     }
     let mut retired = DroppedCorrelations::default();
     for (correlation, _) in latest.into_iter().filter(|(_, latest)| *latest < before) {
-        drop_one(ledger, &registered, &correlation, before, how, &mut retired).await?;
+        drop_correlation(ledger, &registered, &correlation, before, how, &mut retired).await?;
     }
     Ok(retired)
 }
 
 /// Drops one correlation, if it ended before `before`.
-async fn drop_one(
+async fn drop_correlation(
     ledger: &Ledger,
     registered: &RegisteredModules,
     correlation: &CorrelationId,

@@ -6,7 +6,7 @@ use super::Module;
 
 /// Returns the shortest cycle through each module that is part of one, each cycle once. The text
 /// has the modules and the types between them: `ping -> b -> pong -> a -> ping`.
-pub fn cycles(modules: &[Module]) -> Vec<String> {
+pub fn find_cycles(modules: &[Module]) -> Vec<String> {
     let mut subscribers: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (index, module) in modules.iter().enumerate() {
         for event_type in module.subscribes() {
@@ -75,14 +75,14 @@ mod tests {
             module("b", &["2", "1"], &["3"]),
             module("c", &["3"], &[]),
         ];
-        assert_eq!(cycles(&line), [""; 0]);
+        assert_eq!(find_cycles(&line), [""; 0]);
         let own = [module("again", &["x"], &["y", "x"])];
-        assert_eq!(cycles(&own), ["again -> x -> again"]);
+        assert_eq!(find_cycles(&own), ["again -> x -> again"]);
         let three = [
             module("ping", &["a"], &["b", "out"]),
             module("pong", &["b"], &["a"]),
             module("aside", &["out"], &["end"]),
         ];
-        assert_eq!(cycles(&three), ["ping -> b -> pong -> a -> ping"]);
+        assert_eq!(find_cycles(&three), ["ping -> b -> pong -> a -> ping"]);
     }
 }

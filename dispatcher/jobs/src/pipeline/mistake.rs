@@ -28,7 +28,7 @@ pub(super) fn read(text: &str) -> Result<PipelineFile, Mistake> {
         Ok(WithoutAside(file)) => Ok(file),
         Err(error) => {
             let place = error.location().unwrap_or(Location::UNKNOWN);
-            let words = explained(&error.without_snippet().to_string(), &keys);
+            let words = explain_mistake(&error.without_snippet().to_string(), &keys);
             Err(PipelineProblem::Syntax(words).at(place))
         }
     }
@@ -89,7 +89,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Rest<A> {
 
 /// Returns the parser's message with the field and what is allowed there, and without the parser's
 /// own text for the location.
-fn explained(message: &str, keys: &[String]) -> String {
+fn explain_mistake(message: &str, keys: &[String]) -> String {
     let message = message.rsplit_once(" at line ").map_or(message, |(message, _)| message).trim();
     let unknown = message
         .strip_prefix("unknown field `")

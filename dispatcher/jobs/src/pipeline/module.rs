@@ -279,14 +279,18 @@ impl Module {
     /// Returns the program and its arguments. A program with a slash is joined to the module's
     /// folder, unless it runs in an image: then the path is the image's.
     pub fn argv(&self) -> Vec<String> {
-        if self.container.is_none() { self.placed(self.run.clone()) } else { self.run.clone() }
+        if self.container.is_none() {
+            self.resolve_program(self.run.clone())
+        } else {
+            self.run.clone()
+        }
     }
 
     /// Returns the program and the arguments of one of its links. Paths are treated as in
     /// [`Module::argv`].
     pub fn argv_of(&self, link: &Link) -> Vec<String> {
         let argv = [&link.command].into_iter().chain(&link.arguments).cloned().collect();
-        if link.image.is_empty() { self.placed(argv) } else { argv }
+        if link.image.is_empty() { self.resolve_program(argv) } else { argv }
     }
 
     /// Returns the container that one of its links runs in; none for a program of this machine.
@@ -303,7 +307,7 @@ impl Module {
         }
     }
 
-    fn placed(&self, mut argv: Vec<String>) -> Vec<String> {
+    fn resolve_program(&self, mut argv: Vec<String>) -> Vec<String> {
         if let Some(program) = argv.first_mut()
             && program.contains('/')
         {
