@@ -139,7 +139,7 @@ async fn drop_unreadable(ledger: &Ledger, module: Option<&str>) -> CommandResult
         let letters = unreadable_letters(ledger).await?.into_iter();
         let letters = letters.filter(|letter| module.is_none_or(|module| module == letter.module));
         let letters: Vec<_> = letters.map(|letter| (letter.module, letter.event_id)).collect();
-        match ledger.plane().bus.exhume(&letters).await? {
+        match ledger.plane().bus.remove_dead_letters(&letters).await? {
             0 => break,
             some => dropped += some,
         }

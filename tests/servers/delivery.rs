@@ -58,7 +58,7 @@ fn in_plane<T>(home: &Home, act: impl AsyncFnOnce(DataPlane) -> T) -> T {
 
 /// Deletes a module's queue, as an operator does.
 fn delete_queue(home: &Home, module: &str) {
-    in_plane(home, async |plane| plane.bus.retire(module).await.unwrap());
+    in_plane(home, async |plane| plane.bus.remove_queue(module).await.unwrap());
 }
 
 /// An operator deletes a module's queue with messages in it, and another event is created while
@@ -132,7 +132,7 @@ fn a_queue_may_be_deleted_while_it_is_declared() {
             while plane.bus.publish(&message).await.ok() != Some(Routed::To(1)) {
                 assert!(!creating.is_finished(), "the queue is bound before the command has ended");
             }
-            plane.bus.retire("work").await.unwrap();
+            plane.bus.remove_queue("work").await.unwrap();
         });
         assert!(!creating.is_finished(), "the queue is deleted while the command still runs");
         creating.join().unwrap();

@@ -270,7 +270,7 @@ impl<'a> Operator<'a> {
         }
         self.next_deletion = Instant::now() + Duration::from_millis(draws.between(200, 2_000));
         let module = ["copy", "end", "all", "extra"][draws.between(0, 4) as usize];
-        self.books.runtime.block_on(self.books.bus.retire(module)).unwrap();
+        self.books.runtime.block_on(self.books.bus.remove_queue(module)).unwrap();
         *self.acts.entry(format!("the queue of {module} was deleted")).or_default() += 1;
     }
 

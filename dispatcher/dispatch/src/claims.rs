@@ -276,6 +276,6 @@ impl DispatchState {
     ) -> Result<(), StoreError> {
         tracing::warn!(module = module.name, reason, "a message is dead");
         let letter = DeadLetter::new(&module.name, event_id, body, reason, clock::now());
-        self.ledger.plane().bus.bury(letter).await
+        self.ledger.plane().bus.add_dead_letter(letter).await
     }
 }

@@ -118,7 +118,7 @@ impl DispatchState {
             // are sent again.
             match self.ledger.registered().await?.module(name) {
                 Some(_) => Ok(()),
-                None => self.ledger.plane().bus.retire(name).await,
+                None => self.ledger.plane().bus.remove_queue(name).await,
             }
         };
         if let Err(error) = retired.await {

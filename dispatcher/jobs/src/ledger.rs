@@ -323,7 +323,7 @@ impl Ledger {
     pub async fn delete_module(&self, name: &str) -> Result<bool, StoreError> {
         Registry::remove(&self.plane.documents, name).await?;
         failpoint::hit("module.removed");
-        self.plane.bus.retire(name).await?;
+        self.plane.bus.remove_queue(name).await?;
         let documents = &self.plane.documents;
         let definition = documents.get(Collection::Modules, name).await?;
         failpoint::delay("module.deleting");
@@ -619,7 +619,7 @@ impl Ledger {
     /// Removes the job's dead letter. The record is the truth: if the broker is unavailable and the
     /// letter stays, people see one letter too many, and nothing else is wrong.
     async fn forget_letter(&self, job: &JobRecord) {
-        if let Err(error) = self.plane.bus.exhume(&[letter_of(job)]).await {
+        if let Err(error) = self.plane.bus.remove_dead_letters(&[letter_of(job)]).await {
             tracing::warn!(job = %job.id, error = error_chain(&error), "its dead letter could not be \
                                                                   removed");
         }

@@ -81,7 +81,7 @@ async fn drop_correlation(
         let dead = status.jobs.iter().filter(|job| job.state == JobState::Dead);
         // The letters are removed first: a letter without its job would be taken for a message that
         // could not be read.
-        plane.bus.exhume(&dead.map(letter_of).collect::<Vec<_>>()).await?;
+        plane.bus.remove_dead_letters(&dead.map(letter_of).collect::<Vec<_>>()).await?;
         expect_nothing(ledger, &rest).await?;
         for job in &status.jobs {
             // A person may have retried the job meanwhile: then its correlation has not ended.

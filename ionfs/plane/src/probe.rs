@@ -203,13 +203,13 @@ async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), ProbeError> {
     let message = Message { context, event_type: id.clone() };
     bus.declare(&id, std::slice::from_ref(&id), &[]).await?;
     let delivered = tokio::time::timeout(ARRIVES, try_message(&bus, &id, &message)).await;
-    bus.retire(&id).await?;
+    bus.remove_queue(&id).await?;
     match delivered {
         Ok(delivered) => delivered,
         Err(_) => {
             // The broker may have dead-lettered the message. It must not stay among the dead
             // letters.
-            bus.exhume(&[(id.clone(), id)]).await?;
+            bus.remove_dead_letters(&[(id.clone(), id)]).await?;
             Err(ProbeError::NotDelivered)
         }
     }

@@ -174,7 +174,7 @@ pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreEr
     }
     let promoted = match job.state {
         JobState::Succeeded => promote_staged(plane, &job).await?,
-        JobState::Dead => bury(plane, &job).await.map(|()| 0)?,
+        JobState::Dead => add_dead_letter(plane, &job).await.map(|()| 0)?,
         _ => 0,
     };
     failpoint::hit("promote.told");
@@ -194,13 +194,16 @@ pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreEr
 }
 
 /// Makes the message of a job that has no retries left a dead letter.
-async fn bury(plane: &DataPlane, job: &JobRecord) -> Result<(), StoreError> {
+async fn add_dead_letter(plane: &DataPlane, job: &JobRecord) -> Result<(), StoreError> {
     let event = plane.documents.get_as::<Event>(Collection::Events, job.event_id.as_str()).await?;
     let reason = job.attempts.last().and_then(|attempt| attempt.reason.clone());
     let body = event.map(|event| encode(&event.message()).to_string()).unwrap_or_default();
     let reason = reason.unwrap_or_else(|| "it failed".into());
     let at = job.ended.unwrap_or_else(clock::now);
-    plane.bus.bury(DeadLetter::new(&job.module, job.event_id.as_str(), body, reason, at)).await
+    plane
+        .bus
+        .add_dead_letter(DeadLetter::new(&job.module, job.event_id.as_str(), body, reason, at))
+        .await
 }
 
 /// Reads the documents that can be read. One that cannot must not hold up the others; `ion check`

@@ -141,13 +141,15 @@ struct ConnectFailure {
 }
 
 /// Runs one exchange with the broker, for at most [`ANSWER_WAIT`].
-async fn within<T>(exchange: impl Future<Output = Result<T, lapin::Error>>) -> Result<T, Cause> {
-    asking(BrokerAct::Other, exchange).await
+async fn with_answer_deadline<T>(
+    exchange: impl Future<Output = Result<T, lapin::Error>>,
+) -> Result<T, Cause> {
+    ask_broker(BrokerAct::Other, exchange).await
 }
 
 /// Runs one exchange with the broker that the broker may refuse, for at most [`ANSWER_WAIT`]. The
 /// error explains a refusal of this act.
-async fn asking<T>(
+async fn ask_broker<T>(
     act: BrokerAct,
     exchange: impl Future<Output = Result<T, lapin::Error>>,
 ) -> Result<T, Cause> {
@@ -201,7 +203,7 @@ impl BrokerConnection {
             self.address.tls.clone(),
             runtime,
         );
-        let connection = asking(BrokerAct::Connect, connecting).await?;
+        let connection = ask_broker(BrokerAct::Connect, connecting).await?;
         declare_exchanges(&connection).await?;
         if let Some(plane) = &self.plane {
             claim_virtual_host(&connection, plane).await?;
@@ -217,11 +219,11 @@ impl BrokerConnection {
     /// that, and refuses the number for good.
     async fn channel(&self) -> Result<Channel, Cause> {
         let connection = self.connection().await?;
-        if let Ok(channel) = within(connection.create_channel()).await {
+        if let Ok(channel) = with_answer_deadline(connection.create_channel()).await {
             return Ok(channel);
         }
         self.drop_connection(&connection).await;
-        within(self.connection().await?.create_channel()).await
+        with_answer_deadline(self.connection().await?.create_channel()).await
     }
 
     /// Drops a connection that does not answer. The next caller that needs one opens another.
@@ -240,7 +242,7 @@ impl BrokerConnection {
 /// alternate exchange, the only argument of an exchange that a broker compares. Nothing is ever
 /// published to it.
 async fn claim_virtual_host(connection: &Connection, plane: &str) -> Result<(), Cause> {
-    let channel = within(connection.create_channel()).await?;
+    let channel = with_answer_deadline(connection.create_channel()).await?;
     let mut mark = FieldTable::default();
     let name = format!("{PLANE}.{plane}");
     mark.insert("alternate-exchange".into(), AMQPValue::LongString(name.as_str().into()));
@@ -250,7 +252,7 @@ async fn claim_virtual_host(connection: &Connection, plane: &str) -> Result<(), 
         ..ExchangeDeclareOptions::default()
     };
     let declare = channel.exchange_declare(PLANE.into(), ExchangeKind::Fanout, options, mark);
-    match asking(BrokerAct::DeclareExchange, declare).await {
+    match ask_broker(BrokerAct::DeclareExchange, declare).await {
         Err(error) => match refusal::other_plane(&error) {
             Some(other) => Err(format!(
                 "this virtual host belongs to plane {other}, and these documents are of plane \
@@ -266,7 +268,7 @@ async fn claim_virtual_host(connection: &Connection, plane: &str) -> Result<(), 
 }
 
 async fn declare_exchanges(connection: &Connection) -> Result<(), Cause> {
-    let channel = within(connection.create_channel()).await?;
+    let channel = with_answer_deadline(connection.create_channel()).await?;
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     for exchange in [EVENTS, DEAD] {
         let declare = channel.exchange_declare(
@@ -275,7 +277,7 @@ async fn declare_exchanges(connection: &Connection) -> Result<(), Cause> {
             durable,
             FieldTable::default(),
         );
-        asking(BrokerAct::DeclareExchange, declare).await?;
+        ask_broker(BrokerAct::DeclareExchange, declare).await?;
     }
     Ok(())
 }
@@ -284,14 +286,14 @@ async fn declare_exchanges(connection: &Connection) -> Result<(), Cause> {
 /// not use up a delivery limit. From RabbitMQ 4.0 a queue without a delivery limit has one of 20,
 /// and older versions cannot declare that there is none. The highest limit has the same effect.
 async fn declare_dead_queue(connection: &Connection) -> Result<(), Cause> {
-    let channel = within(connection.create_channel()).await?;
+    let channel = with_answer_deadline(connection.create_channel()).await?;
     let mut arguments = quorum();
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(i32::MAX));
     let declare = channel.queue_declare(DEAD.into(), QueueDeclareOptions::durable(), arguments);
-    asking(BrokerAct::DeclareQueue, declare).await?;
+    ask_broker(BrokerAct::DeclareQueue, declare).await?;
     let all = QueueBindOptions::default();
     let bind = channel.queue_bind(DEAD.into(), DEAD.into(), "#".into(), all, FieldTable::default());
-    asking(BrokerAct::Bind, bind).await
+    ask_broker(BrokerAct::Bind, bind).await
 }
 
 fn quorum() -> FieldTable {
@@ -329,7 +331,7 @@ impl Publisher<'_> {
     ) -> Result<Routed, Cause> {
         let channel = self.channel.take().expect("a publisher has its channel until it publishes");
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let confirmed = asking(BrokerAct::Publish, async {
+        let confirmed = ask_broker(BrokerAct::Publish, async {
             let publish = channel.basic_publish(
                 exchange.into(),
                 routing_key.into(),
@@ -397,7 +399,8 @@ impl Amqp {
             Some(channel) => channel,
             None => {
                 let channel = self.publishing.channel().await?;
-                within(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+                with_answer_deadline(channel.confirm_select(ConfirmSelectOptions::default()))
+                    .await?;
                 channel
             }
         };
@@ -428,7 +431,7 @@ impl Amqp {
             QueueDeclareOptions::durable(),
             module_arguments(),
         );
-        asking(BrokerAct::DeclareQueue, declare).await?;
+        ask_broker(BrokerAct::DeclareQueue, declare).await?;
         for event_type in event_types {
             failpoint::delay("queue.binding");
             let bind = channel.queue_bind(
@@ -438,7 +441,7 @@ impl Amqp {
                 QueueBindOptions::default(),
                 FieldTable::default(),
             );
-            asking(BrokerAct::Bind, bind).await?;
+            ask_broker(BrokerAct::Bind, bind).await?;
         }
         Ok(())
     }
@@ -460,7 +463,7 @@ impl Amqp {
                 gone.as_str().into(),
                 FieldTable::default(),
             );
-            asking(BrokerAct::Bind, unbind).await?;
+            ask_broker(BrokerAct::Bind, unbind).await?;
         }
         Ok(())
     }
@@ -486,7 +489,7 @@ impl Amqp {
         let mut held = Vec::new();
         while held.len() < limit {
             let get = channel.basic_get(queue.into(), BasicGetOptions::default());
-            match asking(BrokerAct::Receive, get).await? {
+            match ask_broker(BrokerAct::Receive, get).await? {
                 Some(message) => held.push(message.delivery),
                 None => break,
             }
@@ -513,14 +516,14 @@ fn properties(message: &Message, headers: FieldTable) -> BasicProperties {
     BasicProperties::default()
         .with_delivery_mode(2)
         .with_content_type("application/json".into())
-        .with_message_id(short(context.event_id.as_str()))
-        .with_correlation_id(short(context.correlation_id.as_str()))
-        .with_type(short(&message.event_type))
+        .with_message_id(short_string(context.event_id.as_str()))
+        .with_correlation_id(short_string(context.correlation_id.as_str()))
+        .with_type(short_string(&message.event_type))
         .with_headers(all)
 }
 
 /// Cuts a text to 255 bytes, the most that a short string can hold.
-fn short(text: &str) -> lapin::types::ShortString {
+fn short_string(text: &str) -> lapin::types::ShortString {
     let end = (0..=text.len().min(255)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     text[..end].into()
 }
@@ -548,13 +551,13 @@ impl Bus for Amqp {
         Ok(())
     }
 
-    async fn retire(&self, module: &str) -> Result<(), StoreError> {
+    async fn remove_queue(&self, module: &str) -> Result<(), StoreError> {
         self.declared.lock().unwrap_or_else(PoisonError::into_inner).remove(module);
         let removing = async {
             let channel = self.publishing.channel().await?;
             let queue = queue_of(module);
             let delete = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
-            asking(BrokerAct::Delete, delete).await
+            ask_broker(BrokerAct::Delete, delete).await
         };
         removing.await.map_err(self.failed(format!("removing the queue of module {module:?}")))?;
         Ok(())
@@ -604,10 +607,10 @@ impl Bus for Amqp {
                     let properties =
                         received.properties.clone().with_headers(fresh_headers(&received));
                     self.put("", &queue, &received.data, properties).await?;
-                    within(received.acker.ack(BasicAckOptions::default())).await?;
+                    with_answer_deadline(received.acker.ack(BasicAckOptions::default())).await?;
                 } else {
                     let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-                    within(received.acker.nack(requeue)).await?;
+                    with_answer_deadline(received.acker.nack(requeue)).await?;
                 }
             }
             Ok(messages)
@@ -620,7 +623,7 @@ impl Bus for Amqp {
         let counting = async {
             let channel = self.publishing.channel().await?;
             let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-            match within(channel.queue_declare(
+            match with_answer_deadline(channel.queue_declare(
                 queue.as_str().into(),
                 passive,
                 FieldTable::default(),
@@ -639,17 +642,17 @@ impl Bus for Amqp {
         counting.await.map_err(self.failed(format!("counting the messages of module {module:?}")))
     }
 
-    async fn bury(&self, letter: DeadLetter) -> Result<(), StoreError> {
+    async fn add_dead_letter(&self, letter: DeadLetter) -> Result<(), StoreError> {
         let what = format!("burying a message of module {:?}", letter.module);
-        dead::bury(self, letter).await.map_err(self.failed(what))
+        dead::add_dead_letter(self, letter).await.map_err(self.failed(what))
     }
 
     async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
         dead::list(self, limit).await.map_err(self.failed("listing dead letters"))
     }
 
-    async fn exhume(&self, letters: &[(String, String)]) -> Result<usize, StoreError> {
-        dead::exhume(self, letters).await.map_err(self.failed("removing dead letters"))
+    async fn remove_dead_letters(&self, letters: &[(String, String)]) -> Result<usize, StoreError> {
+        dead::remove_dead_letters(self, letters).await.map_err(self.failed("removing dead letters"))
     }
 
     async fn inspect(&self, modules: &[String]) -> Result<BusReport, StoreError> {

@@ -119,7 +119,7 @@ pub trait Bus: Send + Sync + fmt::Debug {
     ) -> Result<(), StoreError>;
 
     /// Removes the module's queue and the messages in it.
-    async fn retire(&self, module: &str) -> Result<(), StoreError>;
+    async fn remove_queue(&self, module: &str) -> Result<(), StoreError>;
 
     /// Puts the message into every queue bound to its event type. The message is durable when this
     /// returns.
@@ -144,13 +144,13 @@ pub trait Bus: Send + Sync + fmt::Debug {
     async fn depth(&self, module: &str, most: usize) -> Result<Option<usize>, StoreError>;
 
     /// Stores a dead letter for people to look at. Idempotent by module and event.
-    async fn bury(&self, letter: DeadLetter) -> Result<(), StoreError>;
+    async fn add_dead_letter(&self, letter: DeadLetter) -> Result<(), StoreError>;
 
     /// Returns at most `limit` dead letters, oldest first.
     async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError>;
 
     /// Removes the dead letters with these modules and event ids. Returns how many were found.
-    async fn exhume(&self, letters: &[(String, String)]) -> Result<usize, StoreError>;
+    async fn remove_dead_letters(&self, letters: &[(String, String)]) -> Result<usize, StoreError>;
 
     /// Checks these modules' queues and the rights to use them. A bus whose queues nobody else can
     /// change returns an empty report.

@@ -3,7 +3,7 @@
 use lapin::{Channel, Consumer};
 use tokio::runtime::Handle;
 
-use super::{Cause, within};
+use super::{Cause, with_answer_deadline};
 
 /// A consumer and its channel, which are closed together.
 ///
@@ -41,7 +41,7 @@ impl Consuming {
 }
 
 async fn close((channel, _consumer): (Channel, Consumer)) -> Result<(), Cause> {
-    within(channel.close(200, "done".into())).await
+    with_answer_deadline(channel.close(200, "done".into())).await
 }
 
 impl Drop for Consuming {

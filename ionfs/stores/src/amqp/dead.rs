@@ -17,7 +17,9 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::consuming::Consuming;
 use super::refusal::{BrokerAct, lacks_right};
-use super::{Amqp, Cause, DEAD, QUEUE_PREFIX, asking, header, short, within};
+use super::{
+    Amqp, Cause, DEAD, QUEUE_PREFIX, ask_broker, header, short_string, with_answer_deadline,
+};
 use crate::DeadLetter;
 
 /// The tries to consume from the queue while another reader has it. Readers hold it for less than a
@@ -31,7 +33,7 @@ const QUIET: Duration = Duration::from_millis(250);
 /// The number of letters that are read at most. Of a longer queue the oldest are read.
 const LOOKED_AT: u16 = 10_000;
 
-pub(super) async fn bury(bus: &Amqp, letter: DeadLetter) -> Result<(), Cause> {
+pub(super) async fn add_dead_letter(bus: &Amqp, letter: DeadLetter) -> Result<(), Cause> {
     let mut headers = FieldTable::default();
     let text = |text: &str| AMQPValue::LongString(text.into());
     headers.insert(header::MODULE.into(), text(&letter.module));
@@ -40,7 +42,7 @@ pub(super) async fn bury(bus: &Amqp, letter: DeadLetter) -> Result<(), Cause> {
     headers.insert(header::AT.into(), AMQPValue::LongLongInt(letter.at));
     let properties = BasicProperties::default()
         .with_delivery_mode(2)
-        .with_message_id(short(&letter.event_id))
+        .with_message_id(short_string(&letter.event_id))
         .with_headers(headers);
     bus.put(DEAD, &letter.module, letter.body.as_bytes(), properties).await?;
     Ok(())
@@ -48,8 +50,8 @@ pub(super) async fn bury(bus: &Amqp, letter: DeadLetter) -> Result<(), Cause> {
 
 /// Reads at most `most` letters, oldest first, and holds their messages. They return to the queue
 /// when the channel is closed.
-async fn look(bus: &Amqp, most: u16) -> Result<(Consuming, Vec<Received>), Cause> {
-    let mut looking = alone(bus, most).await?;
+async fn hold_letters(bus: &Amqp, most: u16) -> Result<(Consuming, Vec<Received>), Cause> {
+    let mut looking = consume_exclusively(bus, most).await?;
     let mut letters = Vec::new();
     // The queue's own count is not used, because it lags: it may miss letters that were returned
     // just now. The queue is read when nothing arrives for [`QUIET`].
@@ -64,15 +66,15 @@ async fn look(bus: &Amqp, most: u16) -> Result<(Consuming, Vec<Received>), Cause
 }
 
 /// Makes a consumer that has the queue exclusively. Waits while another reader has it.
-async fn alone(bus: &Amqp, most: u16) -> Result<Consuming, Cause> {
+async fn consume_exclusively(bus: &Amqp, most: u16) -> Result<Consuming, Cause> {
     let consume = async |_| {
         let channel = bus.publishing.channel().await.map_err(ConsumeFailure::Channel)?;
-        let qos = within(channel.basic_qos(most, BasicQosOptions::default()));
+        let qos = with_answer_deadline(channel.basic_qos(most, BasicQosOptions::default()));
         qos.await.map_err(ConsumeFailure::Channel)?;
         let exclusive = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
         let consume =
             channel.basic_consume(DEAD.into(), "".into(), exclusive, FieldTable::default());
-        let consumer = asking(BrokerAct::Receive, consume).await;
+        let consumer = ask_broker(BrokerAct::Receive, consume).await;
         Ok(Consuming::new(channel, consumer.map_err(ConsumeFailure::Queue)?))
     };
     let is_taken = |error: &ConsumeFailure| match error {
@@ -92,7 +94,7 @@ enum ConsumeFailure {
 }
 
 pub(super) async fn list(bus: &Amqp, limit: usize) -> Result<Vec<DeadLetter>, Cause> {
-    let (looking, held) = look(bus, LOOKED_AT).await?;
+    let (looking, held) = hold_letters(bus, LOOKED_AT).await?;
     // A letter that was buried more than once counts as one letter, with its latest content.
     let mut letters: BTreeMap<(String, String), DeadLetter> = BTreeMap::new();
     for received in &held {
@@ -106,19 +108,22 @@ pub(super) async fn list(bus: &Amqp, limit: usize) -> Result<Vec<DeadLetter>, Ca
     Ok(letters)
 }
 
-pub(super) async fn exhume(bus: &Amqp, letters: &[(String, String)]) -> Result<usize, Cause> {
+pub(super) async fn remove_dead_letters(
+    bus: &Amqp,
+    letters: &[(String, String)],
+) -> Result<usize, Cause> {
     if letters.is_empty() {
         return Ok(0);
     }
     let wanted: HashSet<&(String, String)> = letters.iter().collect();
-    let (looking, held) = look(bus, LOOKED_AT).await?;
+    let (looking, held) = hold_letters(bus, LOOKED_AT).await?;
     // The same letter may have been buried more than once.
     let mut found = HashSet::new();
     for received in held {
         let letter = read(&received);
         let letter = (letter.module, letter.event_id);
         if wanted.contains(&letter) {
-            within(received.acker.ack(BasicAckOptions::default())).await?;
+            with_answer_deadline(received.acker.ack(BasicAckOptions::default())).await?;
             found.insert(letter);
         }
     }
@@ -132,7 +137,7 @@ pub(super) async fn taken_by_the_broker(
     bus: &Amqp,
     most: u16,
 ) -> Result<Vec<(String, String)>, Cause> {
-    let (looking, held) = look(bus, most).await?;
+    let (looking, held) = hold_letters(bus, most).await?;
     let taken = held.iter().filter_map(|received| {
         let headers = received.properties.headers().as_ref()?.inner();
         let header = |key: &str| text(headers.get(&ShortString::from(key)));

@@ -19,7 +19,8 @@ use uuid::Uuid;
 
 use super::refusal::{BrokerAct, is_missing, lacks_right, said};
 use super::{
-    Amqp, Cause, DEAD, EVENTS, QUEUE_PREFIX, asking, dead, module_arguments, queue_of, within,
+    Amqp, Cause, DEAD, EVENTS, QUEUE_PREFIX, ask_broker, dead, module_arguments, queue_of,
+    with_answer_deadline,
 };
 use crate::{BusReport, QueueLength};
 
@@ -57,7 +58,7 @@ async fn queue_length(bus: &Amqp, module: &str) -> Result<Option<QueueLength>, C
     let channel = bus.publishing.channel().await?;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
     let there = channel.queue_declare(queue.as_str().into(), passive, FieldTable::default());
-    let there = match asking(BrokerAct::Other, there).await {
+    let there = match ask_broker(BrokerAct::Other, there).await {
         Err(error) if is_missing(&error) => return Ok(None),
         there => there?,
     };
@@ -66,8 +67,8 @@ async fn queue_length(bus: &Amqp, module: &str) -> Result<Option<QueueLength>, C
         QueueDeclareOptions::durable(),
         module_arguments(),
     );
-    asking(BrokerAct::DeclareQueue, declare).await?;
-    within(channel.close(200, "done".into())).await?;
+    ask_broker(BrokerAct::DeclareQueue, declare).await?;
+    with_answer_deadline(channel.close(200, "done".into())).await?;
     Ok(Some(QueueLength { module: module.to_owned(), messages: there.message_count() }))
 }
 
@@ -86,9 +87,9 @@ async fn missing_rights(bus: &Amqp) -> Result<Vec<String>, Cause> {
     }
     let channel = bus.publishing.channel().await?;
     let get = channel.basic_get(DEAD.into(), BasicGetOptions::default());
-    match asking(BrokerAct::Receive, get).await {
+    match ask_broker(BrokerAct::Receive, get).await {
         // When the channel is closed, the message returns to its place in the queue.
-        Ok(_) => within(channel.close(200, "done".into())).await?,
+        Ok(_) => with_answer_deadline(channel.close(200, "done".into())).await?,
         Err(error) if lacks_right(&error) => missing.push(error_chain(&*error)),
         // Another reader has the dead letters at this moment, which takes the same right.
         Err(_) => {}

@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::consuming::Consuming;
 use super::refusal::BrokerAct;
-use super::{Amqp, Cause, asking, queue_of, within};
+use super::{Amqp, Cause, ask_broker, queue_of, with_answer_deadline};
 use crate::{Delivery, StoreError, Subscription, Unreadable};
 
 /// A message that the broker waits for an answer to.
@@ -98,14 +98,14 @@ impl AmqpSubscriber {
 async fn consume(bus: Arc<Amqp>, module: String, prefetch: u16) -> Result<Consuming, Cause> {
     let channel = bus.consuming.channel().await?;
     bus.redeclare(&channel, &module).await?;
-    within(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+    with_answer_deadline(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
     let consume = channel.basic_consume(
         queue_of(&module).as_str().into(),
         "".into(),
         BasicConsumeOptions::default(),
         FieldTable::default(),
     );
-    let consumer = asking(BrokerAct::Receive, consume).await?;
+    let consumer = ask_broker(BrokerAct::Receive, consume).await?;
     Ok(Consuming::new(channel, consumer))
 }
 
@@ -129,7 +129,7 @@ impl Subscription for AmqpSubscriber {
 
     async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError> {
         let held = self.forget_held(tag).map_err(|error| self.failed(error))?;
-        within(held.channel.basic_ack(held.tag, BasicAckOptions::default()))
+        with_answer_deadline(held.channel.basic_ack(held.tag, BasicAckOptions::default()))
             .await
             .map_err(|error| self.failed(error))
     }
@@ -137,7 +137,7 @@ impl Subscription for AmqpSubscriber {
     async fn give_back(&mut self, tag: u64) -> Result<(), StoreError> {
         let held = self.forget_held(tag).map_err(|error| self.failed(error))?;
         let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        let given_back = within(held.channel.basic_nack(held.tag, requeue)).await;
+        let given_back = with_answer_deadline(held.channel.basic_nack(held.tag, requeue)).await;
         given_back.map_err(|error| self.failed(error))
     }
 
@@ -148,11 +148,14 @@ impl Subscription for AmqpSubscriber {
         let Some(mut open) = self.open.take() else { return Ok(vec![]) };
         let draining = async {
             let tag = open.consumer().tag();
-            within(open.channel().basic_cancel(tag, BasicCancelOptions::default())).await?;
+            with_answer_deadline(open.channel().basic_cancel(tag, BasicCancelOptions::default()))
+                .await?;
             let mut rest = Vec::new();
             // The consumer is cancelled, so the stream ends after the messages that had already
             // arrived.
-            while let Some(received) = within(async { Ok(open.consumer().next().await) }).await? {
+            while let Some(received) =
+                with_answer_deadline(async { Ok(open.consumer().next().await) }).await?
+            {
                 rest.push(received?);
             }
             Ok(rest)

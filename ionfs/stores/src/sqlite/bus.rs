@@ -116,7 +116,7 @@ impl Bus for Sqlite {
         .await
     }
 
-    async fn retire(&self, module: &str) -> Result<(), StoreError> {
+    async fn remove_queue(&self, module: &str) -> Result<(), StoreError> {
         let module = module.to_owned();
         self.write("removing a queue", move |connection| {
             for table in ["bindings", "messages", "queues"] {
@@ -207,7 +207,7 @@ impl Bus for Sqlite {
         .await
     }
 
-    async fn bury(&self, letter: DeadLetter) -> Result<(), StoreError> {
+    async fn add_dead_letter(&self, letter: DeadLetter) -> Result<(), StoreError> {
         self.write("burying a message", move |connection| {
             connection
                 .prepare_cached(
@@ -239,7 +239,7 @@ impl Bus for Sqlite {
         .await
     }
 
-    async fn exhume(&self, letters: &[(String, String)]) -> Result<usize, StoreError> {
+    async fn remove_dead_letters(&self, letters: &[(String, String)]) -> Result<usize, StoreError> {
         let letters = letters.to_vec();
         self.write("removing dead letters", move |connection| {
             let mut remove = connection

@@ -86,7 +86,7 @@ async fn messages_reach_each_bound_queue_until_acknowledged(bus: Arc<dyn Bus>, t
     assert_eq!(sent.message, Ok(message(&a, "3")));
     heir.acknowledge(sent.tag).await.unwrap();
     for module in [&n, &m] {
-        bus.retire(module).await.unwrap();
+        bus.remove_queue(module).await.unwrap();
         assert!(bus.peek(module, 10).await.unwrap().is_empty());
     }
     assert_eq!(bus.publish(&message(&a, "4")).await.unwrap(), Routed::Nowhere);
@@ -102,7 +102,7 @@ async fn a_binding_that_is_gone_brings_no_more(bus: &dyn Bus, tag: &str) {
     bus.declare(&module, std::slice::from_ref(&new), std::slice::from_ref(&old)).await.unwrap();
     assert_eq!(bus.publish(&message(&old, "1")).await.unwrap(), Routed::Nowhere);
     assert!(matches!(bus.publish(&message(&new, "2")).await.unwrap(), Routed::To(_)));
-    bus.retire(&module).await.unwrap();
+    bus.remove_queue(&module).await.unwrap();
 }
 
 /// A subscriber that is paused, and whose waits are dropped again and again, receives every message
@@ -142,7 +142,7 @@ async fn a_dropped_wait_and_a_pause_lose_nothing(bus: Arc<dyn Bus>, tag: &str) {
     }
     seen.sort_unstable();
     assert_eq!(seen, (0..MESSAGES).collect::<Vec<_>>());
-    bus.retire(&module).await.unwrap();
+    bus.remove_queue(&module).await.unwrap();
 }
 
 /// A message that is published through one handle wakes the subscriber of another handle, as in
@@ -154,7 +154,7 @@ async fn another_process_is_heard(publisher: Arc<dyn Bus>, subscriber: Arc<dyn B
     let waiting = tokio::spawn(async move { next(&mut subscription).await.message });
     publisher.publish(&message(&kind, "9")).await.unwrap();
     assert_eq!(waiting.await.unwrap(), Ok(message(&kind, "9")));
-    subscriber.retire(&module).await.unwrap();
+    subscriber.remove_queue(&module).await.unwrap();
 }
 
 /// Subscribers of a connection come and go. A message that another subscriber of the connection
@@ -176,7 +176,7 @@ async fn subscribers_that_go_disturb_nobody(bus: Arc<dyn Bus>, tag: &str) {
     }
     stays.acknowledge(held.tag).await.unwrap();
     for module in [&module, &others] {
-        bus.retire(module).await.unwrap();
+        bus.remove_queue(module).await.unwrap();
     }
 }
 
@@ -189,7 +189,7 @@ async fn looking_uses_nothing_up(bus: &dyn Bus, tag: &str) {
     for _ in 0..2100 {
         assert_eq!(bus.peek(&module, 5).await.unwrap(), [message(&kind, "1")]);
     }
-    bus.retire(&module).await.unwrap();
+    bus.remove_queue(&module).await.unwrap();
 }
 
 async fn dead_letters_are_kept_until_exhumed(bus: &dyn Bus, tag: &str) {
@@ -214,21 +214,21 @@ async fn dead_letters_are_kept_until_exhumed(bus: &dyn Bus, tag: &str) {
             }
         }
     };
-    bus.bury(letter("1", 1)).await.unwrap();
-    bus.bury(letter("2", 2)).await.unwrap();
-    bus.bury(letter("1", 3)).await.unwrap();
+    bus.add_dead_letter(letter("1", 1)).await.unwrap();
+    bus.add_dead_letter(letter("2", 2)).await.unwrap();
+    bus.add_dead_letter(letter("1", 3)).await.unwrap();
     for _ in 0..3 {
         mine(&[letter("2", 2), letter("1", 3)]).await;
     }
     let exhume = async |events: &[&str]| {
         let letters: Vec<_> =
             events.iter().map(|event| (module.clone(), (*event).to_owned())).collect();
-        bus.exhume(&letters).await.unwrap()
+        bus.remove_dead_letters(&letters).await.unwrap()
     };
     assert_eq!(exhume(&["1"]).await, 1);
     assert_eq!(exhume(&["1"]).await, 0);
     mine(&[letter("2", 2)]).await;
-    bus.bury(letter("3", 4)).await.unwrap();
+    bus.add_dead_letter(letter("3", 4)).await.unwrap();
     assert_eq!(exhume(&["2", "none", "3"]).await, 2);
     mine(&[]).await;
 }
@@ -255,6 +255,6 @@ async fn waits_left_alone_hold_up_nobody(bus: Arc<dyn Bus>, documents: &dyn Docu
         let delivery = next(&mut subscription).await;
         subscription.acknowledge(delivery.tag).await.unwrap();
         drop(subscription);
-        bus.retire(&module).await.unwrap();
+        bus.remove_queue(&module).await.unwrap();
     }
 }
