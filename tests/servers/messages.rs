@@ -4,9 +4,10 @@
 
 use std::time::{Duration, Instant};
 
-use ionfs::event::{Context, DocumentType, Event, Message, PublicationState};
-use ionfs::id::{CorrelationId, EventId};
+use ionfs::event::{Event, PublicationState};
+use ionfs::id::EventId;
 use ionfs::stores::open::{StoreUrls, open};
+use ionfs::stores::testing::message;
 use ionfs::stores::{Collection, DataPlane, Durability, encode};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -20,17 +21,6 @@ fn document(id: &str, publication: &str) -> Value {
         "id": id, "type": "start", "files": [], "data": [], "created": 1, "publication": publication,
         "context": {"name": "test", "eventId": id, "correlationId": "c", "parentEventId": "", "documentType": "eventMeta"},
     })
-}
-
-fn message(id: &str) -> Message {
-    let context = Context {
-        name: "test".into(),
-        event_id: EventId::new(id),
-        correlation_id: CorrelationId::new("c"),
-        parent_event_id: String::new(),
-        document_type: DocumentType::EventMeta,
-    };
-    Message { context, event_type: "start".into() }
 }
 
 /// Shows on this bus that messages which name no event become dead letters at once, with their
@@ -58,7 +48,7 @@ fn buries_what_names_no_event(home: &Home, runtime: &Runtime, plane: &DataPlane)
         }
         let long = "i".repeat(100_000);
         for id in ["an-insight", "endless-correlation", "malformed", "nobody", long.as_str()] {
-            plane.bus.send("work", &message(id)).await.unwrap();
+            plane.bus.send("work", &message("start", id)).await.unwrap();
         }
     });
     home.run(["event", "create", "start", "--wait"]).well();

@@ -10,14 +10,13 @@ use futures_util::stream;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde_json::json;
 
-use ionfs::event::{Context, DocumentType, Message};
-use ionfs::id::{CorrelationId, EventId};
+use ionfs::id::EventId;
 use ionfs::stores::amqp::Amqp;
 use ionfs::stores::mongo::Mongo as MongoDocuments;
 use ionfs::stores::object::ObjectBlobs;
 use ionfs::stores::sqlite::Sqlite;
 use ionfs::stores::testing::{
-    blobs_contract, bus_beside_documents_contract, bus_contract, documents_contract,
+    blobs_contract, bus_beside_documents_contract, bus_contract, documents_contract, message,
 };
 use ionfs::stores::{
     Blobs, Bus, Collection, Documents, Durability, Routed, UnfinishedUploads, known_queries,
@@ -97,8 +96,8 @@ fn fresh(what: &str) -> String {
     format!("{what}-{}", EventId::random())
 }
 
-/// Returns the URL in `variable`. If there is none, starts the server, runs the test `name` again
-/// with the server's URL in `variable`, and returns none.
+/// Returns the URL in the environment variable `variable`. If the variable is not set, starts the
+/// server, runs the test `name` again with the server's URL in it, and returns none.
 fn served(
     name: &str,
     variable: &str,
@@ -153,17 +152,6 @@ fn cloud_contract(url: &str) {
         }
         assert_eq!(blobs.list("").await.unwrap().count().await, 0);
     });
-}
-
-fn message(event_type: &str, id: &str) -> Message {
-    let context = Context {
-        name: "test".into(),
-        event_id: EventId::new(id),
-        correlation_id: CorrelationId::new("c"),
-        parent_event_id: String::new(),
-        document_type: DocumentType::EventMeta,
-    };
-    Message { context, event_type: event_type.into() }
 }
 
 #[tokio::test(flavor = "multi_thread")]

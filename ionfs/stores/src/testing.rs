@@ -12,5 +12,5 @@ mod documents;
 mod queries;
 
 pub use self::blobs::blobs_contract;
-pub use self::bus::{bus_beside_documents_contract, bus_contract};
+pub use self::bus::{bus_beside_documents_contract, bus_contract, message};
 pub use self::documents::documents_contract;

@@ -42,7 +42,8 @@ pub async fn bus_beside_documents_contract(
     waits_left_alone_hold_up_nobody(bus, documents, tag).await;
 }
 
-fn message(event_type: &str, id: &str) -> Message {
+/// Returns a message of the event `id`, for tests of a bus.
+pub fn message(event_type: &str, id: &str) -> Message {
     let context = Context {
         name: "test".into(),
         event_id: EventId::new(id),
