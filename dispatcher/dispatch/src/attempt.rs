@@ -10,6 +10,7 @@
 //! # After a crash
 //! The lease expires, and another attempt follows. It finds the commits of this one.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -121,16 +122,16 @@ impl AttemptRunner {
                 },
                 _ = ticks.tick() => LeaseHappening::Tick,
             };
-            for action in plan.decide(happening, Instant::now()) {
-                let Some(answer) = self.perform(job, action, stop).await else { continue };
-                for action in plan.decide(answer, Instant::now()) {
-                    self.perform(job, action, stop).await;
+            let mut actions = VecDeque::from(plan.decide(happening, Instant::now()));
+            while let Some(action) = actions.pop_front() {
+                if let Some(happening) = self.perform(job, action, stop).await {
+                    actions.extend(plan.decide(happening, Instant::now()));
                 }
             }
         }
     }
 
-    /// Performs one action, and returns what came of it.
+    /// Performs one action. Returns the happening that follows from it, if one does.
     async fn perform(
         &self,
         job: &JobRecord,
