@@ -185,6 +185,11 @@ fn expression(field: &str) -> String {
     if field == "id" { field.to_owned() } else { extract(field) }
 }
 
+/// Returns the expression by which a query's results are sorted.
+fn order(query: &Query) -> String {
+    expression(query.order_by.unwrap_or("id"))
+}
+
 /// Returns the conditions of a query, and puts their values into `values`.
 fn filter(query: &Query, values: &mut Vec<Sql>) -> String {
     let mut sql = conditions(&query.equals, values);
@@ -201,7 +206,7 @@ fn filter(query: &Query, values: &mut Vec<Sql>) -> String {
 
 /// Returns the conditions of a part of a query's results.
 fn part_filter(query: &Query, part: QueryPart<'_>, values: &mut Vec<Sql>) -> String {
-    let field = query.order_by.map_or_else(|| "id".to_owned(), extract);
+    let field = order(query);
     let after = if query.descending { '<' } else { '>' };
     match part {
         QueryPart::All => String::new(),
@@ -240,8 +245,7 @@ pub(super) fn select(query: &Query, part: QueryPart<'_>, limit: usize) -> (Strin
     );
     sql.push_str(&part_filter(query, part, &mut values));
     let direction = if query.descending { "DESC" } else { "ASC" };
-    let field = query.order_by.map_or_else(|| "id".to_owned(), extract);
-    sql.push_str(&format!(" ORDER BY {field} {direction}"));
+    sql.push_str(&format!(" ORDER BY {} {direction}", order(query)));
     if query.start_at.is_some() && query.order_by.is_some() {
         sql.push_str(&format!(", id {direction}"));
     }
