@@ -54,8 +54,7 @@ pub async fn find_event(ledger: &Ledger, id: &str) -> Result<Event, FindError> {
     let is_event =
         |document: &Value| document["context"]["documentType"] == json!(DocumentType::EventMeta);
     let only = find_only(ledger, Collection::Events, "event", id, is_event).await?;
-    let gone = || FindError::Nothing { kind: "event", id: id.to_owned(), hint: "" };
-    ledger.event(&EventId::new(only)).await?.ok_or_else(gone)
+    ledger.event(&EventId::new(only)).await?.ok_or_else(|| nothing("event", id))
 }
 
 /// Returns the job with this id, or the only job whose id begins with it.
@@ -70,9 +69,12 @@ pub async fn find_job(ledger: &Ledger, id: &str) -> Result<JobRecord, FindError>
     }
     let only = find_only(ledger, Collection::Jobs, "job", id, |_| true).await?;
     let job = ledger.plane().documents.get(Collection::Jobs, &only).await?;
-    let hint = "; `ion job list` shows all jobs";
-    let gone = || FindError::Nothing { kind: "job", id: id.to_owned(), hint };
-    Ok(decode(Collection::Jobs, job.ok_or_else(gone)?)?)
+    Ok(decode(Collection::Jobs, job.ok_or_else(|| nothing("job", id))?)?)
+}
+
+fn nothing(kind: &'static str, id: &str) -> FindError {
+    let hint = if kind == "job" { "; `ion job list` shows all jobs" } else { "" };
+    FindError::Nothing { kind, id: id.to_owned(), hint }
 }
 
 /// Returns the only id of this collection that begins with `beginning` and whose document `counts`,
@@ -98,8 +100,7 @@ async fn find_only(
             }
         }
     }
-    let hint = if kind == "job" { "; `ion job list` shows all jobs" } else { "" };
-    found.ok_or(FindError::Nothing { kind, id: beginning.to_owned(), hint })
+    found.ok_or_else(|| nothing(kind, beginning))
 }
 
 /// Returns the correlation with this id, or the only correlation whose id begins with it, or the
@@ -129,9 +130,7 @@ pub async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String, FindE
         }
         _ => match find_event(ledger, id).await {
             Ok(event) => Ok(event.context.correlation_id.to_string()),
-            Err(FindError::Nothing { id, .. }) => {
-                Err(FindError::Nothing { kind: "correlation and no event", id, hint: "" })
-            }
+            Err(FindError::Nothing { .. }) => Err(nothing("correlation and no event", id)),
             Err(error) => Err(error),
         },
     }
@@ -140,7 +139,7 @@ pub async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String, FindE
 /// Returns the correlation that began last.
 ///
 /// # Errors
-/// When there is none, or the documents cannot be read.
+/// When the plane has no events, or the documents cannot be read.
 pub async fn latest_correlation(ledger: &Ledger) -> Result<String, FindError> {
     // An event that an older Ion committed has no depth, as the first event of a correlation has
     // none. Such an event may have been committed by a job.
