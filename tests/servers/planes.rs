@@ -324,6 +324,7 @@ fn a_broker_that_is_away_holds_up_no_close() {
         created.stderr.contains("not published yet"),
         "the event is committed with its document: {created:#?}"
     );
+    // The broker stays away for this long.
     std::thread::sleep(Duration::from_secs(away).saturating_sub(stopped.elapsed()));
     servers.rabbit.server.start();
     servers.rabbit.wait_until_it_serves();

@@ -70,7 +70,8 @@ pub(super) struct ClaimedMessage {
 pub(super) enum ClaimEnd {
     /// This dispatcher has the job, and runs it in this slot.
     Run(Box<ClaimedJob>, JobSlot),
-    /// The job runs elsewhere or later, or there is none.
+    /// This dispatcher has nothing to run now: the job runs elsewhere or later, or the message
+    /// starts no job.
     NothingToRun,
     /// The job could not be claimed.
     Failed(LedgerError),

@@ -40,8 +40,8 @@ use crate::ledger::{ClaimOutcome, Ledger, LedgerError, RegisteredModules};
 /// How many events have their jobs cancelled at the same time.
 const EVENTS_AT_A_TIME: usize = 16;
 
-/// How long dispatchers leave a cancellation to whoever began it. Most have ended by then. After
-/// that, both may work on it, which does no harm: each step can be repeated.
+/// How long dispatchers leave a cancellation to the process that began it. Most cancellations have
+/// ended by then. After that, both may work on it, which does no harm: each step can be repeated.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// How long a dispatcher works on a cancellation, at most, before it does other work.

@@ -84,7 +84,7 @@ impl Volumes {
         Ok(Self { notes, slots: Mutex::default(), _lock: lock })
     }
 
-    /// Returns the slot of a volume id, and makes it if there is none.
+    /// Returns the slot of a volume id. Makes the slot if the volume has none yet.
     pub(super) fn slot(&self, volume: &str) -> VolumeSlot {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         // Removes empty slots that no call uses.

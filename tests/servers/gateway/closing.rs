@@ -75,7 +75,7 @@ fn a_client_that_closes_its_side_and_reads_on_is_answered() {
     }
     let answer = old.head().unwrap();
     assert_eq!(answer.status, 200, "an HTTP/1.0 client receives nothing but its answer");
-    // A request that is cut off becomes no event, and its sender is told so.
+    // A request that is cut off makes no event, and is answered as malformed.
     let mut http = Http::to(&at);
     http.begin("POST", "/events/other", &[("content-type", kind), ("content-length", "1000000")]);
     http.send(&body[..1000]).unwrap();

@@ -88,8 +88,8 @@ fn tokens_may_do_what_their_scopes_say() {
     assert_eq!(daemon.stop(), Some(0));
 }
 
-/// Only a token that may read events shows what came of an event. A sender that may only write is
-/// told how it ended.
+/// The trace of an event is only for a token that may read events. A sender whose token may only
+/// write receives the outcome without the trace.
 #[test]
 fn who_may_only_write_is_told_the_outcome_and_not_the_trace() {
     const WRITES: &str = "0123456789abcdef-writes";

@@ -19,7 +19,7 @@ use super::{AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
 /// The settings of a dispatcher for jobs that run as pods.
 #[derive(Clone, Debug)]
 pub struct ClusterSettings {
-    /// The key that signs the pods' tokens, or the reason why there is none.
+    /// The key that signs the pods' tokens, or the reason why it cannot be had.
     pub key: Result<TicketKey, TicketKeyError>,
     /// The namespace where pods run; none: the one of the kubeconfig, or the dispatcher's own.
     pub namespace: Option<String>,

@@ -93,7 +93,7 @@ type BlockOutcome = Option<Result<Arc<CachedBlock>, Arc<CacheError>>>;
 /// The blocks of one request, in order, each with the sender of its outcome.
 type Waiting = VecDeque<(u64, watch::Sender<BlockOutcome>)>;
 
-/// Who asks for a block.
+/// For what a block is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BlockDemand {
     /// A reader that waits for the block: it waits for room in memory too.

@@ -35,8 +35,8 @@ pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static st
 }
 
 /// Returns one query of each kind that is made of a collection with indexes, for tests: they show
-/// that no backend reads the whole collection for it. Whoever makes a new kind of query adds it
-/// here. The collections without indexes are small, and are read whole.
+/// that no backend reads the whole collection for it. Add each new kind of query here. The
+/// collections without indexes are small, and are read whole.
 pub fn known_queries() -> Vec<Query> {
     let equal = |collection, fields: &[&'static str]| {
         Query::equal(collection, fields.iter().map(|field| (*field, json!("x"))).collect())
