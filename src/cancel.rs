@@ -29,8 +29,7 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 /// that have ended stay as they are, dead jobs too. If this command is killed, the dispatchers
 /// finish the cancellation. `ion job retry` lets a cancelled job run again.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Examples:
+#[command(after_help = "Examples:
   ion cancel 3f2b91c0                 cancel a correlation, or an event and all below it
   ion cancel 3f2b91c0 --timeout 10s   wait at most 10 s for running jobs to stop")]
 pub(crate) struct CancelArgs {

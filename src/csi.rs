@@ -27,10 +27,13 @@ pub(crate) struct CsiArgs {
     endpoint: PathBuf,
     /// The socket in the kubelet's folder plugins_registry, by which the kubelet finds the driver;
     /// an empty value makes none
-    #[arg(long, env = "ION_CSI_REGISTRATION", value_name = "SOCKET", value_parser = parse_socket, default_value = "/registration/csi.ionfs-reg.sock")]
+    #[arg(long, env = "ION_CSI_REGISTRATION", value_name = "SOCKET", value_parser = parse_socket)]
+    #[arg(default_value = "/registration/csi.ionfs-reg.sock")]
     registration: PathBuf,
     /// The path of the driver's socket for the kubelet
-    #[arg(long, env = "ION_CSI_KUBELET_ENDPOINT", value_name = "SOCKET", value_parser = parse_socket, default_value = "/var/lib/kubelet/plugins/csi.ionfs/csi.sock")]
+    #[arg(long, env = "ION_CSI_KUBELET_ENDPOINT", value_name = "SOCKET")]
+    #[arg(value_parser = parse_socket)]
+    #[arg(default_value = "/var/lib/kubelet/plugins/csi.ionfs/csi.sock")]
     kubelet_endpoint: PathBuf,
     /// This node's name
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]

@@ -42,8 +42,7 @@ pub(crate) struct WhichArgs {
 
 /// What to give up.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
+#[command(after_help = "Examples:
   ion dead drop 3f2b91c0                      a job
   ion dead drop --all --module detect         all dead jobs of a module
   ion dead drop --unreadable                  all messages that no job could be made from")]

@@ -29,8 +29,7 @@ pub(crate) enum EventCommand {
 
 /// Create an event: store files, and start every module that subscribes to its type
 #[derive(Debug, Args)]
-#[command(after_help = "\
-                        Examples:
+#[command(after_help = "Examples:
   ion event create new_video --file clip.mp4 --wait
   ion event create order --data customer=7 --data note='call first'
   ion event create scan --file scans/             all files and empty folders below scans/, by their paths there")]

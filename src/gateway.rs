@@ -43,7 +43,8 @@ pub(crate) struct GatewayFlags {
     )]
     hosts: Vec<String>,
     /// The largest request with files
-    #[arg(long = "gateway-upload-max", env = "ION_GATEWAY_UPLOAD_MAX", default_value = "64GiB", value_parser = ionfs::limits::parse_bytes, value_name = "SIZE")]
+    #[arg(long = "gateway-upload-max", env = "ION_GATEWAY_UPLOAD_MAX", value_name = "SIZE")]
+    #[arg(value_parser = ionfs::limits::parse_bytes, default_value = "64GiB")]
     upload_max: u64,
     /// How many connections may be open at the same time
     #[arg(
@@ -159,8 +160,7 @@ impl GatewayFlags {
 /// Any number of gateways and dispatchers can use the same stores. `ion up --gateway ADDRESS` runs
 /// a gateway and a dispatcher in one process.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-                        Examples:
+#[command(after_help = "Examples:
   ion gateway &
   curl -F file=@clip.mp4 'http://127.0.0.1:8080/events/new_video?wait=1m'
   curl http://127.0.0.1:8080/openapi.json")]

@@ -35,8 +35,7 @@ pub(crate) struct CheckArgs {
 ///
 /// It never removes a blob that a running job may still commit, nor an image that a job runs from.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-                        Examples:
+#[command(after_help = "Examples:
   ion gc --dry-run             show what would be removed
   ion gc --older-than 30days   drop whole correlations that ended more than 30 days ago: files, events, jobs and logs;
                                and this machine's unpacked images that no job has used for so long")]

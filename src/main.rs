@@ -42,8 +42,7 @@ use crate::spans::Exporter;
 #[command(
     name = "ion",
     version,
-    after_help = "\
-Examples:
+    after_help = "Examples:
   ion up examples/words/pipeline.yaml                 run a pipeline's modules on this machine
   ion event create new_text --file README.md --wait   create an event, and wait for all the work it starts
   ion trace                                           show what came of it

@@ -38,8 +38,7 @@ pub(crate) struct NameArgs {
 /// registered module of the same name. The flags mean the same as the fields of a pipeline file,
 /// and are checked in the same way.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
+#[command(after_help = "Examples:
   ion module create --pipeline examples/words/pipeline.yaml
   ion module create -n shout -i text -o loud -- tr a-z A-Z
   ion module create -n thumb -i photo -o thumb --image registry.example/thumb:1

@@ -18,8 +18,7 @@ use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 /// with their logs; modules/<name>/<state>/ and types/<event type>/ link into it. Bytes are fetched
 /// only when they are read.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-                        Examples:
+#[command(after_help = "Examples:
   ion mount /tmp/plane &
   ls -lR /tmp/plane/correlations
   grep -R Traceback /tmp/plane/modules/detect/dead/")]

@@ -35,8 +35,7 @@ const UNNAMED_SHOWN_MAX: usize = 5;
 ///
 /// Its events are committed for real, and start other modules if a dispatcher serves them.
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-                        Examples:
+#[command(after_help = "Examples:
   ion run sample --pipeline examples/video/pipeline.yaml --file clip.mp4
   ion run --file README.md --out results -- sh -c 'wc -w /ion/in/data/* > /ion/out/data/n'")]
 pub(crate) struct RunArgs {

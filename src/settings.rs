@@ -155,8 +155,8 @@ pub(crate) struct Global {
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
     /// Log more: once for what happens, twice for details
-    #[arg(short, long, action = clap::ArgAction::Count, global = true, help_heading = "Global \
-                                                                                       options")]
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    #[arg(global = true, help_heading = "Global options")]
     pub(crate) verbose: u8,
     /// Let the daemon answer every read itself, even where the kernel could
     #[arg(long, env = "ION_NO_PASSTHROUGH", global = true, help_heading = "Global options")]

@@ -24,8 +24,7 @@ const OBSTACLES_MAX: usize = 20;
 
 /// Show all events and jobs that came of one first event, with times, sizes and states
 #[derive(Debug, ClapArgs)]
-#[command(after_help = "\
-Examples:
+#[command(after_help = "Examples:
   ion trace                  show the latest correlation
   ion trace 3f2b91c0         show the one whose id, or one of whose events' ids, begins like this
   ion trace --dot | dot -Tsvg > trace.svg")]

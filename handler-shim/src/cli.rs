@@ -152,8 +152,10 @@ async fn event(
             }
         }
         None if development && action == HandlerAction::Prepare => {
-            tracing::info!(event = %id, "there is no such event yet: what is in in/data becomes \
-                                         the event");
+            tracing::info!(
+                event = %id,
+                "there is no such event yet: what is in in/data becomes the event"
+            );
             Ok(first_event(plane, folder, Some(id), correlation(settings), &settings.limits)
                 .await?)
         }

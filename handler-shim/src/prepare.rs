@@ -64,8 +64,10 @@ pub async fn prepare(
     let standing = HandlerAttempt::begin(plane, work, folder).await?;
     let succeeded_before = matches!(standing, AttemptBegin::Succeeded(_));
     if succeeded_before {
-        tracing::warn!(job = %work.job(), "the job has succeeded before; a commit adds no events \
-                                           to it");
+        tracing::warn!(
+            job = %work.job(),
+            "the job has succeeded before; a commit adds no events to it"
+        );
     }
     folder.reset()?;
     let event = &work.event;

@@ -39,8 +39,11 @@ impl DispatchState {
         noted.insert(job.id.clone(), Instant::now());
         // Another dispatcher may have updated the record, or advanced the job.
         if let Err(error) = self.ledger.advance(job, &Transition::WaitsFor(now)).await {
-            tracing::debug!(job = %job.id, error = error_chain(&error), "what it waits for was not \
-                                                                   written");
+            tracing::debug!(
+                job = %job.id,
+                error = error_chain(&error),
+                "what it waits for was not written"
+            );
         }
     }
 
@@ -52,8 +55,11 @@ impl DispatchState {
         match self.ledger.advance(&job, &Transition::Gathers(without)).await {
             Ok(job) => job,
             Err(error) => {
-                tracing::warn!(job = %job.id, error = error_chain(&error), "what it runs without was not \
-                                                                      written");
+                tracing::warn!(
+                    job = %job.id,
+                    error = error_chain(&error),
+                    "what it runs without was not written"
+                );
                 job
             }
         }

@@ -27,8 +27,11 @@ impl DispatchState {
     pub(super) async fn hand_over(&self, job: &JobRecord) {
         if let Err(error) = self.ledger.advance(job, &Transition::Left).await {
             // The job is adopted when its lease has expired.
-            tracing::debug!(job = %job.id, error = error_chain(&error), "that a job is left could not be \
-                                                                   written");
+            tracing::debug!(
+                job = %job.id,
+                error = error_chain(&error),
+                "that a job is left could not be written"
+            );
         }
     }
 
@@ -52,8 +55,11 @@ impl DispatchState {
             match self.ledger.advance(&job, &adopted).await {
                 Ok(record) => {
                     self.metrics.adopted();
-                    tracing::info!(job = %job.id, attempt = job.attempt, "a job whose dispatcher \
-                                                                          is gone is adopted");
+                    tracing::info!(
+                        job = %job.id,
+                        attempt = job.attempt,
+                        "a job whose dispatcher is gone is adopted"
+                    );
                     return Some(record);
                 }
                 // Another dispatcher has adopted it, or it has ended.
@@ -74,8 +80,11 @@ impl DispatchState {
             }
             // Another dispatcher has done it, which is as good.
             Err(error) => {
-                tracing::debug!(job = %job.id, error = error_chain(&error), "a lost job was not ours to \
-                                                                       move")
+                tracing::debug!(
+                    job = %job.id,
+                    error = error_chain(&error),
+                    "a lost job was not ours to move"
+                )
             }
         }
     }

@@ -201,8 +201,11 @@ impl Dispatcher {
                             module.name.clone(),
                             "was registered otherwise: it is served as said here",
                         );
-                        tracing::info!(module = name, fields = ?module.differs_in(&former), "registered \
-                                                                                             anew");
+                        tracing::info!(
+                            module = name,
+                            fields = ?module.differs_in(&former),
+                            "registered anew"
+                        );
                         shared.notices.send(DispatchNotice::Module { name, now });
                     }
                 }

@@ -174,10 +174,7 @@ pub(super) async fn commit(
                 ),
                 _ => Problem::new(
                     ProblemKind::Differs,
-                    format!(
-                        "event {id} exists with other \
-                         content; send a new id"
-                    ),
+                    format!("event {id} exists with other content; send a new id"),
                 ),
             }
             .with("eventId", id.to_string()))

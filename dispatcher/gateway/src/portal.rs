@@ -442,8 +442,11 @@ impl Drop for CancelJob {
         let gate = self.gate.clone();
         self.gate.tasks.spawn(async move {
             if let Err(error) = gate.ledger.cancel(&job).await {
-                tracing::debug!(%job, error = ion_model::errors::error_chain(&error), "a run that no \
-                                                                                 client waits for cannot be cancelled");
+                tracing::debug!(
+                    %job,
+                    error = ion_model::errors::error_chain(&error),
+                    "a run that no client waits for cannot be cancelled"
+                );
             }
         });
     }

@@ -1,11 +1,6 @@
 //! The job ledger: the only source of truth about jobs. Every write names the version it read, so a
 //! stale write is refused.
 
-/// Returns the key of a job's dead letter: its module and the id of its event.
-pub(crate) fn letter_of(job: &JobRecord) -> (String, String) {
-    (job.module.clone(), job.event_id.to_string())
-}
-
 #[cfg(test)]
 mod definitions;
 #[cfg(test)]
@@ -620,8 +615,11 @@ impl Ledger {
     /// letter stays, people see one letter too many, and nothing else is wrong.
     async fn forget_letter(&self, job: &JobRecord) {
         if let Err(error) = self.plane.bus.remove_dead_letters(&[letter_of(job)]).await {
-            tracing::warn!(job = %job.id, error = error_chain(&error), "its dead letter could not be \
-                                                                  removed");
+            tracing::warn!(
+                job = %job.id,
+                error = error_chain(&error),
+                "its dead letter could not be removed"
+            );
         }
     }
 
@@ -714,6 +712,11 @@ impl Ledger {
     pub async fn event(&self, id: &EventId) -> Result<Option<Event>, StoreError> {
         self.plane.documents.get_as(Collection::Events, id.as_str()).await
     }
+}
+
+/// Returns the key of a job's dead letter: its module and the id of its event.
+pub(crate) fn letter_of(job: &JobRecord) -> (String, String) {
+    (job.module.clone(), job.event_id.to_string())
 }
 
 /// Returns a new record of the job of a module on an event, before it is claimed.

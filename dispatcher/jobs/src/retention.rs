@@ -87,8 +87,10 @@ async fn drop_correlation(
             // A person may have retried the job meanwhile: then its correlation has not ended.
             let same = vec![("version", json!(job.version))];
             if !plane.documents.delete(Collection::Jobs, job.id.as_str(), same).await? {
-                tracing::info!(job = %job.id, "a job changed while its correlation was being \
-                                               dropped; the rest stays");
+                tracing::info!(
+                    job = %job.id,
+                    "a job changed while its correlation was being dropped; the rest stays"
+                );
                 return Ok(());
             }
             failpoint::hit("gc.job-dropped");

@@ -48,8 +48,7 @@ const SECRETS: [&str; 4] = [
 #[command(
     name = "ion-handler",
     version,
-    after_help = "\
-                  Examples:
+    after_help = "Examples:
   ion-handler start --action=prepare --context.name=sample --context.eventid=3f2b91c0
   HANDLER_BASE_DIR=/ion ./sample
   ion-handler start --action=commit --context.name=sample --context.eventid=3f2b91c0 --valideventtypes=frame,done

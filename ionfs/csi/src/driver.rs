@@ -127,8 +127,11 @@ impl Driver {
     async fn remove_lost_tree(&self, note: &VolumeNote) {
         let target = note.target.clone();
         if let Err(error) = run_blocking(move || unmount_and_remove(&target)).await {
-            tracing::warn!(target = %note.target.display(), %error, "a lost tree cannot be \
-                                                                     unmounted");
+            tracing::warn!(
+                target = %note.target.display(),
+                %error,
+                "a lost tree cannot be unmounted"
+            );
         }
         remove_attempt(&self.node.settings.home, &note.job, note.attempt).await;
     }

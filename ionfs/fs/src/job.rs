@@ -207,8 +207,11 @@ impl JobTree {
         let directory = self.directory.clone();
         let removed = ion_system::run_blocking(move || remove_folder(&directory)).await;
         if let Err(error) = removed {
-            tracing::warn!(folder = %self.directory.display(), %error, "a staging folder could not \
-                                                                        be removed");
+            tracing::warn!(
+                folder = %self.directory.display(),
+                %error,
+                "a staging folder could not be removed"
+            );
         }
         self.outcome()
     }
@@ -230,8 +233,11 @@ pub async fn remove_attempt(home: &Path, job: &JobId, attempt: u32) {
     let folder = job_dir(home, job, attempt);
     ion_system::run_blocking(move || match remove_folder(&folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(folder = %folder.display(), %error, "the files of an attempt could not \
-                                                                be removed");
+            tracing::warn!(
+                folder = %folder.display(),
+                %error,
+                "the files of an attempt could not be removed"
+            );
         }
         _ => {}
     })

@@ -377,8 +377,11 @@ impl Committer {
         let published = self.try_to_publish(step, event).await;
         if let Err(failure) = &published {
             let reason = error_chain(failure);
-            tracing::warn!(event = %id, reason, "the event is committed but not published yet; the \
-                                                 relay will publish it");
+            tracing::warn!(
+                event = %id,
+                reason,
+                "the event is committed but not published yet; the relay will publish it"
+            );
         }
         published.is_ok()
     }
@@ -557,8 +560,11 @@ async fn append(
     let (id, stores) = (event.id.clone(), plane.clone());
     let telling = async move {
         if let Err(error) = publish(&stores, event, step, Some(told)).await {
-            tracing::warn!(event = %id, reason = error_chain(&error), "the event is stored but not \
-                                                                 published yet; a dispatcher will publish it");
+            tracing::warn!(
+                event = %id,
+                reason = error_chain(&error),
+                "the event is stored but not published yet; a dispatcher will publish it"
+            );
         }
     };
     let telling = tokio::spawn(telling.in_current_span());

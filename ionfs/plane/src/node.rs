@@ -168,8 +168,10 @@ impl Node {
     /// daemon answers all reads.
     pub fn passthrough_was_refused(&self, error: &std::io::Error) {
         if !self.passthrough_refused.swap(true, Ordering::Relaxed) {
-            tracing::info!(%error, "the kernel refuses passthrough; the daemon answers reads \
-                                    itself");
+            tracing::info!(
+                %error,
+                "the kernel refuses passthrough; the daemon answers reads itself"
+            );
         }
     }
 }

@@ -414,8 +414,10 @@ fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<WriteRequ
         if let Err(error) = begun.and_then(|()| connection.execute_batch("BEGIN IMMEDIATE")) {
             // The requests are dropped unanswered, and their callers receive the error that the
             // writer has stopped.
-            tracing::error!(%error, "the database cannot be written; the requests of this batch \
-                                     fail");
+            tracing::error!(
+                %error,
+                "the database cannot be written; the requests of this batch fail"
+            );
             continue;
         }
         let answers: Vec<WriteAnswer> =

@@ -50,8 +50,11 @@ pub fn make_home(home: &Path) -> io::Result<()> {
         ),
         // The home belongs to another user, who lets this one use it.
         Err(error) => {
-            tracing::debug!(%error, home = %home.display(), "other users may enter the home; this \
-                                                             user cannot change that")
+            tracing::debug!(
+                %error,
+                home = %home.display(),
+                "other users may enter the home; this user cannot change that"
+            )
         }
     }
     Ok(())

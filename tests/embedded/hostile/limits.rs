@@ -230,7 +230,8 @@ assert 10 < len(children) <= 400, len(children)
         ),
     );
     let module = home.path().join("module.py");
-    let limits = "event-bytes=2KiB,event-values=5,event-value-bytes=400,event-files=3,path-bytes=100,path-depth=3,open-files=40,processes=100";
+    let limits = "event-bytes=2KiB,event-values=5,event-value-bytes=400,event-files=3,\
+                  path-bytes=100,path-depth=3,open-files=40,processes=100";
     let ran = home
         .run(["--json", "--job-limit", limits, "run", "--", "python3", module.to_str().unwrap()])
         .failed();
@@ -288,7 +289,8 @@ fn a_broken_staging_disk_fails_jobs_with_eio_and_commits_nothing() {
     // The disk image lies on a disk that is smaller than the image says, so writes fail once that
     // disk is full.
     shell(&format!(
-        "mount -t tmpfs -o size=12m ion-test {disk}; truncate -s 64m {disk}/image; mkfs.ext4 -q -O ^has_journal {disk}/image; mount -o loop {disk}/image {jobs}"
+        "mount -t tmpfs -o size=12m ion-test {disk}; truncate -s 64m {disk}/image; \
+         mkfs.ext4 -q -O ^has_journal {disk}/image; mount -o loop {disk}/image {jobs}"
     ));
     let program = r#"
 broken = (errno.EIO, errno.EROFS, errno.ENOSPC)

@@ -63,7 +63,10 @@ for turn in range(TURNS):
     if os.path.exists("app.log"):
         os.rename("app.log", f"app.log.{turn}")
     open(f"turn.{turn}", "w").close()
-    until("waited in vain for all writers to open the new log", lambda: all(os.path.exists(f"turned.{turn}.{writer}") for writer in range(WRITERS)))
+    until(
+        "waited in vain for all writers to open the new log",
+        lambda: all(os.path.exists(f"turned.{turn}.{writer}") for writer in range(WRITERS)),
+    )
     if os.path.exists(f"app.log.{turn}"):
         size = os.path.getsize(f"app.log.{turn}")
         subprocess.run(["gzip", f"app.log.{turn}"], check=True)

@@ -49,7 +49,12 @@ sys.exit(3)
 fn the_localhost_api_answers_401_and_400_and_names_what_was_rejected() {
     let home = Home::new();
     home.program("stubborn", STUBBORN);
-    home.program("silent", "#!/bin/sh\necho '{\"eventType\":\"noted\"}' > /ion/out/events/s.json\necho $HANDLER_PORT > $SAID.tmp; mv $SAID.tmp $SAID.port\nwhile test ! -e $SAID.go; do sleep 0.02; done\n");
+    home.program(
+        "silent",
+        "#!/bin/sh\necho '{\"eventType\":\"noted\"}' > /ion/out/events/s.json\n\
+         echo $HANDLER_PORT > $SAID.tmp; mv $SAID.tmp $SAID.port\n\
+         while test ! -e $SAID.go; do sleep 0.02; done\n",
+    );
     let said = home.path().join("said");
     let module = |name: &str| {
         let keys = "on: [start], emits: [noted], retries: 0, api: sidecar";
@@ -117,11 +122,22 @@ fn the_localhost_api_answers_401_and_400_and_names_what_was_rejected() {
 fn a_newer_module_finds_its_values_alone_and_an_older_one_its_tree_where_it_says() {
     let home = Home::new();
     home.write("f", "content\n");
-    home.program("newer", "#!/bin/sh\nset -e\ntest $HANDLER_BASE_DIR = /ion; test ! -e /ion/in/meta.json; test ! -e /ion/out/meta.json\n! touch /ion/out/meta.json 2>/dev/null\ngrep -c key /ion/in/eventmeta.json\n");
-    home.program("older", "#!/bin/sh\nset -e\ntest $HANDLER_BASE_DIR = /older; test $ION_DIR = /older; test ! -e /ion/in\ncat /older/in/data/f; echo '{\"eventType\":\"x\"}' > /older/out/events/x\n");
+    home.program(
+        "newer",
+        "#!/bin/sh\nset -e\n\
+         test $HANDLER_BASE_DIR = /ion; test ! -e /ion/in/meta.json; test ! -e /ion/out/meta.json\n\
+         ! touch /ion/out/meta.json 2>/dev/null\ngrep -c key /ion/in/eventmeta.json\n",
+    );
+    home.program(
+        "older",
+        "#!/bin/sh\nset -e\n\
+         test $HANDLER_BASE_DIR = /older; test $ION_DIR = /older; test ! -e /ion/in\n\
+         cat /older/in/data/f; echo '{\"eventType\":\"x\"}' > /older/out/events/x\n",
+    );
     let file = home.write(
         "pipeline.yaml",
-        "modules:\n  newer: {on: [start], run: [./newer], retries: 0}\n  older: {on: [start], emits: [x], run: [./older], retries: 0, env: {HANDLER_BASE_DIR: /older}}\n",
+        "modules:\n  newer: {on: [start], run: [./newer], retries: 0}\n  older: {on: [start], \
+         emits: [x], run: [./older], retries: 0, env: {HANDLER_BASE_DIR: /older}}\n",
     );
     let up = home.up(&file);
     home.run("event create start --data a=1 --file f --wait".split(' ')).well();

@@ -100,7 +100,12 @@ fn each_mistake_is_named_with_its_line_and_the_way_out() {
         |fields: &str| format!("modules:\n  a:\n    on: [x]\n    run: [cat]\n    {fields}\n");
     let cases = [
         (module("retrys: 3"), "p.yaml:5:", "did you mean \"retries\"? allowed: on, where, gather"),
-        (module("where: [kind=car, score>=high]"), "p.yaml:5:", "\"where\": the term \"score>=high\" compares with \"high\", which is no number; a term is, for example, score>=0.8"),
+        (
+            module("where: [kind=car, score>=high]"),
+            "p.yaml:5:",
+            "\"where\": the term \"score>=high\" compares with \"high\", which is no number; a term \
+             is, for example, score>=0.8",
+        ),
         (module("where: [\"@start\"]"), "p.yaml:5:", "which only `ion find` takes"),
         (module("timeout: soon"), "p.yaml:5:", "write it as 30s"),
         (module("concurrency: 0"), "p.yaml:5:", "1 to 10000 jobs at a time are allowed"),

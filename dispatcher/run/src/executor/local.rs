@@ -464,8 +464,11 @@ impl LocalExecutor {
         ended.log = log.store(&self.node.plane, &context, ended.end == AttemptEnd::Succeeded).await;
         let folder = job_dir(home, &job, attempt);
         if let Err(error) = tokio::fs::remove_dir_all(&folder).await {
-            tracing::warn!(folder = %folder.display(), %error, "a job's folder could not be \
-                                                                removed");
+            tracing::warn!(
+                folder = %folder.display(),
+                %error,
+                "a job's folder could not be removed"
+            );
         }
         ended
     }

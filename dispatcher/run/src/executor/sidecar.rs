@@ -267,8 +267,10 @@ async fn serve(listener: TcpListener, router: Router) {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
-                    tracing::debug!(%error, "a connection to a job's localhost API cannot be \
-                                             accepted");
+                    tracing::debug!(
+                        %error,
+                        "a connection to a job's localhost API cannot be accepted"
+                    );
                     tokio::time::sleep(STAY).await;
                     continue;
                 }
@@ -320,8 +322,10 @@ async fn visited(stream: TcpStream, router: Router, visit: Arc<SidecarConnection
         .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
     tokio::select! {
         ended = connection => if let Err(error) = ended {
-            tracing::debug!(error = ion_model::errors::error_chain(&error), "a connection to a job's \
-                                                                       localhost API ended early");
+            tracing::debug!(
+                error = ion_model::errors::error_chain(&error),
+                "a connection to a job's localhost API ended early"
+            );
         },
         () = visit.leave.cancelled() => {}
     }

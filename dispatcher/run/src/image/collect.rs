@@ -64,8 +64,10 @@ fn collect_in(
             Err(ImageError::File { path, source })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
-                tracing::warn!(path = %path.display(), "an image of another user is left to that \
-                                                        user's `ion gc`");
+                tracing::warn!(
+                    path = %path.display(),
+                    "an image of another user is left to that user's `ion gc`"
+                );
                 continue;
             }
             Err(error) => return Err(error),

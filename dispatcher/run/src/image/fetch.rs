@@ -108,8 +108,10 @@ impl FetchLock {
             self.lock.write_all(words.as_bytes())
         });
         if let Err(error) = left {
-            tracing::warn!(%error, "the reason of a failed image fetch cannot be saved for the \
-                                    jobs that wait for it");
+            tracing::warn!(
+                %error,
+                "the reason of a failed image fetch cannot be saved for the jobs that wait for it"
+            );
         }
     }
 }

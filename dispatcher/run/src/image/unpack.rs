@@ -159,8 +159,11 @@ impl ImageRoot {
         }
         if self.without_attributes {
             let image = self.path.display();
-            tracing::warn!(%image, "the disk does not keep all extended attributes of this image's \
-                                    files; some are left out");
+            tracing::warn!(
+                %image,
+                "the disk does not keep all extended attributes of this image's files; some are \
+                 left out"
+            );
         }
         Ok(())
     }

@@ -125,8 +125,10 @@ impl StagedUploads {
             async move {
                 tokio::time::sleep_until(file.until).await;
                 if let Err(refusal) = this.store_ahead(file.ino).await {
-                    tracing::debug!(%refusal, "a file was not stored ahead; its event will try \
-                                               again");
+                    tracing::debug!(
+                        %refusal,
+                        "a file was not stored ahead; its event will try again"
+                    );
                 }
             }
         });

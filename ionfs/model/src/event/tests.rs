@@ -108,9 +108,8 @@ fn a_deeply_nested_document_is_refused_and_not_a_stack_overflow() {
 
 #[test]
 fn what_is_no_string_is_kept_to_the_letter() {
-    let ParsedEventFile::Complete(file) = parse(br#" { "eventType":"a" , "n" : 1234567890123456789012.50, "l":[ 1,{"]":"\"}"} ], "s" : "\u00e9,:" } "#) else {
-        panic!("not complete")
-    };
+    const TEXT: &[u8] = br#" { "eventType":"a" , "n" : 1234567890123456789012.50, "l":[ 1,{"]":"\"}"} ], "s" : "\u00e9,:" } "#;
+    let ParsedEventFile::Complete(file) = parse(TEXT) else { panic!("not complete") };
     let values: Vec<_> = file.data.iter().map(|pair| (&*pair.key, &*pair.value)).collect();
     assert_eq!(
         values,
@@ -147,7 +146,11 @@ proptest! {
     }
 
     #[test]
-    fn what_was_written_is_read(event_type in "[a-z][a-z0-9._-]{0,20}", files in proptest::collection::vec("[a-z/ ]{1,12}", 0..5), n in any::<i64>()) {
+    fn what_was_written_is_read(
+        event_type in "[a-z][a-z0-9._-]{0,20}",
+        files in proptest::collection::vec("[a-z/ ]{1,12}", 0..5),
+        n in any::<i64>(),
+    ) {
         let document = json!({"eventType": event_type, "files": files, "n": n});
         let ParsedEventFile::Complete(file) = parse(document.to_string().as_bytes()) else { panic!("not complete") };
         prop_assert_eq!(file.event_type, Some(event_type));
@@ -157,7 +160,10 @@ proptest! {
 
     /// The members that this parser finds are those that serde_json's own tree has.
     #[test]
-    fn members_are_those_of_a_whole_reader(text in "\\{(\"[a-c\\\\\\]\\[{}:,]{0,4}\" ?: ?(1.50|null|\"[a,:{}\\[\\]]{0,5}\"|\\[1, ?\"\\]\"\\]|\\{\"x\": ?\\{\\}\\}),? ?){0,4}\\}") {
+    fn members_are_those_of_a_whole_reader(
+        text in "\\{(\"[a-c\\\\\\]\\[{}:,]{0,4}\" ?: ?(1.50|null|\"[a,:{}\\[\\]]{0,5}\"\
+                 |\\[1, ?\"\\]\"\\]|\\{\"x\": ?\\{\\}\\}),? ?){0,4}\\}",
+    ) {
         let Ok(Value::Object(fields)) = serde_json::from_str::<Value>(&text) else { return Ok(()) };
         let ParsedEventFile::Complete(file) = parse(text.as_bytes()) else { panic!("not complete: {text}") };
         for pair in &file.data {

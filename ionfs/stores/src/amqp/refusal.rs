@@ -100,8 +100,7 @@ fn words(act: BrokerAct, said: &AMQPError) -> Option<String> {
             let what = what
                 .or_else(|| Some(format!("exchange {:?}", quoted_after(text, "no exchange ")?)))?;
             Some(format!(
-                "{what} is missing; start a dispatcher that serves it, which declares it \
-                 again"
+                "{what} is missing; start a dispatcher that serves it, which declares it again"
             ))
         }
         AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => precondition_failed(text),
@@ -111,8 +110,7 @@ fn words(act: BrokerAct, said: &AMQPError) -> Option<String> {
             quoted_after(text, "queue ")?
         )),
         AMQPErrorKind::Hard(AMQPHardError::NOTIMPLEMENTED | AMQPHardError::COMMANDINVALID) => Some(
-            "the broker lacks something that Ion needs; RabbitMQ 3.10 is the oldest that has it \
-             all"
+            "the broker lacks something that Ion needs; RabbitMQ 3.10 is the oldest that has it all"
             .into(),
         ),
         _ => None,

@@ -119,8 +119,11 @@ impl Subscription for AmqpSubscriber {
                 // was removed, or, from RabbitMQ 4.3, the consumer held a message for too long.
                 None => self.open = None,
                 Some(Err(error)) => {
-                    tracing::warn!(module = self.module, %error, "the broker closed the \
-                                                                  subscription; opening it again");
+                    tracing::warn!(
+                        module = self.module,
+                        %error,
+                        "the broker closed the subscription; opening it again"
+                    );
                     self.open = None;
                 }
             }

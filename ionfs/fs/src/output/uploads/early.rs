@@ -52,8 +52,11 @@ impl StagedUploads {
         self.own_blobs.note_upload(&key);
         match upload.finish().await {
             Err(UploadError::Store { source, .. }) => {
-                tracing::debug!(key, %source, "an early upload failed; the file will be uploaded \
-                                               again");
+                tracing::debug!(
+                    key,
+                    %source,
+                    "an early upload failed; the file will be uploaded again"
+                );
                 None
             }
             outcome => Some(outcome),

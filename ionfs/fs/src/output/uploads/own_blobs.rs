@@ -109,8 +109,11 @@ impl JobBlobs {
     async fn remove(&self, keys: &[String]) {
         if let Err(error) = self.store.delete_all(keys).await {
             let blobs = keys.len();
-            tracing::debug!(blobs, %error, "cannot remove blobs that no event names; `ion gc` will \
-                                            remove them");
+            tracing::debug!(
+                blobs,
+                %error,
+                "cannot remove blobs that no event names; `ion gc` will remove them"
+            );
         }
     }
 
