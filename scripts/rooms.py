@@ -3,9 +3,9 @@
 
     scripts/rooms.py            prints a Graphviz picture of the crates (dot -Tsvg draws it)
     scripts/rooms.py --modules  prints a picture of the crates and of the modules of each crate
-    scripts/rooms.py --check    fails when modules of one crate import each other in a circle, or when
-                                a crate imports one that its floor does not allow. In the crates of
-                                CHECKED_INSIDE, the modules of each folder are checked as well
+    scripts/rooms.py --check    fails when a crate imports one that its floor does not allow, or when
+                                modules of one crate, or of one folder in it, import each other in a
+                                circle
 
 The crates come from `cargo metadata`, and the modules from the `use` lines and the paths in their
 files. Code in `#[cfg(test)]` modules does not count.
@@ -33,9 +33,6 @@ FLOORS = [
     ["dispatcher"],
     ["ion"],
 ]
-
-# Crates in which modules of the same folder may not import each other in a circle either.
-CHECKED_INSIDE = ["ion-fs"]
 
 
 def crates():
@@ -117,10 +114,7 @@ def check(all_crates):
         for other in imports:
             if floor.get(other, -1) >= floor[name]:
                 yield f"crate {name} imports {other}, which is not below it"
-        rooms = [()]
-        if name in CHECKED_INSIDE:
-            rooms += [inside for inside in folders_of_modules(folder) if inside]
-        for inside in rooms:
+        for inside in [(), *folders_of_modules(folder)]:
             for group in circles(modules(folder, inside)):
                 room = "::".join([name, *inside])
                 yield f"modules of {room} import each other in a circle: {', '.join(group)}"

@@ -21,6 +21,7 @@
 //! connection break and sends its request again.
 
 mod flow;
+mod outcome;
 mod pool;
 mod record;
 mod spool;
@@ -41,7 +42,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use self::flow::{Flow, LinkEnd};
+use self::flow::Flow;
+use self::outcome::LinkEnd;
 use self::pool::{PoolLease, Pools};
 use self::record::Recording;
 pub use self::record::STDIN;

@@ -9,7 +9,7 @@
 //!
 //! # Deadlines
 //! Deadlines measure progress, not size: every request carries at most one part, and fails when no
-//! bytes move for `cloud::STALL`.
+//! bytes move for `client::STALL`.
 //!
 //! # After a crash
 //! An upload that a killed process left open takes up space and appears in no listing. So each
@@ -18,6 +18,8 @@
 
 #[cfg(feature = "azure")]
 mod azure;
+#[cfg(any(feature = "azure", feature = "gcs", feature = "s3"))]
+mod client;
 #[cfg(any(feature = "azure", feature = "gcs", feature = "s3"))]
 mod cloud;
 #[cfg(feature = "gcs")]

@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::future::{OptionFuture, join_all};
 use ion_jobs::pipeline::Module;
-use ion_model::clock::{self, Millis};
+use ion_model::clock;
 use ion_model::errors::error_chain;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe::{Receiver, Sender};
@@ -23,10 +23,11 @@ use tokio::sync::{SetOnce, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::outcome::{LinkEnd, LinkExit};
 use super::pool::{LinkStartError, PoolLease};
-use super::record::{ChainTrace, Recording};
+use super::record::{FlowOutcome, Recording};
 use super::spool::{Spool, SpooledBlob, Storing};
-use super::{Input, Link, PIECES};
+use super::{Input, PIECES};
 use crate::sandbox::{PipedStreams, ProcessExit, Sandbox, SandboxError};
 
 /// The most bytes of one read from a link: what a pipe holds.
@@ -51,60 +52,6 @@ pub(super) struct Flow<'a> {
     pub(super) used: &'a PoolLease,
     pub(super) module: &'a Module,
     pub(super) recording: &'a Recording,
-}
-
-/// How the links of a run ended, and what is recorded of them.
-#[derive(Debug)]
-pub(super) struct FlowOutcome {
-    /// Each link, in order.
-    pub(super) links: Vec<LinkEnd>,
-    /// The stored input of the first link; none where the input is an event's file already.
-    pub(super) input: Option<SpooledBlob>,
-    /// Whether a part of the input was not read.
-    pub(super) cut_owned: bool,
-    /// Whether the run was asked to stop.
-    pub(super) stopped: bool,
-    /// The part of the trace that is recorded already.
-    pub(super) begun: Option<ChainTrace>,
-    /// Why Ion itself failed, in words; none if it did not.
-    pub(super) broken: Option<String>,
-}
-
-/// How one link ended, and what it wrote.
-#[derive(Debug)]
-pub(super) struct LinkEnd {
-    pub(super) link: Link,
-    pub(super) how: LinkExit,
-    pub(super) started: Millis,
-    pub(super) ended: Millis,
-    pub(super) stderr: Bytes,
-    /// All that it wrote, if it ended well.
-    pub(super) output: Option<SpooledBlob>,
-    /// What is left of its processes. They are removed only after the run's answer is sent.
-    pub(super) _left: Option<Sandbox>,
-}
-
-/// How a link ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum LinkExit {
-    Exited(ProcessExit),
-    /// The next link had closed its stdin, as in `yes | head`. The exit status after that does not
-    /// count.
-    Unwanted,
-    TimedOut(Duration),
-    WroteTooMuch(u64),
-    NotStarted(String),
-    Vanished(String),
-    /// Another link failed, or the run was asked to stop.
-    GivenUp,
-    /// Its output could not be stored.
-    NotStored(String),
-}
-
-impl LinkExit {
-    pub(super) fn is_well(&self) -> bool {
-        matches!(self, Self::Exited(ProcessExit::Code(0)) | Self::Unwanted)
-    }
 }
 
 /// The receiver of a link's output.
@@ -145,25 +92,25 @@ impl Flow<'_> {
         let last_ended = AtomicBool::new(false);
         let before = async {
             let (fed, links) = tokio::join!(self.feed(input, first, &give_up), join_all(stages));
-            let (input, cut_owned, unread) = fed;
+            let (input, cut_off, unread) = fed;
             let well = unread.is_none() && links.iter().all(|end| end.how.is_well());
             // This happens while the last link still runs, so that less is left to do when it has
             // ended.
             let begun = match well && !last_ended.load(Ordering::Relaxed) {
-                true => self.recording.begin(input.as_ref(), cut_owned, &links).await.map(Some),
+                true => self.recording.begin(input.as_ref(), cut_off, &links).await.map(Some),
                 false => Ok(None),
             };
             if begun.is_err() {
                 give_up.cancel();
             }
-            (input, cut_owned, unread, links, begun)
+            (input, cut_off, unread, links, begun)
         };
         let last = async {
             let end = OptionFuture::from(last).await;
             last_ended.store(true, Ordering::Relaxed);
             end
         };
-        let ((input, cut_owned, unread, mut links, begun), last) = tokio::join!(before, last);
+        let ((input, cut_off, unread, mut links, begun), last) = tokio::join!(before, last);
         links.extend(last);
         let not_stored = links.iter().find_map(|end| match &end.how {
             LinkExit::NotStored(reason) => Some(reason.clone()),
@@ -174,7 +121,7 @@ impl Flow<'_> {
             Err(error) => (None, Some(error_chain(&error))),
         };
         let broken = unread.or(not_stored).or(not_begun);
-        FlowOutcome { links, input, cut_owned, stopped: stop.is_cancelled(), begun, broken }
+        FlowOutcome { links, input, cut_off, stopped: stop.is_cancelled(), begun, broken }
     }
 
     /// Passes the input to the first link. Returns the stored input, whether it was cut off, and
@@ -187,7 +134,7 @@ impl Flow<'_> {
     ) -> (Option<SpooledBlob>, bool, Option<String>) {
         let mut to = Some(to);
         let mut spool = self.recording.input();
-        let cut_owned = loop {
+        let cut_off = loop {
             let piece = tokio::select! {
                 biased;
                 () = give_up.cancelled() => break true,
@@ -222,10 +169,10 @@ impl Flow<'_> {
         };
         drop(to);
         match spool {
-            None => (None, cut_owned, None),
+            None => (None, cut_off, None),
             Some(spool) => match spool.finish().await {
-                Ok(blob) => (Some(blob), cut_owned, None),
-                Err(error) => (None, cut_owned, Some(error_chain(&error))),
+                Ok(blob) => (Some(blob), cut_off, None),
+                Err(error) => (None, cut_off, Some(error_chain(&error))),
             },
         }
     }

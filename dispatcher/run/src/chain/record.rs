@@ -24,10 +24,10 @@ use ion_plane::upload::store_bytes_soon;
 use ion_stores::{Collection, DataPlane, Guard, Inserted, encode};
 use serde_json::Value;
 
-use super::flow::{FlowOutcome, LinkEnd, LinkExit};
+use super::outcome::{LinkEnd, LinkExit};
 use super::spool::{Spool, SpooledBlob};
 use super::{ChainEnd, InputState, Link, LinkFailure};
-use crate::sandbox::{ProcessExit, out_of_memory};
+use crate::sandbox::ProcessExit;
 
 /// The name of a link's output, as a file of its event.
 pub(super) const STDOUT: &str = "stdout";
@@ -51,6 +51,23 @@ pub(super) struct Recording {
     /// The ids of the events and jobs that the run will have, by link: each event follows from the
     /// one before.
     steps: Vec<Step>,
+}
+
+/// How the links of a run ended, and what is recorded of them.
+#[derive(Debug)]
+pub(super) struct FlowOutcome {
+    /// Each link, in order.
+    pub(super) links: Vec<LinkEnd>,
+    /// The stored input of the first link; none where the input is an event's file already.
+    pub(super) input: Option<SpooledBlob>,
+    /// Whether a part of the input was not read.
+    pub(super) cut_off: bool,
+    /// Whether the run was asked to stop.
+    pub(super) stopped: bool,
+    /// The part of the trace that is recorded already.
+    pub(super) begun: Option<ChainTrace>,
+    /// Why Ion itself failed, in words; none if it did not.
+    pub(super) broken: Option<String>,
 }
 
 /// The part of a run's trace that exists so far.
@@ -131,11 +148,11 @@ impl Recording {
     pub(super) async fn begin(
         &self,
         input: Option<&SpooledBlob>,
-        cut_owned: bool,
+        cut_off: bool,
         links: &[LinkEnd],
     ) -> Result<ChainTrace, RecordError> {
         self.within(async {
-            let mut trace = self.trace(input, cut_owned);
+            let mut trace = self.trace(input, cut_off);
             self.extend(&mut trace, links, links.len()).await?;
             let last =
                 trace.last.take().map(|event| (Collection::Events, encode(&event.for_nobody())));
@@ -179,7 +196,7 @@ impl Recording {
             _ => ChainEnd::Cancelled,
         };
         let mut trace =
-            begun.unwrap_or_else(|| self.trace(outcome.input.as_ref(), outcome.cut_owned));
+            begun.unwrap_or_else(|| self.trace(outcome.input.as_ref(), outcome.cut_off));
         if self.begins() && !self.alone() {
             trace.documents.push((Collection::Jobs, encode(&self.chain_record(&end, links))));
         }
@@ -204,8 +221,8 @@ impl Recording {
     }
 
     /// Begins a trace with the first event.
-    fn trace(&self, input: Option<&SpooledBlob>, cut_owned: bool) -> ChainTrace {
-        let first = self.first_event(input, cut_owned);
+    fn trace(&self, input: Option<&SpooledBlob>, cut_off: bool) -> ChainTrace {
+        let first = self.first_event(input, cut_off);
         let mut documents = Vec::new();
         if self.begins() {
             documents.push((Collection::Events, encode(&first)));
@@ -298,12 +315,12 @@ impl Recording {
         }
     }
 
-    fn first_event(&self, input: Option<&SpooledBlob>, cut_owned: bool) -> Event {
+    fn first_event(&self, input: Option<&SpooledBlob>, cut_off: bool) -> Event {
         let mut first = self.first.clone();
         if let Some(input) = input {
             first.files = vec![input.entry.clone()];
         }
-        if cut_owned && self.begins() {
+        if cut_off && self.begins() {
             first.data.push(KeyValue { key: "cutOff".into(), value: "true".into() });
         }
         if self.begins() { first.for_nobody() } else { first }
@@ -345,8 +362,8 @@ impl Recording {
         let attempt = Attempt {
             ended: Some(end.ended),
             end: Some(attempt_end),
-            exit_code: exit_code(&end.how),
-            reason: (end.how != LinkExit::Exited(ProcessExit::Code(0))).then(|| said(&end.how)),
+            exit_code: end.how.exit_code(),
+            reason: (end.how != LinkExit::Exited(ProcessExit::Code(0))).then(|| end.how.in_words()),
             log,
             ..Attempt::new(self.stored.attempt(), end.started)
         };
@@ -457,8 +474,8 @@ impl Recording {
             link: end.link.name.clone(),
             link_id: end.link.id(),
             job: self.steps[index].job.clone(),
-            reason: said(&end.how),
-            exit_code: exit_code(&end.how),
+            reason: end.how.in_words(),
+            exit_code: end.how.exit_code(),
             timed_out: matches!(end.how, LinkExit::TimedOut(_)),
             stderr: format_tail(end.stderr.len() as u64, &end.stderr[from..]),
         }
@@ -478,30 +495,4 @@ pub(super) fn steps<'a>(
         let job = JobId::derive(&std::mem::replace(&mut on, event.clone()), &name);
         Step { job, event }
     })
-}
-
-fn exit_code(how: &LinkExit) -> Option<i32> {
-    match how {
-        LinkExit::Exited(ProcessExit::Code(code)) => Some(*code),
-        _ => None,
-    }
-}
-
-fn said(how: &LinkExit) -> String {
-    match how {
-        LinkExit::Exited(ProcessExit::Code(code)) => format!("exit status {code}"),
-        LinkExit::Exited(ProcessExit::Signal(signal)) => format!("killed by signal {signal}"),
-        LinkExit::Exited(ProcessExit::OutOfMemory(bytes)) => out_of_memory(*bytes),
-        LinkExit::TimedOut(timeout) => {
-            format!("over its timeout of {}", humantime::format_duration(*timeout))
-        }
-        LinkExit::WroteTooMuch(most) => {
-            format!("it wrote more than {most} bytes, which is its output limit")
-        }
-        LinkExit::Unwanted => "ended early: the next link had closed its stdin".into(),
-        LinkExit::GivenUp => "stopped: another link failed, or the run was cancelled".into(),
-        LinkExit::NotStarted(reason) | LinkExit::Vanished(reason) | LinkExit::NotStored(reason) => {
-            reason.clone()
-        }
-    }
 }

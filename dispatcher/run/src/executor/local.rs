@@ -37,8 +37,8 @@ use super::{AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
 use crate::chain::{ChainEnd, ChainRequest, Chains, Input, InputState, LinkRuntime};
 use crate::container::{ContainerRequest, Containers};
 use crate::sandbox::{
-    self, Covers, ForkServer, ProcessExit, Rights, Sandbox, SandboxCommand, SandboxError,
-    SandboxMode,
+    self, Covers, ForkServer, ProcessExit, Rights, Sandbox, SandboxCommand, SandboxContainer,
+    SandboxError, SandboxMode,
 };
 
 /// The wait between SIGTERM and SIGKILL. A shorter wait cuts off modules that tidy up; a longer
@@ -302,34 +302,10 @@ impl LocalExecutor {
         let ion_dir =
             if self.mode == SandboxMode::Plain { plain.clone() } else { mount_at.clone() };
         let processes = tree.limits().processes;
-        let container = match &start.module.container {
-            None => None,
-            Some(container) => {
-                let (argv, env) = (start.module.argv(), environment(&[], &start, &ion_dir, api));
-                let say = |words: &str| log.note(words);
-                let ask = ContainerRequest {
-                    container,
-                    argv,
-                    env,
-                    tree: Some(&mount_at),
-                    processes,
-                    say: &say,
-                };
-                // This may take long: an image may have to be fetched first.
-                let made = tokio::select! {
-                    made = self.containers.make(ask) => made,
-                    stop = asked(&mut stop) => return (ProcessEnd::Stopped(stop), exit_span()),
-                };
-                match made {
-                    Ok(container) => Some(Box::new(container)),
-                    Err(error) if error.is_lasting() => {
-                        return (ProcessEnd::CannotRun(error_chain(&error)), exit_span());
-                    }
-                    Err(error) => {
-                        return (ProcessEnd::NotStarted(error_chain(&error)), exit_span());
-                    }
-                }
-            }
+        let env = environment(&[], &start, &ion_dir, api);
+        let container = match self.container(&start, env, processes, &mut stop, log).await {
+            Ok(container) => container,
+            Err(end) => return (end, exit_span()),
         };
         let argv = start.module.argv();
         // A container's runtime makes a root of its own, so nothing has to be covered.
@@ -379,6 +355,37 @@ impl LocalExecutor {
             tracing::warn!(job = %job.id, "the job's output did not end with it");
         }
         (ran, exit)
+    }
+
+    /// Makes the module's container, if the module has one, with these variables. This may take
+    /// long: an image may have to be fetched first. The error is how the attempt ends without one.
+    async fn container(
+        &self,
+        start: &AttemptStart,
+        env: Vec<(String, String)>,
+        processes: u64,
+        stop: &mut watch::Receiver<Option<StopReason>>,
+        log: &JobLog,
+    ) -> Result<Option<Box<SandboxContainer>>, ProcessEnd> {
+        let Some(container) = &start.module.container else { return Ok(None) };
+        let say = |words: &str| log.note(words);
+        let mount_at = start.module.base_dir();
+        let request = ContainerRequest {
+            container,
+            argv: start.module.argv(),
+            env,
+            tree: Some(&mount_at),
+            processes,
+            say: &say,
+        };
+        let made = tokio::select! {
+            made = self.containers.make(request) => made,
+            stop = asked(stop) => return Err(ProcessEnd::Stopped(stop)),
+        };
+        made.map(|container| Some(Box::new(container))).map_err(|error| match error.is_lasting() {
+            true => ProcessEnd::CannotRun(error_chain(&error)),
+            false => ProcessEnd::NotStarted(error_chain(&error)),
+        })
     }
 
     /// Starts the process, which waits until its tree is served, and serves the tree.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use object_store::azure::MicrosoftAzureBuilder;
 
-use super::cloud::{CloudClient, options, retry, with_taken};
+use super::client::{CloudClient, options, retry, with_taken};
 
 /// Returns a client of this container, configured by the environment.
 pub(super) fn client(container: &str) -> object_store::Result<CloudClient> {

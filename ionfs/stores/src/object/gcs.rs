@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use object_store::gcp::GoogleCloudStorageBuilder;
 
-use super::cloud::{CloudClient, options, retry, with_taken};
+use super::client::{CloudClient, options, retry, with_taken};
 
 /// Returns a client of this bucket, configured by the environment.
 pub(super) fn client(bucket: &str) -> object_store::Result<CloudClient> {

@@ -80,74 +80,7 @@ pub(super) fn job(start: &AttemptStart, token: &str) -> Result<Job, PodSpecError
     if module.api != ModuleApi::None {
         return Err(PodSpecError::Sidecar);
     }
-    let mount_at = module.base_dir().display().to_string();
-    let env = environment(&[], start, &module.base_dir(), None);
-    let (uid, gid) = numbers(container.user.as_deref())?;
-    let pod = PodSpec {
-        containers: vec![Container {
-            name: CONTAINER.into(),
-            image: Some(image.clone()),
-            command: (!module.run.is_empty()).then(|| module.argv()),
-            env: Some(
-                env.into_iter()
-                    .map(|(name, value)| EnvVar { name, value: Some(value), value_from: None })
-                    .collect(),
-            ),
-            resources: resources(&container.resources),
-            volume_mounts: Some(vec![VolumeMount {
-                name: VOLUME.into(),
-                mount_path: mount_at,
-                ..VolumeMount::default()
-            }]),
-            security_context: Some(SecurityContext {
-                allow_privilege_escalation: Some(false),
-                capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
-                run_as_user: uid,
-                run_as_group: gid,
-                // Set explicitly, so that the pod passes the strictest of the cluster's own
-                // policies.
-                run_as_non_root: uid.map(|uid| uid != 0),
-                ..SecurityContext::default()
-            }),
-            ..Container::default()
-        }],
-        volumes: Some(vec![Volume {
-            name: VOLUME.into(),
-            csi: Some(CSIVolumeSource {
-                driver: csi::DRIVER_NAME.into(),
-                volume_attributes: Some(BTreeMap::from([(
-                    csi::TOKEN_ATTRIBUTE.to_owned(),
-                    token.to_owned(),
-                )])),
-                ..CSIVolumeSource::default()
-            }),
-            ..Volume::default()
-        }]),
-        restart_policy: Some("Never".into()),
-        automount_service_account_token: Some(false),
-        enable_service_links: Some(false),
-        termination_grace_period_seconds: Some(GRACE_SECONDS),
-        security_context: Some(PodSecurityContext {
-            seccomp_profile: Some(SeccompProfile {
-                type_: "RuntimeDefault".into(),
-                localhost_profile: None,
-            }),
-            ..PodSecurityContext::default()
-        }),
-        service_account_name: module.kubernetes.service_account.clone(),
-        node_selector: Some(module.kubernetes.node_selector.clone())
-            .filter(|labels| !labels.is_empty()),
-        tolerations: Some(module.kubernetes.tolerations.iter().map(toleration).collect()),
-        image_pull_secrets: Some(
-            module
-                .kubernetes
-                .image_pull_secrets
-                .iter()
-                .map(|name| LocalObjectReference { name: name.clone() })
-                .collect(),
-        ),
-        ..PodSpec::default()
-    };
+    let pod = pod_spec(start, token, module_container(start, image, container)?);
     let labels = labels(start, container.network);
     let seconds = i64::try_from(module.timeout.as_secs().max(1)).unwrap_or(i64::MAX);
     let spec = JobSpec {
@@ -173,6 +106,81 @@ pub(super) fn job(start: &AttemptStart, token: &str) -> Result<Job, PodSpecError
         spec: Some(spec),
         status: None,
     })
+}
+
+/// Returns the container that runs the module, with the volume at the module's base folder.
+///
+/// # Errors
+/// [`PodSpecError::User`] when the module names its user by a name.
+fn module_container(
+    start: &AttemptStart,
+    image: &str,
+    asked: &ion_jobs::pipeline::Container,
+) -> Result<Container, PodSpecError> {
+    let module = &start.module;
+    let env = environment(&[], start, &module.base_dir(), None);
+    let variable = |(name, value)| EnvVar { name, value: Some(value), value_from: None };
+    let (uid, gid) = numbers(asked.user.as_deref())?;
+    Ok(Container {
+        name: CONTAINER.into(),
+        image: Some(image.to_owned()),
+        command: (!module.run.is_empty()).then(|| module.argv()),
+        env: Some(env.into_iter().map(variable).collect()),
+        resources: resources(&asked.resources),
+        volume_mounts: Some(vec![VolumeMount {
+            name: VOLUME.into(),
+            mount_path: module.base_dir().display().to_string(),
+            ..VolumeMount::default()
+        }]),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
+            run_as_user: uid,
+            run_as_group: gid,
+            // Set explicitly, so that the pod passes the strictest of the cluster's own
+            // policies.
+            run_as_non_root: uid.map(|uid| uid != 0),
+            ..SecurityContext::default()
+        }),
+        ..Container::default()
+    })
+}
+
+/// Returns the pod of this container, with the volume that the token names.
+fn pod_spec(start: &AttemptStart, token: &str, container: Container) -> PodSpec {
+    let kubernetes = &start.module.kubernetes;
+    let secret = |name: &String| LocalObjectReference { name: name.clone() };
+    PodSpec {
+        containers: vec![container],
+        volumes: Some(vec![Volume {
+            name: VOLUME.into(),
+            csi: Some(CSIVolumeSource {
+                driver: csi::DRIVER_NAME.into(),
+                volume_attributes: Some(BTreeMap::from([(
+                    csi::TOKEN_ATTRIBUTE.to_owned(),
+                    token.to_owned(),
+                )])),
+                ..CSIVolumeSource::default()
+            }),
+            ..Volume::default()
+        }]),
+        restart_policy: Some("Never".into()),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        termination_grace_period_seconds: Some(GRACE_SECONDS),
+        security_context: Some(PodSecurityContext {
+            seccomp_profile: Some(SeccompProfile {
+                type_: "RuntimeDefault".into(),
+                localhost_profile: None,
+            }),
+            ..PodSecurityContext::default()
+        }),
+        service_account_name: kubernetes.service_account.clone(),
+        node_selector: Some(kubernetes.node_selector.clone()).filter(|labels| !labels.is_empty()),
+        tolerations: Some(kubernetes.tolerations.iter().map(toleration).collect()),
+        image_pull_secrets: Some(kubernetes.image_pull_secrets.iter().map(secret).collect()),
+        ..PodSpec::default()
+    }
 }
 
 /// Returns the token in a Job's pod, if there is one.
