@@ -179,7 +179,7 @@ impl Store {
             let range = at * REQUEST..((at + 1) * REQUEST).min(entry.size);
             async move {
                 let mut at = range.start;
-                let mut body = blobs.get(&key, range).await.unwrap();
+                let mut body = blobs.get_stream(&key, range).await.unwrap();
                 while let Some(piece) = body.try_next().await.unwrap() {
                     if let Some(file) = &file {
                         file.write_all_at(&piece, at).unwrap();

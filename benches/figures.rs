@@ -350,7 +350,7 @@ fn idle() {
         pause(n * 7919 % 50);
         let began = Instant::now();
         runtime.block_on(async {
-            let event = first.document(ledger.plane(), "").await.unwrap();
+            let event = first.into_event(ledger.plane(), "").await.unwrap();
             create_event(ledger.plane(), event).await.unwrap();
         });
         wait(1, || runtime.block_on(ledger.get(&job)).is_ok_and(|job| job.state.is_final()));

@@ -98,18 +98,18 @@ pub(crate) async fn run(settings: &CommandSettings, args: CancelArgs) -> Command
 /// correlation whose id begins with it.
 async fn find_order(ledger: &Ledger, id: &str) -> Result<CancelOrder, CommandFailure> {
     if let Some(event) = ledger.visible_event(&EventId::new(id)).await? {
-        return Ok(CancelOrder::event(&event));
+        return Ok(CancelOrder::for_event(&event));
     }
     let query = Query::equal(Collection::Events, vec![("context.correlationId", json!(id))]);
     let found = ledger.plane().documents.find(query.order_by("created").limit(1)).await?;
     if !found.is_empty() {
-        return Ok(CancelOrder::correlation(CorrelationId::new(id)));
+        return Ok(CancelOrder::for_correlation(CorrelationId::new(id)));
     }
     match find_event(ledger, id).await {
-        Ok(event) => Ok(CancelOrder::event(&event)),
-        Err(_) => {
-            Ok(CancelOrder::correlation(CorrelationId::new(find_correlation(ledger, id).await?)))
-        }
+        Ok(event) => Ok(CancelOrder::for_event(&event)),
+        Err(_) => Ok(CancelOrder::for_correlation(CorrelationId::new(
+            find_correlation(ledger, id).await?,
+        ))),
     }
 }
 

@@ -187,7 +187,7 @@ async fn chosen_jobs(
 /// ledger.
 async fn unreadable_letters(ledger: &Ledger) -> Result<Vec<DeadLetter>, CommandFailure> {
     let mut unreadable = Vec::new();
-    for letter in ledger.plane().bus.dead_letters(LETTERS_MAX).await? {
+    for letter in ledger.plane().bus.list_dead_letters(LETTERS_MAX).await? {
         let job = JobId::derive(&EventId::new(letter.event_id.clone()), &letter.module);
         match ledger.get(&job).await {
             Ok(_) => {}

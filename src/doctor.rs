@@ -77,14 +77,17 @@ async fn inspect_stores(settings: &CommandSettings) -> Vec<DoctorFinding> {
     // Stores of a home that does not exist are not made just to look at them: a temporary folder on
     // the same disk shows the same.
     let home = settings.home.clone();
-    let temporary_home =
-        settings.urls().missing().filter(|database| database.starts_with(&home)).map(|_| {
+    let temporary_home = settings
+        .urls()
+        .missing_database()
+        .filter(|database| database.starts_with(&home))
+        .map(|_| {
             let folder = home.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
             tempfile::Builder::new().prefix(".ion-doctor-").tempdir_in(folder)
         });
     let urls = match &temporary_home {
         None => settings.urls().clone(),
-        Some(Ok(folder)) => settings.urls().moved(&home, folder.path()),
+        Some(Ok(folder)) => settings.urls().with_moved_home(&home, folder.path()),
         Some(Err(error)) => {
             return vec![bad_finding(
                 "home",
@@ -145,13 +148,15 @@ fn inspect_device() -> DoctorFinding {
 fn inspect_containers() -> [DoctorFinding; 2] {
     let so_so_finding = |what, text| DoctorFinding { what, good: false, needed: false, text };
     let path = search_path();
-    let runtime = match container::runtime(&path).and_then(|program| container::version(&program)) {
+    let runtime = match container::find_runtime(&path)
+        .and_then(|program| container::runtime_version(&program))
+    {
         Ok(version) => {
             good_finding("containers", &format!("{version} runs modules that have an image"))
         }
         Err(error) => so_so_finding("containers", error_chain(&error)),
     };
-    let registry = match container::fetcher(&path) {
+    let registry = match container::find_fetcher(&path) {
         Ok(program) => {
             good_finding("images", &format!("{} fetches them from registries", program.display()))
         }

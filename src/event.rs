@@ -133,7 +133,7 @@ async fn create(settings: &CommandSettings, args: EventCreateArgs) -> CommandRes
         directories,
         data: args.data.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
     };
-    let event = first.document(&plane, &prefix).await?;
+    let event = first.into_event(&plane, &prefix).await?;
     let event = match has_chosen_id {
         true => commit_or_find(&ledger, event).await?,
         false => {

@@ -20,7 +20,7 @@ use ionfs::commit::{FileNames, check_directories};
 use ionfs::event::{FileEntry, clean_path};
 use ionfs::limits::Limits;
 use ionfs::stores::DataPlane;
-use ionfs::upload::{UploadError, in_tries, open_regular, store_open, try_suffix};
+use ionfs::upload::{UploadError, open_regular, retry_suffix, store_open_file, store_with_retries};
 
 use crate::{CommandFailure, output};
 
@@ -97,15 +97,15 @@ async fn store_one(
     let bytes_moved = progress.begin_file(n);
     let store = |number| {
         // The number in the key keeps apart two files with the same name.
-        let key = format!("{key}{}/{name}", try_suffix(number));
+        let key = format!("{key}{}/{name}", retry_suffix(number));
         let (blobs, name, path, bytes_moved) = (&*plane.blobs, name.clone(), &path, &*bytes_moved);
         async move {
             let file = open_regular(path)?;
             bytes_moved.store(0, Ordering::Relaxed);
-            store_open(blobs, key, name, file, bytes_moved).await
+            store_open_file(blobs, key, name, file, bytes_moved).await
         }
     };
-    let stored = in_tries(store).await;
+    let stored = store_with_retries(store).await;
     progress.end_file(n, stored.as_ref().map_or(0, |entry| entry.size));
     stored
 }

@@ -114,7 +114,7 @@ fn main() -> ExitCode {
     ionfs::sys::close_descriptors_on_exec();
     ionfs::sys::restore_child_signal();
     if std::env::args_os().nth(1).is_some_and(|word| word == dispatcher::sandbox::INIT_WORD) {
-        dispatcher::sandbox::init_main();
+        dispatcher::sandbox::run_fork_server();
     }
     ionfs::sys::forbid_inspection();
     ionfs::sys::map_large_buffers();

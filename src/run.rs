@@ -141,7 +141,7 @@ async fn store_first_event(
         directories,
         data: data.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),
     };
-    Ok(first.document(plane, &prefix).await?)
+    Ok(first.into_event(plane, &prefix).await?)
 }
 
 fn print_published(settings: &CommandSettings, published: &[Event]) {

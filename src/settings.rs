@@ -266,7 +266,7 @@ impl CommandSettings {
     /// # Errors
     /// When a file of an embedded store does not exist, or a store cannot be opened.
     pub(crate) async fn open_existing_plane(&self) -> Result<DataPlane, CommandFailure> {
-        match self.urls.missing() {
+        match self.urls.missing_database() {
             None => self.open_plane().await,
             Some(missing) => Err(CommandFailure(format!(
                 "{} is not there: nothing has been run from this folder or one above it. Start with `ion up`, or name \
@@ -278,7 +278,8 @@ impl CommandSettings {
 
     /// Opens the stores, and makes embedded ones that do not exist yet.
     pub(crate) async fn open_plane(&self) -> Result<DataPlane, CommandFailure> {
-        if self.home.exists() || self.urls.files().iter().any(|store| store.starts_with(&self.home))
+        if self.home.exists()
+            || self.urls.local_paths().iter().any(|store| store.starts_with(&self.home))
         {
             make_home(&self.home)?;
         }

@@ -67,7 +67,7 @@ impl Exporter {
         if !wants_spans() {
             return Ok(None);
         }
-        ionfs::stores::choose_tls();
+        ionfs::stores::install_tls_provider();
         let http = reqwest::Client::builder().timeout(SEND_TIMEOUT).build()?;
         let client = CollectorClient {
             http,

@@ -124,7 +124,7 @@ pub(crate) async fn relay(settings: &CommandSettings, args: RelayArgs) -> Comman
     let stop = wait_for_stop_signal();
     tokio::pin!(stop);
     loop {
-        match relay.round().await {
+        match relay.run_round().await {
             Ok(0) => {}
             Ok(published) => output::print_message(&format!("published {published} events")),
             Err(error) => {
@@ -214,7 +214,7 @@ async fn serve(
     }
     vitals.describe(|registry| chains.metrics().describe(registry));
     for module in &modules {
-        chains.warm(module);
+        chains.start_ahead(module);
     }
     let gateway = match args.gateway {
         Some(address) => {
@@ -370,7 +370,8 @@ async fn handle_missing_modules(
     };
     for module in ledger.modules().await?.into_iter().filter(is_gone) {
         let name = &module.name;
-        let depth = ledger.plane().bus.depth(name, WAITING_COUNTED_MAX).await?.unwrap_or(0);
+        let depth =
+            ledger.plane().bus.count_messages(name, WAITING_COUNTED_MAX).await?.unwrap_or(0);
         let waiting = match depth {
             0 => "nothing waits for it".to_owned(),
             1 => "1 event waits for it".to_owned(),
@@ -405,7 +406,7 @@ pub(crate) async fn local_executor(
         env: module_environment(),
         registries: registry_environment(),
         namespaces: settings.namespaces,
-        stores: settings.urls().files(),
+        stores: settings.urls().local_paths(),
         left: collector,
     };
     Ok(LocalExecutor::new(node, local, watcher).await?)

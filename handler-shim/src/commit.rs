@@ -34,7 +34,7 @@ use ion_model::record::{CommitMode, InsightRecord, JobRecord};
 use ion_model::text::quote;
 use ion_plane::commit::{Committer, DirectoryContent, Fence, Origin, Refusal, Staging, TooDeep};
 use ion_plane::relay;
-use ion_plane::upload::store_open;
+use ion_plane::upload::store_open_file;
 use ion_stores::{Collection, DataPlane, Query};
 use ion_system::run_blocking;
 use serde_json::json;
@@ -228,7 +228,7 @@ async fn stage(
     let commits: Vec<_> = commits.collect();
     stream::iter(commits).buffered(EVENTS_AT_A_TIME).try_for_each(|_| async { Ok(()) }).await?;
     if let Some(insights) = written.insights {
-        let kept = committer.keep_insights(insights).await;
+        let kept = committer.store_insights(insights).await;
         kept.map_err(|refusal| HandlerError::Rejected { name: "insights.json".into(), refusal })?;
     }
     Ok(())
@@ -240,7 +240,7 @@ async fn show(
     work: &HandlerWork,
     job: JobRecord,
 ) -> Result<HandlerCommit, HandlerError> {
-    if let Err(error) = relay::promote(plane, &job.id).await {
+    if let Err(error) = relay::empty_outbox(plane, &job.id).await {
         tracing::warn!(
             error = error_chain(&error),
             "the events are committed but not all published yet; a relay publishes them later"
@@ -405,13 +405,13 @@ impl<'w> Staged<'w> {
         let turns = u32::try_from(length.div_ceil(TURN).clamp(1, TURNS_OF_A_FILE)).expect("a few");
         let _turn = self.turns.acquire_many(turns).await.expect("the semaphore is never closed");
         let (blobs, key) = (&*self.plane.blobs, self.fresh_key(path));
-        Ok(store_open(blobs, key, path.to_owned(), file, &self.moved).await?)
+        Ok(store_open_file(blobs, key, path.to_owned(), file, &self.moved).await?)
     }
 }
 
 #[async_trait]
 impl Staging for Staged<'_> {
-    async fn durable(&self, path: &str) -> Result<FileEntry, Refusal> {
+    async fn make_durable(&self, path: &str) -> Result<FileEntry, Refusal> {
         let fits = self.work.limits.check_path(path);
         fits.map_err(|error| Refusal::TooLong(error.to_string()))?;
         let cell = {
@@ -421,12 +421,12 @@ impl Staging for Staged<'_> {
         cell.get_or_try_init(|| self.store(path)).await.cloned()
     }
 
-    fn has(&self, path: &str) -> bool {
+    fn has_file(&self, path: &str) -> bool {
         let opened = clean_path(path).map(|path| self.output.data(&path));
         matches!(opened, Some(Ok(OpenedPath::File(_))))
     }
 
-    async fn below(&self, path: &str) -> Result<Option<DirectoryContent>, Refusal> {
+    async fn list_directory(&self, path: &str) -> Result<Option<DirectoryContent>, Refusal> {
         let below = self.output.below(path, self.work.limits.event_files);
         below.map_err(|source| Refusal::Unreadable { path: path.to_owned(), source })
     }
@@ -435,7 +435,7 @@ impl Staging for Staged<'_> {
         self.work.limits.event_files
     }
 
-    fn moved(&self) -> u64 {
+    fn uploaded_bytes(&self) -> u64 {
         self.moved.load(Ordering::Relaxed)
     }
 

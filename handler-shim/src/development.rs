@@ -21,9 +21,9 @@ use ion_model::event::{
 };
 use ion_model::id::{CorrelationId, EventId};
 use ion_model::limits::Limits;
-use ion_plane::commit::{DirectoryContent, record_event};
+use ion_plane::commit::{DirectoryContent, insert_for_nobody};
 use ion_plane::first::FirstEvent;
-use ion_plane::upload::{UploadError, in_tries, store_open, try_suffix};
+use ion_plane::upload::{UploadError, retry_suffix, store_open_file, store_with_retries};
 use ion_stores::DataPlane;
 use ion_stores::open::{StoreUrls, open};
 use serde_json::{Value, json};
@@ -149,16 +149,16 @@ pub async fn first_event(
             Err(error) => return Err(HandlerError::Input { name, reason: error.to_string() }),
         };
         let store = |number| {
-            let key = format!("{prefix}/{n}{}/{name}", try_suffix(number));
+            let key = format!("{prefix}/{n}{}/{name}", retry_suffix(number));
             let (name, file, moved) = (name.clone(), &file, &moved);
             async move {
                 let reopened = file.try_clone().and_then(|mut same| same.rewind().map(|()| same));
                 let same =
                     reopened.map_err(|source| UploadError::Read { path: name.clone(), source })?;
-                store_open(&*plane.blobs, key, name, same, moved).await
+                store_open_file(&*plane.blobs, key, name, same, moved).await
             }
         };
-        let stored = in_tries(store).await;
+        let stored = store_with_retries(store).await;
         let why = |error| HandlerError::Input {
             name: name.clone(),
             reason: ion_model::errors::error_chain(&error),
@@ -175,11 +175,11 @@ pub async fn first_event(
         directories,
         files,
     };
-    let event = first.document(plane, &prefix).await.map_err(|error| HandlerError::Input {
+    let event = first.into_event(plane, &prefix).await.map_err(|error| HandlerError::Input {
         name: "in/data".into(),
         reason: ion_model::errors::error_chain(&error),
     })?;
-    let created = record_event(plane, event.clone()).await;
+    let created = insert_for_nobody(plane, event.clone()).await;
     created
         .map_err(|refusal| HandlerError::Rejected { name: "in/eventmeta.json".into(), refusal })?;
     Ok(event)

@@ -212,7 +212,7 @@ async fn try_to_fetch(
     let made = file.clone();
     let opened = run_blocking(move || made.folder.made_file(&made.path)).await;
     let opened = Arc::new(opened.map_err(HandlerError::folder(file.shown(), "cannot be written"))?);
-    let body = plane.blobs.get(&file.entry.key, range.clone()).await;
+    let body = plane.blobs.get_stream(&file.entry.key, range.clone()).await;
     let mut body = body.map_err(|error| wrong(error_chain(&error)))?;
     let block = file.entry.checksums.block;
     let mut gathered = Vec::new();
@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     fn entry(name: &str, size: u64) -> FileEntry {
-        FileEntry { size, ..ion_plane::upload::empty_file(name.into(), name.into()) }
+        FileEntry { size, ..ion_plane::upload::empty_file_entry(name.into(), name.into()) }
     }
 
     #[test]

@@ -71,7 +71,7 @@ struct LiveReports {
 }
 
 impl OutputWatcher for LiveView {
-    fn begins(&self, output: Arc<LiveOutput>) {
+    fn on_begin(&self, output: Arc<LiveOutput>) {
         let mut reports = self.lock_reports();
         if reports.new_outputs.len() < NEW_OUTPUTS_MAX {
             reports.new_outputs.push(output);
@@ -81,7 +81,7 @@ impl OutputWatcher for LiveView {
         self.changed.notify_all();
     }
 
-    fn goes_on(&self) {
+    fn on_change(&self) {
         self.lock_reports().has_output = true;
         self.changed.notify_all();
     }

@@ -303,8 +303,8 @@ fn what_a_killed_command_has_begun_to_cancel_is_cancelled_by_a_dispatcher() {
         let read = async { Registry::read(&open_documents(&url).await.unwrap()).await.unwrap() };
         runtime.block_on(read)
     };
-    assert_eq!(registry().cancelling().count(), 1);
-    wait_for("the cancellation to end", || registry().cancelling().count() == 0);
+    assert_eq!(registry().cancel_orders().count(), 1);
+    wait_for("the cancellation to end", || registry().cancel_orders().count() == 0);
     let events = home.trace();
     assert!(in_state(&home, "running") + in_state(&home, "queued") == 0, "{events:#?}");
     assert!(events.iter().any(|event| event["cancelled"] == true), "{events:#?}");

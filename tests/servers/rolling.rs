@@ -85,7 +85,7 @@ impl Load {
             let plane = runtime.block_on(open(&urls)).unwrap();
             for event_type in ["a", "b"].into_iter().cycle() {
                 let id = runtime.block_on(async {
-                    let event = first(event_type).document(&plane, "none").await.unwrap();
+                    let event = first(event_type).into_event(&plane, "none").await.unwrap();
                     create_event(&plane, event.clone()).await.unwrap();
                     event.id.to_string()
                 });
@@ -202,7 +202,7 @@ fn a_rolling_update_stalls_and_loses_no_event(urls: &StoreUrls) {
             continue;
         }
         assert!(
-            registry.registration(name).unwrap().is_for(name, event),
+            registry.registration(name).unwrap().receives(name, event),
             "the event is for {name}, which was never removed: {event:#?}"
         );
         let job = job.unwrap();

@@ -63,13 +63,13 @@ fn an_upload_left_behind_is_found(open: impl Fn() -> ObjectBlobs) {
         let later = ionfs::clock::now() + 60_000;
         let long_ago = later - 3_600_000;
         assert_eq!(
-            blobs.abandon_uploads(long_ago, UnfinishedUploads::End).await.unwrap(),
+            blobs.end_unfinished_uploads(long_ago, UnfinishedUploads::End).await.unwrap(),
             0,
             "the upload may still be under way"
         );
-        assert_eq!(blobs.abandon_uploads(later, UnfinishedUploads::Count).await.unwrap(), 1);
-        assert_eq!(blobs.abandon_uploads(later, UnfinishedUploads::End).await.unwrap(), 1);
-        assert_eq!(blobs.abandon_uploads(later, UnfinishedUploads::Count).await.unwrap(), 0);
+        assert_eq!(blobs.end_unfinished_uploads(later, UnfinishedUploads::Count).await.unwrap(), 1);
+        assert_eq!(blobs.end_unfinished_uploads(later, UnfinishedUploads::End).await.unwrap(), 1);
+        assert_eq!(blobs.end_unfinished_uploads(later, UnfinishedUploads::Count).await.unwrap(), 0);
     });
 }
 
@@ -78,7 +78,7 @@ async fn blobs_on_files_and_in_memory() {
     let folder = tempfile::tempdir().unwrap();
     let local = ObjectBlobs::local(&folder.path().join("blobs")).unwrap();
     blobs_contract(&local).await;
-    blobs_contract(&ObjectBlobs::memory()).await;
+    blobs_contract(&ObjectBlobs::in_memory()).await;
     put(&local, "a/b", b"here".to_vec()).await;
     assert_eq!(std::io::read_to_string(local.open_local("a/b").unwrap()).unwrap(), "here");
     assert!(local.open_local("a/none").is_none());
@@ -86,7 +86,10 @@ async fn blobs_on_files_and_in_memory() {
     std::fs::write(folder.path().join("blobs/a/c#1"), "half").unwrap();
     assert_eq!(local.list("a").await.unwrap().count().await, 1);
     assert_eq!(
-        local.abandon_uploads(ionfs::clock::now() + 60_000, UnfinishedUploads::End).await.unwrap(),
+        local
+            .end_unfinished_uploads(ionfs::clock::now() + 60_000, UnfinishedUploads::End)
+            .await
+            .unwrap(),
         1
     );
     assert!(!folder.path().join("blobs/a/c#1").exists());
@@ -145,7 +148,7 @@ fn cloud_contract(url: &str) {
         let beside = ObjectBlobs::cloud(&format!("{url}/{}", fresh("beside"))).unwrap();
         put(&blobs, "one", b"1".to_vec()).await;
         assert_eq!(beside.list("").await.unwrap().count().await, 0);
-        assert_eq!(blobs.canonical("one"), "one");
+        assert_eq!(blobs.canonical_key("one"), "one");
         let mut kept = blobs.list("").await.unwrap();
         while let Some(info) = kept.try_next().await.unwrap() {
             blobs.delete_listed(&info).await.unwrap();

@@ -481,7 +481,7 @@ fn verify_extra(operator: &Operator, late: usize, seed: u64) {
         }
         let is_late =
             event.created > finished && ["start", "copied"].contains(&event.event_type.as_str());
-        let is_present = expects && registration.is_for("extra", &event);
+        let is_present = expects && registration.receives("extra", &event);
         if is_late {
             came_late += usize::from(event.event_type == "start");
             assert!(

@@ -44,7 +44,7 @@ impl PlaneDocuments {
             jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();
         for event in &events {
             let unclaimed = registry
-                .expected(event)
+                .modules_for(event)
                 .filter(|name| !claimed.contains(&(event.id.as_str(), name)));
             open.extend(unclaimed.map(|module| format!("{module} has not claimed {event:?}")));
         }

@@ -55,7 +55,7 @@ impl Mount {
         let (runtime, home) = (runtime(), Home::new());
         let mut plane = runtime.block_on(open(&StoreUrls::embedded(&home.state()))).unwrap();
         if blobs == Blobs::Memory {
-            plane.blobs = Arc::new(ObjectBlobs::memory());
+            plane.blobs = Arc::new(ObjectBlobs::in_memory());
         }
         let files = inputs.iter().map(|(name, content)| {
             let path = home.write("input", content);

@@ -21,7 +21,7 @@ use ion_jobs::pipeline::Module;
 use ion_model::errors::error_chain;
 use ion_model::event::Event;
 use ion_model::record::{JobRecord, JobState};
-use ion_run::executor::{AttemptStart, Executor, RunResult, StopReason, tell};
+use ion_run::executor::{AttemptStart, Executor, RunResult, StopReason, record_verdict};
 use ion_system::failpoint;
 use ion_system::patience::{FailedTry, Retry};
 use tokio::sync::{oneshot, watch};
@@ -95,7 +95,7 @@ impl AttemptRunner {
             never = self.hold(&job, runs, stop) => match never {},
         };
         if let RunResult::Ended(outcome) = &result {
-            tell(outcome, &span);
+            record_verdict(outcome, &span);
         }
         (result, span)
     }

@@ -51,7 +51,7 @@ pub async fn check(ledger: &Ledger, repair: CheckRepair) -> Result<LedgerReport,
         while let Some(page) = pages.next(&**documents).await? {
             let readable = |job| {
                 let job = decode::<JobRecord>(Collection::Jobs, job);
-                job.inspect_err(|error| report.found(error_chain(error))).ok()
+                job.inspect_err(|error| report.add_finding(error_chain(error))).ok()
             };
             let jobs: Vec<JobRecord> = page.into_iter().filter_map(readable).collect();
             check_events_of(ledger, &jobs, &mut report).await?;
@@ -75,11 +75,11 @@ async fn check_events_of(
     report: &mut CheckReport,
 ) -> Result<(), LedgerError> {
     let events = jobs.iter().map(|job| job.event_id.to_string()).collect();
-    let present = ledger.plane().documents.present(Collection::Events, events).await?;
+    let present = ledger.plane().documents.find_existing_ids(Collection::Events, events).await?;
     for job in jobs.iter().filter(|job| !present.contains(job.event_id.as_str())) {
         // Both may have been removed meanwhile.
         if ledger.get(&job.id).await.is_ok() {
-            report.found(format!(
+            report.add_finding(format!(
                 "job {} of {} works on event {}, which is not there",
                 job.id, job.module, job.event_id
             ));
@@ -128,7 +128,7 @@ async fn check_claims(
         let of = |event: &Event| -> Vec<(Event, String)> {
             registered
                 .registry
-                .expected(event)
+                .modules_for(event)
                 .map(|name| (event.clone(), name.to_owned()))
                 .collect()
         };
@@ -150,7 +150,7 @@ async fn unclaimed(
 ) -> Result<Vec<(Event, String)>, LedgerError> {
     let job = |event: &Event, module: &str| JobId::derive(&event.id, module).to_string();
     let jobs = all.iter().map(|(event, module)| job(event, module)).collect();
-    let present = ledger.plane().documents.present(Collection::Jobs, jobs).await?;
+    let present = ledger.plane().documents.find_existing_ids(Collection::Jobs, jobs).await?;
     Ok(all.into_iter().filter(|(event, module)| !present.contains(&job(event, module))).collect())
 }
 
@@ -170,7 +170,7 @@ async fn watch_claims(
     for (event, module) in unclaimed(ledger, suspects).await? {
         let Some(definition) = registered.module(&module) else { continue };
         // The message may be the event's: then the event only waits.
-        if let Some(1..) = bus.depth(&module, 1).await? {
+        if let Some(1..) = bus.count_messages(&module, 1).await? {
             continue;
         }
         let what = format!(
@@ -185,7 +185,7 @@ async fn watch_claims(
             }
             CheckRepair::No => None,
         };
-        report.repaired(what, sent);
+        report.add_finding_with_repair(what, sent);
     }
     Ok(())
 }
@@ -213,12 +213,12 @@ async fn report_stuck_job(
         let what = format!("job {} of {} has ended, and the bus was not told", job.id, job.module);
         let told = match repair {
             CheckRepair::Safe => {
-                relay::promote(ledger.plane(), &job.id).await?;
+                relay::empty_outbox(ledger.plane(), &job.id).await?;
                 Some("told".to_owned())
             }
             CheckRepair::No => None,
         };
-        report.repaired(what, told);
+        report.add_finding_with_repair(what, told);
         return Ok(());
     }
     let what = format!(
@@ -234,7 +234,7 @@ async fn report_stuck_job(
         }
         CheckRepair::No => None,
     };
-    report.repaired(what, queued);
+    report.add_finding_with_repair(what, queued);
     Ok(())
 }
 

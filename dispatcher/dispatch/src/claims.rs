@@ -215,7 +215,7 @@ impl DispatchState {
                 return Ok(None);
             }
         };
-        if !served.registration.is_for(&module.name, &event) {
+        if !served.registration.receives(&module.name, &event) {
             // The queue received the message before the module was registered, or the message is
             // left from a former module.
             tracing::info!(

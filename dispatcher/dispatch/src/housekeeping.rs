@@ -98,7 +98,7 @@ impl DispatchState {
         }
         house.cancellations.continue_one(&self.ledger).await?;
         // This comes last: an unavailable broker must not delay the rest.
-        house.relay.round().await?;
+        house.relay.run_round().await?;
         house.unclaimed.round(&self.ledger).await?;
         Ok(())
     }

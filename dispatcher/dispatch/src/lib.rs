@@ -297,12 +297,12 @@ impl DispatchState {
             }
         };
         if record.outbox
-            && let Err(error) = relay::promote(self.ledger.plane(), &record.id).await
+            && let Err(error) = relay::empty_outbox(self.ledger.plane(), &record.id).await
         {
             let error = error_chain(&error);
             tracing::warn!(job = %job.id, error, "the bus is not told of its end yet; the relay will");
         }
-        self.executor.settled(module, job).await;
+        self.executor.clean_up(module, job).await;
         self.ended.notify_one();
         self.notices.send(DispatchNotice::Ended(record));
     }

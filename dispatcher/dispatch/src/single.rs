@@ -17,7 +17,7 @@ use ion_model::clock::millis;
 use ion_model::event::Event;
 use ion_model::id::JobId;
 use ion_model::record::JobRecord;
-use ion_plane::commit::{Refusal, record_event};
+use ion_plane::commit::{Refusal, insert_for_nobody};
 use ion_plane::relay;
 use ion_run::executor::{Executor, RunResult, StopReason};
 use ion_stores::{DataPlane, StoreError};
@@ -79,7 +79,7 @@ pub async fn run_once(
     stop: &watch::Sender<Option<StopReason>>,
 ) -> Result<SingleRunEnd, SingleRunError> {
     let event = event.for_nobody();
-    record_event(&plane, event.clone()).await?;
+    insert_for_nobody(&plane, event.clone()).await?;
     let ledger = Ledger::new(plane.clone());
     let lease = module.timeout + LEASE_BEYOND_TIMEOUT;
     // A gathering module does not wait here: nothing else is below its event.
@@ -95,7 +95,7 @@ pub async fn run_once(
     let RunResult::Ended(outcome) = result else { return Err(SingleRunError::Left(job.id)) };
     let job = runner.write_end(&job, &at_once, outcome.clone()).await?;
     if job.outbox {
-        let published = relay::promote(&plane, &job.id).instrument(span).await;
+        let published = relay::empty_outbox(&plane, &job.id).instrument(span).await;
         published.map_err(|source| SingleRunError::Publish { job: job.id.clone(), source })?;
     }
     Ok(SingleRunEnd { job, outcome })

@@ -68,7 +68,8 @@ impl ModuleQueues {
         if let Some(holds) = self.0.get(module) {
             return Ok(*holds);
         }
-        let holds = ledger.plane().bus.depth(module, 1).await?.is_some_and(|depth| depth > 0);
+        let holds =
+            ledger.plane().bus.count_messages(module, 1).await?.is_some_and(|depth| depth > 0);
         self.0.insert(module.to_owned(), holds);
         Ok(holds)
     }
@@ -138,10 +139,10 @@ impl Unclaimed {
             .collect();
         let jobs_of = |event: &Event| -> Vec<(String, JobId)> {
             let of = |name: &str| (name.to_owned(), JobId::derive(&event.id, name));
-            registered.registry.expected(event).map(of).collect()
+            registered.registry.modules_for(event).map(of).collect()
         };
         let wanted = events.iter().flat_map(&jobs_of).map(|(_, job)| job.to_string());
-        let present = documents.present(Collection::Jobs, wanted.collect()).await?;
+        let present = documents.find_existing_ids(Collection::Jobs, wanted.collect()).await?;
         let mut claimed = Vec::new();
         let mut unclaimed = Vec::new();
         for event in events {

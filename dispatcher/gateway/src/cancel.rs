@@ -101,7 +101,7 @@ async fn correlation(
             format!("there is no correlation {}", quote(&id)),
         ));
     }
-    cancel(&gate, CancelOrder::correlation(CorrelationId::new(id)), asked.as_deref()).await
+    cancel(&gate, CancelOrder::for_correlation(CorrelationId::new(id)), asked.as_deref()).await
 }
 
 async fn event(
@@ -110,7 +110,7 @@ async fn event(
     RawQuery(asked): RawQuery,
 ) -> Result<Response, Problem> {
     let event = find(&gate, &id).await?;
-    cancel(&gate, CancelOrder::event(&event), asked.as_deref()).await
+    cancel(&gate, CancelOrder::for_event(&event), asked.as_deref()).await
 }
 
 async fn cancel(

@@ -150,7 +150,7 @@ pub(super) async fn commit(
         directories: vec![],
         data: made.data,
     };
-    let event = first.document(&gate.node.plane, uploads.prefix()).await?;
+    let event = first.into_event(&gate.node.plane, uploads.prefix()).await?;
     match (try_commit(gate, &event, &mut uploads).await?, same) {
         (CommitAnswer::Committed, EventIdentity::None) => Ok(event),
         (CommitAnswer::Committed, _) => {

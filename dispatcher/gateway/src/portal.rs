@@ -30,7 +30,7 @@ use ion_model::record::{AttemptEnd, JobRecord, JobState};
 use ion_model::text::{format_tail, quote};
 use ion_plane::first::FirstEvent;
 use ion_run::chain::{
-    ChainEnd, ChainRequest, ChainRun, Chains, InputState, LinkFailure, STDIN, steps,
+    ChainEnd, ChainRequest, ChainRun, Chains, InputState, LinkFailure, STDIN, derive_steps,
 };
 use serde_json::json;
 use tokio::time::{Instant, sleep_until};
@@ -175,7 +175,7 @@ async fn first_event(
         data: vec![],
     };
     // There is at most one file, so the list of files needs no blob of its own.
-    Ok(first.document(&gate.node.plane, "").await?)
+    Ok(first.into_event(&gate.node.plane, "").await?)
 }
 
 // ---- runs in this process ----
@@ -368,7 +368,7 @@ async fn run_elsewhere(
     let job = JobId::derive(&event.id, &module.name);
     let record = final_record(gate, &module, &job).await;
     let record = record.map_err(|problem| problem.with("correlation", correlation.as_str()))?;
-    let steps = steps(&module, &event.id);
+    let steps = derive_steps(&module, &event.id);
     if record.state != JobState::Succeeded {
         let problem = failed(failure(gate, &module, &steps, &record).await?);
         return Err(problem.with("correlation", correlation.as_str()));

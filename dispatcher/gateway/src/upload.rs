@@ -21,7 +21,7 @@ use ion_model::errors::error_chain;
 use ion_model::event::{FileEntry, KeyValue, clean_path};
 use ion_model::text::quote;
 use ion_plane::commit::FileNames;
-use ion_plane::upload::try_suffix;
+use ion_plane::upload::retry_suffix;
 use multer::{Constraints, Field, Multipart, SizeLimit};
 use tokio::io::AsyncWriteExt as _;
 
@@ -128,8 +128,8 @@ impl Uploads {
         }
         file.flush().await.map_err(disk)?;
         let at = format!("{}/{}", self.prefix, self.entries.len());
-        let key = |number| format!("{at}{}/{name}", try_suffix(number));
-        let entry = self.gate.node.store(key, name.clone(), file.into_std().await).await?;
+        let key = |number| format!("{at}{}/{name}", retry_suffix(number));
+        let entry = self.gate.node.store_file(key, name.clone(), file.into_std().await).await?;
         let damaged = entry.checksums != sums.finish();
         self.entries.push(entry);
         if damaged {

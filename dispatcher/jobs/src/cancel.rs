@@ -377,7 +377,7 @@ impl OldCancellations {
     /// Continues one cancellation that has been in the registry for [`GRACE`].
     pub async fn continue_one(&mut self, ledger: &Ledger) -> Result<(), LedgerError> {
         let registered = ledger.registered().await?;
-        let all: Vec<&CancelOrder> = registered.registry.cancelling().collect();
+        let all: Vec<&CancelOrder> = registered.registry.cancel_orders().collect();
         let ages = self.seen.update(all.iter().map(|order| (order.id(), order.since)));
         let old = all.into_iter().zip(ages).filter(|(_, age)| *age >= GRACE);
         let old: BTreeMap<String, &CancelOrder> =

@@ -135,7 +135,7 @@ impl RegisteredModules {
 
     /// Returns the modules that an event is for.
     pub fn expected<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a Module> {
-        self.registry.expected(event).filter_map(|name| self.module(name))
+        self.registry.modules_for(event).filter_map(|name| self.module(name))
     }
 
     /// Returns the modules that subscribe to an event's type and whose `where` kept the event from
@@ -262,7 +262,7 @@ impl Ledger {
     ) -> Result<Vec<String>, StoreError> {
         let registry = Registry::read(&self.plane.documents).await?;
         let registered =
-            registry.registration(&module.name).map(Registration::subscribes).unwrap_or_default();
+            registry.registration(&module.name).map(Registration::event_types).unwrap_or_default();
         let mut gone = former.map(Module::subscribes).unwrap_or_default();
         gone.extend_from_slice(registered);
         gone.retain(|event_type| !subscribes.contains(event_type));

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use ion_model::id::JobId;
-use ion_plane::node::live_log;
+use ion_plane::node::live_log_path;
 use ion_stores::StoreError;
 
 pub use self::kept::{HEAD, KeptOutput, LogPiece, read_piece, without_hole};
@@ -72,7 +72,7 @@ pub struct LogReader {
 impl LogReader {
     /// Returns a reader of an attempt's log from byte `at` on. `home` is this host's state folder.
     pub fn new(ledger: Ledger, home: &std::path::Path, job: &JobId, attempt: u32, at: u64) -> Self {
-        Self { ledger, job: job.clone(), attempt, live: live_log(home, job, attempt), at }
+        Self { ledger, job: job.clone(), attempt, live: live_log_path(home, job, attempt), at }
     }
 
     /// Returns the offset of the next byte.

@@ -9,7 +9,7 @@ use ion_model::event::{DocumentType, Event};
 use ion_model::id::CorrelationId;
 use ion_model::record::JobState;
 use ion_model::record::logs_prefix;
-use ion_plane::collect::{GcMode, GcReport, remove_below};
+use ion_plane::collect::{GcMode, GcReport, remove_by_prefix};
 use ion_stores::{Collection, Durability, Query, StoreError};
 use ion_system::failpoint;
 use serde_json::{Value, json};
@@ -105,8 +105,8 @@ async fn drop_correlation(
     retired.documents += status.jobs.len() + rest.len();
     // The keys of its blobs begin with the correlation's id, and only events of the correlation
     // refer to them.
-    remove_below(plane, correlation.as_str(), how, &mut retired.blobs).await?;
-    remove_below(plane, &logs_prefix(correlation), how, &mut retired.blobs).await
+    remove_by_prefix(plane, correlation.as_str(), how, &mut retired.blobs).await?;
+    remove_by_prefix(plane, &logs_prefix(correlation), how, &mut retired.blobs).await
 }
 
 /// Notes in the events of an ended correlation that they are for no module any more, durably.

@@ -65,8 +65,8 @@ const PIECES: usize = 4;
 
 /// Returns the events that a run on this first event makes, and the jobs that make them, in the
 /// order of the links.
-pub fn steps(module: &Module, first: &EventId) -> Vec<(EventId, JobId)> {
-    record::steps(module, first).map(|step| (step.event, step.job)).collect()
+pub fn derive_steps(module: &Module, first: &EventId) -> Vec<(EventId, JobId)> {
+    record::derive_steps(module, first).map(|step| (step.event, step.job)).collect()
 }
 
 /// The bytes for the first link, as they come.
@@ -159,7 +159,7 @@ pub struct ChainRemains {
 
 impl ChainRemains {
     /// Returns what each link wrote to stderr, with the link's name.
-    pub fn words(&self) -> impl Iterator<Item = (&str, &Bytes)> {
+    pub fn link_stderrs(&self) -> impl Iterator<Item = (&str, &Bytes)> {
         self.links.iter().map(|end| (end.link.name.as_str(), &end.stderr))
     }
 }
@@ -242,9 +242,9 @@ impl Chains {
     }
 
     /// Begins to start a chain's processes ahead of its runs.
-    pub fn warm(&self, module: &Module) {
+    pub fn start_ahead(&self, module: &Module) {
         for link in &module.links {
-            self.pools.keep(module, link);
+            self.pools.start_ahead(module, link);
         }
     }
 
@@ -295,11 +295,11 @@ impl Chains {
         stop: CancellationToken,
     ) -> ChainResult {
         let ChainRequest { module, event, stored, input } = run;
-        let used = self.pools.begin(&module);
+        let used = self.pools.begin_run(&module);
         let recording = Recording::new(&self.node, module.clone(), event, stored);
         let flow = Flow { used: &used, module: &module, recording: &recording };
         let mut outcome = flow.run(input, live, stop).await;
-        let end = recording.keep(&mut outcome).await;
+        let end = recording.record_rest(&mut outcome).await;
         self.metrics.ran(&module.name, end.as_str());
         ChainResult { end, left: ChainRemains { links: outcome.links, _used: used } }
     }

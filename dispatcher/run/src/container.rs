@@ -30,9 +30,9 @@ use serde_json::{Value, json};
 
 use self::cgroups::{CgroupError, Cgroups};
 pub use self::error::{ContainerError, RuntimeError};
-use self::program::{ImageFiles, refusal};
-use self::users::{User, user_of};
-use super::image::{HOST_FILES, Image, ImageConfig, ImageOwners, Images, USERS, found_in};
+use self::program::{ImageFiles, program_fault};
+use self::users::{User, resolve_user};
+use super::image::{HOST_FILES, Image, ImageConfig, ImageOwners, Images, USERS, find_in_path};
 use super::sandbox::{self, BUNDLE, CgroupLimits, MASKED, READ_ONLY, ROOTFS, SandboxMode};
 
 /// The first of the machine's user ids that a container's users are mapped to. systemd leaves
@@ -168,7 +168,7 @@ impl Containers {
         env: &[(String, String)],
         registries: &[(String, String)],
     ) -> Self {
-        let owners = owners(mode);
+        let owners = choose_owners(mode);
         let own = env
             .iter()
             .find(|(key, _)| key == "PATH")
@@ -191,25 +191,25 @@ impl Containers {
         if self.mode == SandboxMode::Plain {
             return Err(ContainerError::NoNamespaces);
         }
-        let runtime = runtime(&self.path)?;
+        let runtime = find_runtime(&self.path)?;
         let image = self.images.get(&ask.container.image, ask.say).await?;
-        let bounds = self.bounds(&ask)?;
+        let bounds = self.plan_limits(&ask)?;
         let user =
             ask.container.user.as_deref().or(image.config.user.as_deref()).unwrap_or_default();
-        let user = user_of(&image, user)?;
+        let user = resolve_user(&image, user)?;
         let first = match self.owners {
             ImageOwners::From(first) => Some(first),
             ImageOwners::Itself(_) => None,
         };
         let signal = image.config.stop_signal.as_deref().unwrap_or("SIGTERM");
         let signal =
-            signal_of(signal).ok_or_else(|| ContainerError::StopSignal(signal.to_owned()))?;
-        let config = config(&ask, &image, self.owners, &user)?;
+            parse_signal(signal).ok_or_else(|| ContainerError::StopSignal(signal.to_owned()))?;
+        let config = bundle_config(&ask, &image, self.owners, &user)?;
         let host = ask.container.network == Network::Host;
         Ok(sandbox::SandboxContainer {
             runtime,
             config: config.to_string(),
-            files: [("hosts", hosts(host)), ("hostname", format!("{HOST_NAME}\n"))]
+            files: [("hosts", hosts_text(host)), ("hostname", format!("{HOST_NAME}\n"))]
                 .map(|(name, text)| (name.to_owned(), text))
                 .to_vec(),
             rootfs: image.rootfs,
@@ -222,7 +222,7 @@ impl Containers {
 
     /// Returns the control groups for a container. Without control groups a job has no limits,
     /// which is an error only if the module asks for limits.
-    fn bounds(&self, ask: &ContainerRequest<'_>) -> Result<CgroupLimits, ContainerError> {
+    fn plan_limits(&self, ask: &ContainerRequest<'_>) -> Result<CgroupLimits, ContainerError> {
         let cgroups = self.cgroups.get_or_init(|| {
             let found = Cgroups::find().inspect_err(|error| {
                 tracing::warn!(
@@ -234,7 +234,9 @@ impl Containers {
         });
         let resources = ask.container.resources;
         match cgroups {
-            Ok(cgroups) => Ok(cgroups.bounds(EventId::random().as_str(), resources, ask.processes)),
+            Ok(cgroups) => {
+                Ok(cgroups.plan_limits(EventId::random().as_str(), resources, ask.processes))
+            }
             Err(_) if resources.is_empty() => Ok(CgroupLimits::default()),
             Err(error) => Err(ContainerError::Resources(error.clone())),
         }
@@ -245,15 +247,15 @@ impl Containers {
 ///
 /// # Errors
 /// [`RuntimeError::NoRuntime`], which says how to install one.
-pub fn runtime(path: &str) -> Result<PathBuf, RuntimeError> {
-    found_in(&format!("{path}:{SYSTEM_PATH}"), "crun").ok_or(RuntimeError::NoRuntime)
+pub fn find_runtime(path: &str) -> Result<PathBuf, RuntimeError> {
+    find_in_path(&format!("{path}:{SYSTEM_PATH}"), "crun").ok_or(RuntimeError::NoRuntime)
 }
 
 /// Returns the version that a runtime reports.
 ///
 /// # Errors
 /// When it cannot be started, or reports none.
-pub fn version(runtime: &Path) -> Result<String, RuntimeError> {
+pub fn runtime_version(runtime: &Path) -> Result<String, RuntimeError> {
     #[expect(clippy::disallowed_methods, reason = "asked by `ion doctor`, beside any job")]
     let output = std::process::Command::new(runtime).arg("--version").env_clear().output();
     let output =
@@ -269,14 +271,14 @@ pub fn version(runtime: &Path) -> Result<String, RuntimeError> {
 ///
 /// # Errors
 /// [`RuntimeError::NoFetcher`], which says how to install one.
-pub fn fetcher(path: &str) -> Result<PathBuf, RuntimeError> {
-    found_in(path, "skopeo").ok_or(RuntimeError::NoFetcher)
+pub fn find_fetcher(path: &str) -> Result<PathBuf, RuntimeError> {
+    find_in_path(path, "skopeo").ok_or(RuntimeError::NoFetcher)
 }
 
 /// Returns who owns an image's files: a range of user ids of this machine that has no other use,
 /// or, where there is no such range (an ordinary user's daemon, or one in a container), the
 /// daemon's own user.
-fn owners(mode: SandboxMode) -> ImageOwners {
+fn choose_owners(mode: SandboxMode) -> ImageOwners {
     let uid = rustix::process::geteuid().as_raw();
     let covers = |line: &str| {
         let numbers: Vec<u64> =
@@ -295,7 +297,7 @@ fn owners(mode: SandboxMode) -> ImageOwners {
 
 /// Returns a container's `/etc/hosts`: its own names, or all names of this machine if it has this
 /// machine's network.
-fn hosts(of_machine: bool) -> String {
+fn hosts_text(of_machine: bool) -> String {
     let mut text = String::from(OWN_HOSTS);
     if of_machine {
         let read = fs::File::open("/etc/hosts").and_then(|file| {
@@ -310,7 +312,7 @@ fn hosts(of_machine: bool) -> String {
 }
 
 /// Returns the number of a signal, written as SIGINT, INT, 2, SIGRTMIN+3 or SIGRTMAX-1.
-fn signal_of(text: &str) -> Option<i32> {
+fn parse_signal(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
         return (1..=RTMAX).contains(&number).then_some(number);
     }
@@ -332,7 +334,7 @@ fn signal_of(text: &str) -> Option<i32> {
 
 /// Returns the program and the arguments that the image names. An entrypoint of one empty word
 /// counts as missing, as in podman.
-fn said_to_run(image: &ImageConfig) -> Vec<String> {
+fn image_command(image: &ImageConfig) -> Vec<String> {
     let entrypoint = image.entrypoint.iter().flatten();
     let none =
         image.entrypoint.as_ref().is_some_and(|words| words.len() == 1 && words[0].is_empty());
@@ -340,13 +342,13 @@ fn said_to_run(image: &ImageConfig) -> Vec<String> {
 }
 
 /// Returns the bundle's `config.json`, of the OCI runtime specification.
-fn config(
+fn bundle_config(
     ask: &ContainerRequest<'_>,
     image: &Image,
     owners: ImageOwners,
     user: &User,
 ) -> Result<Value, ContainerError> {
-    let args = if ask.argv.is_empty() { said_to_run(&image.config) } else { ask.argv.clone() };
+    let args = if ask.argv.is_empty() { image_command(&image.config) } else { ask.argv.clone() };
     let Some(program) = args.first() else {
         return Err(ContainerError::NoProgram);
     };
@@ -358,12 +360,12 @@ fn config(
     let env = environment(ask, &image.config, user);
     let path = env.iter().find_map(|pair| pair.strip_prefix("PATH=")).unwrap_or_default();
     let host = ask.container.network == Network::Host;
-    let mounts = mounts(ask.tree, host, &memory(image, first, user)?);
+    let mounts = bundle_mounts(ask.tree, host, &writable_folders(image, first, user)?);
     let mounted =
         mounts.iter().filter_map(|mount| Some(PathBuf::from(mount["destination"].as_str()?)));
     let files = ImageFiles { rootfs: &image.rootfs, user, first, mounted: mounted.collect() };
-    let folder = image.config.folder();
-    if let Some(why) = refusal(&files, program, path, &folder) {
+    let folder = image.config.working_folder();
+    if let Some(why) = program_fault(&files, program, path, &folder) {
         return Err(ContainerError::Program { program: program.clone(), why });
     }
     let (uids, gids) = match owners {
@@ -401,7 +403,7 @@ fn config(
             "gidMappings": gids,
             "maskedPaths": MASKED,
             "readonlyPaths": READ_ONLY,
-            "seccomp": seccomp(),
+            "seccomp": seccomp_filter(),
         },
     }))
 }
@@ -431,7 +433,7 @@ struct TmpfsFolder {
 
 /// Returns the folders of an image that its programs may write to: `/tmp` and its volumes, parents
 /// first.
-fn memory(
+fn writable_folders(
     image: &Image,
     first: Option<u32>,
     user: &User,
@@ -449,7 +451,7 @@ fn memory(
     folders.sort();
     let folders = folders.into_iter().map(|at| {
         let mut options: Vec<String> = ["nosuid", "nodev"].map(str::to_owned).to_vec();
-        let opened = below_root(image, &at).and_then(|folder| Ok((folder.metadata()?, folder)));
+        let opened = open_in_image(image, &at).and_then(|folder| Ok((folder.metadata()?, folder)));
         let (metadata, folder) =
             opened.map_err(|source| ContainerError::Folder { at: at.clone(), source })?;
         if at == Path::new("/tmp") {
@@ -475,7 +477,7 @@ fn memory(
 }
 
 /// Opens a folder of an image. No link can lead out of the image.
-fn below_root(image: &Image, at: &Path) -> std::io::Result<fs::File> {
+fn open_in_image(image: &Image, at: &Path) -> std::io::Result<fs::File> {
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     Ok(rustix::fs::openat2(
@@ -495,7 +497,7 @@ fn has_content(folder: &fs::File) -> bool {
         .any(|name| name != b"." && name != b"..")
 }
 
-fn mounts(tree: Option<&Path>, host_network: bool, memory: &[TmpfsFolder]) -> Vec<Value> {
+fn bundle_mounts(tree: Option<&Path>, host_network: bool, memory: &[TmpfsFolder]) -> Vec<Value> {
     let mount = |kind: &str, at: &str, source: &str, options: &[&str]| json!({"destination": at, "type": kind, "source": source, "options": options});
     let mut mounts = vec![
         mount("proc", "/proc", "proc", &["nosuid", "noexec", "nodev"]),
@@ -537,7 +539,7 @@ fn mounts(tree: Option<&Path>, host_network: bool, memory: &[TmpfsFolder]) -> Ve
     mounts
 }
 
-fn seccomp() -> Value {
+fn seccomp_filter() -> Value {
     let architectures = match std::env::consts::ARCH {
         "x86_64" => vec!["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
         "aarch64" => vec!["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"],
@@ -583,7 +585,7 @@ mod tests {
             ("SIGRTMIN+31", None),
             ("SIGRTMIN3", None),
         ] {
-            assert_eq!(signal_of(text), is, "{text}");
+            assert_eq!(parse_signal(text), is, "{text}");
         }
     }
 
@@ -593,7 +595,7 @@ mod tests {
         let run = |entrypoint: &[&str], cmd: &[&str]| {
             let words =
                 |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect());
-            said_to_run(&ImageConfig {
+            image_command(&ImageConfig {
                 entrypoint: words(entrypoint),
                 cmd: words(cmd),
                 ..ImageConfig::default()

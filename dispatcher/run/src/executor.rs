@@ -67,7 +67,7 @@ impl AttemptStart {
 }
 
 /// Records the verdict of an attempt in its span.
-pub fn tell(outcome: &AttemptOutcome, span: &Span) {
+pub fn record_verdict(outcome: &AttemptOutcome, span: &Span) {
     span.record("ion.verdict", outcome.end.as_str());
     if let Some(reason) = &outcome.reason {
         span.record(spans::ERROR, reason);
@@ -101,5 +101,5 @@ pub trait Executor: Send + Sync + fmt::Debug {
 
     /// Called once the attempt's end is in the ledger: the executor may remove what it kept for a
     /// dispatcher that would adopt the attempt.
-    async fn settled(&self, _module: &Module, _job: &JobRecord) {}
+    async fn clean_up(&self, _module: &Module, _job: &JobRecord) {}
 }

@@ -125,7 +125,7 @@ pub struct ImageConfig {
 
 impl ImageConfig {
     /// Returns the folder that its programs start in.
-    pub(super) fn folder(&self) -> PathBuf {
+    pub(super) fn working_folder(&self) -> PathBuf {
         Path::new("/").join(self.working_dir.as_deref().unwrap_or_default())
     }
 }
@@ -152,7 +152,7 @@ pub struct Images {
 impl Images {
     /// Returns the images below `home`; `env` is the environment of the registry client.
     pub fn new(home: &Path, owners: ImageOwners, env: Vec<(String, String)>) -> Self {
-        Self { folder: folder_of(home), owners, fetch: Fetch::new(env) }
+        Self { folder: images_folder(home), owners, fetch: Fetch::new(env) }
     }
 
     /// Returns an image. Fetches and unpacks it first if that has not been done. `say` receives a
@@ -165,30 +165,30 @@ impl Images {
         reference: &ImageReference,
         say: &(dyn Fn(&str) + Send + Sync),
     ) -> Result<Image, ImageError> {
-        if let Some(image) = self.at_hand_soon(reference).await? {
+        if let Some(image) = self.find_unpacked(reference).await? {
             return Ok(image);
         }
-        let Some(note) = self.note(reference)? else {
+        let Some(note) = self.note_path(reference)? else {
             let (this, reference) = (self.clone(), reference.clone());
-            return blocking(move || Ok(this.unpacked(&reference, None)?.0)).await;
+            return run_blocking(move || Ok(this.unpack_layout(&reference, None)?.0)).await;
         };
         let mut turn = FetchLock::take(&note, reference, say).await?;
-        if let Some(image) = self.at_hand_soon(reference).await? {
+        if let Some(image) = self.find_unpacked(reference).await? {
             return Ok(image);
         }
-        if let Some(words) = turn.failure(&note) {
+        if let Some(words) = turn.previous_failure(&note) {
             return Err(ImageError::NotFetched(words));
         }
-        turn.leave("");
-        let brought = self.bring(reference, note, say).await;
+        turn.write_failure("");
+        let brought = self.fetch_and_unpack(reference, note, say).await;
         if let Err(error) = &brought {
-            turn.leave(&error_chain(error));
+            turn.write_failure(&error_chain(error));
         }
         brought
     }
 
     /// Fetches and unpacks an image, and notes its digest.
-    async fn bring(
+    async fn fetch_and_unpack(
         self: &Arc<Self>,
         reference: &ImageReference,
         note: PathBuf,
@@ -196,7 +196,7 @@ impl Images {
     ) -> Result<Image, ImageError> {
         // The fetched files are removed once they are unpacked.
         let folder = self.folder.clone();
-        let brought = blocking(move || {
+        let brought = run_blocking(move || {
             std::fs::create_dir_all(&folder).map_err(ImageError::file(&folder))?;
             tempfile::Builder::new()
                 .prefix(FETCH)
@@ -208,7 +208,7 @@ impl Images {
             ImageReference::Layout { .. } => {}
             ImageReference::OciArchive(file) => {
                 let (file, to) = (file.clone(), brought.path().to_owned());
-                blocking(move || unpack::archive(&file, &to)).await?;
+                run_blocking(move || unpack::layout_archive(&file, &to)).await?;
             }
             ImageReference::DockerArchive(file) => {
                 let file = file.display();
@@ -222,9 +222,9 @@ impl Images {
             }
         }
         let (this, reference) = (self.clone(), reference.clone());
-        blocking(move || {
-            let (image, digest) = this.unpacked(&reference, Some(brought.path()))?;
-            write_whole(&note, digest.as_bytes()).map_err(ImageError::file(&note))?;
+        run_blocking(move || {
+            let (image, digest) = this.unpack_layout(&reference, Some(brought.path()))?;
+            write_atomically(&note, digest.as_bytes()).map_err(ImageError::file(&note))?;
             Ok(image)
         })
         .await
@@ -232,7 +232,7 @@ impl Images {
 
     /// Returns an image of a layout, unpacked, and its digest. The layout is the one that the
     /// reference names, or the one that was fetched to `brought`.
-    fn unpacked(
+    fn unpack_layout(
         &self,
         reference: &ImageReference,
         brought: Option<&Path>,
@@ -243,23 +243,26 @@ impl Images {
             (_, None) => return Err(ImageError::Wrong(format!("image {reference} is not here"))),
         };
         let layout = ImageLayout::open(folder)?;
-        let manifest = layout.manifest(tag)?;
-        Ok((self.made(&layout, &manifest)?, manifest.digest))
+        let manifest = layout.find_manifest(tag)?;
+        Ok((self.find_or_make(&layout, &manifest)?, manifest.digest))
     }
 
-    async fn at_hand_soon(
+    async fn find_unpacked(
         self: &Arc<Self>,
         reference: &ImageReference,
     ) -> Result<Option<Image>, ImageError> {
         let (this, wanted) = (self.clone(), reference.clone());
-        blocking(move || this.at_hand(&wanted)).await
+        run_blocking(move || this.find_unpacked_blocking(&wanted)).await
     }
 
     /// Returns the image, if what its reference names now has been unpacked.
-    fn at_hand(&self, reference: &ImageReference) -> Result<Option<Image>, ImageError> {
-        let digest = match (reference, self.note(reference)?) {
+    fn find_unpacked_blocking(
+        &self,
+        reference: &ImageReference,
+    ) -> Result<Option<Image>, ImageError> {
+        let digest = match (reference, self.note_path(reference)?) {
             (ImageReference::Layout { folder, tag }, _) => {
-                ImageLayout::open(folder)?.manifest(tag.as_deref())?.digest
+                ImageLayout::open(folder)?.find_manifest(tag.as_deref())?.digest
             }
             (_, Some(note)) => match std::fs::read_to_string(note) {
                 Ok(digest) => digest,
@@ -267,13 +270,13 @@ impl Images {
             },
             (_, None) => return Ok(None),
         };
-        used(&self.place(&digest))
+        lock_for_use(&self.image_folder(&digest))
     }
 
     /// Returns the file that notes the digest of a reference, unless the reference is a layout,
     /// whose digest can be read at once. An archive is known by its inode, size and modification
     /// time; a name in a registry keeps the image that it had when it was first fetched.
-    fn note(&self, reference: &ImageReference) -> Result<Option<PathBuf>, ImageError> {
+    fn note_path(&self, reference: &ImageReference) -> Result<Option<PathBuf>, ImageError> {
         let key = match reference {
             ImageReference::Layout { .. } => return Ok(None),
             ImageReference::Registry(name) => name.clone(),
@@ -286,7 +289,7 @@ impl Images {
         Ok(Some(self.folder.join(REFS).join(hex(&Sha256::digest(key)))))
     }
 
-    fn place(&self, digest: &str) -> PathBuf {
+    fn image_folder(&self, digest: &str) -> PathBuf {
         let digest = digest.strip_prefix("sha256:").unwrap_or(digest);
         match self.owners {
             ImageOwners::From(_) => self.folder.join(digest),
@@ -296,15 +299,19 @@ impl Images {
     }
 
     /// Returns an image. Unpacks it unless another process has.
-    fn made(&self, layout: &ImageLayout, manifest: &ImageManifest) -> Result<Image, ImageError> {
-        let place = self.place(&manifest.digest);
+    fn find_or_make(
+        &self,
+        layout: &ImageLayout,
+        manifest: &ImageManifest,
+    ) -> Result<Image, ImageError> {
+        let place = self.image_folder(&manifest.digest);
         std::fs::create_dir_all(&self.folder).map_err(ImageError::file(&self.folder))?;
         for _ in 0..MAKE_TRIES {
-            if let Some(image) = used(&place)? {
+            if let Some(image) = lock_for_use(&place)? {
                 return Ok(image);
             }
-            if let Some(_held) = unused(&place)? {
-                if config_of(&place)?.is_none() {
+            if let Some(_held) = lock_if_unused(&place)? {
+                if read_config(&place)?.is_none() {
                     self.make(layout, manifest, &place)?;
                 }
                 // This lock ends here, and the image is locked again for use in the next round:
@@ -312,7 +319,7 @@ impl Images {
                 continue;
             }
             // Wait for the process that unpacks or removes it now.
-            drop(locked(&place, FlockOperation::LockShared)?);
+            drop(take_lock(&place, FlockOperation::LockShared)?);
             #[expect(
                 clippy::disallowed_methods,
                 reason = "a blocking thread; others may be about to unpack it"
@@ -333,7 +340,7 @@ impl Images {
         manifest: &ImageManifest,
         place: &Path,
     ) -> Result<(), ImageError> {
-        let part = beside(place, PART);
+        let part = with_suffix(place, PART);
         let remove = |folder: &Path| match std::fs::remove_dir_all(folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(ImageError::file(folder)(error))
@@ -341,7 +348,7 @@ impl Images {
             _ => Ok(()),
         };
         remove(&part)?;
-        let unpacked = self.unpack(layout, manifest, &part);
+        let unpacked = self.unpack_layers(layout, manifest, &part);
         if unpacked.is_err() {
             let _ = remove(&part);
         }
@@ -353,7 +360,7 @@ impl Images {
         placed.map_err(ImageError::file(place))
     }
 
-    fn unpack(
+    fn unpack_layers(
         &self,
         layout: &ImageLayout,
         manifest: &ImageManifest,
@@ -361,7 +368,7 @@ impl Images {
     ) -> Result<(), ImageError> {
         let rootfs = part.join("rootfs");
         std::fs::create_dir_all(&rootfs).map_err(ImageError::file(&rootfs))?;
-        let config = layout.config(manifest)?;
+        let config = layout.read_config(manifest)?;
         let mut root = unpack::ImageRoot::new(&rootfs, self.owners)?;
         for layer in &manifest.layers {
             root.add_layer(layout, layer)?;
@@ -379,19 +386,19 @@ impl Images {
 }
 
 /// Returns the folder of a home's images.
-fn folder_of(home: &Path) -> PathBuf {
+fn images_folder(home: &Path) -> PathBuf {
     home.join("images")
 }
 
-fn beside(place: &Path, ending: &str) -> PathBuf {
+fn with_suffix(place: &Path, ending: &str) -> PathBuf {
     let name = place.file_name().unwrap_or_default().to_string_lossy();
     place.with_file_name(format!("{name}.{ending}"))
 }
 
 /// Opens and locks the lock file of an image. The lock is held until the file is dropped. The
 /// file's modification time is when the image was last used.
-fn locked(place: &Path, how: FlockOperation) -> Result<File, ImageError> {
-    let path = beside(place, LOCK);
+fn take_lock(place: &Path, how: FlockOperation) -> Result<File, ImageError> {
+    let path = with_suffix(place, LOCK);
     let failed = || ImageError::file(&path);
     loop {
         let file = File::options()
@@ -412,8 +419,8 @@ fn locked(place: &Path, how: FlockOperation) -> Result<File, ImageError> {
 
 /// Locks an image exclusively, if no process uses it or is about to: the holder of this lock may
 /// make the image, and remove it.
-fn unused(place: &Path) -> Result<Option<File>, ImageError> {
-    match locked(place, FlockOperation::NonBlockingLockExclusive) {
+fn lock_if_unused(place: &Path) -> Result<Option<File>, ImageError> {
+    match take_lock(place, FlockOperation::NonBlockingLockExclusive) {
         Err(ImageError::File { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
             Ok(None)
         }
@@ -423,17 +430,17 @@ fn unused(place: &Path) -> Result<Option<File>, ImageError> {
 
 /// Returns an unpacked image and locks it, so that it stays while it is used; none if there is
 /// none.
-fn used(place: &Path) -> Result<Option<Image>, ImageError> {
+fn lock_for_use(place: &Path) -> Result<Option<Image>, ImageError> {
     if !place.exists() {
         return Ok(None);
     }
-    let lock = locked(place, FlockOperation::LockShared)?;
+    let lock = take_lock(place, FlockOperation::LockShared)?;
     lock.set_modified(SystemTime::now()).map_err(ImageError::file(place))?;
-    let config = config_of(place)?;
+    let config = read_config(place)?;
     Ok(config.map(|config| Image { rootfs: place.join("rootfs"), config, used: Arc::new(lock) }))
 }
 
-fn config_of(place: &Path) -> Result<Option<ImageConfig>, ImageError> {
+fn read_config(place: &Path) -> Result<Option<ImageConfig>, ImageError> {
     let file = place.join(CONFIG);
     let text = match std::fs::read(&file) {
         Ok(text) => text,
@@ -444,11 +451,11 @@ fn config_of(place: &Path) -> Result<Option<ImageConfig>, ImageError> {
 }
 
 /// Returns the file of the program in the folders of `path`; none if it is in none of them.
-pub(super) fn found_in(path: &str, program: &str) -> Option<PathBuf> {
+pub(super) fn find_in_path(path: &str, program: &str) -> Option<PathBuf> {
     path.split(':').map(|folder| Path::new(folder).join(program)).find(|file| file.is_file())
 }
 
-fn write_whole(to: &Path, text: &[u8]) -> io::Result<()> {
+fn write_atomically(to: &Path, text: &[u8]) -> io::Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(to.parent().unwrap_or(Path::new(".")))?;
     io::Write::write_all(&mut file, text)?;
     file.persist(to)?;
@@ -456,7 +463,7 @@ fn write_whole(to: &Path, text: &[u8]) -> io::Result<()> {
 }
 
 /// Runs work on the disk in a blocking thread. All such work of this module goes through here.
-async fn blocking<T: Send + 'static>(
+async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
 ) -> Result<T, ImageError> {
     let done = tokio::task::spawn_blocking(work).await;

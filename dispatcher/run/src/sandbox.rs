@@ -47,7 +47,7 @@ use tokio::process::{Child, Command as TokioCommand};
 pub(super) use self::bounds::{Cgroup, CgroupLimits};
 pub use self::cover::{Cover, Covers};
 pub use self::error::SandboxError;
-pub use self::init::main as init_main;
+pub use self::init::run_fork_server;
 pub use self::rights::Rights;
 pub(super) use self::root::{MASKED, READ_ONLY};
 
@@ -143,7 +143,7 @@ pub enum ProcessExit {
 }
 
 /// Returns the reason of a job that needed more memory than its limit of `bytes`.
-pub(crate) fn out_of_memory(bytes: u64) -> String {
+pub(crate) fn out_of_memory_words(bytes: u64) -> String {
     format!("out of memory: its limit is {}", bytes_in_words(bytes))
 }
 
@@ -297,7 +297,7 @@ impl ForkServer {
     ) -> Result<(Sandbox, InitReport, Option<OwnedFd>), SandboxError> {
         let tidies_up = command.container.is_some();
         let image = command.container.as_ref().and_then(|container| container.image.clone());
-        let order = encode(&InitOrder::Fork(command))?;
+        let order = encode_order(&InitOrder::Fork(command))?;
         let (socket, theirs) = socket_pair().map_err(SandboxError::Spawn)?;
         let fork = async |requests: &UnixDatagram| {
             let descriptors: Vec<_> =
@@ -308,16 +308,16 @@ impl ForkServer {
                 .await
                 .unwrap_or(Err(io::ErrorKind::TimedOut.into()))
         };
-        let requests = self.requests().map_err(SandboxError::Spawn)?;
+        let requests = self.start_if_needed().map_err(SandboxError::Spawn)?;
         if fork(&requests).await.is_err() {
             // The server was killed: start another one.
-            self.forget(&requests);
-            let requests = self.requests().map_err(SandboxError::Spawn)?;
+            self.forget_if_current(&requests);
+            let requests = self.start_if_needed().map_err(SandboxError::Spawn)?;
             fork(&requests).await.map_err(SandboxError::Spawn)?;
         }
         // If it stayed open here, this process would never see the other end close.
         drop(theirs);
-        let (said, descriptors) = report_soon(&socket).await?;
+        let (said, descriptors) = receive_report_in_time(&socket).await?;
         let mut descriptors = descriptors.into_iter();
         match (said, descriptors.next()) {
             (InitReport::Failed(reason), _) => Err(SandboxError::Failed(reason)),
@@ -330,12 +330,12 @@ impl ForkServer {
         }
     }
 
-    fn running(&self) -> std::sync::MutexGuard<'_, Option<ForkServerProcess>> {
+    fn lock_running(&self) -> std::sync::MutexGuard<'_, Option<ForkServerProcess>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn requests(&self) -> io::Result<Arc<UnixDatagram>> {
-        let mut running = self.running();
+    fn start_if_needed(&self) -> io::Result<Arc<UnixDatagram>> {
+        let mut running = self.lock_running();
         if let Some(running) = &*running {
             return Ok(running.requests.clone());
         }
@@ -359,8 +359,8 @@ impl ForkServer {
         Ok(requests)
     }
 
-    fn forget(&self, requests: &Arc<UnixDatagram>) {
-        let mut running = self.running();
+    fn forget_if_current(&self, requests: &Arc<UnixDatagram>) {
+        let mut running = self.lock_running();
         if running.as_ref().is_some_and(|running| Arc::ptr_eq(&running.requests, requests)) {
             *running = None;
         }
@@ -380,9 +380,9 @@ impl Drop for Sandbox {
 
 impl Sandbox {
     /// Starts the module, whose tree is served now.
-    pub async fn go(&mut self) -> Result<(), SandboxError> {
-        self.order(&InitOrder::Go).await?;
-        match report_soon(&self.socket).await? {
+    pub async fn start_module(&mut self) -> Result<(), SandboxError> {
+        self.send_order(&InitOrder::Go).await?;
+        match receive_report_in_time(&self.socket).await? {
             (InitReport::Started, _) => Ok(()),
             (InitReport::Failed(reason), _) => Err(SandboxError::Failed(reason)),
             (InitReport::CannotRun(reason), _) => Err(SandboxError::CannotRun(reason)),
@@ -392,11 +392,11 @@ impl Sandbox {
 
     /// Waits until the module has ended and every process it started is killed. Cancel safe: the
     /// caller may drop the future and call this again.
-    pub async fn exit(&mut self) -> Result<ProcessExit, SandboxError> {
+    pub async fn wait_for_exit(&mut self) -> Result<ProcessExit, SandboxError> {
         if let Some(exit) = self.exit {
             return Ok(exit);
         }
-        match report(&self.socket).await? {
+        match receive_report(&self.socket).await? {
             (InitReport::Exited(exit), _) => Ok(*self.exit.insert(exit)),
             (InitReport::Failed(reason), _) => Err(SandboxError::Failed(reason)),
             (InitReport::CannotRun(reason), _) => Err(SandboxError::CannotRun(reason)),
@@ -405,8 +405,8 @@ impl Sandbox {
     }
 
     /// Does the same as [`Self::exit`], and waits until the mount is gone as well.
-    pub async fn wait(&mut self) -> Result<ProcessExit, SandboxError> {
-        let exit = self.exit().await?;
+    pub async fn wait_until_unmounted(&mut self) -> Result<ProcessExit, SandboxError> {
+        let exit = self.wait_for_exit().await?;
         // The kernel removes the namespaces with their first process, before it reports that
         // process as ended.
         let _ = tokio::time::timeout(START_WAIT, sys::wait_for_exit(&self.init)).await;
@@ -425,16 +425,16 @@ impl Sandbox {
     /// image names.
     pub async fn terminate(&self) {
         // The job may be gone already, which is what the order is for.
-        let _ = self.order(&InitOrder::Terminate).await;
+        let _ = self.send_order(&InitOrder::Terminate).await;
     }
 
     /// Ends every process of the job (SIGKILL).
     pub async fn kill(&self) {
-        let _ = self.order(&InitOrder::Kill).await;
+        let _ = self.send_order(&InitOrder::Kill).await;
     }
 
-    async fn order(&self, order: &InitOrder) -> Result<(), SandboxError> {
-        let text = encode(order)?;
+    async fn send_order(&self, order: &InitOrder) -> Result<(), SandboxError> {
+        let text = encode_order(order)?;
         let sent = self.socket.async_io(Interest::WRITABLE, || send(&self.socket, &text, &[]));
         match tokio::time::timeout(START_WAIT, sent).await {
             Ok(Ok(())) => Ok(()),
@@ -443,12 +443,12 @@ impl Sandbox {
     }
 }
 
-fn encode(order: &InitOrder) -> Result<Vec<u8>, SandboxError> {
+fn encode_order(order: &InitOrder) -> Result<Vec<u8>, SandboxError> {
     let text = serde_json::to_vec(order)?;
     if text.len() > MESSAGE_MAX { Err(SandboxError::TooLong(text.len())) } else { Ok(text) }
 }
 
-async fn report(socket: &UnixDatagram) -> Result<(InitReport, Vec<OwnedFd>), SandboxError> {
+async fn receive_report(socket: &UnixDatagram) -> Result<(InitReport, Vec<OwnedFd>), SandboxError> {
     let received = socket.async_io(Interest::READABLE, || receive(socket)).await;
     match received {
         Ok((text, descriptors)) if !text.is_empty() => {
@@ -458,8 +458,12 @@ async fn report(socket: &UnixDatagram) -> Result<(InitReport, Vec<OwnedFd>), San
     }
 }
 
-async fn report_soon(socket: &UnixDatagram) -> Result<(InitReport, Vec<OwnedFd>), SandboxError> {
-    tokio::time::timeout(START_WAIT, report(socket)).await.unwrap_or(Err(SandboxError::Silent))
+async fn receive_report_in_time(
+    socket: &UnixDatagram,
+) -> Result<(InitReport, Vec<OwnedFd>), SandboxError> {
+    tokio::time::timeout(START_WAIT, receive_report(socket))
+        .await
+        .unwrap_or(Err(SandboxError::Silent))
 }
 
 /// Tries, in a separate process, whether jobs can have `mode`.
@@ -483,7 +487,9 @@ pub async fn probe(server: &ForkServer, mode: SandboxMode) -> Result<(), Sandbox
 }
 
 /// Returns the strongest mode that works here, and why the stronger ones do not.
-pub async fn best_mode(server: &ForkServer) -> (SandboxMode, Vec<(SandboxMode, SandboxError)>) {
+pub async fn find_best_mode(
+    server: &ForkServer,
+) -> (SandboxMode, Vec<(SandboxMode, SandboxError)>) {
     let mut refused = Vec::new();
     let first =
         if rustix::process::geteuid().is_root() { SandboxMode::Root } else { SandboxMode::User };

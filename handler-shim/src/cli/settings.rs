@@ -16,7 +16,7 @@ use ion_model::text::write_field;
 use ion_plane::address::FileUrls;
 #[cfg(feature = "azure")]
 use ion_stores::object::ObjectBlobs;
-use ion_stores::open::{StoreUrls, open_blobs, open_over};
+use ion_stores::open::{StoreUrls, open_blobs, open_with_blobs};
 use ion_stores::without_credentials;
 use ion_stores::{Blobs, DataPlane, StoreError};
 use serde_json::{Value, json};
@@ -80,7 +80,7 @@ pub(super) struct Arguments {
     #[arg(long, env = "VALIDEVENTTYPES", value_delimiter = ',', value_name = "TYPE,TYPE")]
     valideventtypes: Vec<String>,
     /// Files' addresses in in/eventmeta.json: none, ion, or signed by the store
-    #[arg(long, env = "ION_URLS", default_value = "ion", value_parser = FileUrls::named, value_name = "KIND")]
+    #[arg(long, env = "ION_URLS", default_value = "ion", value_parser = FileUrls::parse, value_name = "KIND")]
     urls: FileUrls,
     /// Accepted and not used: `ion up` serves the localhost API beside a job (`api: sidecar`)
     #[arg(long, env = "SHARED_SECRET", hide_env_values = true, value_name = "SECRET")]
@@ -501,7 +501,7 @@ impl HandlerStores {
             Some(azure) => open_blobs(&format!("az://{}", azure.container)).await?,
             None => open_blobs(&self.urls.blobs).await?,
         };
-        open_over(blobs, &self.urls).await
+        open_with_blobs(blobs, &self.urls).await
     }
 
     /// Returns where events are, for people: the URL of the documents without credentials.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ion_model::event::{Event, event_json};
 use ion_model::id::{EventId, JobId};
 use ion_model::record::{InsightRecord, LogRecord};
-use ion_plane::node::{Node as Daemon, live_log};
+use ion_plane::node::{Node as Daemon, live_log_path};
 use ion_stores::{Collection, StoreError};
 use serde_json::json;
 
@@ -68,7 +68,7 @@ pub(super) async fn log_item(
     if let Some(log) = log? {
         return Ok(Some(("log".into(), ViewItem::Blob(Arc::new(log.logs)))));
     }
-    let live = live_log(&daemon.settings.home, job, attempt);
+    let live = live_log_path(&daemon.settings.home, job, attempt);
     Ok(live.exists().then(|| ("log".into(), ViewItem::Live(live))))
 }
 

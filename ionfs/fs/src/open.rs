@@ -56,7 +56,7 @@ impl OpenInode {
     /// view file's blob, once all its blocks are verified and nobody can write to it.
     pub(crate) fn passthrough_file(&self) -> Option<&File> {
         match self {
-            Self::Blob(reader) => reader.blob().whole(),
+            Self::Blob(reader) => reader.blob().whole_file(),
             _ => None,
         }
     }

@@ -46,7 +46,7 @@ impl FileUrls {
     ///
     /// # Errors
     /// When there is no such kind. The error names the allowed kinds.
-    pub fn named(name: &str) -> Result<Self, UnknownFileUrls> {
+    pub fn parse(name: &str) -> Result<Self, UnknownFileUrls> {
         match name {
             "none" => Ok(Self::None),
             "ion" => Ok(Self::Ion),
@@ -73,7 +73,7 @@ pub async fn addresses(
     }
     let address = |file: &FileEntry| {
         let (name, own, key) =
-            (format!("{below}{}", file.name), ion(event, &file.name), file.key.clone());
+            (format!("{below}{}", file.name), ion_address(event, &file.name), file.key.clone());
         async move {
             let signed = match urls {
                 FileUrls::Signed => plane.blobs.signed_url(&key, SIGNED_FOR).await?,
@@ -87,7 +87,7 @@ pub async fn addresses(
 }
 
 /// Returns `ion://<event>/<path>`, with the characters escaped that a URL may not contain.
-fn ion(event: &EventId, path: &str) -> String {
+fn ion_address(event: &EventId, path: &str) -> String {
     let mut uri = String::from("ion://");
     escape(event.as_str(), &mut uri);
     for part in path.split('/') {
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn an_address_is_a_url_whatever_the_files_name() {
         let event = EventId::new("3f-9");
-        assert_eq!(ion(&event, "a/b c?#.png"), "ion://3f-9/a/b%20c%3F%23.png");
-        assert_eq!(ion(&EventId::new("x/y"), "\u{e9}"), "ion://x%2Fy/%C3%A9");
+        assert_eq!(ion_address(&event, "a/b c?#.png"), "ion://3f-9/a/b%20c%3F%23.png");
+        assert_eq!(ion_address(&EventId::new("x/y"), "\u{e9}"), "ion://x%2Fy/%C3%A9");
     }
 }

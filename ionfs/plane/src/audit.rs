@@ -36,12 +36,12 @@ pub struct AuditFinding {
 
 impl CheckReport {
     /// Adds a finding that is not repaired.
-    pub fn found(&mut self, what: String) {
+    pub fn add_finding(&mut self, what: String) {
         self.findings.push(AuditFinding { what, repaired: None });
     }
 
     /// Adds a finding, and what a repair did about it.
-    pub fn repaired(&mut self, what: String, repaired: Option<String>) {
+    pub fn add_finding_with_repair(&mut self, what: String, repaired: Option<String>) {
         self.findings.push(AuditFinding { what, repaired });
     }
 
@@ -89,13 +89,13 @@ pub async fn check(
 ) -> Result<CheckReport, StoreError> {
     let mut report = CheckReport::default();
     let mut suspects = Vec::new();
-    let mut pages = of_type(DocumentType::EventMeta);
+    let mut pages = pages_of_type(DocumentType::EventMeta);
     while let Some(page) = pages.next(&*plane.documents).await? {
         for document in page {
             let event: Event = match decode(Collection::Events, document) {
                 Ok(event) => event,
                 Err(error) => {
-                    report.found(error_chain(&error));
+                    report.add_finding(error_chain(&error));
                     continue;
                 }
             };
@@ -105,24 +105,24 @@ pub async fn check(
             }
         }
         if suspects.len() >= SUSPECTS {
-            watch_out(plane, std::mem::take(&mut suspects), repair, &mut report).await?;
+            watch_unpublished(plane, std::mem::take(&mut suspects), repair, &mut report).await?;
         }
     }
-    let mut pages = of_type(DocumentType::ModuleLogs);
+    let mut pages = pages_of_type(DocumentType::ModuleLogs);
     while let Some(page) = pages.next(&*plane.documents).await? {
         for document in page {
             match decode::<LogRecord>(Collection::Events, document) {
                 // An empty log has no blob.
                 Ok(log) if log.logs.size > 0 => {
-                    examine(plane, &format!("log {}", log.id), &log.logs, depth, &mut report)
+                    check_blob(plane, &format!("log {}", log.id), &log.logs, depth, &mut report)
                         .await?;
                 }
                 Ok(_) => {}
-                Err(error) => report.found(error_chain(&error)),
+                Err(error) => report.add_finding(error_chain(&error)),
             }
         }
     }
-    watch_out(plane, suspects, repair, &mut report).await?;
+    watch_unpublished(plane, suspects, repair, &mut report).await?;
     Ok(report)
 }
 
@@ -138,21 +138,25 @@ async fn check_event(
     match plane.files_of(event).await {
         Ok(files) => {
             for file in files.iter().chain(&event.file_list) {
-                examine(plane, &what, file, depth, report).await?;
+                check_blob(plane, &what, file, depth, report).await?;
             }
         }
-        Err(error) => report
-            .found(format!("{what}: its list of files cannot be read: {}", error_chain(&error))),
+        Err(error) => report.add_finding(format!(
+            "{what}: its list of files cannot be read: {}",
+            error_chain(&error)
+        )),
     }
-    if event.publication == PublicationState::Staged && is_lost(plane, event).await? {
-        report.found(format!("{what} was staged by an attempt that succeeded, and is not visible"));
+    if event.publication == PublicationState::Staged && is_never_revealed(plane, event).await? {
+        report.add_finding(format!(
+            "{what} was staged by an attempt that succeeded, and is not visible"
+        ));
     }
     Ok(())
 }
 
 /// Returns whether a staged event is lost: its attempt's job succeeded and has an empty outbox, so
 /// no relay would make the event visible.
-async fn is_lost(plane: &DataPlane, event: &Event) -> Result<bool, StoreError> {
+async fn is_never_revealed(plane: &DataPlane, event: &Event) -> Result<bool, StoreError> {
     let Some(job_id) = &event.job_id else { return Ok(true) };
     let job = plane.documents.get_as::<JobRecord>(Collection::Jobs, job_id.as_str()).await?;
     let over = job.is_some_and(|job| {
@@ -165,7 +169,7 @@ async fn is_lost(plane: &DataPlane, event: &Event) -> Result<bool, StoreError> {
 
 /// Waits for [`WATCHED`], then reads the unpublished events again and reports those that have not
 /// changed.
-async fn watch_out(
+async fn watch_unpublished(
     plane: &DataPlane,
     suspects: Vec<Event>,
     repair: CheckRepair,
@@ -191,12 +195,12 @@ async fn watch_out(
             CheckRepair::Safe => relay.publish(event).await?.then(|| "published".to_owned()),
             CheckRepair::No => None,
         };
-        report.repaired(what, repaired);
+        report.add_finding_with_repair(what, repaired);
     }
     Ok(())
 }
 
-async fn examine(
+async fn check_blob(
     plane: &DataPlane,
     what: &str,
     file: &FileEntry,
@@ -206,11 +210,14 @@ async fn examine(
     report.blobs += 1;
     match plane.blobs.size(&file.key).await? {
         None => {
-            report.found(format!("{what}: file {:?}: blob {:?} is missing", file.name, file.key));
+            report.add_finding(format!(
+                "{what}: file {:?}: blob {:?} is missing",
+                file.name, file.key
+            ));
             return Ok(());
         }
         Some(size) if size != file.size => {
-            report.found(format!(
+            report.add_finding(format!(
                 "{what}: file {:?}: blob {:?} has {size} bytes instead of {}",
                 file.name, file.key, file.size
             ));
@@ -229,7 +236,7 @@ async fn examine(
             .await?;
         report.bytes_read += bytes.len() as u64;
         if !file.checksums.block_matches(index, &bytes) {
-            report.found(format!(
+            report.add_finding(format!(
                 "{what}: file {:?}: blob {:?}: block {index} does not match its checksum",
                 file.name, file.key
             ));
@@ -238,7 +245,7 @@ async fn examine(
     Ok(())
 }
 
-fn of_type(document_type: DocumentType) -> Pages {
+fn pages_of_type(document_type: DocumentType) -> Pages {
     let equals = vec![("context.documentType", json!(document_type))];
     Pages::new(Query::equal(Collection::Events, equals), "created")
 }

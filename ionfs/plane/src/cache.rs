@@ -169,27 +169,27 @@ impl OpenBlobs {
     /// checksums only if one of them is wrong. So an entry never shares a blob with other
     /// checksums.
     fn find(&mut self, entry: &FileEntry) -> Option<&mut OpenBlob> {
-        self.by_key.get_mut(&entry.key).filter(|open| open.blob.is_of(entry))
+        self.by_key.get_mut(&entry.key).filter(|open| open.blob.matches_entry(entry))
     }
 }
 
 impl CacheShared {
-    fn open(&self) -> MutexGuard<'_, OpenBlobs> {
+    fn lock_open_blobs(&self) -> MutexGuard<'_, OpenBlobs> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts to remove the least recently used blobs if the cache folder has little room left.
     fn make_room_if_full(self: &Arc<Self>) {
-        if !self.disk.is_full() || self.making_room.swap(true, Ordering::AcqRel) {
+        if !self.disk.is_nearly_full() || self.making_room.swap(true, Ordering::AcqRel) {
             return;
         }
         let this = self.clone();
         tokio::task::spawn_blocking(move || {
             let in_use: HashSet<String> = {
-                let mut open = this.open();
+                let mut open = this.lock_open_blobs();
                 // An open blob keeps its space on the disk even when its file is removed.
                 open.by_key.retain(|_, open| !open.is_idle());
-                open.by_key.values().map(|open| DiskCache::name(open.blob.entry())).collect()
+                open.by_key.values().map(|open| DiskCache::file_name(open.blob.entry())).collect()
             };
             this.disk.make_room(&in_use);
             this.making_room.store(false, Ordering::Release);
@@ -235,7 +235,7 @@ impl Cache {
         if entry.checksums.block > BLOCK_MAX {
             return Err(CacheError::Block { key: entry.key.clone(), block: entry.checksums.block });
         }
-        let mut open = self.shared.open();
+        let mut open = self.shared.lock_open_blobs();
         open.clock += 1;
         let now = open.clock;
         if let Some(found) = open.find(entry) {
@@ -248,7 +248,10 @@ impl Cache {
                 let local = |source| CacheError::Local { key: entry.key.clone(), source };
                 (
                     LocalFileKind::Node,
-                    self.shared.disk.open(&DiskCache::name(entry), entry.size).map_err(local)?,
+                    self.shared
+                        .disk
+                        .open(&DiskCache::file_name(entry), entry.size)
+                        .map_err(local)?,
                 )
             }
         };
@@ -258,11 +261,11 @@ impl Cache {
     /// Adds a blob that a job of this node has made. `file` is the blob's staged file, so that its
     /// readers need not ask the store. Returns whether the caller must call
     /// [`Cache::producer_ended`] when the job has ended.
-    pub fn produced(&self, entry: &FileEntry, file: File) -> bool {
+    pub fn add_staged_file(&self, entry: &FileEntry, file: File) -> bool {
         if self.shared.blobs.open_local(&entry.key).is_some() {
             return false;
         }
-        let mut open = self.shared.open();
+        let mut open = self.shared.lock_open_blobs();
         if open.find(entry).is_none() {
             open.clock += 1;
             self.insert(&mut open, entry, LocalFileKind::Producer, file);
@@ -273,10 +276,11 @@ impl Cache {
     /// Ends the use of a staged file, because the job that made the blob has ended. `file` is the
     /// staged file if its content is still that of the blob: the cache then keeps the file.
     /// Otherwise the cache forgets the blob.
-    pub fn producer_ended(&self, entry: &FileEntry, file: Option<&File>) {
-        let kept =
-            file.is_some_and(|file| self.shared.disk.adopt(&DiskCache::name(entry), file).is_ok());
-        let mut open = self.shared.open();
+    pub fn end_staged_file(&self, entry: &FileEntry, file: Option<&File>) {
+        let kept = file.is_some_and(|file| {
+            self.shared.disk.link_file(&DiskCache::file_name(entry), file).is_ok()
+        });
+        let mut open = self.shared.lock_open_blobs();
         if let Some(found) = open.find(entry) {
             if kept {
                 found.blob.freeze();
@@ -290,7 +294,7 @@ impl Cache {
 
     /// Returns the number of bytes that blocks take in memory now.
     pub fn memory_taken(&self) -> u64 {
-        self.shared.memory.taken()
+        self.shared.memory.taken_bytes()
     }
 
     fn insert(
@@ -322,7 +326,7 @@ impl Drop for Cache {
     fn drop(&mut self) {
         // Each open blob holds a reference to the shared state, which in turn holds the blobs: this
         // breaks the cycle.
-        let open = std::mem::take(&mut *self.shared.open());
+        let open = std::mem::take(&mut *self.shared.lock_open_blobs());
         drop(open);
     }
 }

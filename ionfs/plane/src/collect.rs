@@ -91,25 +91,25 @@ pub async fn collect(
             break;
         }
         failpoint::hit("gc.listed");
-        let running = running(plane).await?;
-        leave_out_named(plane, &mut part).await?;
+        let running = find_active_ids(plane).await?;
+        retain_unnamed(plane, &mut part).await?;
         for blob in part.values() {
             // The key of a file holds the job's id, and the key of a log the event's id.
             if blob.modified > before || blob.key.split('/').any(|part| running.contains(part)) {
                 collected.young += 1;
             } else {
-                remove(plane, blob, how, &mut collected).await?;
+                remove_or_count(plane, blob, how, &mut collected).await?;
             }
         }
     }
     let abandon =
         if how == GcMode::Remove { UnfinishedUploads::End } else { UnfinishedUploads::Count };
-    collected.unfinished = plane.blobs.abandon_uploads(before, abandon).await?;
+    collected.unfinished = plane.blobs.end_unfinished_uploads(before, abandon).await?;
     Ok(collected)
 }
 
 /// Returns the ids of the active jobs and of their events.
-async fn running(plane: &DataPlane) -> Result<HashSet<String>, StoreError> {
+async fn find_active_ids(plane: &DataPlane) -> Result<HashSet<String>, StoreError> {
     let mut running = HashSet::new();
     for state in [JobState::Starting, JobState::Running] {
         let active = Query::equal(Collection::Jobs, vec![("state", json!(state))]).order_by("due");
@@ -122,7 +122,7 @@ async fn running(plane: &DataPlane) -> Result<HashSet<String>, StoreError> {
 }
 
 /// Removes from `part` the blobs that a document names.
-async fn leave_out_named(
+async fn retain_unnamed(
     plane: &DataPlane,
     part: &mut HashMap<String, BlobInfo>,
 ) -> Result<(), StoreError> {
@@ -151,8 +151,8 @@ async fn leave_out_named(
         let mut pages = Pages::new(question, "created");
         while let Some(page) = pages.next(&*plane.documents).await? {
             for document in page {
-                for key in names(plane, document).await? {
-                    part.remove(&plane.blobs.canonical(&key));
+                for key in named_keys(plane, document).await? {
+                    part.remove(&plane.blobs.canonical_key(&key));
                 }
             }
         }
@@ -177,7 +177,7 @@ fn correlations_of(key: &str) -> Option<Vec<&str>> {
 }
 
 /// Returns the keys that a document names.
-async fn names(plane: &DataPlane, document: Value) -> Result<Vec<String>, StoreError> {
+async fn named_keys(plane: &DataPlane, document: Value) -> Result<Vec<String>, StoreError> {
     let kind = document["context"]["documentType"].as_str().unwrap_or_default().to_owned();
     if kind == DocumentType::ModuleLogs.as_str() {
         return Ok(vec![decode::<LogRecord>(Collection::Events, document)?.logs.key]);
@@ -190,7 +190,7 @@ async fn names(plane: &DataPlane, document: Value) -> Result<Vec<String>, StoreE
     Ok(files.into_iter().chain(event.file_list).map(|file| file.key).collect())
 }
 
-async fn remove(
+async fn remove_or_count(
     plane: &DataPlane,
     blob: &BlobInfo,
     how: GcMode,
@@ -210,7 +210,7 @@ async fn remove(
 ///
 /// # Errors
 /// When the store fails. Blobs that were removed before stay removed.
-pub async fn remove_below(
+pub async fn remove_by_prefix(
     plane: &DataPlane,
     prefix: &str,
     how: GcMode,
@@ -218,7 +218,7 @@ pub async fn remove_below(
 ) -> Result<(), StoreError> {
     let mut blobs = plane.blobs.list(prefix).await?;
     while let Some(blob) = blobs.try_next().await? {
-        remove(plane, &blob, how, collected).await?;
+        remove_or_count(plane, &blob, how, collected).await?;
     }
     Ok(())
 }

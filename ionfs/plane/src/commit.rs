@@ -143,20 +143,20 @@ impl Origin {
 #[async_trait]
 pub trait Staging: Send + Sync {
     /// Makes the file at a clean path durable in the object store, and returns its entry.
-    async fn durable(&self, path: &str) -> Result<FileEntry, Refusal>;
+    async fn make_durable(&self, path: &str) -> Result<FileEntry, Refusal>;
 
     /// Returns whether there is a file at a path.
-    fn has(&self, path: &str) -> bool;
+    fn has_file(&self, path: &str) -> bool;
 
     /// Returns what is below the directory at a clean path, sorted, or `None` if there is no
     /// directory.
-    async fn below(&self, path: &str) -> Result<Option<DirectoryContent>, Refusal>;
+    async fn list_directory(&self, path: &str) -> Result<Option<DirectoryContent>, Refusal>;
 
     /// Returns how many files an event may name.
     fn files_max(&self) -> u64;
 
     /// Returns the number of bytes that uploads have moved so far. A commit waits while this grows.
-    fn moved(&self) -> u64;
+    fn uploaded_bytes(&self) -> u64;
 
     /// Returns a new key for a blob of this attempt.
     fn fresh_key(&self, path: &str) -> String;
@@ -252,7 +252,7 @@ impl Committer {
     ) -> Result<Receipt, Refusal> {
         let durable = || self.make_durable(name, file.clone(), staging);
         let DurableEvent { step, event, mut receipt } =
-            self.patiently(|| staging.moved(), durable).await?;
+            self.with_retries(|| staging.uploaded_bytes(), durable).await?;
         self.plane.metrics.commits.add(1);
         receipt.published =
             step == CommitStep::End(CommitEnd::Committed(PublicationState::Published));
@@ -271,17 +271,17 @@ impl Committer {
         file: EventFile,
         staging: &dyn Staging,
     ) -> Result<DurableEvent, Refusal> {
-        if let Some(slip) = file.find_slip(|path| staging.has(path)) {
+        if let Some(slip) = file.find_slip(|path| staging.has_file(path)) {
             return Err(Refusal::Invalid(slip));
         }
-        let event_type = self.checked_type(file.event_type)?;
+        let event_type = self.check_event_type(file.event_type)?;
         let depth = self.depth?;
         let DirectoryContent { files: paths, empty: directories } =
             named_paths(&file.files, staging).await?;
         // Step 1, for all files at once: the staging bounds what runs in parallel.
-        let (files, listed) = timed(&self.plane, CommitStep::StoreBlobs, async {
-            let files = try_join_all(paths.iter().map(|path| staging.durable(path))).await?;
-            let listed = self.shorten(&files, staging).await?;
+        let (files, listed) = run_step(&self.plane, CommitStep::StoreBlobs, async {
+            let files = try_join_all(paths.iter().map(|path| staging.make_durable(path))).await?;
+            let listed = self.make_file_list(&files, staging).await?;
             Ok::<_, Refusal>((files, listed))
         })
         .await?;
@@ -326,7 +326,7 @@ impl Committer {
         Ok(DurableEvent { step, event, receipt })
     }
 
-    fn checked_type(&self, event_type: Option<String>) -> Result<String, Refusal> {
+    fn check_event_type(&self, event_type: Option<String>) -> Result<String, Refusal> {
         let Some(event_type) = event_type else {
             return Err(Refusal::Invalid("there is no \"eventType\"".into()));
         };
@@ -349,7 +349,7 @@ impl Committer {
 
     /// Returns the file list as the document holds it: the list itself, or the entry of the blob
     /// that holds it.
-    async fn shorten(
+    async fn make_file_list(
         &self,
         files: &[FileEntry],
         staging: &dyn Staging,
@@ -390,7 +390,7 @@ impl Committer {
     async fn try_to_publish(&self, step: CommitStep, event: Event) -> Result<(), PublishFailure> {
         let (told, hears) = oneshot::channel();
         let plane = self.plane.clone();
-        let work = async move { publish(&plane, event, step, Some(told)).await };
+        let work = async move { publish_and_mark(&plane, event, step, Some(told)).await };
         let task = self.telling.spawn(work.in_current_span());
         let Ok(heard) = tokio::time::timeout(PUBLISH_WAIT, hears).await else {
             task.abort();
@@ -413,7 +413,7 @@ impl Committer {
 
     /// Stores the values of `insights.json`. The document's id depends only on the job, so closing
     /// the file again replaces the document.
-    pub async fn keep_insights(&self, data: Vec<KeyValue>) -> Result<(), Refusal> {
+    pub async fn store_insights(&self, data: Vec<KeyValue>) -> Result<(), Refusal> {
         let record = InsightRecord {
             id: InsightRecord::id(&self.origin.job_id),
             context: self
@@ -431,13 +431,13 @@ impl Committer {
                 .put(Collection::Events, encode(&record), Some(self.origin.guard()))
                 .await?)
         };
-        self.patiently(|| 0, put).await
+        self.with_retries(|| 0, put).await
     }
 
     /// Repeats `work` while the stores fail, until it succeeds or no byte has moved for the
     /// deadline. Every step of a commit may be repeated, because it finds what an earlier try has
     /// done.
-    async fn patiently<T, F: Future<Output = Result<T, Refusal>>>(
+    async fn with_retries<T, F: Future<Output = Result<T, Refusal>>>(
         &self,
         moved: impl Fn() -> u64,
         work: impl Fn() -> F,
@@ -493,7 +493,7 @@ enum PublishFailure {
 /// [`Refusal::Differs`] when an event with this id and other content exists. An event with the same
 /// content is `Ok`.
 pub async fn create_event(plane: &DataPlane, event: Event) -> Result<(), Refusal> {
-    if let Some(marking) = append(plane, event, None).await? {
+    if let Some(marking) = insert_then_publish(plane, event, None).await? {
         // If the process ended before the mark, the relay would publish the event once more.
         let _ = marking.await;
     }
@@ -504,7 +504,7 @@ pub async fn create_event(plane: &DataPlane, event: Event) -> Result<(), Refusal
 ///
 /// # Errors
 /// As [`create_event`].
-pub async fn record_event(plane: &DataPlane, event: Event) -> Result<(), Refusal> {
+pub async fn insert_for_nobody(plane: &DataPlane, event: Event) -> Result<(), Refusal> {
     let event = event.for_nobody();
     let files = plane.files_of(&event).await?;
     match try_insert(plane, &event, &files, None, &mut event.clone()).await? {
@@ -521,7 +521,7 @@ pub async fn record_event(plane: &DataPlane, event: Event) -> Result<(), Refusal
 /// # Errors
 /// As [`create_event`], and [`Refusal::Fenced`] when the guard no longer holds. Then documents may
 /// have been inserted, but the event was not.
-pub async fn append_event(
+pub async fn create_with_documents(
     plane: &DataPlane,
     blobs: Vec<(String, Bytes)>,
     documents: Vec<(Collection, Value)>,
@@ -538,14 +538,14 @@ pub async fn append_event(
     };
     // An event that existed before may still be unpublished.
     if event_inserted != Some(Inserted::New) {
-        drop(append(plane, event, guard).await?);
+        drop(insert_then_publish(plane, event, guard).await?);
     }
     Ok(inserted)
 }
 
 /// Inserts an event and publishes it. The returned task ends when the event is also marked
 /// published.
-async fn append(
+async fn insert_then_publish(
     plane: &DataPlane,
     event: Event,
     guard: Option<Guard>,
@@ -559,7 +559,7 @@ async fn append(
     let (told, hears) = oneshot::channel();
     let (id, stores) = (event.id.clone(), plane.clone());
     let telling = async move {
-        if let Err(error) = publish(&stores, event, step, Some(told)).await {
+        if let Err(error) = publish_and_mark(&stores, event, step, Some(told)).await {
             tracing::warn!(
                 event = %id,
                 reason = error_chain(&error),
@@ -595,11 +595,11 @@ async fn insert(
                 ));
             }
             CommitStep::Insert => {
-                let registered = plane.address(&mut event).await?;
+                let registered = plane.address_event(&mut event).await?;
                 found.clone_from(&event);
                 let guard =
                     Some(guard.iter().cloned().fold(registered, |all, guard| guard.and(all)));
-                timed(plane, step, try_insert(plane, &event, files, guard, &mut found)).await
+                run_step(plane, step, try_insert(plane, &event, files, guard, &mut found)).await
             }
             CommitStep::Replace(attempt) => {
                 found.clone_from(&event);
@@ -614,7 +614,7 @@ async fn insert(
                     guard.clone(),
                     Durability::Now,
                 );
-                timed(plane, step, replaced).await.map(changed)
+                run_step(plane, step, replaced).await.map(answer_from_written)
             }
             CommitStep::End(CommitEnd::Differs) => return Err(Refusal::Differs(event.id)),
             CommitStep::End(CommitEnd::Fenced) => return Err(Refusal::Fenced),
@@ -624,12 +624,12 @@ async fn insert(
             },
         };
         failpoint::hit("commit.inserted");
-        let answer = answer(tried, &mut failed);
+        let answer = answer_from_result(tried, &mut failed);
         if answer == StoreAnswer::Outdated {
             plane.forget_registry();
             outdated += 1;
         }
-        step = step.after(answer, event.attempt, mode);
+        step = step.next_step(answer, event.attempt, mode);
     }
 }
 
@@ -659,7 +659,7 @@ async fn try_insert(
 /// Does steps 3 and 4 of a commit, beginning with `from`. Does nothing if `from` is neither of
 /// them, because then another process publishes. Publishing twice is harmless, because the job
 /// exists in the ledger.
-pub(crate) async fn publish(
+pub(crate) async fn publish_and_mark(
     plane: &DataPlane,
     mut event: Event,
     from: CommitStep,
@@ -669,7 +669,7 @@ pub(crate) async fn publish(
     let mut failed = None;
     loop {
         let tried = match step {
-            CommitStep::Publish => timed(plane, step, plane.bus.publish(&event.message())).await.map(|routed| {
+            CommitStep::Publish => run_step(plane, step, plane.bus.publish(&event.message())).await.map(|routed| {
                 failpoint::hit("commit.published");
                 if routed == Routed::Nowhere && !event.unrouted {
                     tracing::warn!(event = %event.id, "no queue took the message; it will be sent again to the modules that the event is for");
@@ -685,19 +685,23 @@ pub(crate) async fn publish(
                 // If the mark is lost, the event is published once more.
                 let (at, durability) = (Collection::Events, Durability::WithNextSync);
                 let marked = plane.documents.replace(at, encode(&event), expect, None, durability);
-                let marked = timed(plane, step, marked).await;
+                let marked = run_step(plane, step, marked).await;
                 failpoint::hit("commit.marked");
-                marked.map(changed)
+                marked.map(answer_from_written)
             }
             CommitStep::End(CommitEnd::Committed(PublicationState::Unpublished)) => return failed.map_or(Ok(()), Err),
             _ => return Ok(()),
         };
-        step = step.after(answer(tried, &mut failed), event.attempt, CommitMode::OnClose);
+        step = step.next_step(
+            answer_from_result(tried, &mut failed),
+            event.attempt,
+            CommitMode::OnClose,
+        );
     }
 }
 
 /// Carries out a step of a commit in a span of its own, and measures its time.
-pub(crate) async fn timed<T>(
+pub(crate) async fn run_step<T>(
     plane: &DataPlane,
     step: CommitStep,
     work: impl Future<Output = T>,
@@ -710,12 +714,15 @@ pub(crate) async fn timed<T>(
 }
 
 /// Converts the outcome of a conditional write to an answer.
-pub(crate) fn changed(written: bool) -> StoreAnswer {
+pub(crate) fn answer_from_written(written: bool) -> StoreAnswer {
     if written { StoreAnswer::Done } else { StoreAnswer::Changed }
 }
 
 /// Converts a store's result to an answer. Keeps an error in `failed`, for reports to people.
-fn answer(tried: Result<StoreAnswer, StoreError>, failed: &mut Option<StoreError>) -> StoreAnswer {
+fn answer_from_result(
+    tried: Result<StoreAnswer, StoreError>,
+    failed: &mut Option<StoreError>,
+) -> StoreAnswer {
     tried.unwrap_or_else(|error| match error {
         StoreError::Fenced(Collection::Plane) => StoreAnswer::Outdated,
         StoreError::Fenced(_) => StoreAnswer::Fenced,

@@ -7,7 +7,7 @@ use ion_model::id::{CorrelationId, EventId};
 use ion_stores::{Collection, DataPlane, decode};
 
 use crate::commit::LISTED_MAX;
-use crate::upload::{UploadError, in_tries, store_bytes, try_suffix};
+use crate::upload::{UploadError, retry_suffix, store_bytes, store_with_retries};
 
 /// The content of a first event. Its files are already durable.
 #[derive(Clone, Debug)]
@@ -47,15 +47,15 @@ impl FirstEvent {
     ///
     /// # Errors
     /// When that blob cannot be stored, or the parent event cannot be read.
-    pub async fn document(self, plane: &DataPlane, prefix: &str) -> Result<Event, UploadError> {
+    pub async fn into_event(self, plane: &DataPlane, prefix: &str) -> Result<Event, UploadError> {
         let (files, file_list) = if self.files.len() > LISTED_MAX {
             let list = serde_json::to_vec(&self.files).expect("entries have string keys only");
             let list = Bytes::from(list);
             let store = |number| {
-                let key = format!("{prefix}/.ion-files{}.json", try_suffix(number));
+                let key = format!("{prefix}/.ion-files{}.json", retry_suffix(number));
                 store_bytes(&*plane.blobs, key, "files.json".into(), list.clone())
             };
-            (vec![], Some(in_tries(store).await?))
+            (vec![], Some(store_with_retries(store).await?))
         } else {
             (self.files, None)
         };

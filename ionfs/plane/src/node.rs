@@ -18,7 +18,7 @@ use ion_system::metrics::{PlaneMetrics, Registry, describe_bytes};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::cache::{Cache, CacheLimits};
-use crate::upload::{UploadError, in_tries, store_file};
+use crate::upload::{UploadError, store_file, store_with_retries};
 
 /// The number of bytes that one daemon uploads concurrently, in units of [`UPLOAD_UNIT`]: 32 small
 /// files, so that a remote store is not idle between them, or three files of many parts.
@@ -115,7 +115,7 @@ impl Node {
     }
 
     /// Waits for a permit to upload a file of this many bytes. All jobs share the permits.
-    pub async fn upload_turn(&self, bytes: u64) -> SemaphorePermit<'_> {
+    pub async fn acquire_upload_permit(&self, bytes: u64) -> SemaphorePermit<'_> {
         let units = bytes.min(IN_FLIGHT_MAX).div_ceil(UPLOAD_UNIT).max(1);
         let units = u32::try_from(units).expect("a few parts");
         self.uploads.acquire_many(units).await.expect("the semaphore is never closed")
@@ -127,7 +127,7 @@ impl Node {
     ///
     /// # Errors
     /// When the file cannot be read, or the store fails.
-    pub async fn store(
+    pub async fn store_file(
         &self,
         key: impl Fn(u32) -> String,
         name: String,
@@ -135,7 +135,7 @@ impl Node {
     ) -> Result<FileEntry, UploadError> {
         let unreadable = |source| UploadError::Read { path: name.clone(), source };
         let bytes = file.metadata().map_err(unreadable)?.len();
-        let _turn = self.upload_turn(bytes).await;
+        let _turn = self.acquire_upload_permit(bytes).await;
         let (blobs, file, name, unreadable) = (&*self.plane.blobs, &file, &name, &unreadable);
         let store = |number| {
             let key = key(number);
@@ -145,7 +145,7 @@ impl Node {
                 store_file(blobs, key, name.clone(), same, &AtomicU64::new(0), None).await
             }
         };
-        let entry = in_tries(store).await?;
+        let entry = store_with_retries(store).await?;
         self.metrics.bytes_uploaded.add(entry.size);
         Ok(entry)
     }
@@ -166,7 +166,7 @@ impl Node {
 
     /// Records that the kernel refused passthrough. It would refuse again, so from now on the
     /// daemon answers all reads.
-    pub fn passthrough_was_refused(&self, error: &std::io::Error) {
+    pub fn disable_passthrough(&self, error: &std::io::Error) {
         if !self.passthrough_refused.swap(true, Ordering::Relaxed) {
             tracing::info!(
                 %error,
@@ -182,6 +182,6 @@ pub fn job_dir(home: &Path, job: &JobId, attempt: u32) -> PathBuf {
 }
 
 /// Returns the path of the file that keeps an attempt's output while it runs.
-pub fn live_log(home: &Path, job: &JobId, attempt: u32) -> PathBuf {
+pub fn live_log_path(home: &Path, job: &JobId, attempt: u32) -> PathBuf {
     job_dir(home, job, attempt).join("log")
 }

@@ -12,7 +12,7 @@ use ion_stores::open::{StoreUrls, open_blobs, open_bus, open_documents};
 use ion_stores::without_credentials;
 use ion_stores::{
     Blobs, Bus, BusReport, Collection, Documents, Durability, Query, QueueLength, StoreError,
-    known_plane_id,
+    find_plane_id,
 };
 use ion_system::patience::Retry;
 use serde_json::json;
@@ -66,23 +66,33 @@ impl From<StoreError> for ProbeError {
 
 /// Tests the three stores, and checks the modules' queues.
 pub async fn probe(urls: &StoreUrls) -> Vec<ProbeResult> {
-    let documents = async { try_documents(&*open_documents(&urls.documents).await?).await };
+    let documents = async { test_documents(&*open_documents(&urls.documents).await?).await };
     let bus = async {
-        try_bus(open_bus(&urls.bus, registered(urls).await.plane.as_deref()).await?).await
+        test_bus(open_bus(&urls.bus, read_plane(urls).await.plane.as_deref()).await?).await
     };
     let (blobs, documents, bus, queues) = futures_util::join!(
         blobs(urls).boxed(),
-        one("documents", &urls.documents, "insert, read, replace, find, delete", documents.boxed()),
-        one("bus", &urls.bus, "declare, publish, send, receive, acknowledge, delete", bus.boxed()),
-        queues(urls).boxed(),
+        run_probe(
+            "documents",
+            &urls.documents,
+            "insert, read, replace, find, delete",
+            documents.boxed()
+        ),
+        run_probe(
+            "bus",
+            &urls.bus,
+            "declare, publish, send, receive, acknowledge, delete",
+            bus.boxed()
+        ),
+        check_queues(urls).boxed(),
     );
     [Some(blobs), Some(documents), Some(bus), queues].into_iter().flatten().collect()
 }
 
 /// Tests only the blob store: nothing else would show a fault of it before a job needs it.
 pub async fn blobs(urls: &StoreUrls) -> ProbeResult {
-    let blobs = async { try_blobs(&*open_blobs(&urls.blobs).await?).await };
-    one("blobs", &urls.blobs, "put, read, list, delete", blobs.boxed()).await
+    let blobs = async { test_blobs(&*open_blobs(&urls.blobs).await?).await };
+    run_probe("blobs", &urls.blobs, "put, read, list, delete", blobs.boxed()).await
 }
 
 /// The plane's id and modules, from the documents. Empty if the documents cannot be read; the test
@@ -93,13 +103,13 @@ struct ProbedPlane {
     modules: Vec<String>,
 }
 
-async fn registered(urls: &StoreUrls) -> ProbedPlane {
+async fn read_plane(urls: &StoreUrls) -> ProbedPlane {
     if urls.documents == urls.bus {
         return ProbedPlane::default();
     }
     let read = async {
         let documents = open_documents(&urls.documents).await?;
-        let plane = known_plane_id(&*documents).await?;
+        let plane = find_plane_id(&*documents).await?;
         let modules = documents.find(Query::equal(Collection::Modules, vec![])).await?;
         documents.close().await;
         let names = modules.iter().filter_map(|module| module["id"].as_str());
@@ -109,8 +119,8 @@ async fn registered(urls: &StoreUrls) -> ProbedPlane {
 }
 
 /// Checks the queues of the registered modules, on a bus where others may change them.
-async fn queues(urls: &StoreUrls) -> Option<ProbeResult> {
-    let registered = registered(urls).await;
+async fn check_queues(urls: &StoreUrls) -> Option<ProbeResult> {
+    let registered = read_plane(urls).await;
     if registered.modules.is_empty() {
         return None;
     }
@@ -132,7 +142,7 @@ async fn queues(urls: &StoreUrls) -> Option<ProbeResult> {
     Some(ProbeResult { store: "queues", url: without_credentials(&urls.bus), outcome })
 }
 
-async fn one(
+async fn run_probe(
     store: &'static str,
     url: &str,
     can: &'static str,
@@ -146,12 +156,12 @@ async fn one(
 /// grace may remove the probe's blob, which no document names, at any moment.
 const BLOB_TRIES: Retry = Retry::times(3);
 
-async fn try_blobs(blobs: &dyn Blobs) -> Result<(), ProbeError> {
-    BLOB_TRIES.run(async |_| try_blob(blobs).await, |failed| was_removed(failed.error)).await
+async fn test_blobs(blobs: &dyn Blobs) -> Result<(), ProbeError> {
+    BLOB_TRIES.run(async |_| test_blobs_once(blobs).await, |failed| was_removed(failed.error)).await
 }
 
 /// Writes a blob, reads it, lists it and deletes it.
-async fn try_blob(blobs: &dyn Blobs) -> Result<(), ProbeError> {
+async fn test_blobs_once(blobs: &dyn Blobs) -> Result<(), ProbeError> {
     let key = format!(".ion-doctor/{}", Uuid::new_v4());
     let body = stream::once(async { Ok("ion doctor".into()) }).boxed();
     blobs.put(&key, body, Durability::Now).await?;
@@ -178,7 +188,7 @@ fn was_removed(error: &ProbeError) -> bool {
     causes.any(|cause| cause.downcast_ref().is_some_and(not_found))
 }
 
-async fn try_documents(documents: &dyn Documents) -> Result<(), ProbeError> {
+async fn test_documents(documents: &dyn Documents) -> Result<(), ProbeError> {
     let id = format!("doctor-{}", Uuid::new_v4());
     let at = Collection::Dispatchers;
     documents.insert(at, json!({"id": id, "seen": 0}), None, Durability::Now).await?;
@@ -191,7 +201,7 @@ async fn try_documents(documents: &dyn Documents) -> Result<(), ProbeError> {
     if agrees { Ok(()) } else { Err(ProbeError::Disagrees("writing a document")) }
 }
 
-async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), ProbeError> {
+async fn test_bus(bus: Arc<dyn Bus>) -> Result<(), ProbeError> {
     let id = format!("doctor-{}", Uuid::new_v4());
     let context = Context {
         name: "ion doctor".into(),
@@ -202,7 +212,7 @@ async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), ProbeError> {
     };
     let message = Message { context, event_type: id.clone() };
     bus.declare(&id, std::slice::from_ref(&id), &[]).await?;
-    let delivered = tokio::time::timeout(ARRIVES, try_message(&bus, &id, &message)).await;
+    let delivered = tokio::time::timeout(ARRIVES, test_message(&bus, &id, &message)).await;
     bus.remove_queue(&id).await?;
     match delivered {
         Ok(delivered) => delivered,
@@ -216,7 +226,11 @@ async fn try_bus(bus: Arc<dyn Bus>) -> Result<(), ProbeError> {
 }
 
 /// Publishes a message, sends it to the queue as well, and receives both.
-async fn try_message(bus: &Arc<dyn Bus>, queue: &str, message: &Message) -> Result<(), ProbeError> {
+async fn test_message(
+    bus: &Arc<dyn Bus>,
+    queue: &str,
+    message: &Message,
+) -> Result<(), ProbeError> {
     bus.publish(message).await?;
     bus.send(queue, message).await?;
     let mut subscription = bus.clone().subscribe(queue, 1).await?;

@@ -27,7 +27,7 @@ use tracing::{Instrument as _, info_span};
 use uuid::Uuid;
 
 use crate::commit::steps::CommitStep;
-use crate::commit::{OUTDATED_MAX, changed, publish, timed};
+use crate::commit::{OUTDATED_MAX, answer_from_written, publish_and_mark, run_step};
 
 /// How long a committed event is left to its writer, and an adopted event to its relay. With a
 /// shorter time relays publish events that the writer is about to publish.
@@ -64,7 +64,7 @@ impl Relay {
     /// # Errors
     /// When a store failed. The round still does everything that it can: a broken queue must not
     /// hold up the events of other queues, so the rest of the round skips only events of its type.
-    pub async fn round(&mut self) -> Result<usize, StoreError> {
+    pub async fn run_round(&mut self) -> Result<usize, StoreError> {
         let mut published = 0;
         let unpublished = Query::equal(
             Collection::Events,
@@ -73,7 +73,7 @@ impl Relay {
         .order_by("created")
         .limit(BATCH);
         let unpublished: Vec<Event> =
-            readable(unpublished.collection, self.plane.documents.find(unpublished).await?);
+            decode_readable(unpublished.collection, self.plane.documents.find(unpublished).await?);
         self.plane.metrics.outbox.set(unpublished.len());
         let seen = unpublished.iter().map(|event| (event.id.to_string(), event.publisher.clone()));
         let stood = self.events.update(seen);
@@ -104,10 +104,10 @@ impl Relay {
         }
         let waiting = Query::equal(Collection::Jobs, vec![("outbox", json!(true))]).limit(BATCH);
         let waiting: Vec<JobRecord> =
-            readable(waiting.collection, self.plane.documents.find(waiting).await?);
+            decode_readable(waiting.collection, self.plane.documents.find(waiting).await?);
         let stood = self.jobs.update(waiting.iter().map(|job| (job.id.to_string(), job.version)));
         for (job, _) in waiting.iter().zip(stood).filter(|(_, stood)| *stood >= self.grace) {
-            match promote(&self.plane, &job.id).await {
+            match empty_outbox(&self.plane, &job.id).await {
                 Ok(promoted) => published += promoted,
                 Err(error) => failed = Some(error),
             }
@@ -148,12 +148,16 @@ impl Relay {
                 None,
                 Durability::Now,
             );
-            let adopted = timed(&self.plane, CommitStep::Adopt, adopted).await?;
-            step = CommitStep::Adopt.after(changed(adopted), event.attempt, CommitMode::OnClose);
+            let adopted = run_step(&self.plane, CommitStep::Adopt, adopted).await?;
+            step = CommitStep::Adopt.next_step(
+                answer_from_written(adopted),
+                event.attempt,
+                CommitMode::OnClose,
+            );
             failpoint::hit("relay.adopted");
         }
         let ours = step == CommitStep::Publish;
-        publish(&self.plane, event, step, None).await.map(|()| ours)
+        publish_and_mark(&self.plane, event, step, None).await.map(|()| ours)
     }
 }
 
@@ -164,7 +168,7 @@ impl Relay {
 /// # Guarantees
 /// The write of the job's record that says how it ended has committed all of this; this function
 /// only carries it out. Repeating it, or running it twice at once, changes nothing.
-pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreError> {
+pub async fn empty_outbox(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreError> {
     let documents = &plane.documents;
     let Some(job) = documents.get_as::<JobRecord>(Collection::Jobs, job_id.as_str()).await? else {
         return Ok(0);
@@ -173,7 +177,7 @@ pub async fn promote(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreEr
         return Ok(0);
     }
     let promoted = match job.state {
-        JobState::Succeeded => promote_staged(plane, &job).await?,
+        JobState::Succeeded => reveal_staged(plane, &job).await?,
         JobState::Dead => add_dead_letter(plane, &job).await.map(|()| 0)?,
         _ => 0,
     };
@@ -208,7 +212,7 @@ async fn add_dead_letter(plane: &DataPlane, job: &JobRecord) -> Result<(), Store
 
 /// Reads the documents that can be read. One that cannot must not hold up the others; `ion check`
 /// reports it.
-fn readable<T: DeserializeOwned>(collection: Collection, documents: Vec<Value>) -> Vec<T> {
+fn decode_readable<T: DeserializeOwned>(collection: Collection, documents: Vec<Value>) -> Vec<T> {
     let read = documents.into_iter().map(|document| decode(collection, document));
     let read = read.map(|read: Result<T, StoreError>| {
         read.inspect_err(|error| {
@@ -232,7 +236,7 @@ async fn reveal(
     let before = event.clone();
     let reveal = async |_| {
         let mut event = before.clone();
-        let registered = Some(plane.address(&mut event).await?);
+        let registered = Some(plane.address_event(&mut event).await?);
         let (at, expect) = (Collection::Events, expect.clone());
         let replaced =
             documents.replace(at, encode(&event), expect, registered, Durability::Now).await?;
@@ -251,7 +255,7 @@ async fn reveal(
     Ok(replaced)
 }
 
-async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, StoreError> {
+async fn reveal_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, StoreError> {
     let (documents, job_id) = (&plane.documents, &job.id);
     let of_job = vec![("context.parentEventId", json!(job.event_id)), ("jobId", json!(job_id))];
     let staged = |mut equals: Vec<(&'static str, serde_json::Value)>| {
@@ -270,11 +274,15 @@ async fn promote_staged(plane: &DataPlane, job: &JobRecord) -> Result<usize, Sto
             continue;
         }
         event.publication = PublicationState::Unpublished;
-        let revealed = timed(plane, CommitStep::Reveal, reveal(plane, &mut event, expect)).await?;
-        let step =
-            CommitStep::Reveal.after(changed(revealed), event.attempt, CommitMode::OnSuccess);
+        let revealed =
+            run_step(plane, CommitStep::Reveal, reveal(plane, &mut event, expect)).await?;
+        let step = CommitStep::Reveal.next_step(
+            answer_from_written(revealed),
+            event.attempt,
+            CommitMode::OnSuccess,
+        );
         failpoint::hit("promote.revealed");
-        publish(plane, event, step, None).await?;
+        publish_and_mark(plane, event, step, None).await?;
         promoted += usize::from(step == CommitStep::Publish);
     }
     let insight =
@@ -312,8 +320,8 @@ mod tests {
             plane.documents.insert(Collection::Jobs, job, None, Durability::Now).await.unwrap();
         }
         let mut relay = Relay::new(plane.clone(), Duration::ZERO);
-        relay.round().await.unwrap();
-        let letters = plane.bus.dead_letters(10).await.unwrap();
+        relay.run_round().await.unwrap();
+        let letters = plane.bus.list_dead_letters(10).await.unwrap();
         let [letter] = &letters[..] else { panic!("{letters:?}") };
         assert_eq!((letter.module.as_str(), letter.event_id.as_str()), ("m", "e"));
     }

@@ -69,7 +69,7 @@ pub enum UploadError {
 ///
 /// # Errors
 /// The error of the last try. An error that another try would not fix is returned at once.
-pub async fn in_tries<S>(store: impl Fn(u32) -> S) -> Result<FileEntry, UploadError>
+pub async fn store_with_retries<S>(store: impl Fn(u32) -> S) -> Result<FileEntry, UploadError>
 where
     S: Future<Output = Result<FileEntry, UploadError>>,
 {
@@ -87,7 +87,7 @@ where
 }
 
 /// Returns the suffix that makes a key different for each try of [`in_tries`].
-pub fn try_suffix(number: u32) -> String {
+pub fn retry_suffix(number: u32) -> String {
     if number == 0 { String::new() } else { format!(".{number}") }
 }
 
@@ -100,7 +100,7 @@ pub async fn store_path(
 ) -> Result<FileEntry, UploadError> {
     let owned = path.to_owned();
     let file = run_blocking(move || open_regular(&owned)).await?;
-    store_open(blobs, key, name, file, &AtomicU64::new(0)).await
+    store_open_file(blobs, key, name, file, &AtomicU64::new(0)).await
 }
 
 /// Opens a file that is to be stored. Never blocks, even if a pipe is now at the path.
@@ -120,7 +120,7 @@ pub fn open_regular(path: &Path) -> Result<File, UploadError> {
 
 /// Stores an open file, from its current position to its end, as blob `key`. Returns its entry
 /// under `name`. `moved` grows while the store takes bytes.
-pub async fn store_open(
+pub async fn store_open_file(
     blobs: &dyn Blobs,
     key: String,
     name: String,
@@ -139,7 +139,7 @@ pub struct WriteProgress {
 
 impl WriteProgress {
     /// Records that the file has `bytes` bytes now. Returns whether another piece can be read.
-    pub fn reach(&mut self, bytes: u64) -> bool {
+    pub fn advance_to(&mut self, bytes: u64) -> bool {
         let pieces = |bytes| bytes / PIECE as u64;
         let more = pieces(bytes) > pieces(self.bytes);
         self.bytes = bytes;
@@ -156,7 +156,10 @@ impl WriteProgress {
 ///
 /// # Errors
 /// When the writer of the file has given the upload up.
-async fn is_written(more: &mut Option<watch::Receiver<WriteProgress>>, at: u64) -> io::Result<()> {
+async fn wait_for_piece(
+    more: &mut Option<watch::Receiver<WriteProgress>>,
+    at: u64,
+) -> io::Result<()> {
     let Some(more) = more else { return Ok(()) };
     let enough = |written: &WriteProgress| written.all || written.bytes >= at + PIECE as u64;
     more.wait_for(enough).await.map(drop).map_err(|_| io::Error::other("it changed meanwhile"))
@@ -177,7 +180,7 @@ pub async fn store_file(
     let unreadable = |source| UploadError::Read { path: name.clone(), source };
     let metadata = file.metadata().map_err(unreadable)?;
     let body = stream::try_unfold((file, 0, more), |(mut file, at, mut more)| async move {
-        is_written(&mut more, at).await?;
+        wait_for_piece(&mut more, at).await?;
         let (file, piece) = run_blocking(move || {
             let mut piece = Vec::with_capacity(PIECE);
             let read = (&mut file).take(PIECE as u64).read_to_end(&mut piece);
@@ -198,7 +201,8 @@ pub async fn store_file(
             moved.fetch_add(piece.len() as u64, Ordering::Relaxed);
         }
     });
-    let SummedBlob { size, checksums } = put_summed(blobs, &key, &name, body.boxed()).await?;
+    let SummedBlob { size, checksums } =
+        put_with_checksums(blobs, &key, &name, body.boxed()).await?;
     moved.fetch_add(size, Ordering::Relaxed);
     let (mtime, mtime_nanos) = millis_and_nanos(metadata.modified().map_err(unreadable)?);
     let mode = metadata.mode() & 0o7777;
@@ -206,8 +210,8 @@ pub async fn store_file(
 }
 
 /// Returns the entry of an empty file. It has no blob, because nothing of it is ever read.
-pub fn empty_file(key: String, name: String) -> FileEntry {
-    made_now(name, key, 0, checksum::of(&[]))
+pub fn empty_file_entry(key: String, name: String) -> FileEntry {
+    new_entry(name, key, 0, checksum::of(&[]))
 }
 
 /// Stores bytes as blob `key`. Returns their entry under `name`.
@@ -223,7 +227,7 @@ pub async fn store_bytes(
 
 /// Stores bytes as blob `key` like [`store_bytes`], but the blob is durable only after
 /// [`Blobs::sync`] of its key.
-pub async fn store_bytes_soon(
+pub async fn store_bytes_unsynced(
     blobs: &dyn Blobs,
     key: String,
     name: String,
@@ -234,7 +238,7 @@ pub async fn store_bytes_soon(
         .put_bytes(&key, bytes, Durability::WithNextSync)
         .await
         .map_err(|source| UploadError::Store { path: name.clone(), source })?;
-    Ok(made_now(name, key, size, checksums))
+    Ok(new_entry(name, key, size, checksums))
 }
 
 /// Stores the bytes of `body` as they arrive, to its end, as blob `key`. Returns their entry under
@@ -245,11 +249,11 @@ pub async fn store_stream(
     name: String,
     body: BoxStream<'_, io::Result<Bytes>>,
 ) -> Result<FileEntry, UploadError> {
-    let SummedBlob { size, checksums } = put_summed(blobs, &key, &name, body).await?;
-    Ok(made_now(name, key, size, checksums))
+    let SummedBlob { size, checksums } = put_with_checksums(blobs, &key, &name, body).await?;
+    Ok(new_entry(name, key, size, checksums))
 }
 
-fn made_now(name: String, key: String, size: u64, checksums: Checksums) -> FileEntry {
+fn new_entry(name: String, key: String, size: u64, checksums: Checksums) -> FileEntry {
     FileEntry {
         name,
         key,
@@ -268,7 +272,7 @@ struct SummedBlob {
 }
 
 /// Stores a stream as blob `key`. Returns its length and checksums.
-async fn put_summed(
+async fn put_with_checksums(
     blobs: &dyn Blobs,
     key: &str,
     name: &str,
@@ -306,7 +310,7 @@ async fn put_summed(
     let (size, checksums) = (summer.total(), summer.finish());
     if let Err(source) = stored {
         let all_sent = sent.load(Ordering::Acquire);
-        if !(all_sent && holds(blobs, key, size, &checksums).await) {
+        if !(all_sent && blob_matches(blobs, key, size, &checksums).await) {
             return Err(UploadError::Store { path: name.to_owned(), source });
         }
         tracing::info!(key, error = error_chain(&source), "a put failed, but the blob is whole");
@@ -316,12 +320,12 @@ async fn put_summed(
 
 /// Returns whether the blob exists with these bytes. It is read again to find out, because a key
 /// that another process used before may hold other bytes.
-async fn holds(blobs: &dyn Blobs, key: &str, size: u64, checksums: &Checksums) -> bool {
+async fn blob_matches(blobs: &dyn Blobs, key: &str, size: u64, checksums: &Checksums) -> bool {
     if !matches!(blobs.size(key).await, Ok(Some(there)) if there == size) {
         return false;
     }
     let read = async {
-        let mut pieces = blobs.get(key, 0..size).await?;
+        let mut pieces = blobs.get_stream(key, 0..size).await?;
         let mut summer = BlockChecksummer::default();
         while let Some(piece) = pieces.try_next().await? {
             summer.update(&piece);

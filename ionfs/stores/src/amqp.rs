@@ -44,7 +44,7 @@ use lapin::{
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use self::refusal::{BrokerAct, explained, is_missing};
+use self::refusal::{BrokerAct, explain_error, is_missing};
 use self::url::Address;
 use super::{Bus, BusReport, DeadLetter, Routed, StoreError, Subscription};
 
@@ -99,7 +99,7 @@ mod header {
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-fn queue_of(module: &str) -> String {
+fn queue_name(module: &str) -> String {
     format!("{QUEUE_PREFIX}{module}")
 }
 
@@ -154,7 +154,7 @@ async fn ask_broker<T>(
     exchange: impl Future<Output = Result<T, lapin::Error>>,
 ) -> Result<T, Cause> {
     match tokio::time::timeout(ANSWER_WAIT, exchange).await {
-        Ok(outcome) => outcome.map_err(|error| explained(act, error)),
+        Ok(outcome) => outcome.map_err(|error| explain_error(act, error)),
         Err(_) => Err(format!("no answer within {} s", ANSWER_WAIT.as_secs()).into()),
     }
 }
@@ -164,7 +164,7 @@ impl BrokerConnection {
         Self { address, purpose, plane: None, state: tokio::sync::Mutex::default() }
     }
 
-    async fn connection(&self) -> Result<Arc<Connection>, Cause> {
+    async fn get_or_connect(&self) -> Result<Arc<Connection>, Cause> {
         let mut state = self.state.lock().await;
         if let Some(connection) =
             state.connection.as_ref().filter(|connection| connection.status().connected())
@@ -206,7 +206,7 @@ impl BrokerConnection {
         let connection = ask_broker(BrokerAct::Connect, connecting).await?;
         declare_exchanges(&connection).await?;
         if let Some(plane) = &self.plane {
-            claim_virtual_host(&connection, plane).await?;
+            mark_virtual_host(&connection, plane).await?;
         }
         declare_dead_queue(&connection).await?;
         Ok(connection)
@@ -217,13 +217,13 @@ impl BrokerConnection {
     /// A connection cannot if it has just ended. Nor can it if its channel numbers have wrapped
     /// around (after 2,047) to a channel that the broker had closed: lapin keeps the reason for
     /// that, and refuses the number for good.
-    async fn channel(&self) -> Result<Channel, Cause> {
-        let connection = self.connection().await?;
+    async fn open_channel(&self) -> Result<Channel, Cause> {
+        let connection = self.get_or_connect().await?;
         if let Ok(channel) = with_answer_deadline(connection.create_channel()).await {
             return Ok(channel);
         }
         self.drop_connection(&connection).await;
-        with_answer_deadline(self.connection().await?.create_channel()).await
+        with_answer_deadline(self.get_or_connect().await?.create_channel()).await
     }
 
     /// Drops a connection that does not answer. The next caller that needs one opens another.
@@ -241,7 +241,7 @@ impl BrokerConnection {
 /// The mark is an exchange, because no policy makes an exchange expire. The plane's id is in its
 /// alternate exchange, the only argument of an exchange that a broker compares. Nothing is ever
 /// published to it.
-async fn claim_virtual_host(connection: &Connection, plane: &str) -> Result<(), Cause> {
+async fn mark_virtual_host(connection: &Connection, plane: &str) -> Result<(), Cause> {
     let channel = with_answer_deadline(connection.create_channel()).await?;
     let mut mark = FieldTable::default();
     let name = format!("{PLANE}.{plane}");
@@ -287,7 +287,7 @@ async fn declare_exchanges(connection: &Connection) -> Result<(), Cause> {
 /// and older versions cannot declare that there is none. The highest limit has the same effect.
 async fn declare_dead_queue(connection: &Connection) -> Result<(), Cause> {
     let channel = with_answer_deadline(connection.create_channel()).await?;
-    let mut arguments = quorum();
+    let mut arguments = quorum_arguments();
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(i32::MAX));
     let declare = channel.queue_declare(DEAD.into(), QueueDeclareOptions::durable(), arguments);
     ask_broker(BrokerAct::DeclareQueue, declare).await?;
@@ -296,7 +296,7 @@ async fn declare_dead_queue(connection: &Connection) -> Result<(), Cause> {
     ask_broker(BrokerAct::Bind, bind).await
 }
 
-fn quorum() -> FieldTable {
+fn quorum_arguments() -> FieldTable {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     arguments
@@ -304,7 +304,7 @@ fn quorum() -> FieldTable {
 
 /// Returns the arguments of a module's queue.
 fn module_arguments() -> FieldTable {
-    let mut arguments = quorum();
+    let mut arguments = quorum_arguments();
     let text = |text: &str| AMQPValue::LongString(text.into());
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(DELIVERY_LIMIT));
     arguments.insert("x-dead-letter-exchange".into(), text(DEAD));
@@ -380,25 +380,25 @@ impl Amqp {
     /// Binds the bus to the plane with this id: it then refuses a virtual host that belongs to
     /// another plane.
     #[must_use]
-    pub fn of_plane(mut self, id: &str) -> Self {
+    pub fn with_plane(mut self, id: &str) -> Self {
         for line in [&mut self.publishing, &mut self.consuming] {
             line.plane = Some(id.to_owned());
         }
         self
     }
 
-    fn failed(&self, what: impl Into<String>) -> impl FnOnce(Cause) -> StoreError {
+    fn unavailable(&self, what: impl Into<String>) -> impl FnOnce(Cause) -> StoreError {
         let (store, what) = (self.name.clone(), what.into());
         move |source| StoreError::Unavailable { store, what, source }
     }
 
-    async fn publisher(&self) -> Result<Publisher<'_>, Cause> {
+    async fn acquire_publisher(&self) -> Result<Publisher<'_>, Cause> {
         let permit = self.publishers.acquire().await?;
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let channel = match free.filter(|channel| channel.status().connected()) {
             Some(channel) => channel,
             None => {
-                let channel = self.publishing.channel().await?;
+                let channel = self.publishing.open_channel().await?;
                 with_answer_deadline(channel.confirm_select(ConfirmSelectOptions::default()))
                     .await?;
                 channel
@@ -407,14 +407,14 @@ impl Amqp {
         Ok(Publisher { bus: self, channel: Some(channel), _permit: permit })
     }
 
-    async fn put(
+    async fn publish_to_exchange(
         &self,
         exchange: &str,
         routing_key: &str,
         body: &[u8],
         properties: BasicProperties,
     ) -> Result<Routed, Cause> {
-        self.publisher().await?.publish(exchange, routing_key, body, properties).await
+        self.acquire_publisher().await?.publish(exchange, routing_key, body, properties).await
     }
 
     /// Declares a module's queue and binds it to these event types, through a channel of either
@@ -425,7 +425,7 @@ impl Amqp {
         module: &str,
         event_types: &[String],
     ) -> Result<(), Cause> {
-        let queue = queue_of(module);
+        let queue = queue_name(module);
         let declare = channel.queue_declare(
             queue.as_str().into(),
             QueueDeclareOptions::durable(),
@@ -448,17 +448,17 @@ impl Amqp {
 
     /// Declares a module's queue, binds it to `event_types`, and unbinds it from the types of
     /// `former` that are not among them.
-    async fn declare_and_bind(
+    async fn declare_and_rebind(
         &self,
         module: &str,
         event_types: &[String],
         former: &[String],
     ) -> Result<(), Cause> {
-        let channel = self.publishing.channel().await?;
+        let channel = self.publishing.open_channel().await?;
         self.declare_queue(&channel, module, event_types).await?;
         for gone in former.iter().filter(|former| !event_types.contains(former)) {
             let unbind = channel.queue_unbind(
-                queue_of(module).as_str().into(),
+                queue_name(module).as_str().into(),
                 EVENTS.into(),
                 gone.as_str().into(),
                 FieldTable::default(),
@@ -480,7 +480,7 @@ impl Amqp {
 
     /// Takes up to `limit` messages off a queue and holds them. The caller acknowledges or returns
     /// each message, or drops the channel.
-    async fn hold(
+    async fn hold_messages(
         &self,
         channel: &Channel,
         queue: &str,
@@ -500,7 +500,7 @@ impl Amqp {
 
 /// Returns the properties of a message: persistent, and with the headers of CloudEvents' AMQP
 /// binding, for other tools.
-fn properties(message: &Message, headers: FieldTable) -> BasicProperties {
+fn message_properties(message: &Message, headers: FieldTable) -> BasicProperties {
     let context = &message.context;
     let mut all = headers;
     for (key, value) in [
@@ -516,19 +516,19 @@ fn properties(message: &Message, headers: FieldTable) -> BasicProperties {
     BasicProperties::default()
         .with_delivery_mode(2)
         .with_content_type("application/json".into())
-        .with_message_id(short_string(context.event_id.as_str()))
-        .with_correlation_id(short_string(context.correlation_id.as_str()))
-        .with_type(short_string(&message.event_type))
+        .with_message_id(to_short_string(context.event_id.as_str()))
+        .with_correlation_id(to_short_string(context.correlation_id.as_str()))
+        .with_type(to_short_string(&message.event_type))
         .with_headers(all)
 }
 
 /// Cuts a text to 255 bytes, the most that a short string can hold.
-fn short_string(text: &str) -> lapin::types::ShortString {
+fn to_short_string(text: &str) -> lapin::types::ShortString {
     let end = (0..=text.len().min(255)).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     text[..end].into()
 }
 
-fn body_of(message: &Message) -> Vec<u8> {
+fn encode_message(message: &Message) -> Vec<u8> {
     serde_json::to_vec(message).expect("a message has string keys only, so it has a JSON form")
 }
 
@@ -541,11 +541,13 @@ impl Bus for Amqp {
         former: &[String],
     ) -> Result<(), StoreError> {
         let declared = DECLARES.run(
-            async |_| self.declare_and_bind(module, event_types, former).await,
+            async |_| self.declare_and_rebind(module, event_types, former).await,
             // Somebody deleted the queue before it was bound to all types.
             |failed| is_missing(failed.error),
         );
-        declared.await.map_err(self.failed(format!("declaring the queue of module {module:?}")))?;
+        declared
+            .await
+            .map_err(self.unavailable(format!("declaring the queue of module {module:?}")))?;
         let known = (module.to_owned(), event_types.to_vec());
         self.declared.lock().unwrap_or_else(PoisonError::into_inner).extend([known]);
         Ok(())
@@ -554,29 +556,36 @@ impl Bus for Amqp {
     async fn remove_queue(&self, module: &str) -> Result<(), StoreError> {
         self.declared.lock().unwrap_or_else(PoisonError::into_inner).remove(module);
         let removing = async {
-            let channel = self.publishing.channel().await?;
-            let queue = queue_of(module);
+            let channel = self.publishing.open_channel().await?;
+            let queue = queue_name(module);
             let delete = channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default());
             ask_broker(BrokerAct::Delete, delete).await
         };
-        removing.await.map_err(self.failed(format!("removing the queue of module {module:?}")))?;
+        removing
+            .await
+            .map_err(self.unavailable(format!("removing the queue of module {module:?}")))?;
         Ok(())
     }
 
     async fn publish(&self, message: &Message) -> Result<Routed, StoreError> {
-        let properties = properties(message, FieldTable::default());
-        let published = self.put(EVENTS, &message.event_type, &body_of(message), properties).await;
-        published.map_err(self.failed("publishing"))
+        let properties = message_properties(message, FieldTable::default());
+        let published = self
+            .publish_to_exchange(EVENTS, &message.event_type, &encode_message(message), properties)
+            .await;
+        published.map_err(self.unavailable("publishing"))
     }
 
     async fn send(&self, module: &str, message: &Message) -> Result<(), StoreError> {
-        let properties = properties(message, FieldTable::default());
+        let properties = message_properties(message, FieldTable::default());
         let what = format!("sending to module {module:?}");
         // The default exchange routes to every queue by its name.
-        match self.put("", &queue_of(module), &body_of(message), properties).await {
+        match self
+            .publish_to_exchange("", &queue_name(module), &encode_message(message), properties)
+            .await
+        {
             Ok(Routed::To(_)) => Ok(()),
-            Ok(Routed::Nowhere) => Err(self.failed(what)("it has no queue".into())),
-            Err(error) => Err(self.failed(what)(error)),
+            Ok(Routed::Nowhere) => Err(self.unavailable(what)("it has no queue".into())),
+            Err(error) => Err(self.unavailable(what)(error)),
         }
     }
 
@@ -593,10 +602,10 @@ impl Bus for Amqp {
     /// return, so a message that was returned [`REFRESHED_AT`] times is published to the queue
     /// again instead.
     async fn peek(&self, module: &str, limit: usize) -> Result<Vec<Message>, StoreError> {
-        let queue = queue_of(module);
+        let queue = queue_name(module);
         let looking = async {
-            let channel = self.publishing.channel().await?;
-            let held = match self.hold(&channel, &queue, limit).await {
+            let channel = self.publishing.open_channel().await?;
+            let held = match self.hold_messages(&channel, &queue, limit).await {
                 Err(error) if is_missing(&error) => return Ok(vec![]),
                 held => held?,
             };
@@ -605,8 +614,8 @@ impl Bus for Amqp {
                 messages.extend(serde_json::from_slice(&received.data).ok());
                 if times_returned(&received) >= REFRESHED_AT {
                     let properties =
-                        received.properties.clone().with_headers(fresh_headers(&received));
-                    self.put("", &queue, &received.data, properties).await?;
+                        received.properties.clone().with_headers(republish_headers(&received));
+                    self.publish_to_exchange("", &queue, &received.data, properties).await?;
                     with_answer_deadline(received.acker.ack(BasicAckOptions::default())).await?;
                 } else {
                     let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
@@ -615,13 +624,15 @@ impl Bus for Amqp {
             }
             Ok(messages)
         };
-        looking.await.map_err(self.failed(format!("looking into the queue of module {module:?}")))
+        looking
+            .await
+            .map_err(self.unavailable(format!("looking into the queue of module {module:?}")))
     }
 
-    async fn depth(&self, module: &str, most: usize) -> Result<Option<usize>, StoreError> {
-        let queue = queue_of(module);
+    async fn count_messages(&self, module: &str, most: usize) -> Result<Option<usize>, StoreError> {
+        let queue = queue_name(module);
         let counting = async {
-            let channel = self.publishing.channel().await?;
+            let channel = self.publishing.open_channel().await?;
             let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
             match with_answer_deadline(channel.queue_declare(
                 queue.as_str().into(),
@@ -639,24 +650,28 @@ impl Bus for Amqp {
                 }
             }
         };
-        counting.await.map_err(self.failed(format!("counting the messages of module {module:?}")))
+        counting
+            .await
+            .map_err(self.unavailable(format!("counting the messages of module {module:?}")))
     }
 
     async fn add_dead_letter(&self, letter: DeadLetter) -> Result<(), StoreError> {
         let what = format!("burying a message of module {:?}", letter.module);
-        dead::add_dead_letter(self, letter).await.map_err(self.failed(what))
+        dead::add_dead_letter(self, letter).await.map_err(self.unavailable(what))
     }
 
-    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
-        dead::list(self, limit).await.map_err(self.failed("listing dead letters"))
+    async fn list_dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
+        dead::list(self, limit).await.map_err(self.unavailable("listing dead letters"))
     }
 
     async fn remove_dead_letters(&self, letters: &[(String, String)]) -> Result<usize, StoreError> {
-        dead::remove_dead_letters(self, letters).await.map_err(self.failed("removing dead letters"))
+        dead::remove_dead_letters(self, letters)
+            .await
+            .map_err(self.unavailable("removing dead letters"))
     }
 
     async fn inspect(&self, modules: &[String]) -> Result<BusReport, StoreError> {
-        inspect::inspect(self, modules).await.map_err(self.failed("looking at Ion's queues"))
+        inspect::inspect(self, modules).await.map_err(self.unavailable("looking at Ion's queues"))
     }
 }
 
@@ -672,7 +687,7 @@ fn times_returned(received: &Received) -> i64 {
 }
 
 /// Returns the headers for publishing a message again: all except the broker's own.
-fn fresh_headers(received: &Received) -> FieldTable {
+fn republish_headers(received: &Received) -> FieldTable {
     let mut fresh = FieldTable::default();
     for (key, value) in received.properties.headers().iter().flat_map(|headers| headers.inner()) {
         if !key.as_str().starts_with("x-") {

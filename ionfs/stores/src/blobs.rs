@@ -42,7 +42,7 @@ pub trait Blobs: Send + Sync + fmt::Debug {
 
     /// Returns whether [`Durability::WithNextSync`] saves work at a put and leaves it to
     /// [`Blobs::sync`]. Otherwise every blob is durable when its put returns.
-    fn defers(&self) -> bool {
+    fn defers_sync(&self) -> bool {
         false
     }
 
@@ -55,7 +55,7 @@ pub trait Blobs: Send + Sync + fmt::Debug {
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError>;
 
     /// Returns the bytes of a range as a stream, as they arrive.
-    async fn get(
+    async fn get_stream(
         &self,
         key: &str,
         range: Range<u64>,
@@ -83,7 +83,7 @@ pub trait Blobs: Send + Sync + fmt::Debug {
 
     /// Ends uploads that were begun before `before` and never finished; killed processes leave such
     /// uploads. Returns their number.
-    async fn abandon_uploads(
+    async fn end_unfinished_uploads(
         &self,
         before: Millis,
         how: UnfinishedUploads,
@@ -91,7 +91,7 @@ pub trait Blobs: Send + Sync + fmt::Debug {
 
     /// Returns the key as a listing shows it: a store may escape or shorten a key that it cannot
     /// hold as a name. Applying this to a canonical key again may give another key.
-    fn canonical(&self, key: &str) -> String {
+    fn canonical_key(&self, key: &str) -> String {
         key.to_owned()
     }
 

@@ -141,13 +141,13 @@ pub trait Bus: Send + Sync + fmt::Debug {
 
     /// Returns the number of waiting messages in the module's queue, counted up to `most`, or
     /// `None` if the module has no queue.
-    async fn depth(&self, module: &str, most: usize) -> Result<Option<usize>, StoreError>;
+    async fn count_messages(&self, module: &str, most: usize) -> Result<Option<usize>, StoreError>;
 
     /// Stores a dead letter for people to look at. Idempotent by module and event.
     async fn add_dead_letter(&self, letter: DeadLetter) -> Result<(), StoreError>;
 
     /// Returns at most `limit` dead letters, oldest first.
-    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError>;
+    async fn list_dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError>;
 
     /// Removes the dead letters with these modules and event ids. Returns how many were found.
     async fn remove_dead_letters(&self, letters: &[(String, String)]) -> Result<usize, StoreError>;

@@ -175,7 +175,7 @@ pub trait Documents: Send + Sync + fmt::Debug {
     ) -> Result<Vec<TallyRow>, StoreError>;
 
     /// Returns those of these ids for which a document exists.
-    async fn present(
+    async fn find_existing_ids(
         &self,
         collection: Collection,
         ids: Vec<String>,

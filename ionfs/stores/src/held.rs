@@ -74,7 +74,7 @@ impl BlobLog {
         let boot = boot.map_or_else(|_| Uuid::new_v4().to_string(), |boot| boot.trim().to_owned());
         let held = Self { log, blobs, boot, state: Mutex::default() };
         loop {
-            let left = held.log.held(&held.boot, HeldDuring::OtherBoots, ROUND).await?;
+            let left = held.log.list_held_blobs(&held.boot, HeldDuring::OtherBoots, ROUND).await?;
             if left.is_empty() {
                 return Ok(Arc::new(held));
             }
@@ -85,7 +85,7 @@ impl BlobLog {
             for blob in &left {
                 held.put(blob).await?;
             }
-            held.log.release(&left).await?;
+            held.log.remove_held_blobs(&left).await?;
         }
     }
 
@@ -93,14 +93,14 @@ impl BlobLog {
         self.blobs.put_bytes(&blob.key, blob.bytes.clone(), Durability::Now).await
     }
 
-    fn state(&self) -> MutexGuard<'_, BlobLogState> {
+    fn lock_state(&self) -> MutexGuard<'_, BlobLogState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns whether these blobs are small enough for the log.
-    pub(super) fn takes(&self, blobs: &[(String, Bytes)]) -> bool {
-        let bytes = size(blobs);
-        bytes <= TOGETHER_MAX && self.state().bytes + bytes <= HELD_MAX
+    pub(super) fn has_room_for(&self, blobs: &[(String, Bytes)]) -> bool {
+        let bytes = total_bytes(blobs);
+        bytes <= TOGETHER_MAX && self.lock_state().bytes + bytes <= HELD_MAX
     }
 
     /// Makes blobs durable with the log's next sync, together with the documents that name them.
@@ -112,10 +112,11 @@ impl BlobLog {
         event: Option<Event>,
         guard: Option<Guard>,
     ) -> Result<Vec<Inserted>, StoreError> {
-        let (some, bytes) = (!blobs.is_empty(), size(&blobs));
-        let inserted = self.log.hold(self.boot.clone(), blobs, documents, event, guard).await?;
+        let (some, bytes) = (!blobs.is_empty(), total_bytes(&blobs));
+        let inserted =
+            self.log.hold_blobs(self.boot.clone(), blobs, documents, event, guard).await?;
         if some {
-            let mut state = self.state();
+            let mut state = self.lock_state();
             state.bytes += bytes;
             state.added += 1;
             if !std::mem::replace(&mut state.syncing, true) {
@@ -130,10 +131,10 @@ impl BlobLog {
         let mut wait = GATHER;
         loop {
             tokio::time::sleep(wait).await;
-            let added = self.state().added;
+            let added = self.lock_state().added;
             match self.sync_round().await {
                 Ok(None) => {
-                    let mut state = self.state();
+                    let mut state = self.lock_state();
                     state.bytes = 0;
                     if state.added == added {
                         state.syncing = false;
@@ -141,7 +142,7 @@ impl BlobLog {
                     }
                 }
                 Ok(Some(bytes)) => {
-                    let mut state = self.state();
+                    let mut state = self.lock_state();
                     state.bytes = state.bytes.saturating_sub(bytes);
                     wait = GATHER;
                 }
@@ -160,7 +161,7 @@ impl BlobLog {
     /// Makes the files of up to [`ROUND`] held blobs durable, of any process on this machine, and
     /// releases the blobs. Returns their total size in bytes, or `None` if the log holds no blobs.
     async fn sync_round(&self) -> Result<Option<usize>, StoreError> {
-        let held = self.log.held(&self.boot, HeldDuring::ThisBoot, ROUND).await?;
+        let held = self.log.list_held_blobs(&self.boot, HeldDuring::ThisBoot, ROUND).await?;
         if held.is_empty() {
             return Ok(None);
         }
@@ -174,12 +175,12 @@ impl BlobLog {
                 }
             }
         }
-        self.log.release(&held).await?;
+        self.log.remove_held_blobs(&held).await?;
         Ok(Some(held.iter().map(|blob| blob.bytes.len()).sum()))
     }
 }
 
-fn size(blobs: &[(String, Bytes)]) -> usize {
+fn total_bytes(blobs: &[(String, Bytes)]) -> usize {
     blobs.iter().map(|(_, bytes)| bytes.len()).sum()
 }
 
@@ -197,73 +198,81 @@ mod tests {
         _folder: tempfile::TempDir,
     }
 
-    fn stores() -> HeldStores {
+    fn open_stores() -> HeldStores {
         let folder = tempfile::tempdir().unwrap();
         let log = Arc::new(Sqlite::open(&folder.path().join("ion.db")).unwrap());
         let blobs = Arc::new(ObjectBlobs::local(&folder.path().join("blobs")).unwrap());
         HeldStores { log, blobs, _folder: folder }
     }
 
-    fn small(key: &str) -> (String, Bytes) {
+    fn small_blob(key: &str) -> (String, Bytes) {
         (key.to_owned(), Bytes::from(format!("the bytes of {key}")))
     }
 
     #[tokio::test]
     async fn what_an_earlier_boot_left_in_the_log_is_put_anew() {
-        let HeldStores { log, blobs, _folder } = stores();
-        let many: Vec<_> = (0..ROUND + 1).map(|n| small(&format!("c/j/{n}"))).collect();
-        log.hold("another boot".into(), many.clone(), vec![], None, None).await.unwrap();
+        let HeldStores { log, blobs, _folder } = open_stores();
+        let many: Vec<_> = (0..ROUND + 1).map(|n| small_blob(&format!("c/j/{n}"))).collect();
+        log.hold_blobs("another boot".into(), many.clone(), vec![], None, None).await.unwrap();
         // A crash may leave a file like this: a name without bytes.
         blobs.put_bytes("c/j/7", Bytes::new(), Durability::WithNextSync).await.unwrap();
         let held = BlobLog::open(log.clone(), blobs.clone()).await.unwrap();
         for (key, bytes) in &many {
             assert_eq!(blobs.get_range(key, 0..bytes.len() as u64).await.unwrap(), bytes);
         }
-        assert!(log.held(&held.boot, HeldDuring::OtherBoots, ROUND).await.unwrap().is_empty());
+        assert!(
+            log.list_held_blobs(&held.boot, HeldDuring::OtherBoots, ROUND)
+                .await
+                .unwrap()
+                .is_empty()
+        );
     }
 
     #[tokio::test]
     async fn the_log_holds_bytes_until_their_files_are_durable() {
-        let HeldStores { log, blobs, _folder } = stores();
+        let HeldStores { log, blobs, _folder } = open_stores();
         let held = BlobLog::open(log.clone(), blobs.clone()).await.unwrap();
-        let (kept, removed) = (small("c/kept"), small("c/removed"));
+        let (kept, removed) = (small_blob("c/kept"), small_blob("c/removed"));
         for (key, bytes) in [&kept, &removed] {
             blobs.put_bytes(key, bytes.clone(), Durability::WithNextSync).await.unwrap();
         }
         let both = vec![kept.clone(), removed];
-        assert!(held.takes(&both));
+        assert!(held.has_room_for(&both));
         let document = (Collection::Events, json!({"id": "e"}));
         let inserted = held.add(both, vec![document], None, None).await.unwrap();
         assert_eq!(inserted, [Inserted::New]);
         assert!(log.get(Collection::Events, "e").await.unwrap().is_some());
         let keys = |held: Vec<HeldBlob>| held.into_iter().map(|blob| blob.key).collect::<Vec<_>>();
         assert_eq!(
-            keys(log.held(&held.boot, HeldDuring::ThisBoot, 9).await.unwrap()),
+            keys(log.list_held_blobs(&held.boot, HeldDuring::ThisBoot, 9).await.unwrap()),
             ["c/kept", "c/removed"]
         );
         // A process that opens the stores during the same boot leaves the blobs in the log.
         BlobLog::open(log.clone(), blobs.clone()).await.unwrap();
-        assert_eq!(log.held(&held.boot, HeldDuring::ThisBoot, 9).await.unwrap().len(), 2);
+        assert_eq!(
+            log.list_held_blobs(&held.boot, HeldDuring::ThisBoot, 9).await.unwrap().len(),
+            2
+        );
         // A blob that is removed meanwhile stays removed.
         blobs.delete("c/removed").await.unwrap();
         let gone = async {
-            while held.state().syncing {
+            while held.lock_state().syncing {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         tokio::time::timeout(Duration::from_secs(20), gone).await.unwrap();
-        assert!(log.held(&held.boot, HeldDuring::ThisBoot, 9).await.unwrap().is_empty());
+        assert!(log.list_held_blobs(&held.boot, HeldDuring::ThisBoot, 9).await.unwrap().is_empty());
         assert_eq!(blobs.size("c/kept").await.unwrap(), Some(kept.1.len() as u64));
         assert_eq!(blobs.size("c/removed").await.unwrap(), None);
-        assert_eq!(held.state().bytes, 0);
+        assert_eq!(held.lock_state().bytes, 0);
     }
 
     #[tokio::test]
     async fn what_is_large_is_not_for_the_log() {
-        let HeldStores { log, blobs, _folder } = stores();
+        let HeldStores { log, blobs, _folder } = open_stores();
         let held = BlobLog::open(log, blobs).await.unwrap();
-        assert!(!held.takes(&[("large".into(), Bytes::from(vec![0; TOGETHER_MAX + 1]))]));
-        held.state().bytes = HELD_MAX;
-        assert!(!held.takes(&[small("small")]));
+        assert!(!held.has_room_for(&[("large".into(), Bytes::from(vec![0; TOGETHER_MAX + 1]))]));
+        held.lock_state().bytes = HELD_MAX;
+        assert!(!held.has_room_for(&[small_blob("small")]));
     }
 }

@@ -14,8 +14,8 @@ const IDENTITY: &str = "identity";
 ///
 /// # Errors
 /// When the documents cannot be read or written.
-pub async fn plane_id(documents: &dyn Documents) -> Result<String, StoreError> {
-    match known_plane_id(documents).await? {
+pub async fn get_or_set_plane_id(documents: &dyn Documents) -> Result<String, StoreError> {
+    match find_plane_id(documents).await? {
         Some(id) => Ok(id),
         None => set_plane_id(documents, IDENTITY, &Uuid::new_v4().to_string()).await,
     }
@@ -25,7 +25,7 @@ pub async fn plane_id(documents: &dyn Documents) -> Result<String, StoreError> {
 ///
 /// # Errors
 /// When the documents cannot be read.
-pub async fn known_plane_id(documents: &dyn Documents) -> Result<Option<String>, StoreError> {
+pub async fn find_plane_id(documents: &dyn Documents) -> Result<Option<String>, StoreError> {
     let found = documents.get(Collection::Plane, IDENTITY).await?;
     Ok(found.and_then(|document| document["plane"].as_str().map(str::to_owned)))
 }

@@ -43,7 +43,7 @@ pub use self::documents::{
 pub(crate) use self::documents::{QueryPart, indexes};
 pub use self::durability::Durability;
 pub use self::error::StoreError;
-pub use self::identity::{known_plane_id, plane_id};
+pub use self::identity::{find_plane_id, get_or_set_plane_id};
 pub use self::plane::DataPlane;
-pub use self::tls::choose_tls;
+pub use self::tls::install_tls_provider;
 pub use self::url::without_credentials;

@@ -72,7 +72,7 @@ impl Mongo {
         let refused = |error: Error| StoreError::Url {
             url: name.clone(),
             kind: "document",
-            reason: format!("{}; as in mongodb://host:27017/ion", words(&error)),
+            reason: format!("{}; as in mongodb://host:27017/ion", error_line(&error)),
         };
         let mut options = ClientOptions::parse(url).await.map_err(refused)?;
         options.app_name.get_or_insert_with(|| "ion".into());
@@ -96,19 +96,19 @@ impl Mongo {
 
     async fn make_indexes(&self, collection: Collection) -> Result<(), StoreError> {
         let models: Vec<IndexModel> =
-            indexes(collection).iter().map(|fields| index(fields)).collect();
+            indexes(collection).iter().map(|fields| index_on(fields)).collect();
         if models.is_empty() {
             return Ok(());
         }
         let make = async {
-            match self.of(collection).create_indexes(models.clone()).await {
+            match self.collection(collection).create_indexes(models.clone()).await {
                 Err(error) if is_index_conflict(&error) => {
                     self.make_missing_indexes(collection, models).await
                 }
                 made => made.map(drop),
             }
         };
-        self.within("making indexes", make).await
+        self.with_deadline("making indexes", make).await
     }
 
     /// Makes the indexes whose keys no existing index has. An operator may have made an index under
@@ -118,12 +118,13 @@ impl Mongo {
         collection: Collection,
         models: Vec<IndexModel>,
     ) -> Result<(), Error> {
-        let target = self.of(collection);
+        let target = self.collection(collection);
         let there: Vec<IndexModel> = target.list_indexes().await?.try_collect().await?;
         for model in models {
-            if let Some(same) = there.iter().find(|index| same_keys(&index.keys, &model.keys)) {
-                let name = name_of(same);
-                match finds_all(same) {
+            if let Some(same) = there.iter().find(|index| have_same_keys(&index.keys, &model.keys))
+            {
+                let name = index_name(same);
+                match is_complete(same) {
                     true => {
                         tracing::debug!(
                             collection = collection.as_str(),
@@ -146,7 +147,10 @@ impl Mongo {
                 // An index with other keys has this name.
                 Err(error) if is_index_conflict(&error) => {
                     target
-                        .create_index(named(model.keys.clone(), format!("{}_own", name_of(&model))))
+                        .create_index(new_index(
+                            model.keys.clone(),
+                            format!("{}_own", index_name(&model)),
+                        ))
                         .await?;
                 }
                 made => drop(made?),
@@ -165,7 +169,7 @@ impl Mongo {
         };
         let explain =
             self.database.run_command(doc! {"explain": find, "verbosity": "queryPlanner"});
-        Ok(to_json(Bson::Document(self.within("explaining a query", explain).await?)))
+        Ok(to_json(Bson::Document(self.with_deadline("explaining a query", explain).await?)))
     }
 
     /// Drops the whole database, with all documents in it.
@@ -173,14 +177,14 @@ impl Mongo {
     /// # Errors
     /// When the server does not answer or refuses.
     pub async fn drop_database(&self) -> Result<(), StoreError> {
-        self.within("dropping the database", self.database.drop()).await
+        self.with_deadline("dropping the database", self.database.drop()).await
     }
 
-    fn of(&self, collection: Collection) -> mongodb::Collection<Document> {
+    fn collection(&self, collection: Collection) -> mongodb::Collection<Document> {
         self.database.collection(collection.as_str())
     }
 
-    fn failed(
+    fn unavailable(
         &self,
         what: &str,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -192,27 +196,27 @@ impl Mongo {
         }
     }
 
-    async fn within<T>(
+    async fn with_deadline<T>(
         &self,
         what: &str,
         call: impl IntoFuture<Output = Result<T, Error>>,
     ) -> Result<T, StoreError> {
         let answer = tokio::time::timeout(ANSWER_WAIT, call.into_future()).await.map_err(|_| {
-            self.failed(what, format!("no answer within {} s", ANSWER_WAIT.as_secs()))
+            self.unavailable(what, format!("no answer within {} s", ANSWER_WAIT.as_secs()))
         })?;
-        answer.map_err(|error| self.failed(what, words(&error)))
+        answer.map_err(|error| self.unavailable(what, error_line(&error)))
     }
 
     /// Fails unless each document of the guard exists and has the required fields. This is checked
     /// just before the write, not together with it. For a lease that is enough: its holder gives it
     /// up by its own clock well before others may take it, so no other attempt begins in between.
     /// The registry may change in between: then the write counts as made before the change.
-    async fn check(&self, guard: Option<Guard>) -> Result<(), StoreError> {
+    async fn check_guard(&self, guard: Option<Guard>) -> Result<(), StoreError> {
         let conditions = guard.iter().flat_map(Guard::conditions).map(|condition| async move {
-            let filter = filter(Some(&condition.id), &condition.equals);
-            let target = self.of(condition.collection);
+            let filter = equals_filter(Some(&condition.id), &condition.equals);
+            let target = self.collection(condition.collection);
             let found = target.find_one(filter).projection(doc! {"_id": 1});
-            let found = self.within("checking what a write depends on", found).await?;
+            let found = self.with_deadline("checking what a write depends on", found).await?;
             Ok(found.is_none().then_some(condition.collection))
         });
         match try_join_all(conditions).await?.into_iter().flatten().next() {
@@ -223,7 +227,7 @@ impl Mongo {
 }
 
 /// Returns the driver's error in one line, without the topology that the driver repeats in it.
-fn words(error: &Error) -> String {
+fn error_line(error: &Error) -> String {
     match error.kind.as_ref() {
         ErrorKind::ServerSelection { message, .. } => {
             let message = message.split("Topology:").nth(1).unwrap_or(message).trim();
@@ -233,23 +237,23 @@ fn words(error: &Error) -> String {
     }
 }
 
-fn named(keys: Document, name: String) -> IndexModel {
+fn new_index(keys: Document, name: String) -> IndexModel {
     IndexModel::builder().keys(keys).options(IndexOptions::builder().name(name).build()).build()
 }
 
 /// Returns the index of these fields.
-fn index(fields: &[&'static str]) -> IndexModel {
+fn index_on(fields: &[&'static str]) -> IndexModel {
     // `_id` comes last: documents with equal values are sorted by it.
     let keys = ascending(fields.iter().copied().chain(["_id"]));
-    named(keys, format!("ion_{}", fields.join("_").replace('.', "_")))
+    new_index(keys, format!("ion_{}", fields.join("_").replace('.', "_")))
 }
 
-fn name_of(index: &IndexModel) -> &str {
+fn index_name(index: &IndexModel) -> &str {
     index.options.as_ref().and_then(|options| options.name.as_deref()).unwrap_or_default()
 }
 
 /// Returns whether the index holds every document, and the server may use it for any query.
-fn finds_all(index: &IndexModel) -> bool {
+fn is_complete(index: &IndexModel) -> bool {
     index.options.as_ref().is_none_or(|options| {
         options.partial_filter_expression.is_none()
             && options.sparse != Some(true)
@@ -260,7 +264,7 @@ fn finds_all(index: &IndexModel) -> bool {
 
 /// Returns whether two indexes have the same fields in the same order and directions, whatever
 /// number type the directions have.
-fn same_keys(one: &Document, other: &Document) -> bool {
+fn have_same_keys(one: &Document, other: &Document) -> bool {
     let direction = |value: &Bson| match value {
         Bson::Int32(number) => Some(f64::from(*number)),
         Bson::Int64(number) => Some(if *number < 0 { -1.0 } else { 1.0 }),
@@ -285,15 +289,15 @@ fn is_duplicate(error: &Error) -> bool {
 }
 
 /// Returns a filter for these fields. In MongoDB, as in the trait, a missing field equals null.
-fn filter(id: Option<&str>, equals: &[Equals]) -> Document {
+fn equals_filter(id: Option<&str>, equals: &[Equals]) -> Document {
     let id = id.map(|id| ("_id".to_owned(), Bson::String(id.to_owned())));
     let fields = equals.iter().map(|(field, value)| ((*field).to_owned(), to_bson(value.clone())));
     id.into_iter().chain(fields).collect()
 }
 
 /// Returns the filter that selects one document, with the shard key where the document has it.
-fn key_of(collection: Collection, document: &Value, equals: &[Equals]) -> Document {
-    let mut filter = filter(document["id"].as_str(), equals);
+fn document_filter(collection: Collection, document: &Value, equals: &[Equals]) -> Document {
+    let mut filter = equals_filter(document["id"].as_str(), equals);
     let shard_key = match collection {
         Collection::Events => {
             Some(("context.correlationId", &document["context"]["correlationId"]))
@@ -310,7 +314,7 @@ fn key_of(collection: Collection, document: &Value, equals: &[Equals]) -> Docume
 }
 
 fn query_filter(query: &Query) -> Document {
-    let mut filter = filter(None, &query.equals);
+    let mut filter = equals_filter(None, &query.equals);
     if let Some(range) = &query.range {
         let field = if range.field == "id" { "_id" } else { range.field };
         let mut bounds = doc! {"$gte": to_bson(range.from.clone())};
@@ -395,13 +399,13 @@ fn to_json(bson: Bson) -> Value {
 
 /// Returns the stored form of a document: `_id` is a copy of its `id`, and `id` stays because older
 /// Ion's tools read it.
-fn stored(document: Value) -> Document {
+fn to_stored(document: Value) -> Document {
     let Bson::Document(document) = to_bson(document) else { return Document::new() };
     let id = document.get("id").cloned().map(|id| ("_id".to_owned(), id));
     id.into_iter().chain(document).collect()
 }
 
-fn read(mut document: Document) -> Value {
+fn from_stored(mut document: Document) -> Value {
     document.remove("_id");
     let fields: Map<String, Value> =
         document.into_iter().map(|(key, value)| (key, to_json(value))).collect();
@@ -418,9 +422,9 @@ impl Documents for Mongo {
         _durability: Durability,
     ) -> Result<Inserted, StoreError> {
         const WHAT: &str = "inserting a document";
-        self.check(guard).await?;
+        self.check_guard(guard).await?;
         let id = document["id"].as_str().unwrap_or_default().to_owned();
-        let (target, document) = (self.of(collection), stored(document));
+        let (target, document) = (self.collection(collection), to_stored(document));
         let insert = async {
             match target.insert_one(&document).await {
                 Ok(_) => Ok(true),
@@ -428,13 +432,14 @@ impl Documents for Mongo {
                 Err(error) => Err(error),
             }
         };
-        if self.within(WHAT, insert).await? {
+        if self.with_deadline(WHAT, insert).await? {
             return Ok(Inserted::New);
         }
         match self.get(collection, &id).await? {
             Some(existing) => Ok(Inserted::Existing(existing)),
             None => {
-                Err(self.failed(WHAT, "a document with its id existed, and was removed meanwhile"))
+                Err(self
+                    .unavailable(WHAT, "a document with its id existed, and was removed meanwhile"))
             }
         }
     }
@@ -447,31 +452,34 @@ impl Documents for Mongo {
         guard: Option<Guard>,
         _durability: Durability,
     ) -> Result<bool, StoreError> {
-        self.check(guard).await?;
-        let key = key_of(collection, &document, &expect);
-        let (target, document) = (self.of(collection), stored(document));
+        self.check_guard(guard).await?;
+        let key = document_filter(collection, &document, &expect);
+        let (target, document) = (self.collection(collection), to_stored(document));
         let replaced =
-            self.within("replacing a document", target.replace_one(key, &document)).await?;
+            self.with_deadline("replacing a document", target.replace_one(key, &document)).await?;
         Ok(replaced.matched_count == 1)
     }
 
     async fn get(&self, collection: Collection, id: &str) -> Result<Option<Value>, StoreError> {
         let found = self
-            .within("reading a document", self.of(collection).find_one(doc! {"_id": id}))
+            .with_deadline(
+                "reading a document",
+                self.collection(collection).find_one(doc! {"_id": id}),
+            )
             .await?;
-        Ok(found.map(read))
+        Ok(found.map(from_stored))
     }
 
-    async fn present(
+    async fn find_existing_ids(
         &self,
         collection: Collection,
         ids: Vec<String>,
     ) -> Result<HashSet<String>, StoreError> {
         const WHAT: &str = "looking for documents";
-        let target = self.of(collection);
+        let target = self.collection(collection);
         let found = target.find(doc! {"_id": {"$in": ids}}).projection(doc! {"_id": 1});
-        let cursor = self.within(WHAT, found).await?;
-        let found: Vec<Document> = self.within(WHAT, cursor.try_collect()).await?;
+        let cursor = self.with_deadline(WHAT, found).await?;
+        let found: Vec<Document> = self.with_deadline(WHAT, cursor.try_collect()).await?;
         Ok(found
             .iter()
             .filter_map(|document| Some(document.get_str("_id").ok()?.to_owned()))
@@ -479,7 +487,7 @@ impl Documents for Mongo {
     }
 
     async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError> {
-        let target = self.of(query.collection);
+        let target = self.collection(query.collection);
         let mut documents = Vec::new();
         for part in query.parts() {
             let limit = i64::try_from(query.limit - documents.len()).unwrap_or(i64::MAX);
@@ -489,10 +497,12 @@ impl Documents for Mongo {
                 let fields = ["id"].into_iter().chain(fields.iter().copied());
                 found = found.projection(ascending(fields));
             }
-            let mut cursor = self.within("finding documents", found).await?;
+            let mut cursor = self.with_deadline("finding documents", found).await?;
             // Each step of the cursor has its own deadline, so a long answer does not time out.
-            while let Some(document) = self.within("finding documents", cursor.try_next()).await? {
-                documents.push(read(document));
+            while let Some(document) =
+                self.with_deadline("finding documents", cursor.try_next()).await?
+            {
+                documents.push(from_stored(document));
             }
             if documents.len() >= query.limit {
                 break;
@@ -503,9 +513,9 @@ impl Documents for Mongo {
 
     async fn count(&self, query: Query) -> Result<usize, StoreError> {
         let limit = u64::try_from(query.limit).unwrap_or(u64::MAX);
-        let target = self.of(query.collection);
+        let target = self.collection(query.collection);
         let counted = target.count_documents(query_filter(&query)).limit(limit);
-        let count = self.within("counting documents", counted).await?;
+        let count = self.with_deadline("counting documents", counted).await?;
         Ok(usize::try_from(count).unwrap_or(usize::MAX))
     }
 
@@ -524,10 +534,10 @@ impl Documents for Mongo {
             doc! {"$match": query_filter(&query)},
             doc! {"$group": {"_id": group, "count": {"$sum": 1_i64}}},
         ];
-        let target = self.of(query.collection);
-        let mut cursor = self.within(WHAT, target.aggregate(stages)).await?;
+        let target = self.collection(query.collection);
+        let mut cursor = self.with_deadline(WHAT, target.aggregate(stages)).await?;
         let mut rows = Vec::new();
-        while let Some(row) = self.within(WHAT, cursor.try_next()).await? {
+        while let Some(row) = self.with_deadline(WHAT, cursor.try_next()).await? {
             let row = to_json(Bson::Document(row));
             let values = (0..by.len()).map(|n| row["_id"][n.to_string()].clone()).collect();
             rows.push(TallyRow { values, count: row["count"].as_u64().unwrap_or(0) });
@@ -541,9 +551,12 @@ impl Documents for Mongo {
         id: &str,
         expect: Vec<Equals>,
     ) -> Result<bool, StoreError> {
-        let target = self.of(collection);
+        let target = self.collection(collection);
         let deleted = self
-            .within("removing a document", target.delete_one(filter(Some(id), &expect)))
+            .with_deadline(
+                "removing a document",
+                target.delete_one(equals_filter(Some(id), &expect)),
+            )
             .await?;
         Ok(deleted.deleted_count == 1)
     }

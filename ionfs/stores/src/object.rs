@@ -125,7 +125,7 @@ impl ObjectBlobs {
     }
 
     /// Makes a blob store in memory. Its blobs are lost when it is dropped.
-    pub fn memory() -> Self {
+    pub fn in_memory() -> Self {
         let store = Arc::new(InMemory::new());
         let (prefix, name) = (Path::default(), "memory://".into());
         Self { store, multipart: None, signer: None, local: None, prefix, name }
@@ -133,7 +133,7 @@ impl ObjectBlobs {
 
     /// Converts a key to a path of the store. Characters that the store cannot hold are escaped. A
     /// component that is too long is shortened to its beginning and a hash of the whole component.
-    fn location(&self, key: &str) -> Path {
+    fn to_location(&self, key: &str) -> Path {
         let mut location = self.prefix.clone();
         for component in key.split('/') {
             let escaped: Path = Path::from_iter([component]);
@@ -150,7 +150,7 @@ impl ObjectBlobs {
     }
 
     /// Returns the key of a location as listings show it: without the prefix.
-    fn key_of(&self, location: &Path) -> String {
+    fn listed_key(&self, location: &Path) -> String {
         match location.prefix_match(&self.prefix) {
             Some(parts) => Path::from_iter(parts).to_string(),
             None => location.to_string(),
@@ -158,24 +158,27 @@ impl ObjectBlobs {
     }
 
     async fn remove(&self, location: &Path) -> Result<(), StoreError> {
-        match self.remover().delete(location).await {
+        match self.removal_store().delete(location).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(self.failed(format!("removing {location}"))(error)),
+            Err(error) => Err(self.unavailable(format!("removing {location}"))(error)),
         }
     }
 
-    fn remover(&self) -> &dyn ObjectStore {
+    fn removal_store(&self) -> &dyn ObjectStore {
         self.local.as_ref().map_or(&*self.store, |local| &local.unsynced)
     }
 
-    fn failed(&self, what: impl Into<String>) -> impl FnOnce(object_store::Error) -> StoreError {
+    fn unavailable(
+        &self,
+        what: impl Into<String>,
+    ) -> impl FnOnce(object_store::Error) -> StoreError {
         let (store, what) = (self.name.clone(), what.into());
         move |source| StoreError::Unavailable { store, what, source: source.into() }
     }
 }
 
 /// Syncs the files and all their folders up to and including `directory`.
-fn sync_all(directory: &FilePath, paths: &[PathBuf]) -> std::io::Result<()> {
+fn sync_files_and_folders(directory: &FilePath, paths: &[PathBuf]) -> std::io::Result<()> {
     let files = paths.iter().map(File::open).collect::<Result<Vec<_>, _>>()?;
     for file in &files {
         // Writeback begins for all files first: then the first sync also writes the names of the
@@ -203,7 +206,7 @@ impl Blobs for ObjectBlobs {
         mut body: BoxStream<'_, std::io::Result<Bytes>>,
         durability: Durability,
     ) -> Result<u64, StoreError> {
-        let location = self.location(key);
+        let location = self.to_location(key);
         let unreadable = |source: std::io::Error| StoreError::Unavailable {
             store: self.name.clone(),
             what: format!("the body of {key:?} could not be read"),
@@ -224,10 +227,10 @@ impl Blobs for ObjectBlobs {
                 _ => &*self.store,
             };
             let put = store.put(&location, PutPayload::from_iter(first)).await;
-            put.map_err(self.failed(format!("putting {key:?}")))?;
+            put.map_err(self.unavailable(format!("putting {key:?}")))?;
             return Ok(length);
         }
-        let failed = || self.failed(format!("putting {key:?}"));
+        let failed = || self.unavailable(format!("putting {key:?}"));
         let mut upload = parts::MultipartUpload::begin(self, &location).await.map_err(failed())?;
         for piece in first {
             upload.write(piece).await.map_err(failed())?;
@@ -240,17 +243,17 @@ impl Blobs for ObjectBlobs {
         Ok(length)
     }
 
-    fn defers(&self) -> bool {
+    fn defers_sync(&self) -> bool {
         self.local.is_some()
     }
 
     async fn sync(&self, keys: &[&str]) -> Result<(), StoreError> {
         let Some(local) = &self.local else { return Ok(()) };
-        let path_of = |key: &&str| local.unsynced.path_to_filesystem(&self.location(key));
+        let path_of = |key: &&str| local.unsynced.path_to_filesystem(&self.to_location(key));
         let paths: Result<Vec<PathBuf>, _> = keys.iter().map(path_of).collect();
-        let paths = paths.map_err(self.failed("naming files"))?;
+        let paths = paths.map_err(self.unavailable("naming files"))?;
         let directory = local.directory.clone();
-        let synced = run_blocking(move || sync_all(&directory, &paths)).await;
+        let synced = run_blocking(move || sync_files_and_folders(&directory, &paths)).await;
         synced.map_err(|source| StoreError::Unavailable {
             store: self.name.clone(),
             what: "syncing files".into(),
@@ -262,28 +265,28 @@ impl Blobs for ObjectBlobs {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        match self.store.get_range(&self.location(key), range).await {
+        match self.store.get_range(&self.to_location(key), range).await {
             Ok(bytes) => Ok(bytes),
             Err(object_store::Error::NotFound { .. }) => {
                 Err(StoreError::NoSuchBlob(key.to_owned()))
             }
-            Err(error) => Err(self.failed(format!("reading {key:?}"))(error)),
+            Err(error) => Err(self.unavailable(format!("reading {key:?}"))(error)),
         }
     }
 
-    async fn get(
+    async fn get_stream(
         &self,
         key: &str,
         range: Range<u64>,
     ) -> Result<BoxStream<'static, Result<Bytes, StoreError>>, StoreError> {
         let options = GetOptions { range: Some(range.into()), ..GetOptions::default() };
         let what = format!("reading {key:?}");
-        let body = match self.store.get_opts(&self.location(key), options).await {
+        let body = match self.store.get_opts(&self.to_location(key), options).await {
             Ok(found) => found.into_stream(),
             Err(object_store::Error::NotFound { .. }) => {
                 return Err(StoreError::NoSuchBlob(key.to_owned()));
             }
-            Err(error) => return Err(self.failed(what)(error)),
+            Err(error) => return Err(self.unavailable(what)(error)),
         };
         let store = self.name.clone();
         let failed = move |source: object_store::Error| StoreError::Unavailable {
@@ -295,10 +298,10 @@ impl Blobs for ObjectBlobs {
     }
 
     async fn size(&self, key: &str) -> Result<Option<u64>, StoreError> {
-        match self.store.head(&self.location(key)).await {
+        match self.store.head(&self.to_location(key)).await {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(self.failed(format!("looking for {key:?}"))(error)),
+            Err(error) => Err(self.unavailable(format!("looking for {key:?}"))(error)),
         }
     }
 
@@ -306,15 +309,15 @@ impl Blobs for ObjectBlobs {
         &self,
         prefix: &str,
     ) -> Result<BoxStream<'_, Result<BlobInfo, StoreError>>, StoreError> {
-        let prefix = if prefix.is_empty() { self.prefix.clone() } else { self.location(prefix) };
+        let prefix = if prefix.is_empty() { self.prefix.clone() } else { self.to_location(prefix) };
         let listing = self.store.list((!prefix.as_ref().is_empty()).then_some(&prefix));
         let listing = listing.map(|meta| match meta {
             Ok(meta) => Ok(BlobInfo {
-                key: self.key_of(&meta.location),
+                key: self.listed_key(&meta.location),
                 size: meta.size,
                 modified: meta.last_modified.timestamp_millis(),
             }),
-            Err(error) => Err(self.failed("listing")(error)),
+            Err(error) => Err(self.unavailable("listing")(error)),
         });
         let marker = format!("{UPLOADS}/");
         let visible = move |blob: &Result<BlobInfo, StoreError>| {
@@ -324,13 +327,13 @@ impl Blobs for ObjectBlobs {
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        self.remove(&self.location(key)).await
+        self.remove(&self.to_location(key)).await
     }
 
     async fn delete_all(&self, keys: &[String]) -> Result<(), StoreError> {
-        let locations: Vec<_> = keys.iter().map(|key| Ok(self.location(key))).collect();
+        let locations: Vec<_> = keys.iter().map(|key| Ok(self.to_location(key))).collect();
         let mut removed =
-            self.remover().delete_stream(futures_util::stream::iter(locations).boxed());
+            self.removal_store().delete_stream(futures_util::stream::iter(locations).boxed());
         let mut failure = None;
         while let Some(one) = removed.next().await {
             match one {
@@ -338,46 +341,52 @@ impl Blobs for ObjectBlobs {
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
-        failure.map_or(Ok(()), |error| Err(self.failed("removing blobs")(error)))
+        failure.map_or(Ok(()), |error| Err(self.unavailable("removing blobs")(error)))
     }
 
     async fn delete_listed(&self, listed: &BlobInfo) -> Result<(), StoreError> {
         let key = Path::parse(&listed.key)
-            .map_err(|error| self.failed("removing a blob")(error.into()))?;
+            .map_err(|error| self.unavailable("removing a blob")(error.into()))?;
         let location = self.prefix.parts().chain(key.parts()).collect();
         self.remove(&location).await
     }
 
-    async fn abandon_uploads(
+    async fn end_unfinished_uploads(
         &self,
         before: Millis,
         how: UnfinishedUploads,
     ) -> Result<usize, StoreError> {
         if let Some(LocalFolder { directory, .. }) = &self.local {
             let (directory, name) = (directory.clone(), self.name.clone());
-            let swept =
-                ion_system::run_blocking(move || parts::sweep(&directory, before, how)).await;
+            let swept = ion_system::run_blocking(move || {
+                parts::remove_partial_files(&directory, before, how)
+            })
+            .await;
             return swept.map_err(|source| StoreError::Unavailable {
                 store: name,
                 what: "looking for unfinished uploads".into(),
                 source: source.into(),
             });
         }
-        parts::abandon(self, before, how).await.map_err(self.failed("ending unfinished uploads"))
+        parts::end_uploads(self, before, how)
+            .await
+            .map_err(self.unavailable("ending unfinished uploads"))
     }
 
-    fn canonical(&self, key: &str) -> String {
-        self.key_of(&self.location(key))
+    fn canonical_key(&self, key: &str) -> String {
+        self.listed_key(&self.to_location(key))
     }
 
     async fn signed_url(&self, key: &str, lasts: Duration) -> Result<Option<String>, StoreError> {
         let Some(signer) = &self.signer else { return Ok(None) };
-        let signed = signer.signed_url(reqwest::Method::GET, &self.location(key), lasts).await;
-        signed.map(|url| Some(url.into())).map_err(self.failed(format!("signing a URL of {key:?}")))
+        let signed = signer.signed_url(reqwest::Method::GET, &self.to_location(key), lasts).await;
+        signed
+            .map(|url| Some(url.into()))
+            .map_err(self.unavailable(format!("signing a URL of {key:?}")))
     }
 
     fn open_local(&self, key: &str) -> Option<File> {
-        let path = self.local.as_ref()?.synced.path_to_filesystem(&self.location(key)).ok()?;
+        let path = self.local.as_ref()?.synced.path_to_filesystem(&self.to_location(key)).ok()?;
         File::open(path).ok()
     }
 }

@@ -8,12 +8,12 @@ use ion_system::run_blocking;
 #[cfg(feature = "amqp")]
 use super::amqp::Amqp;
 use super::held::BlobLog;
-use super::identity::{plane_id, set_plane_id};
+use super::identity::{get_or_set_plane_id, set_plane_id};
 #[cfg(feature = "mongodb")]
 use super::mongo::Mongo;
 use super::object::ObjectBlobs;
 use super::sqlite::Sqlite;
-use super::url::{path_of, scheme, unknown};
+use super::url::{no_backend_error, path_in_url, scheme};
 use super::{Blobs, Bus, DataPlane, Documents, StoreError};
 
 /// The id of the document that names the plane of a bus. A bus that has its own SQLite file holds
@@ -50,15 +50,15 @@ impl StoreUrls {
 impl StoreUrls {
     /// Returns the path of the SQLite database if the documents are kept in one and its file does
     /// not exist yet.
-    pub fn missing(&self) -> Option<PathBuf> {
+    pub fn missing_database(&self) -> Option<PathBuf> {
         let database = (scheme(&self.documents) == "sqlite")
-            .then(|| path_of(&self.documents, "document").ok());
+            .then(|| path_in_url(&self.documents, "document").ok());
         database.flatten().filter(|database| !database.exists())
     }
 
     /// Returns these URLs with the embedded stores below `home` replaced by the embedded stores
     /// below `to`. Other URLs stay as they are.
-    pub fn moved(&self, home: &Path, to: &Path) -> Self {
+    pub fn with_moved_home(&self, home: &Path, to: &Path) -> Self {
         let (from, to) = (Self::embedded(home), Self::embedded(to));
         let moved =
             |url: &String, from: String, to: String| if *url == from { to } else { url.clone() };
@@ -70,10 +70,10 @@ impl StoreUrls {
     }
 
     /// Returns the local folders and files of the `file:` and `sqlite:` stores.
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub fn local_paths(&self) -> Vec<PathBuf> {
         let local = |url: &str| matches!(scheme(url), "file" | "sqlite");
         let urls = [&self.blobs, &self.documents, &self.bus].into_iter().filter(|url| local(url));
-        urls.filter_map(|url| path_of(url, "blob").ok()).collect()
+        urls.filter_map(|url| path_in_url(url, "blob").ok()).collect()
     }
 }
 
@@ -84,20 +84,23 @@ impl StoreUrls {
 /// [`StoreError::Url`] for a URL that names no store; [`StoreError::Unavailable`] when a store
 /// cannot be opened.
 pub async fn open(urls: &StoreUrls) -> Result<DataPlane, StoreError> {
-    open_over(open_blobs(&urls.blobs).await?, urls).await
+    open_with_blobs(open_blobs(&urls.blobs).await?, urls).await
 }
 
 /// Opens the other two stores and combines them with a blob store that is already open.
 ///
 /// # Errors
 /// As [`open`].
-pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPlane, StoreError> {
+pub async fn open_with_blobs(
+    blobs: Arc<dyn Blobs>,
+    urls: &StoreUrls,
+) -> Result<DataPlane, StoreError> {
     if urls.documents == urls.bus && scheme(&urls.bus) == "sqlite" {
-        let path = path_of(&urls.documents, "document")?;
+        let path = path_in_url(&urls.documents, "document")?;
         let open = move || Ok::<_, StoreError>(Sqlite::open(&path)?.with_bus_in_same_file());
         let shared = Arc::new(run_blocking(open).await?);
         let documents = shared.clone();
-        let held = if blobs.defers() {
+        let held = if blobs.defers_sync() {
             Some(BlobLog::open(shared.clone(), blobs.clone()).await?)
         } else {
             None
@@ -106,7 +109,7 @@ pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPl
         return Ok(DataPlane { held, ..plane });
     }
     let documents = open_documents(&urls.documents).await?;
-    let plane = plane_id(&*documents).await?;
+    let plane = get_or_set_plane_id(&*documents).await?;
     let bus = open_bus(&urls.bus, Some(&plane)).await?;
     Ok(DataPlane::new(blobs, documents, bus))
 }
@@ -118,12 +121,16 @@ pub async fn open_over(blobs: Arc<dyn Blobs>, urls: &StoreUrls) -> Result<DataPl
 pub async fn open_blobs(url: &str) -> Result<Arc<dyn Blobs>, StoreError> {
     match scheme(url) {
         "file" => {
-            let path = path_of(url, "blob")?;
+            let path = path_in_url(url, "blob")?;
             Ok(Arc::new(run_blocking(move || ObjectBlobs::local(&path)).await?))
         }
         #[cfg(any(feature = "azure", feature = "gcs", feature = "s3"))]
         known if ObjectBlobs::SCHEMES.contains(&known) => Ok(Arc::new(ObjectBlobs::cloud(url)?)),
-        _ => Err(unknown(url, "blob", "file:///folder, s3://bucket, az://container, gs://bucket")),
+        _ => Err(no_backend_error(
+            url,
+            "blob",
+            "file:///folder, s3://bucket, az://container, gs://bucket",
+        )),
     }
 }
 
@@ -133,10 +140,10 @@ pub async fn open_blobs(url: &str) -> Result<Arc<dyn Blobs>, StoreError> {
 /// As [`open`].
 pub async fn open_documents(url: &str) -> Result<Arc<dyn Documents>, StoreError> {
     match scheme(url) {
-        "sqlite" => Ok(embedded(url, "document").await?),
+        "sqlite" => Ok(open_sqlite(url, "document").await?),
         #[cfg(feature = "mongodb")]
         "mongodb" | "mongodb+srv" => Ok(Arc::new(Mongo::open(url).await?)),
-        _ => Err(unknown(url, "document", "sqlite:///file, mongodb://host/database")),
+        _ => Err(no_backend_error(url, "document", "sqlite:///file, mongodb://host/database")),
     }
 }
 
@@ -147,9 +154,9 @@ pub async fn open_documents(url: &str) -> Result<Arc<dyn Documents>, StoreError>
 /// As [`open`].
 pub async fn open_bus(url: &str, plane: Option<&str>) -> Result<Arc<dyn Bus>, StoreError> {
     match (scheme(url), plane) {
-        ("sqlite", None) => Ok(embedded(url, "bus").await?),
+        ("sqlite", None) => Ok(open_sqlite(url, "bus").await?),
         ("sqlite", Some(plane)) => {
-            let bus = embedded(url, "bus").await?;
+            let bus = open_sqlite(url, "bus").await?;
             match set_plane_id(&*bus, BUS_OF, plane).await? {
                 known if known == plane => Ok(bus),
                 other => Err(StoreError::Unavailable {
@@ -166,13 +173,13 @@ pub async fn open_bus(url: &str, plane: Option<&str>) -> Result<Arc<dyn Bus>, St
         #[cfg(feature = "amqp")]
         ("amqp" | "amqps", None) => Ok(Arc::new(Amqp::open(url)?)),
         #[cfg(feature = "amqp")]
-        ("amqp" | "amqps", Some(plane)) => Ok(Arc::new(Amqp::open(url)?.of_plane(plane))),
-        _ => Err(unknown(url, "bus", "sqlite:///file, amqp://host, amqps://host")),
+        ("amqp" | "amqps", Some(plane)) => Ok(Arc::new(Amqp::open(url)?.with_plane(plane))),
+        _ => Err(no_backend_error(url, "bus", "sqlite:///file, amqp://host, amqps://host")),
     }
 }
 
-async fn embedded(url: &str, kind: &'static str) -> Result<Arc<Sqlite>, StoreError> {
-    let path = path_of(url, kind)?;
+async fn open_sqlite(url: &str, kind: &'static str) -> Result<Arc<Sqlite>, StoreError> {
+    let path = path_in_url(url, kind)?;
     Ok(Arc::new(run_blocking(move || Sqlite::open(&path)).await?))
 }
 

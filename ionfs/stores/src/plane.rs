@@ -54,7 +54,7 @@ impl DataPlane {
     /// When the database cannot be opened.
     pub fn in_memory() -> Result<Self, StoreError> {
         let database = Arc::new(Sqlite::in_memory()?);
-        Ok(Self::new(Arc::new(ObjectBlobs::memory()), database.clone(), database))
+        Ok(Self::new(Arc::new(ObjectBlobs::in_memory()), database.clone(), database))
     }
 
     /// Inserts documents with [`Durability::WithNextSync`], and makes the blobs durable that they
@@ -70,7 +70,7 @@ impl DataPlane {
         documents: Vec<(Collection, Value)>,
         guard: Option<Guard>,
     ) -> Result<Vec<Inserted>, StoreError> {
-        if let Some(held) = self.held.as_ref().filter(|held| held.takes(&blobs)) {
+        if let Some(held) = self.held.as_ref().filter(|held| held.has_room_for(&blobs)) {
             return held.add(blobs, documents, None, guard).await;
         }
         self.blobs.sync(&blobs.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>()).await?;
@@ -82,13 +82,13 @@ impl DataPlane {
     ///
     /// # Errors
     /// When the registry cannot be read.
-    pub async fn address(&self, event: &mut Event) -> Result<Guard, StoreError> {
+    pub async fn address_event(&self, event: &mut Event) -> Result<Guard, StoreError> {
         let registry = self.registry.get(&self.documents).await?;
-        let listed = match registry.needs_list(event) {
+        let listed = match registry.needs_file_list(event) {
             true => self.files_of(event).await?,
             false => vec![],
         };
-        registry.address(&self.documents, event, &listed).await
+        registry.address_event(&self.documents, event, &listed).await
     }
 
     /// Returns the files of an event, also where the document names them in a list.
@@ -129,11 +129,11 @@ impl DataPlane {
         event: &Event,
         guard: Option<&Guard>,
     ) -> Result<Option<Vec<Inserted>>, StoreError> {
-        let Some(held) = self.held.as_ref().filter(|held| held.takes(blobs)) else {
+        let Some(held) = self.held.as_ref().filter(|held| held.has_room_for(blobs)) else {
             return Ok(None);
         };
         let mut event = event.clone();
-        let registered = self.address(&mut event).await?;
+        let registered = self.address_event(&mut event).await?;
         let guard = guard.cloned().into_iter().fold(registered, |all, guard| guard.and(all));
         match held.add(blobs.to_vec(), documents.to_vec(), Some(event), Some(guard)).await {
             // The registry has changed. The caller then commits in separate steps, with the modules

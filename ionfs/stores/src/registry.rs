@@ -64,7 +64,7 @@ pub struct EventSelector {
 }
 
 impl EventSelector {
-    fn takes(&self, event_type: &str, subject: &TermSubject<'_>) -> bool {
+    fn matches(&self, event_type: &str, subject: &TermSubject<'_>) -> bool {
         self.on.iter().any(|on| on == event_type) && self.terms.hold(subject)
     }
 }
@@ -91,17 +91,17 @@ impl Registry {
     pub async fn read(documents: &Arc<dyn Documents>) -> Result<Self, StoreError> {
         match documents.get_as(Collection::Plane, ID).await? {
             Some(registry) => Ok(registry),
-            None => Self::of_an_older_plane(documents).await,
+            None => Self::from_older_plane(documents).await,
         }
     }
 
     /// Reads the plane's registry, and first stores it if the plane has no registry document yet. A
     /// guard needs the document to exist.
-    async fn stored(documents: &Arc<dyn Documents>) -> Result<Self, StoreError> {
+    async fn read_or_store(documents: &Arc<dyn Documents>) -> Result<Self, StoreError> {
         if let Some(registry) = documents.get_as(Collection::Plane, ID).await? {
             return Ok(registry);
         }
-        let registry = Self::of_an_older_plane(documents).await?;
+        let registry = Self::from_older_plane(documents).await?;
         match documents.insert(Collection::Plane, encode(&registry), None, Durability::Now).await? {
             Inserted::New => Ok(registry),
             Inserted::Existing(existing) => decode(Collection::Plane, existing),
@@ -109,7 +109,7 @@ impl Registry {
     }
 
     /// Makes the first registry of a plane, with the modules that an older Ion has registered.
-    async fn of_an_older_plane(documents: &Arc<dyn Documents>) -> Result<Self, StoreError> {
+    async fn from_older_plane(documents: &Arc<dyn Documents>) -> Result<Self, StoreError> {
         #[derive(Deserialize)]
         struct OlderModule {
             id: String,
@@ -134,13 +134,13 @@ impl Registry {
     pub fn subscribers(&self, event_type: &str, subject: &TermSubject<'_>) -> Vec<String> {
         self.modules
             .iter()
-            .filter(|(_, entry)| entry.selector.takes(event_type, subject))
+            .filter(|(_, entry)| entry.selector.matches(event_type, subject))
             .map(|(name, _)| name.clone())
             .collect()
     }
 
     /// Returns whether the names of an event's files decide which modules it is for.
-    fn asks_for_files(&self, event_type: &str) -> bool {
+    fn depends_on_files(&self, event_type: &str) -> bool {
         self.modules.values().any(|entry| {
             entry.selector.terms.are_about_files()
                 && entry.selector.on.iter().any(|on| on == event_type)
@@ -148,10 +148,10 @@ impl Registry {
     }
 
     /// Returns the names of the registered modules that an event is for.
-    pub fn expected<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a str> {
+    pub fn modules_for<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a str> {
         self.modules
             .iter()
-            .filter(|(name, entry)| entry.is_for(name, event))
+            .filter(|(name, entry)| entry.receives(name, event))
             .map(|(name, _)| name.as_str())
     }
 
@@ -161,7 +161,7 @@ impl Registry {
     }
 
     /// Returns the names of the registered modules.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub fn module_names(&self) -> impl Iterator<Item = &str> {
         self.modules.keys().map(String::as_str)
     }
 
@@ -172,7 +172,7 @@ impl Registry {
     }
 
     /// Returns what is being cancelled.
-    pub fn cancelling(&self) -> impl Iterator<Item = &CancelOrder> {
+    pub fn cancel_orders(&self) -> impl Iterator<Item = &CancelOrder> {
         self.cancelling.values()
     }
 
@@ -183,7 +183,12 @@ impl Registry {
 
     /// Returns the registry in which a module subscribes to exactly these events, or `None` if that
     /// changes nothing.
-    pub fn with(&self, module: &str, selector: &EventSelector, definition: &str) -> Option<Self> {
+    pub fn with_module(
+        &self,
+        module: &str,
+        selector: &EventSelector,
+        definition: &str,
+    ) -> Option<Self> {
         let mut after = Self { version: self.version + 1, ..self.clone() };
         let since = self.modules.get(module).map_or(after.version, |registered| registered.since);
         let registered =
@@ -193,7 +198,7 @@ impl Registry {
     }
 
     /// Returns the registry without a module, or `None` if the module is not registered.
-    pub fn without(&self, module: &str) -> Option<Self> {
+    pub fn without_module(&self, module: &str) -> Option<Self> {
         let mut after = Self { version: self.version + 1, ..self.clone() };
         after.modules.remove(module).map(|_| after)
     }
@@ -210,7 +215,7 @@ impl Registry {
         selector: &EventSelector,
         definition: &str,
     ) -> Result<(), StoreError> {
-        Self::change(documents, |before| before.with(module, selector, definition)).await
+        Self::change(documents, |before| before.with_module(module, selector, definition)).await
     }
 
     /// Removes a module from the registry.
@@ -218,7 +223,7 @@ impl Registry {
     /// # Errors
     /// When the documents cannot be written.
     pub async fn remove(documents: &Arc<dyn Documents>, module: &str) -> Result<(), StoreError> {
-        Self::change(documents, |before| before.without(module)).await
+        Self::change(documents, |before| before.without_module(module)).await
     }
 
     async fn change(
@@ -226,7 +231,7 @@ impl Registry {
         change: impl Fn(&Self) -> Option<Self>,
     ) -> Result<(), StoreError> {
         for _ in 0..RACES_MAX {
-            let before = Self::stored(documents).await?;
+            let before = Self::read_or_store(documents).await?;
             let Some(after) = change(&before) else { return Ok(()) };
             let expect = vec![("version", json!(before.version))];
             if documents
@@ -246,20 +251,20 @@ impl Registry {
 
 impl Registration {
     /// Returns the event types that the module subscribes to.
-    pub fn subscribes(&self) -> &[String] {
+    pub fn event_types(&self) -> &[String] {
         &self.selector.on
     }
 
     /// Returns whether an event is for the module `name`. The event's document lists the modules
     /// `expected`, by `version` of the registry.
-    fn is_among(&self, name: &str, expected: &[String], version: u64) -> bool {
+    fn is_listed(&self, name: &str, expected: &[String], version: u64) -> bool {
         version >= self.since && expected.iter().any(|module| module == name)
     }
 
     /// Returns whether an event is for this module, whose name is `name`.
-    pub fn is_for(&self, name: &str, event: &Event) -> bool {
+    pub fn receives(&self, name: &str, event: &Event) -> bool {
         match &event.expected_by {
-            Some(expected) => self.is_among(name, expected, event.registry),
+            Some(expected) => self.is_listed(name, expected, event.registry),
             // An older Ion committed the event. It knew no terms.
             None => {
                 self.since == 0 && !event.unrouted && self.selector.on.contains(&event.event_type)
@@ -281,7 +286,7 @@ impl KnownRegistry {
         if let Some(registry) = known {
             return Ok(registry);
         }
-        let registry = Arc::new(Registry::stored(documents).await?);
+        let registry = Arc::new(Registry::read_or_store(documents).await?);
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(registry.clone());
         Ok(registry)
     }
@@ -297,7 +302,7 @@ impl Registry {
     /// Writes into an event which modules it is for. `listed` are the files of an event whose
     /// document names them in a list. Returns the guard that must hold for this when the event is
     /// inserted.
-    pub(crate) async fn address(
+    pub(crate) async fn address_event(
         &self,
         documents: &Arc<dyn Documents>,
         event: &mut Event,
@@ -319,8 +324,8 @@ impl Registry {
     }
 
     /// Returns whether the list of an event's files must be read before the event is addressed.
-    pub(crate) fn needs_list(&self, event: &Event) -> bool {
-        event.file_list.is_some() && self.asks_for_files(&event.event_type)
+    pub(crate) fn needs_file_list(&self, event: &Event) -> bool {
+        event.file_list.is_some() && self.depends_on_files(&event.event_type)
     }
 }
 
@@ -352,11 +357,11 @@ mod tests {
         }
 
         /// Commits an event and returns it.
-        async fn committed(&self, event_type: &str) -> Event {
+        async fn commit(&self, event_type: &str) -> Event {
             loop {
                 let mut event = event(event_type);
                 let registry = self.known.get(&self.documents).await.unwrap();
-                let guard = registry.address(&self.documents, &mut event, &[]).await.unwrap();
+                let guard = registry.address_event(&self.documents, &mut event, &[]).await.unwrap();
                 let id = format!("{event_type}-{}", uuid::Uuid::new_v4());
                 let inserted = self
                     .documents
@@ -376,34 +381,34 @@ mod tests {
             Registry::register(&self.documents, module, &selector, "").await.unwrap();
         }
 
-        async fn expected(&self, event: &Event) -> Vec<String> {
+        async fn modules_for(&self, event: &Event) -> Vec<String> {
             let registry = Registry::read(&self.documents).await.unwrap();
-            registry.expected(event).map(str::to_owned).collect()
+            registry.modules_for(event).map(str::to_owned).collect()
         }
     }
 
     #[tokio::test]
     async fn an_event_is_for_those_that_were_registered_when_it_was_committed() {
         let plane = RegistryPlane::new();
-        let before = plane.committed("a").await;
+        let before = plane.commit("a").await;
         assert!(before.unrouted);
         plane.register("one", &["a"]).await;
         plane.register("two", &["b", "a"]).await;
-        let first = plane.committed("a").await;
+        let first = plane.commit("a").await;
         assert_eq!(first.expected_by, Some(vec!["one".to_owned(), "two".to_owned()]));
-        assert_eq!(plane.expected(&before).await, [""; 0]);
-        assert_eq!(plane.expected(&first).await, ["one", "two"]);
+        assert_eq!(plane.modules_for(&before).await, [""; 0]);
+        assert_eq!(plane.modules_for(&first).await, ["one", "two"]);
         // A later change of the subscription does not change which events were for the module.
         plane.register("one", &["c"]).await;
-        assert_eq!(plane.expected(&first).await, ["one", "two"]);
-        assert_eq!(plane.committed("a").await.expected_by, Some(vec!["two".to_owned()]));
+        assert_eq!(plane.modules_for(&first).await, ["one", "two"]);
+        assert_eq!(plane.commit("a").await.expected_by, Some(vec!["two".to_owned()]));
         // A module that is removed and registered again is another module.
         Registry::remove(&plane.documents, "two").await.unwrap();
-        assert_eq!(plane.expected(&first).await, ["one"]);
+        assert_eq!(plane.modules_for(&first).await, ["one"]);
         plane.register("two", &["a"]).await;
-        assert_eq!(plane.expected(&first).await, ["one"]);
-        let second = plane.committed("a").await;
-        assert_eq!(plane.expected(&second).await, ["two"]);
+        assert_eq!(plane.modules_for(&first).await, ["one"]);
+        let second = plane.commit("a").await;
+        assert_eq!(plane.modules_for(&second).await, ["two"]);
         assert!(!second.unrouted);
     }
 
@@ -421,17 +426,17 @@ mod tests {
                 .unwrap();
         }
         assert_eq!(
-            plane.expected(&event("a")).await,
+            plane.modules_for(&event("a")).await,
             ["all", "one"],
             "an older Ion has committed it"
         );
         assert_eq!(
-            plane.committed("a").await.expected_by,
+            plane.commit("a").await.expected_by,
             Some(vec!["all".to_owned(), "one".to_owned()])
         );
         plane.register("new", &["a"]).await;
-        assert_eq!(plane.expected(&event("a")).await, ["all", "one"]);
-        assert_eq!(plane.expected(&plane.committed("a").await).await, ["all", "new", "one"]);
+        assert_eq!(plane.modules_for(&event("a")).await, ["all", "one"]);
+        assert_eq!(plane.modules_for(&plane.commit("a").await).await, ["all", "new", "one"]);
     }
 
     #[tokio::test]
@@ -439,6 +444,6 @@ mod tests {
         let plane = RegistryPlane::new();
         let names: Vec<String> = (0..20).map(|n| format!("m{n:02}")).collect();
         futures_util::future::join_all(names.iter().map(|name| plane.register(name, &["a"]))).await;
-        assert_eq!(plane.committed("a").await.expected_by, Some(names));
+        assert_eq!(plane.commit("a").await.expected_by, Some(names));
     }
 }

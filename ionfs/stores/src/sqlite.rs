@@ -110,7 +110,7 @@ enum BusPlace {
 
 impl SyncLevel {
     /// Returns the value of `PRAGMA synchronous`.
-    fn level(self) -> &'static str {
+    fn pragma_value(self) -> &'static str {
         match self {
             Self::Later => "NORMAL",
             Self::AtOnce => "FULL",
@@ -156,8 +156,9 @@ impl Sqlite {
             make_private_folder(folder)
                 .map_err(|error| unavailable(path, "its folder cannot be made", error))?;
         }
-        let file = made(path).map_err(|error| unavailable(path, "it cannot be opened", error))?;
-        Self::of(Database::File(file), path.to_owned())
+        let file =
+            make_file(path).map_err(|error| unavailable(path, "it cannot be opened", error))?;
+        Self::open_database(Database::File(file), path.to_owned())
     }
 
     /// Makes a database in memory. It is lost when the store is dropped.
@@ -167,15 +168,15 @@ impl Sqlite {
     pub fn in_memory() -> Result<Self, StoreError> {
         let name = Uuid::new_v4().simple().to_string();
         let shown = PathBuf::from(format!("memory/{name}"));
-        Self::of(Database::Memory(name), shown)
+        Self::open_database(Database::Memory(name), shown)
     }
 
     /// Connects to a database and prepares it. `path` is how errors name it.
-    fn of(database: Database, path: PathBuf) -> Result<Self, StoreError> {
+    fn open_database(database: Database, path: PathBuf) -> Result<Self, StoreError> {
         let database = Arc::new(database);
         let mut connection =
             connect(&database).map_err(|error| unavailable(&path, "it cannot be opened", error))?;
-        prepare(&mut connection)
+        make_tables(&mut connection)
             .map_err(|error| unavailable(&path, "it cannot be prepared", error))?;
         let (writer, requests) = mpsc::channel(QUEUE);
         let thread = std::thread::Builder::new()
@@ -203,7 +204,7 @@ impl Sqlite {
         self
     }
 
-    fn level(&self, durability: Durability) -> SyncLevel {
+    fn sync_level(&self, durability: Durability) -> SyncLevel {
         match (durability, self.bus) {
             (Durability::Now, _) | (Durability::BeforeNextMessage, BusPlace::Elsewhere) => {
                 SyncLevel::AtOnce
@@ -214,7 +215,7 @@ impl Sqlite {
         }
     }
 
-    fn failed(
+    fn unavailable(
         &self,
         what: &str,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -228,10 +229,10 @@ impl Sqlite {
         what: &'static str,
         work: impl FnOnce(&Connection) -> Result<T, WriteFailure> + Send + 'static,
     ) -> Result<T, StoreError> {
-        self.write_as(SyncLevel::AtOnce, what, work).await
+        self.write_with_level(SyncLevel::AtOnce, what, work).await
     }
 
-    async fn write_as<T: Send + 'static>(
+    async fn write_with_level<T: Send + 'static>(
         &self,
         level: SyncLevel,
         what: &'static str,
@@ -248,12 +249,12 @@ impl Sqlite {
         let writer = self.writer.as_ref().expect("the writer is there until the store is dropped");
         let stopped = "its writer has stopped";
         let request = WriteRequest { level, work };
-        writer.send(request).await.map_err(|_| self.failed(what, stopped))?;
-        let outcome = answered.await.map_err(|_| self.failed(what, stopped))?;
+        writer.send(request).await.map_err(|_| self.unavailable(what, stopped))?;
+        let outcome = answered.await.map_err(|_| self.unavailable(what, stopped))?;
         outcome.map_err(|failure| match failure {
             WriteFailure::Fenced(collection) => StoreError::Fenced(collection),
-            WriteFailure::Sql(error) => self.failed(what, error),
-            WriteFailure::NotCommitted(error) => self.failed(what, error),
+            WriteFailure::Sql(error) => self.unavailable(what, error),
+            WriteFailure::NotCommitted(error) => self.unavailable(what, error),
         })
     }
 
@@ -276,7 +277,7 @@ impl Sqlite {
             Ok::<_, Box<dyn std::error::Error + Send + Sync>>(outcome?)
         })
         .await;
-        outcome.map_err(|error| self.failed(what, error))
+        outcome.map_err(|error| self.unavailable(what, error))
     }
 }
 
@@ -306,7 +307,7 @@ impl Drop for Sqlite {
 /// Makes the file unless it exists, and returns a path descriptor (O_PATH) of it. Only SQLite opens
 /// the file for reading or writing: when a process closes any such descriptor of a file, it loses
 /// all its locks on that file.
-fn made(path: &Path) -> rustix::io::Result<OwnedFd> {
+fn make_file(path: &Path) -> rustix::io::Result<OwnedFd> {
     // SQLite makes its other files beside this one with the same mode.
     match fs::mknodat(CWD, path, FileType::RegularFile, Mode::RUSR | Mode::WUSR, 0) {
         Ok(()) | Err(Errno::EXIST) => fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()),
@@ -331,7 +332,7 @@ fn connect(database: &Database) -> Result<Connection, Box<dyn std::error::Error 
     };
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_WAIT)?;
-    log_ahead(&connection)?;
+    enable_wal(&connection)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.set_prepared_statement_cache_capacity(64);
     // SQLite plans statements without looking at the bound values. Otherwise it would prepare
@@ -344,7 +345,7 @@ fn connect(database: &Database) -> Result<Connection, Box<dyn std::error::Error 
 /// Turns the write-ahead log on. While other processes open the same new file, SQLite refuses
 /// instead of waiting, because two that waited for each other would never end. So this function
 /// retries, for at most [`BUSY_WAIT`].
-fn log_ahead(connection: &Connection) -> rusqlite::Result<()> {
+fn enable_wal(connection: &Connection) -> rusqlite::Result<()> {
     Retry::during(BUSY_WAIT).waiting(OPEN_AGAIN).run_blocking(
         |_| connection.pragma_update(None, "journal_mode", "WAL"),
         |failed| failed.error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy),
@@ -352,7 +353,9 @@ fn log_ahead(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 /// Makes the tables unless they exist.
-fn prepare(connection: &mut Connection) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+fn make_tables(
+    connection: &mut Connection,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if version > SCHEMA_VERSION {
@@ -363,8 +366,8 @@ fn prepare(connection: &mut Connection) -> Result<(), Box<dyn std::error::Error 
     }
     if version < SCHEMA_VERSION {
         for collection in Collection::ALL {
-            documents::lay_out_anew(&transaction, collection)?;
-            transaction.execute_batch(&documents::schema(collection))?;
+            documents::rebuild_older_table(&transaction, collection)?;
+            transaction.execute_batch(&documents::schema_sql(collection))?;
         }
         transaction.execute_batch(bus::SCHEMA)?;
         transaction.execute_batch(held::SCHEMA)?;
@@ -376,7 +379,7 @@ fn prepare(connection: &mut Connection) -> Result<(), Box<dyn std::error::Error 
 
 /// Writes a page without changing its content. A transaction that writes nothing syncs nothing,
 /// even if earlier transactions are not yet on the disk.
-fn touch(connection: &Connection) -> rusqlite::Result<()> {
+fn force_sync(connection: &Connection) -> rusqlite::Result<()> {
     // Writes the version that the file has: a newer Ion may have changed the layout of the tables
     // while this process runs.
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -408,7 +411,7 @@ fn write_loop(mut connection: Connection, mut requests: mpsc::Receiver<WriteRequ
         let begun = match wanted == level {
             true => Ok(()),
             false => connection
-                .pragma_update(None, "synchronous", wanted.level())
+                .pragma_update(None, "synchronous", wanted.pragma_value())
                 .map(|()| level = wanted),
         };
         if let Err(error) = begun.and_then(|()| connection.execute_batch("BEGIN IMMEDIATE")) {
@@ -458,12 +461,12 @@ mod tests {
 
     #[test]
     fn a_write_before_a_message_leaves_the_sync_to_a_message_of_the_same_file_only() {
-        let level = |store: &Sqlite| store.level(Durability::BeforeNextMessage);
+        let level = |store: &Sqlite| store.sync_level(Durability::BeforeNextMessage);
         let store = Sqlite::in_memory().unwrap();
         assert_eq!(level(&store), SyncLevel::AtOnce);
         let store = store.with_bus_in_same_file();
         assert_eq!(level(&store), SyncLevel::Later);
-        assert_eq!(store.level(Durability::Now), SyncLevel::AtOnce);
+        assert_eq!(store.sync_level(Durability::Now), SyncLevel::AtOnce);
     }
 
     #[tokio::test]

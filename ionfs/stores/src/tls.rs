@@ -1,6 +1,6 @@
 //! The TLS implementation.
 
 /// Installs this build's TLS provider, unless the process has already installed another one.
-pub fn choose_tls() {
+pub fn install_tls_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }

@@ -17,7 +17,7 @@ struct OptionalBackend {
     feature: &'static str,
 }
 
-const fn optional(
+const fn optional_backend(
     kind: &'static str,
     scheme: &'static str,
     feature: &'static str,
@@ -26,17 +26,17 @@ const fn optional(
 }
 
 const OPTIONAL: [OptionalBackend; 7] = [
-    optional("blob", "s3", "s3"),
-    optional("blob", "az", "azure"),
-    optional("blob", "gs", "gcs"),
-    optional("document", "mongodb", "mongodb"),
-    optional("document", "mongodb+srv", "mongodb"),
-    optional("bus", "amqp", "amqp"),
-    optional("bus", "amqps", "amqp"),
+    optional_backend("blob", "s3", "s3"),
+    optional_backend("blob", "az", "azure"),
+    optional_backend("blob", "gs", "gcs"),
+    optional_backend("document", "mongodb", "mongodb"),
+    optional_backend("document", "mongodb+srv", "mongodb"),
+    optional_backend("bus", "amqp", "amqp"),
+    optional_backend("bus", "amqps", "amqp"),
 ];
 
 /// Returns the error for a URL for which this build has no backend.
-pub(crate) fn unknown(url: &str, kind: &'static str, known: &str) -> StoreError {
+pub(crate) fn no_backend_error(url: &str, kind: &'static str, known: &str) -> StoreError {
     let lacking = OPTIONAL.iter().find(|one| one.kind == kind && one.scheme == scheme(url));
     let reason = match lacking {
         Some(OptionalBackend { feature, .. }) => format!(
@@ -49,7 +49,7 @@ pub(crate) fn unknown(url: &str, kind: &'static str, known: &str) -> StoreError 
 }
 
 /// Returns the absolute path that a URL of an embedded store names.
-pub(crate) fn path_of(url: &str, kind: &'static str) -> Result<PathBuf, StoreError> {
+pub(crate) fn path_in_url(url: &str, kind: &'static str) -> Result<PathBuf, StoreError> {
     match url.split_once("://") {
         Some((_, path)) if path.starts_with('/') => Ok(PathBuf::from(path)),
         _ => Err(StoreError::Url {

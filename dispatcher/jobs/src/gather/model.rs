@@ -166,8 +166,9 @@ impl GatherPlane {
                 state.changes = state.changes.checked_sub(1)?;
                 let before = self.registry(state.registry);
                 let on = self.modules.iter().find(|module| module.name == *name)?.selector();
-                state.registry =
-                    self.known_as(before.without(name).or_else(|| before.with(name, &on, ""))?);
+                state.registry = self.known_as(
+                    before.without_module(name).or_else(|| before.with_module(name, &on, ""))?,
+                );
                 Some(())
             });
         }

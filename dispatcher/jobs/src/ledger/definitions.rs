@@ -60,7 +60,7 @@ fn step(state: &DefinitionState, dispatcher: usize, looks: bool) -> Option<Defin
         Next::Register(definition) => {
             let module = module(definition);
             if let Some(registry) =
-                state.registry.with(MODULE, &module.selector(), &module.fingerprint())
+                state.registry.with_module(MODULE, &module.selector(), &module.fingerprint())
             {
                 after.registry = registry;
             }

@@ -47,7 +47,7 @@ pub(super) fn older_words(
     };
     module.commit = commit.unwrap_or(usual);
     module.urls = match urls {
-        Some(named) => FileUrls::named(&named.value)
+        Some(named) => FileUrls::parse(&named.value)
             .map_err(|wrong| PipelineProblem::unreadable("urls", wrong).at(named.referenced))?,
         None => usually,
     };

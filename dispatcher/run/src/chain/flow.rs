@@ -71,7 +71,7 @@ impl Flow<'_> {
     ) -> FlowOutcome {
         let give_up = stop.child_token();
         let links = &self.module.links;
-        let taken = self.used.take().await;
+        let taken = self.used.take_processes().await;
         let (first, mut from) = mpsc::channel(PIECES);
         let mut stages = Vec::with_capacity(links.len());
         let mut live = live.map_or(OutputReceiver::Nobody, OutputReceiver::Asker);
@@ -86,18 +86,23 @@ impl Flow<'_> {
                 Some(next) => std::mem::replace(&mut from, next),
                 None => std::mem::replace(&mut from, mpsc::channel(1).1),
             };
-            stages.push(self.stage(index, taken, before, to, &give_up));
+            stages.push(self.run_link(index, taken, before, to, &give_up));
         }
         let last = stages.pop();
         let last_ended = AtomicBool::new(false);
         let before = async {
-            let (fed, links) = tokio::join!(self.feed(input, first, &give_up), join_all(stages));
+            let (fed, links) =
+                tokio::join!(self.feed_input(input, first, &give_up), join_all(stages));
             let (input, cut_off, unread) = fed;
-            let well = unread.is_none() && links.iter().all(|end| end.how.is_well());
+            let well = unread.is_none() && links.iter().all(|end| end.how.ended_well());
             // This happens while the last link still runs, so that less is left to do when it has
             // ended.
             let begun = match well && !last_ended.load(Ordering::Relaxed) {
-                true => self.recording.begin(input.as_ref(), cut_off, &links).await.map(Some),
+                true => self
+                    .recording
+                    .record_first_links(input.as_ref(), cut_off, &links)
+                    .await
+                    .map(Some),
                 false => Ok(None),
             };
             if begun.is_err() {
@@ -126,14 +131,14 @@ impl Flow<'_> {
 
     /// Passes the input to the first link. Returns the stored input, whether it was cut off, and
     /// why it could not be read or stored.
-    async fn feed(
+    async fn feed_input(
         &self,
         mut input: Input,
         to: mpsc::Sender<Bytes>,
         give_up: &CancellationToken,
     ) -> (Option<SpooledBlob>, bool, Option<String>) {
         let mut to = Some(to);
-        let mut spool = self.recording.input();
+        let mut spool = self.recording.input_spool();
         let cut_off = loop {
             let piece = tokio::select! {
                 biased;
@@ -178,7 +183,7 @@ impl Flow<'_> {
     }
 
     /// Runs one link from its start to its end.
-    async fn stage(
+    async fn run_link(
         &self,
         index: usize,
         taken: Result<PipedStreams, LinkStartError>,
@@ -189,11 +194,11 @@ impl Flow<'_> {
         let started = clock::now();
         let said = Mutex::new(BytesMut::new());
         let (how, wrote) = match taken {
-            Ok(piped) => self.supervise(index, piped, from, to, &said, give_up).await,
+            Ok(piped) => self.supervise_link(index, piped, from, to, &said, give_up).await,
             Err(error) => (LinkExit::NotStarted(error_chain(&error)), None),
         };
         let (storing, left) = wrote.unzip();
-        if !how.is_well() {
+        if !how.ended_well() {
             give_up.cancel();
         }
         let stored = match storing {
@@ -202,10 +207,10 @@ impl Flow<'_> {
         };
         let (how, output) = match stored {
             None => (how, None),
-            Some(Ok(blob)) if how.is_well() => (how, Some(blob)),
+            Some(Ok(blob)) if how.ended_well() => (how, Some(blob)),
             // No event will name this blob.
             Some(Ok(blob)) => {
-                self.recording.forget(&blob.entry.key).await;
+                self.recording.delete_blob(&blob.entry.key).await;
                 (how, None)
             }
             Some(Err(error)) => {
@@ -218,7 +223,7 @@ impl Flow<'_> {
         LinkEnd { link, how, started, ended: clock::now(), stderr, output, _left: left }
     }
 
-    async fn supervise(
+    async fn supervise_link(
         &self,
         index: usize,
         piped: PipedStreams,
@@ -238,23 +243,26 @@ impl Flow<'_> {
         let work = async {
             let beside = async {
                 tokio::select! {
-                    _ = async { tokio::join!(write(stdin, from), hear(stderr, said)) } => {}
+                    _ = async { tokio::join!(write_input(stdin, from), keep_stderr(stderr, said)) } => {}
                     () = over() => {}
                 }
                 Ok(())
             };
             let ((), spool) =
-                tokio::try_join!(beside, self.read(index, stdout, to, &unwanted, give_up))?;
+                tokio::try_join!(beside, self.copy_output(index, stdout, to, &unwanted, give_up))?;
             // The link has written all, and is about to end: meanwhile its output is stored.
             let storing = spool.finish();
             let exit = tokio::select! {
-                exit = sandbox.exit() => exit,
+                exit = sandbox.wait_for_exit() => exit,
                 () = over() => {
                     sandbox.kill().await;
-                    sandbox.exit().await
+                    sandbox.wait_for_exit().await
                 }
             };
-            Ok((if unwanted.initialized() { LinkExit::Unwanted } else { ended(exit) }, storing))
+            Ok((
+                if unwanted.initialized() { LinkExit::Unwanted } else { to_link_exit(exit) },
+                storing,
+            ))
         };
         let done = {
             tokio::pin!(work);
@@ -272,7 +280,7 @@ impl Flow<'_> {
         match done {
             Ok((how, storing)) => (how, Some((storing, sandbox))),
             Err(why) => {
-                end(sandbox).await;
+                kill_link(sandbox).await;
                 (why, None)
             }
         }
@@ -280,7 +288,7 @@ impl Flow<'_> {
 
     /// Copies a link's output to the store and to the next link, until all is written or the next
     /// link closes its stdin.
-    async fn read(
+    async fn copy_output(
         &self,
         index: usize,
         mut stdout: Receiver,
@@ -289,7 +297,7 @@ impl Flow<'_> {
         give_up: &CancellationToken,
     ) -> Result<Spool, LinkExit> {
         let most = self.module.link_settings.output_bytes;
-        let mut spool = self.recording.output(index);
+        let mut spool = self.recording.output_spool(index);
         let mut buffer = BytesMut::with_capacity(PIECE);
         loop {
             buffer.reserve(PIECE);
@@ -324,7 +332,7 @@ impl Flow<'_> {
 }
 
 /// Writes a link's input, until there is no more or the link has closed its stdin.
-async fn write(mut stdin: Sender, mut from: mpsc::Receiver<Bytes>) {
+async fn write_input(mut stdin: Sender, mut from: mpsc::Receiver<Bytes>) {
     while let Some(piece) = from.recv().await {
         if stdin.write_all(&piece).await.is_err() {
             return;
@@ -333,7 +341,7 @@ async fn write(mut stdin: Sender, mut from: mpsc::Receiver<Bytes>) {
 }
 
 /// Keeps the last [`STDERR_MAX`] bytes of a link's stderr in `said`.
-async fn hear(mut stderr: Receiver, said: &Mutex<BytesMut>) {
+async fn keep_stderr(mut stderr: Receiver, said: &Mutex<BytesMut>) {
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(4 << 10);
@@ -348,7 +356,7 @@ async fn hear(mut stderr: Receiver, said: &Mutex<BytesMut>) {
     }
 }
 
-fn ended(exit: Result<ProcessExit, SandboxError>) -> LinkExit {
+fn to_link_exit(exit: Result<ProcessExit, SandboxError>) -> LinkExit {
     match exit {
         Ok(exit) => LinkExit::Exited(exit),
         Err(error) => LinkExit::Vanished(error_chain(&error)),
@@ -356,9 +364,9 @@ fn ended(exit: Result<ProcessExit, SandboxError>) -> LinkExit {
 }
 
 /// Kills a link's processes and waits until they have ended.
-async fn end(mut sandbox: Sandbox) {
+async fn kill_link(mut sandbox: Sandbox) {
     sandbox.kill().await;
-    if tokio::time::timeout(GONE_WAIT, sandbox.exit()).await.is_err() {
+    if tokio::time::timeout(GONE_WAIT, sandbox.wait_for_exit()).await.is_err() {
         tracing::warn!("a killed link has not ended yet");
     }
 }

@@ -7,7 +7,7 @@ use ion_jobs::pipeline::Link;
 use ion_model::clock::Millis;
 
 use super::spool::SpooledBlob;
-use crate::sandbox::{ProcessExit, Sandbox, out_of_memory};
+use crate::sandbox::{ProcessExit, Sandbox, out_of_memory_words};
 
 /// How one link ended, and what it wrote.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub(super) enum LinkExit {
 }
 
 impl LinkExit {
-    pub(super) fn is_well(&self) -> bool {
+    pub(super) fn ended_well(&self) -> bool {
         matches!(self, Self::Exited(ProcessExit::Code(0)) | Self::Unwanted)
     }
 
@@ -58,7 +58,7 @@ impl LinkExit {
         match self {
             Self::Exited(ProcessExit::Code(code)) => format!("exit status {code}"),
             Self::Exited(ProcessExit::Signal(signal)) => format!("killed by signal {signal}"),
-            Self::Exited(ProcessExit::OutOfMemory(bytes)) => out_of_memory(*bytes),
+            Self::Exited(ProcessExit::OutOfMemory(bytes)) => out_of_memory_words(*bytes),
             Self::TimedOut(timeout) => {
                 format!("over its timeout of {}", humantime::format_duration(*timeout))
             }

@@ -115,12 +115,12 @@ impl Pools {
     }
 
     /// Creates the link's pool, which begins to start processes ahead.
-    pub(super) fn keep(&self, module: &Module, link: &Link) {
-        self.pool(module, link);
+    pub(super) fn start_ahead(&self, module: &Module, link: &Link) {
+        self.find_or_create(module, link);
     }
 
     /// Returns the link's pool. A new one begins to fill.
-    fn pool(&self, module: &Module, link: &Link) -> Arc<Pool> {
+    fn find_or_create(&self, module: &Module, link: &Link) -> Arc<Pool> {
         let container = module.container_of(link);
         let kind = (
             link.id(),
@@ -139,7 +139,8 @@ impl Pools {
             .chain([("ION_MODULE".to_owned(), module.name.clone())])
             .collect();
         let argv = module.argv_of(link);
-        let covers = self.places.covers.around(&module.directory, argv.first().map(String::as_str));
+        let covers =
+            self.places.covers.for_program(&module.directory, argv.first().map(String::as_str));
         let command = SandboxCommand {
             argv,
             env: self.env.iter().chain(&env).cloned().collect(),
@@ -183,7 +184,7 @@ impl Pools {
         let kept = pool.clone();
         self.keepers.spawn(async move {
             stopping.run_until_cancelled(kept.keep_full(&metrics)).await;
-            kept.held().ready.clear();
+            kept.lock_state().ready.clear();
         });
         pools.insert(kind, pool.clone());
         pool
@@ -192,10 +193,11 @@ impl Pools {
     /// Marks a run of the chain as in progress until the returned value is dropped. Only then are
     /// the processes that it took replaced, or earlier if none is left for the next run: starting
     /// processes would take processor time from those that run.
-    pub(super) fn begin(&self, module: &Module) -> PoolLease {
-        let pools: Vec<_> = module.links.iter().map(|link| self.pool(module, link)).collect();
+    pub(super) fn begin_run(&self, module: &Module) -> PoolLease {
+        let pools: Vec<_> =
+            module.links.iter().map(|link| self.find_or_create(module, link)).collect();
         for pool in &pools {
-            let mut held = pool.held();
+            let mut held = pool.lock_state();
             held.runs += 1;
             held.most = held.most.max(held.runs);
         }
@@ -218,13 +220,13 @@ pub(super) struct PoolLease {
 
 impl PoolLease {
     /// Takes or starts a process for each link.
-    pub(super) async fn take(&self) -> Vec<Result<PipedStreams, LinkStartError>> {
+    pub(super) async fn take_processes(&self) -> Vec<Result<PipedStreams, LinkStartError>> {
         join_all(self.pools.iter().map(async |pool| {
-            let taken = pool.take();
+            let taken = pool.take_ready();
             self.metrics.process(taken.is_some());
             match taken {
                 Some(piped) => Ok(piped),
-                None => pool.start().await,
+                None => pool.start_process().await,
             }
         }))
         .await
@@ -234,7 +236,7 @@ impl PoolLease {
 impl Drop for PoolLease {
     fn drop(&mut self) {
         for pool in &self.pools {
-            let mut held = pool.held();
+            let mut held = pool.lock_state();
             held.runs -= 1;
             // A long run counts as a use until its end.
             held.used = Instant::now();
@@ -245,12 +247,12 @@ impl Drop for PoolLease {
 }
 
 impl Pool {
-    fn held(&self) -> MutexGuard<'_, PoolState> {
+    fn lock_state(&self) -> MutexGuard<'_, PoolState> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts another process.
-    async fn start(&self) -> Result<PipedStreams, LinkStartError> {
+    async fn start_process(&self) -> Result<PipedStreams, LinkStartError> {
         let mut command = self.command.clone();
         if let Some(container) = self.container.as_ref().map_err(Clone::clone)? {
             // Without a command, the image's own command runs.
@@ -268,8 +270,8 @@ impl Pool {
         Ok(sandbox::spawn_piped(&self.places.server, command).await?)
     }
 
-    fn take(&self) -> Option<PipedStreams> {
-        let mut held = self.held();
+    fn take_ready(&self) -> Option<PipedStreams> {
+        let mut held = self.lock_state();
         held.used = Instant::now();
         while let Some(piped) = held.ready.pop_front() {
             if !piped.sandbox.has_ended() {
@@ -289,12 +291,12 @@ impl Pool {
     /// Keeps as many processes waiting as are wanted, for ever.
     async fn keep_full(&self, metrics: &ChainMetrics) {
         loop {
-            let missing = self.look();
+            let missing = self.count_missing();
             let mut failed = missing.is_none();
             for _ in 0..missing.unwrap_or(0) {
-                match self.start().await {
+                match self.start_process().await {
                     Ok(piped) => {
-                        let mut held = self.held();
+                        let mut held = self.lock_state();
                         held.ready.push_back(piped);
                         if let Some(since) = held.empty.take() {
                             metrics.pool_empty.observe_since(since);
@@ -324,8 +326,8 @@ impl Pool {
 
     /// Drops the processes that have ended, and all of them when no run has used the pool for long.
     /// Returns how many are missing; none if a process ended by itself.
-    fn look(&self) -> Option<usize> {
-        let mut held = self.held();
+    fn count_missing(&self) -> Option<usize> {
+        let mut held = self.lock_state();
         if held.used.elapsed() > self.idle {
             held.ready.clear();
             held.empty = None;

@@ -18,9 +18,9 @@ use ion_model::id::{EventId, JobId};
 use ion_model::record::logs_prefix;
 use ion_model::record::{Attempt, AttemptEnd, JobRecord, JobState, LogRecord};
 use ion_model::text::format_tail;
-use ion_plane::commit::{Refusal, TooDeep, append_event};
+use ion_plane::commit::{Refusal, TooDeep, create_with_documents};
 use ion_plane::node::Node;
-use ion_plane::upload::store_bytes_soon;
+use ion_plane::upload::store_bytes_unsynced;
 use ion_stores::{Collection, DataPlane, Guard, Inserted, encode};
 use serde_json::Value;
 
@@ -105,7 +105,7 @@ pub(super) struct Step {
 
 impl Recording {
     pub(super) fn new(node: &Node, module: Arc<Module>, first: Event, stored: InputState) -> Self {
-        let steps = steps(&module, &first.id).collect();
+        let steps = derive_steps(&module, &first.id).collect();
         let plane = Arc::new(node.plane.clone());
         let deadline = node.settings.commit_deadline;
         let depth_max = module.limits.apply_to(node.settings.limits).lineage_depth;
@@ -113,25 +113,26 @@ impl Recording {
     }
 
     /// Returns the spool for the input; none where the input is an event's file already.
-    pub(super) fn input(&self) -> Option<Spool> {
-        self.begins().then(|| self.spool(STDIN, STDIN))
+    pub(super) fn input_spool(&self) -> Option<Spool> {
+        self.stores_first_event().then(|| self.new_spool(STDIN, STDIN))
     }
 
     /// Returns the spool for a link's output.
-    pub(super) fn output(&self, index: usize) -> Spool {
-        self.spool(&format!("{}-{STDOUT}", index + 1), STDOUT)
+    pub(super) fn output_spool(&self, index: usize) -> Spool {
+        self.new_spool(&format!("{}-{STDOUT}", index + 1), STDOUT)
     }
 
     /// Returns a spool for a blob of this run. All blobs of a run lie in one folder, so that a
     /// store that makes folders durable has only one to sync.
-    fn spool(&self, path: &str, name: &'static str) -> Spool {
+    fn new_spool(&self, path: &str, name: &'static str) -> Spool {
         let correlation = &self.first.context.correlation_id;
-        let key = format!("{correlation}/{}/{}.0/{path}", self.chain_job(), self.stored.attempt());
+        let key =
+            format!("{correlation}/{}/{}.0/{path}", self.chain_job_id(), self.stored.attempt());
         Spool::new(self.plane.clone(), key, name)
     }
 
     /// Removes a blob that no event will name.
-    pub(super) async fn forget(&self, key: &str) {
+    pub(super) async fn delete_blob(&self, key: &str) {
         if let Err(error) = self.plane.blobs.delete(key).await {
             tracing::debug!(
                 key,
@@ -145,33 +146,33 @@ impl Recording {
     ///
     /// # Errors
     /// Why it cannot be recorded.
-    pub(super) async fn begin(
+    pub(super) async fn record_first_links(
         &self,
         input: Option<&SpooledBlob>,
         cut_off: bool,
         links: &[LinkEnd],
     ) -> Result<ChainTrace, RecordError> {
-        self.within(async {
-            let mut trace = self.trace(input, cut_off);
-            self.extend(&mut trace, links, links.len()).await?;
+        self.with_deadline(async {
+            let mut trace = self.begin_trace(input, cut_off);
+            self.add_links(&mut trace, links, links.len()).await?;
             let last =
                 trace.last.take().map(|event| (Collection::Events, encode(&event.for_nobody())));
             trace.documents.extend(last);
-            self.write(&mut trace, None).await?;
+            self.write_pending(&mut trace, None).await?;
             Ok(trace)
         })
         .await
     }
 
     /// Writes the whole trace, which is durable when this returns.
-    pub(super) async fn keep(&self, outcome: &mut FlowOutcome) -> ChainEnd {
-        match self.within(self.end(outcome)).await {
+    pub(super) async fn record_rest(&self, outcome: &mut FlowOutcome) -> ChainEnd {
+        match self.with_deadline(self.write_rest(outcome)).await {
             Ok(end) => end,
             Err(error) => ChainEnd::Broken { reason: error_chain(&error) },
         }
     }
 
-    async fn within<T>(
+    async fn with_deadline<T>(
         &self,
         work: impl Future<Output = Result<T, Refusal>>,
     ) -> Result<T, RecordError> {
@@ -179,15 +180,15 @@ impl Recording {
         done.map_err(|_| RecordError::NoAnswer(self.deadline))?.map_err(RecordError::Refused)
     }
 
-    async fn end(&self, outcome: &mut FlowOutcome) -> Result<ChainEnd, Refusal> {
+    async fn write_rest(&self, outcome: &mut FlowOutcome) -> Result<ChainEnd, Refusal> {
         if let Some(reason) = outcome.broken.take() {
             return Ok(ChainEnd::Broken { reason });
         }
         let begun = outcome.begun.take();
         let links = &outcome.links;
-        let well = links.iter().take_while(|end| end.how.is_well()).count();
+        let well = links.iter().take_while(|end| end.how.ended_well()).count();
         let failed =
-            links.iter().position(|end| !end.how.is_well() && end.how != LinkExit::GivenUp);
+            links.iter().position(|end| !end.how.ended_well() && end.how != LinkExit::GivenUp);
         let end = match failed {
             _ if well == links.len() => {
                 ChainEnd::Well { event: self.steps[well - 1].event.clone() }
@@ -196,11 +197,11 @@ impl Recording {
             _ => ChainEnd::Cancelled,
         };
         let mut trace =
-            begun.unwrap_or_else(|| self.trace(outcome.input.as_ref(), outcome.cut_off));
-        if self.begins() && !self.alone() {
+            begun.unwrap_or_else(|| self.begin_trace(outcome.input.as_ref(), outcome.cut_off));
+        if self.stores_first_event() && !self.is_single_link() {
             trace.documents.push((Collection::Jobs, encode(&self.chain_record(&end, links))));
         }
-        self.extend(&mut trace, links, well).await?;
+        self.add_links(&mut trace, links, well).await?;
         let published = match (trace.last.take(), &end) {
             (last, ChainEnd::Well { .. }) => last,
             (last, _) => {
@@ -213,7 +214,7 @@ impl Recording {
             TooDeep::check(event.depth, self.depth_max)?;
         }
         let synced = published.is_some();
-        self.write(&mut trace, published).await?;
+        self.write_pending(&mut trace, published).await?;
         if !synced {
             self.plane.documents.sync().await?;
         }
@@ -221,10 +222,10 @@ impl Recording {
     }
 
     /// Begins a trace with the first event.
-    fn trace(&self, input: Option<&SpooledBlob>, cut_off: bool) -> ChainTrace {
+    fn begin_trace(&self, input: Option<&SpooledBlob>, cut_off: bool) -> ChainTrace {
         let first = self.first_event(input, cut_off);
         let mut documents = Vec::new();
-        if self.begins() {
+        if self.stores_first_event() {
             documents.push((Collection::Events, encode(&first)));
         }
         ChainTrace {
@@ -238,7 +239,7 @@ impl Recording {
 
     /// Adds the links that the trace does not have yet. Only the output of the first `well` links
     /// becomes events.
-    async fn extend(
+    async fn add_links(
         &self,
         trace: &mut ChainTrace,
         links: &[LinkEnd],
@@ -246,8 +247,9 @@ impl Recording {
     ) -> Result<(), Refusal> {
         let new = &links[trace.links..];
         let numbers = trace.links + 1..;
-        let logs = try_join_all(new.iter().zip(numbers).map(|(end, number)| self.log(end, number)))
-            .await?;
+        let logs =
+            try_join_all(new.iter().zip(numbers).map(|(end, number)| self.store_log(end, number)))
+                .await?;
         for (link, log) in new.iter().zip(logs) {
             let index = trace.links;
             trace.links += 1;
@@ -259,13 +261,14 @@ impl Recording {
                     .documents
                     .push((Collection::Events, encode(&self.log_record(link, &trace.on, log))));
             }
-            if !self.alone() || self.begins() {
-                trace
-                    .documents
-                    .push((Collection::Jobs, encode(&self.job(index, link, &trace.on, log))));
+            if !self.is_single_link() || self.stores_first_event() {
+                trace.documents.push((
+                    Collection::Jobs,
+                    encode(&self.link_record(index, link, &trace.on, log)),
+                ));
             }
             if let Some(output) = link.output.as_ref().filter(|_| index < well) {
-                let event = self.event(index, link, &trace.on, output.entry.clone());
+                let event = self.link_event(index, link, &trace.on, output.entry.clone());
                 trace.on = event.clone();
                 // All events but the last are published to no module: the next link has read them.
                 if let Some(event) = trace.last.replace(event) {
@@ -278,13 +281,18 @@ impl Recording {
 
     /// Writes the trace's pending blobs and documents, and the `published` event last. All of it is
     /// durable when this returns if there is such an event; else only after a sync.
-    async fn write(&self, trace: &mut ChainTrace, published: Option<Event>) -> Result<(), Refusal> {
+    async fn write_pending(
+        &self,
+        trace: &mut ChainTrace,
+        published: Option<Event>,
+    ) -> Result<(), Refusal> {
         let soon = |blob: SpooledBlob| blob.not_durable.map(|bytes| (blob.entry.key, bytes));
         let blobs: Vec<_> = trace.blobs.drain(..).filter_map(soon).collect();
         let documents = std::mem::take(&mut trace.documents);
         let written = match published {
             Some(event) => {
-                append_event(&self.plane, blobs, documents.clone(), event, self.guard()).await?
+                create_with_documents(&self.plane, blobs, documents.clone(), event, self.guard())
+                    .await?
             }
             None => self.plane.insert_with_blobs(blobs, documents.clone(), self.guard()).await?,
         };
@@ -299,12 +307,12 @@ impl Recording {
     }
 
     /// Returns whether the chain is one link, whose job is the chain's own.
-    fn alone(&self) -> bool {
+    fn is_single_link(&self) -> bool {
         self.steps.len() == 1
     }
 
     /// Returns whether the first event is to be recorded too.
-    fn begins(&self) -> bool {
+    fn stores_first_event(&self) -> bool {
         matches!(self.stored, InputState::Not)
     }
 
@@ -320,14 +328,14 @@ impl Recording {
         if let Some(input) = input {
             first.files = vec![input.entry.clone()];
         }
-        if cut_off && self.begins() {
+        if cut_off && self.stores_first_event() {
             first.data.push(KeyValue { key: "cutOff".into(), value: "true".into() });
         }
-        if self.begins() { first.for_nobody() } else { first }
+        if self.stores_first_event() { first.for_nobody() } else { first }
     }
 
     /// Returns the id of the chain's own job, on the first event.
-    fn chain_job(&self) -> JobId {
+    fn chain_job_id(&self) -> JobId {
         JobId::derive(&self.first.id, &self.module.name)
     }
 
@@ -349,12 +357,18 @@ impl Recording {
             reason,
             ..Attempt::new(1, started)
         };
-        self.record(self.chain_job(), &self.module.name, &self.first, state, attempt)
+        self.job_record(self.chain_job_id(), &self.module.name, &self.first, state, attempt)
     }
 
-    fn job(&self, index: usize, end: &LinkEnd, on: &Event, log: Option<FileEntry>) -> JobRecord {
+    fn link_record(
+        &self,
+        index: usize,
+        end: &LinkEnd,
+        on: &Event,
+        log: Option<FileEntry>,
+    ) -> JobRecord {
         let (state, attempt_end) = match &end.how {
-            how if how.is_well() => (JobState::Succeeded, AttemptEnd::Succeeded),
+            how if how.ended_well() => (JobState::Succeeded, AttemptEnd::Succeeded),
             LinkExit::TimedOut(_) => (JobState::Dead, AttemptEnd::TimedOut),
             LinkExit::GivenUp => (JobState::Cancelled, AttemptEnd::Cancelled),
             _ => (JobState::Dead, AttemptEnd::Failed),
@@ -367,10 +381,16 @@ impl Recording {
             log,
             ..Attempt::new(self.stored.attempt(), end.started)
         };
-        self.record(self.steps[index].job.clone(), self.name_of(&end.link), on, state, attempt)
+        self.job_record(
+            self.steps[index].job.clone(),
+            self.step_name(&end.link),
+            on,
+            state,
+            attempt,
+        )
     }
 
-    fn record(
+    fn job_record(
         &self,
         id: JobId,
         module: &str,
@@ -391,11 +411,11 @@ impl Recording {
 
     /// Returns the name of a link's event and job: the link's, or the module's if the chain has
     /// only this link.
-    fn name_of<'a>(&'a self, link: &'a Link) -> &'a str {
-        if self.alone() { &self.module.name } else { &link.name }
+    fn step_name<'a>(&'a self, link: &'a Link) -> &'a str {
+        if self.is_single_link() { &self.module.name } else { &link.name }
     }
 
-    fn event(&self, index: usize, end: &LinkEnd, on: &Event, output: FileEntry) -> Event {
+    fn link_event(&self, index: usize, end: &LinkEnd, on: &Event, output: FileEntry) -> Event {
         let last = index + 1 == self.steps.len();
         let event_type = match self.module.emits.first() {
             Some(event_type) if last => event_type.clone(),
@@ -404,7 +424,7 @@ impl Recording {
         let id = self.steps[index].event.clone();
         Event {
             context: Context {
-                name: self.name_of(&end.link).to_owned(),
+                name: self.step_name(&end.link).to_owned(),
                 event_id: id.clone(),
                 correlation_id: self.first.context.correlation_id.clone(),
                 parent_event_id: on.id.to_string(),
@@ -432,9 +452,13 @@ impl Recording {
     }
 
     /// Stores a link's stderr as the log of its job; none if it wrote nothing.
-    async fn log(&self, end: &LinkEnd, number: usize) -> Result<Option<SpooledBlob>, Refusal> {
+    async fn store_log(
+        &self,
+        end: &LinkEnd,
+        number: usize,
+    ) -> Result<Option<SpooledBlob>, Refusal> {
         // The log of the chain's own job has the stderr of all its links.
-        if end.stderr.is_empty() || (self.alone() && !self.begins()) {
+        if end.stderr.is_empty() || (self.is_single_link() && !self.stores_first_event()) {
             return Ok(None);
         }
         // The key has the link's number too: a chain may have the same link twice.
@@ -446,12 +470,13 @@ impl Recording {
             self.stored.attempt()
         );
         let bytes = end.stderr.clone();
-        let entry = store_bytes_soon(&*self.plane.blobs, key, "log".into(), bytes.clone()).await?;
+        let entry =
+            store_bytes_unsynced(&*self.plane.blobs, key, "log".into(), bytes.clone()).await?;
         Ok(Some(SpooledBlob { entry, not_durable: Some(bytes) }))
     }
 
     fn log_record(&self, end: &LinkEnd, on: &Event, log: &FileEntry) -> LogRecord {
-        let name = self.name_of(&end.link);
+        let name = self.step_name(&end.link);
         let id = LogRecord::id(name, &on.id, self.stored.attempt());
         let context = Context {
             name: name.to_owned(),
@@ -463,7 +488,7 @@ impl Recording {
             id,
             context,
             logs: log.clone(),
-            succeeded: end.how.is_well(),
+            succeeded: end.how.ended_well(),
             created: end.ended,
         }
     }
@@ -484,7 +509,7 @@ impl Recording {
 
 /// Returns the ids of each link's job and of the event that it makes, for a run on this first
 /// event. A chain of one link is that link: its job is the module's.
-pub(super) fn steps<'a>(
+pub(super) fn derive_steps<'a>(
     module: &'a Module,
     first: &EventId,
 ) -> impl Iterator<Item = Step> + use<'a> {

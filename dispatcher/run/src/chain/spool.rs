@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt as _, stream};
 use ion_model::event::FileEntry;
-use ion_plane::upload::{UploadError, store_bytes_soon, store_stream};
+use ion_plane::upload::{UploadError, store_bytes_unsynced, store_stream};
 use ion_stores::DataPlane;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
@@ -118,7 +118,8 @@ impl Spool {
                 let (plane, key, name, bytes) =
                     (self.plane, self.key, path.clone(), memory.freeze());
                 let not_durable = Some(bytes.clone());
-                let store = async move { store_bytes_soon(&*plane.blobs, key, name, bytes).await };
+                let store =
+                    async move { store_bytes_unsynced(&*plane.blobs, key, name, bytes).await };
                 (AbortOnDropHandle::new(tokio::spawn(store)), not_durable)
             }
             SpoolTarget::Store { task, .. } | SpoolTarget::Failed(task) => (task, None),

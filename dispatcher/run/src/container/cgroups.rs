@@ -71,13 +71,13 @@ impl Cgroups {
     /// Why there are none that this process may use.
     pub(super) fn find() -> Result<Self, CgroupError> {
         let own = fs::read_to_string(OWN).map_err(CgroupError::Unreadable)?;
-        let found = Self::below(Path::new(ROOT), &own)?;
+        let found = Self::find_below(Path::new(ROOT), &own)?;
         found.make_ready()?;
         found.sweep();
         Ok(found)
     }
 
-    fn below(root: &Path, own: &str) -> Result<Self, CgroupError> {
+    fn find_below(root: &Path, own: &str) -> Result<Self, CgroupError> {
         let place = |is: &dyn Fn(&str) -> bool| {
             own.lines().find_map(|line| {
                 let (_, rest) = line.split_once(':')?;
@@ -103,7 +103,7 @@ impl Cgroups {
             let path = path.to_owned();
             move |source| CgroupError::Unwritable { path, source }
         };
-        for ours in self.ours() {
+        for ours in self.job_folders() {
             fs::create_dir_all(&ours).map_err(failed(&ours))?;
             // The folder may exist and belong to another user: so a group is made in it.
             let tried = ours.join(EventId::random().as_str());
@@ -119,7 +119,7 @@ impl Cgroups {
     }
 
     /// Returns the folders of all jobs' groups.
-    fn ours(&self) -> Vec<PathBuf> {
+    fn job_folders(&self) -> Vec<PathBuf> {
         match self {
             Self::Unified { root, .. } => vec![root.join(OURS)],
             Self::Separate { memory, cpu, pids } => {
@@ -132,14 +132,19 @@ impl Cgroups {
     /// still has processes.
     fn sweep(&self) {
         for group in
-            self.ours().iter().filter_map(|ours| fs::read_dir(ours).ok()).flatten().flatten()
+            self.job_folders().iter().filter_map(|ours| fs::read_dir(ours).ok()).flatten().flatten()
         {
             let _ = fs::remove_dir(group.path());
         }
     }
 
     /// Returns the groups of one job.
-    pub(super) fn bounds(&self, name: &str, resources: Resources, processes: u64) -> CgroupLimits {
+    pub(super) fn plan_limits(
+        &self,
+        name: &str,
+        resources: Resources,
+        processes: u64,
+    ) -> CgroupLimits {
         let set = |file: &str, value: String| (file.to_owned(), value, true);
         let may = |file: &str, value: String| (file.to_owned(), value, false);
         let quota = |millis: u64| (millis * PERIOD / 1000).max(QUOTA_LEAST);
@@ -207,8 +212,8 @@ mod tests {
             fs::create_dir_all(root.join(controller).join("a")).unwrap();
         }
         let own = "4:memory:/a\n3:cpu,cpuacct:/a\n2:pids:/a\n0::/system.slice/ion.service\n";
-        let separate = Cgroups::below(root, own).unwrap();
-        let bounds = separate.bounds("j", RESOURCES, 9);
+        let separate = Cgroups::find_below(root, own).unwrap();
+        let bounds = separate.plan_limits("j", RESOURCES, 9);
         let folders: Vec<_> = bounds.groups.iter().map(|group| group.folder.clone()).collect();
         assert_eq!(
             folders,
@@ -217,13 +222,13 @@ mod tests {
         assert_eq!(bounds.groups[2].settings[1].1, "50000");
 
         fs::write(root.join("cgroup.controllers"), "").unwrap();
-        let unified = Cgroups::below(root, own).unwrap();
+        let unified = Cgroups::find_below(root, own).unwrap();
         unified.make_ready().unwrap();
         assert_eq!(
             fs::read(root.join("ion/cgroup.subtree_control")).unwrap(),
             b"+memory +cpu +pids"
         );
-        let bounds = unified.bounds("j", RESOURCES, 9);
+        let bounds = unified.plan_limits("j", RESOURCES, 9);
         let group = &bounds.groups[0];
         assert_eq!(
             (&group.home, &group.folder),
@@ -232,6 +237,6 @@ mod tests {
         let settings = group.settings.iter().map(|(file, value, _)| format!("{file}={value}"));
         let expected = "pids.max=9 memory.max=67108864 memory.swap.max=0 memory.oom.group=1 cpu.max=50000 100000";
         assert_eq!(settings.collect::<Vec<_>>().join(" "), expected);
-        assert_eq!(unified.bounds("j", Resources::default(), 9).groups[0].settings.len(), 1);
+        assert_eq!(unified.plan_limits("j", Resources::default(), 9).groups[0].settings.len(), 1);
     }
 }

@@ -59,7 +59,7 @@ enum ImagePath {
 }
 
 /// Returns why the program cannot be started, if that is certain.
-pub(super) fn refusal(
+pub(super) fn program_fault(
     files: &ImageFiles<'_>,
     program: &str,
     path: &str,
@@ -71,7 +71,7 @@ pub(super) fn refusal(
     if program.contains('/') {
         return match files.open(&folder.join(program)) {
             ImagePath::Nothing => Some("it is not there".into()),
-            ImagePath::File(file) => files.refused(&file, 0),
+            ImagePath::File(file) => files.file_fault(&file, 0),
             ImagePath::Unknown => None,
         };
     }
@@ -80,8 +80,8 @@ pub(super) fn refusal(
         match files.open(&folder.join(place).join(program)) {
             ImagePath::Nothing => {}
             ImagePath::Unknown => return None,
-            ImagePath::File(file) => match files.unusable(&file) {
-                None => return files.refused(&file, 0),
+            ImagePath::File(file) => match files.permission_fault(&file) {
+                None => return files.file_fault(&file, 0),
                 Some(why) => first = first.or(Some(why)),
             },
         }
@@ -118,7 +118,7 @@ impl ImageFiles<'_> {
     }
 
     /// Returns why no user, or not this one, can execute the file.
-    fn unusable(&self, file: &File) -> Option<String> {
+    fn permission_fault(&self, file: &File) -> Option<String> {
         let metadata = file.metadata().ok()?;
         if metadata.is_dir() {
             return Some("it is a folder".into());
@@ -147,15 +147,15 @@ impl ImageFiles<'_> {
     }
 
     /// Returns why a file that was found cannot be started.
-    fn refused(&self, file: &File, scripts: usize) -> Option<String> {
-        if let Some(why) = self.unusable(file) {
+    fn file_fault(&self, file: &File, scripts: usize) -> Option<String> {
+        if let Some(why) = self.permission_fault(file) {
             return Some(why);
         }
         let mut head = vec![];
         file.take(HEAD).read_to_end(&mut head).ok()?;
         match &*head {
-            [b'#', b'!', line @ ..] => self.script(line, scripts),
-            [0x7f, b'E', b'L', b'F', ..] => self.elf(file, &head),
+            [b'#', b'!', line @ ..] => self.script_fault(line, scripts),
+            [0x7f, b'E', b'L', b'F', ..] => self.elf_fault(file, &head),
             _ if has_other_formats() => None,
             [] => Some("it is empty".into()),
             _ => Some(
@@ -164,7 +164,7 @@ impl ImageFiles<'_> {
         }
     }
 
-    fn script(&self, line: &[u8], scripts: usize) -> Option<String> {
+    fn script_fault(&self, line: &[u8], scripts: usize) -> Option<String> {
         let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default().trim_ascii_start();
         if line.ends_with(b"\r") {
             let shown = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
@@ -189,12 +189,12 @@ impl ImageFiles<'_> {
                 Some("its interpreters are scripts that name each other".into())
             }
             ImagePath::File(file) => self
-                .refused(&file, scripts + 1)
+                .file_fault(&file, scripts + 1)
                 .map(|why| format!("its interpreter is {interpreter}: {why}")),
         }
     }
 
-    fn elf(&self, file: &File, head: &[u8]) -> Option<String> {
+    fn elf_fault(&self, file: &File, head: &[u8]) -> Option<String> {
         // Programs of the other byte order and of 32 bits are left to the runtime.
         let number = |at: usize, length: usize| -> Option<u64> {
             let bytes = head.get(at..at + length)?;

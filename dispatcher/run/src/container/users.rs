@@ -53,27 +53,27 @@ pub enum UserError {
 ///
 /// # Errors
 /// Which user or group the image does not know.
-pub(super) fn user_of(image: &Image, said: &str) -> Result<User, UserError> {
-    found(said, &list(image, "etc/passwd"), &list(image, "etc/group"))
+pub(super) fn resolve_user(image: &Image, said: &str) -> Result<User, UserError> {
+    resolve_in_lists(said, &read_list(image, "etc/passwd"), &read_list(image, "etc/group"))
 }
 
 /// Does the same with the content of both lists. Their lines are bytes, and some are not valid
 /// entries.
-fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, UserError> {
+fn resolve_in_lists(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, UserError> {
     let (user, group_said) = match said.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (said, None),
     };
     let user = if user.is_empty() { "0" } else { user };
-    let by_number = number(user.as_bytes());
+    let by_number = parse_number(user.as_bytes());
     // name:password:uid:gid:comment:home:shell
-    let entry = lines(passwd).find(|entry| match by_number {
-        Some(uid) => field(entry, 2).and_then(number) == Some(uid),
+    let entry = parse_entries(passwd).find(|entry| match by_number {
+        Some(uid) => field(entry, 2).and_then(parse_number) == Some(uid),
         None => entry.first() == Some(&user.as_bytes()),
     });
     let number_of = |n: usize| {
         let text = entry.as_ref().and_then(|entry| field(entry, n));
-        text.and_then(number).ok_or_else(|| match entry {
+        text.and_then(parse_number).ok_or_else(|| match entry {
             None => UserError::NoUser(user.to_owned()),
             Some(_) => UserError::NoNumber(user.to_owned()),
         })
@@ -84,11 +84,11 @@ fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, UserError> {
     };
     // name:password:gid:member,member
     let gid = match (group_said, &entry) {
-        (Some(group_said), _) => match number(group_said.as_bytes()) {
+        (Some(group_said), _) => match parse_number(group_said.as_bytes()) {
             Some(gid) => gid,
-            None => lines(group)
+            None => parse_entries(group)
                 .find(|entry| entry.first() == Some(&group_said.as_bytes()))
-                .and_then(|entry| number(field(&entry, 2)?))
+                .and_then(|entry| parse_number(field(&entry, 2)?))
                 .ok_or_else(|| UserError::NoGroup(group_said.to_owned()))?,
         },
         (None, Some(_)) => number_of(3)?,
@@ -102,7 +102,9 @@ fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, UserError> {
             field(entry, 3)
                 .is_some_and(|members| members.split(|byte| *byte == b',').any(|one| one == *name))
         };
-        let all = lines(group).filter(is_member).filter_map(|entry| number(field(&entry, 2)?));
+        let all = parse_entries(group)
+            .filter(is_member)
+            .filter_map(|entry| parse_number(field(&entry, 2)?));
         groups = all.filter(|one| *one != gid).take(GROUPS_MAX).collect();
         groups.sort_unstable();
         groups.dedup();
@@ -115,11 +117,11 @@ fn found(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, UserError> {
     Ok(User { uid, gid, groups, home: home.to_owned() })
 }
 
-fn number(text: &[u8]) -> Option<u32> {
+fn parse_number(text: &[u8]) -> Option<u32> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-fn lines(text: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
+fn parse_entries(text: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
     let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
     lines.map(|line| line.split(|byte| *byte == b':').collect())
 }
@@ -130,7 +132,7 @@ fn field<'l>(entry: &[&'l [u8]], n: usize) -> Option<&'l [u8]> {
 
 /// Reads a small file of an image; empty if it is missing. Symbolic links are followed inside the
 /// image only.
-fn list(image: &Image, file: &str) -> Vec<u8> {
+fn read_list(image: &Image, file: &str) -> Vec<u8> {
     let read = || -> std::io::Result<Vec<u8>> {
         let folder = fs::File::open(&image.rootfs)?;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
@@ -153,7 +155,7 @@ mod tests {
     /// C5.
     #[test]
     fn a_user_has_its_groups_and_home_as_the_image_says() {
-        let found = |said| found(said, PASSWD, GROUP);
+        let found = |said| resolve_in_lists(said, PASSWD, GROUP);
         let user = |uid, gid, groups: &[u32], home: &str| {
             Ok(User { uid, gid, groups: groups.to_vec(), home: home.to_owned() })
         };

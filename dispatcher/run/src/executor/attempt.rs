@@ -35,7 +35,7 @@ pub(super) fn origin(start: &AttemptStart, fence: Fence) -> Origin {
 }
 
 /// Returns which conventions of older Ion a module asks for.
-pub(super) fn older(module: &Module) -> OlderConventions {
+pub(super) fn older_conventions(module: &Module) -> OlderConventions {
     let names = match module.api {
         ModuleApi::None => ValueFileNames::Current,
         ModuleApi::Sidecar => ValueFileNames::WithMetaJson,
@@ -85,7 +85,7 @@ pub(super) enum ProcessEnd {
 impl ProcessEnd {
     /// Combines the process's end with the completion that the module had reported before. Work
     /// that was reported done stays done: older Ion had committed by then.
-    pub(super) fn after(self, word: CompletionReport) -> Self {
+    pub(super) fn with_completion(self, word: CompletionReport) -> Self {
         match (word, self) {
             (CompletionReport::Done, Self::Exited(ProcessExit::Code(code))) => {
                 Self::Done(Some(code))
@@ -101,7 +101,7 @@ impl ProcessEnd {
 }
 
 /// Waits until the attempt is asked to stop.
-pub(super) async fn asked(stop: &mut watch::Receiver<Option<StopReason>>) -> StopReason {
+pub(super) async fn wait_for_stop(stop: &mut watch::Receiver<Option<StopReason>>) -> StopReason {
     loop {
         if let Some(stop) = *stop.borrow_and_update() {
             return stop;
@@ -115,14 +115,14 @@ pub(super) async fn asked(stop: &mut watch::Receiver<Option<StopReason>>) -> Sto
 
 /// Returns the attempt's end. It succeeds if the exit status is 0, no event was refused, every read
 /// was answered, and no limit was exceeded.
-pub(super) fn verdict(
+pub(super) fn decide_outcome(
     ran: ProcessEnd,
     outcome: &TreeOutcome,
     commit: CommitMode,
 ) -> AttemptOutcome {
     let exited = matches!(ran, ProcessEnd::Exited(_) | ProcessEnd::Undone);
     let first_refused =
-        outcome.rejections.first().map(|first| refused(first, outcome.rejections.len()));
+        outcome.rejections.first().map(|first| rejection_words(first, outcome.rejections.len()));
     let (end, exit_code, reason) = match ran {
         ProcessEnd::Exited(ProcessExit::Code(0)) if first_refused.is_none() => {
             (AttemptEnd::Succeeded, Some(0), None)
@@ -143,7 +143,7 @@ pub(super) fn verdict(
             (AttemptEnd::Failed, None, Some(format!("killed by signal {signal}")))
         }
         ProcessEnd::Exited(ProcessExit::OutOfMemory(bytes)) => {
-            (AttemptEnd::Failed, None, Some(sandbox::out_of_memory(bytes)))
+            (AttemptEnd::Failed, None, Some(sandbox::out_of_memory_words(bytes)))
         }
         ProcessEnd::TimedOut(timeout) => (
             AttemptEnd::TimedOut,
@@ -151,7 +151,7 @@ pub(super) fn verdict(
             Some(format!("over its timeout of {}", humantime::format_duration(timeout))),
         ),
         ProcessEnd::Stopped(why) => {
-            let AttemptOutcome { end, reason, .. } = stopped_by(why);
+            let AttemptOutcome { end, reason, .. } = stopped_outcome(why);
             (end, None, reason)
         }
         ProcessEnd::NotStarted(reason) => (AttemptEnd::Failed, None, Some(reason)),
@@ -187,7 +187,7 @@ pub(super) fn verdict(
 }
 
 /// Returns the end of an attempt that was asked to stop.
-pub(super) fn stopped_by(why: StopReason) -> AttemptOutcome {
+pub(super) fn stopped_outcome(why: StopReason) -> AttemptOutcome {
     let (end, reason) = match why {
         StopReason::Cancel => (AttemptEnd::Cancelled, "cancelled"),
         StopReason::Shutdown => (AttemptEnd::Released, "its dispatcher was shut down"),
@@ -196,7 +196,7 @@ pub(super) fn stopped_by(why: StopReason) -> AttemptOutcome {
     AttemptOutcome { end, ..AttemptOutcome::failed(reason) }
 }
 
-fn refused(first: &Rejection, count: usize) -> String {
+fn rejection_words(first: &Rejection, count: usize) -> String {
     let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
     format!(
         "event file {} was rejected: {}: {}{more}",
@@ -224,8 +224,11 @@ mod tests {
         let failed_reads = FailedReads { first: vec![read; RECORDED_READS_MAX + 1], more: 5 };
         let outcome = TreeOutcome { failed_reads, ..TreeOutcome::default() };
         let said = "a read of \"in/data/f\" failed: damaged: block 3 does not match its checksum (and 25 more)";
-        let well =
-            verdict(ProcessEnd::Exited(ProcessExit::Code(0)), &outcome, CommitMode::OnSuccess);
+        let well = decide_outcome(
+            ProcessEnd::Exited(ProcessExit::Code(0)),
+            &outcome,
+            CommitMode::OnSuccess,
+        );
         assert_eq!((well.end, well.exit_code, well.staged), (AttemptEnd::Failed, Some(0), false));
         assert_eq!(well.reason.as_deref(), Some(said));
         assert_eq!(
@@ -233,15 +236,18 @@ mod tests {
             (RECORDED_READS_MAX, 6)
         );
         let badly =
-            verdict(ProcessEnd::Exited(ProcessExit::Code(3)), &outcome, CommitMode::OnClose);
+            decide_outcome(ProcessEnd::Exited(ProcessExit::Code(3)), &outcome, CommitMode::OnClose);
         assert_eq!(badly.reason, Some(format!("{said}; exit status 3")));
-        let late =
-            verdict(ProcessEnd::TimedOut(Duration::from_secs(1)), &outcome, CommitMode::OnClose);
+        let late = decide_outcome(
+            ProcessEnd::TimedOut(Duration::from_secs(1)),
+            &outcome,
+            CommitMode::OnClose,
+        );
         assert_eq!(
             (late.end, late.reason),
             (AttemptEnd::TimedOut, Some(format!("{said}; over its timeout of 1s")))
         );
-        let done = verdict(ProcessEnd::Done(Some(0)), &outcome, CommitMode::OnClose);
+        let done = decide_outcome(ProcessEnd::Done(Some(0)), &outcome, CommitMode::OnClose);
         assert_eq!((done.end, done.reason), (AttemptEnd::Succeeded, None));
     }
 }

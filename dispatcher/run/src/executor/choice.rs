@@ -97,7 +97,7 @@ impl Executor for Executors {
     ) -> RunResult {
         match start.module.executor {
             ExecutorKind::Local | ExecutorKind::Container => {
-                RunResult::Ended(self.local.run_here(start, stop).await)
+                RunResult::Ended(self.local.run_to_end(start, stop).await)
             }
             ExecutorKind::Kubernetes => match self.cluster().await {
                 Ok(cluster) => cluster.run(start, stop).await,
@@ -106,11 +106,11 @@ impl Executor for Executors {
         }
     }
 
-    async fn settled(&self, module: &Module, job: &JobRecord) {
+    async fn clean_up(&self, module: &Module, job: &JobRecord) {
         if module.executor == ExecutorKind::Kubernetes
             && let Some(cluster) = self.cluster.get()
         {
-            cluster.settled(module, job).await;
+            cluster.clean_up(module, job).await;
         }
     }
 }

@@ -44,12 +44,14 @@ use tokio::time::{sleep, timeout};
 use tokio_util::compat::FuturesAsyncReadCompatExt as _;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::phase::{Phase, PodEnd, phase};
+use self::phase::{Phase, PodEnd, derive_phase};
 use self::watched::{JobStates, PodJobState};
-use super::attempt::{ProcessEnd, asked, older, origin, stopped_by, verdict};
-use super::log::{JobLog, OutputNotifier, keep_output, without_log};
+use super::attempt::{
+    ProcessEnd, decide_outcome, older_conventions, origin, stopped_outcome, wait_for_stop,
+};
+use super::log::{JobLog, OutputNotifier, keep_output, no_log_outcome};
 use super::{AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
-use crate::sandbox::{ProcessExit, out_of_memory};
+use crate::sandbox::{ProcessExit, out_of_memory_words};
 
 /// The wait between two tries to reach the API server or a store.
 const TRY_WAIT: Duration = Duration::from_secs(1);
@@ -140,7 +142,7 @@ impl Kubernetes {
         let (jobs, pods) =
             (Api::namespaced(client.clone(), &namespace), Api::namespaced(client, &namespace));
         let watched = JobStates::default();
-        let watching = tokio::spawn(watched.clone().run(jobs.clone(), pods.clone()));
+        let watching = tokio::spawn(watched.clone().watch_cluster(jobs.clone(), pods.clone()));
         Ok(Self {
             node,
             key,
@@ -153,7 +155,7 @@ impl Kubernetes {
         })
     }
 
-    async fn attempt(
+    async fn run_attempt(
         &self,
         start: AttemptStart,
         name: &str,
@@ -161,10 +163,10 @@ impl Kubernetes {
         mut stop: watch::Receiver<Option<StopReason>>,
     ) -> RunResult {
         let ticket = ticket_of(&start);
-        let mut known = self.watched.of(name);
+        let mut known = self.watched.receiver_for(name);
         let begun = tokio::select! {
-            begun = self.begin(&start, &ticket, name) => begun,
-            why = asked(&mut stop) => return self.stopped(why, name, &mut known).await,
+            begun = self.offer_and_create(&start, &ticket, name) => begun,
+            why = wait_for_stop(&mut stop) => return self.handle_stop(why, name, &mut known).await,
         };
         if let Err(ended) = begun {
             return RunResult::Ended(ended);
@@ -178,38 +180,38 @@ impl Kubernetes {
             self.output.clone().map(|watcher| OutputNotifier::new(watcher, &module.name, &job.id));
         let mut output = PodOutput::new(self.pods.clone(), log.path().to_owned(), news);
         let end = tokio::select! {
-            end = self.watch(&mut known, &ticket.id, &mut output) => end,
-            why = asked(&mut stop) => return self.stopped(why, name, &mut known).await,
+            end = self.wait_for_pod_end(&mut known, &ticket.id, &mut output) => end,
+            why = wait_for_stop(&mut stop) => return self.handle_stop(why, name, &mut known).await,
         };
         output.finish().await;
-        let ended = match PodProcess::of(end, &module) {
+        let ended = match PodProcess::from_pod_end(end, &module) {
             Ok(ended) => ended,
             Err(PodLost(reason)) => {
-                self.remove(name).await;
-                return RunResult::Ended(lost(reason));
+                self.delete_job(name).await;
+                return RunResult::Ended(lost_outcome(reason));
             }
         };
         if !matches!(ended.process, ProcessEnd::Exited(_)) {
             // Its pod may still be there.
-            self.remove(name).await;
+            self.delete_job(name).await;
         }
         // A pod that never ran has written nothing, whatever became of its tree.
         let has_run = ended.never_ran.is_none();
         let outcome = tokio::select! {
-            outcome = self.outcome(&ticket.id), if has_run => outcome,
-            why = asked(&mut stop), if has_run => {
-                return self.stopped(why, name, &mut known).await;
+            outcome = self.wait_for_outcome(&ticket.id), if has_run => outcome,
+            why = wait_for_stop(&mut stop), if has_run => {
+                return self.handle_stop(why, name, &mut known).await;
             }
             else => Ok(TreeOutcome::default()),
         };
         RunResult::Ended(match outcome {
-            Ok(outcome) => ended.judged(&outcome, commit),
-            Err(loss) => lost(loss.to_string()),
+            Ok(outcome) => ended.into_outcome(&outcome, commit),
+            Err(loss) => lost_outcome(loss.to_string()),
         })
     }
 
     /// Writes the ticket and creates the Job, or finds both.
-    async fn begin(
+    async fn offer_and_create(
         &self,
         start: &AttemptStart,
         ticket: &Ticket,
@@ -237,10 +239,10 @@ impl Kubernetes {
             namespace: self.namespace.clone(),
             expires,
         });
-        let job = spec::job(start, &token)
+        let job = spec::build_job(start, &token)
             .map_err(|error| AttemptOutcome::failed(error_chain(&error)))?;
         let made = BEGIN.run(
-            async |_| self.create(name, &job).await,
+            async |_| self.create_or_find(name, &job).await,
             |failed| {
                 let CreateFailure::NotYet(why) = failed.error else { return false };
                 tracing::warn!(job = name, why, "a Job cannot be made yet");
@@ -254,11 +256,11 @@ impl Kubernetes {
     }
 
     /// Tries once to create the Job, or to find it.
-    async fn create(&self, name: &str, job: &Job) -> Result<(), CreateFailure> {
-        match in_time(self.jobs.create(&PostParams::default(), job)).await {
+    async fn create_or_find(&self, name: &str, job: &Job) -> Result<(), CreateFailure> {
+        match with_timeout(self.jobs.create(&PostParams::default(), job)).await {
             Ok(_) => Ok(()),
             Err(ApiFailure::Answered(status)) if status.code == 409 => {
-                match self.same(name, job).await {
+                match self.compare_existing(name, job).await {
                     Ok(JobMatch::Yes) => Ok(()),
                     Ok(JobMatch::No) => Err(CreateFailure::Final(format!(
                         "a Job {name} exists that Ion did not make for this attempt; delete it"
@@ -286,15 +288,15 @@ impl Kubernetes {
     /// Returns whether the existing Job is this attempt's: it asks for the same, or has a valid
     /// token for this attempt, whatever else it asks for. Its module, or Ion, may have changed
     /// since it was made; what runs is adopted as it is.
-    async fn same(&self, name: &str, job: &Job) -> Result<JobMatch, ApiFailure> {
-        Ok(match in_time(self.jobs.get_opt(name)).await? {
+    async fn compare_existing(&self, name: &str, job: &Job) -> Result<JobMatch, ApiFailure> {
+        Ok(match with_timeout(self.jobs.get_opt(name)).await? {
             None => JobMatch::Going,
             Some(found) if found.metadata.deletion_timestamp.is_some() => JobMatch::Going,
             Some(found) => {
                 let of = |job: &Job| job.annotations().get(spec::FINGERPRINT).cloned();
                 // A token counts even when it has expired.
                 let claims =
-                    |job: &Job| self.key.verify(spec::token(job)?, &self.namespace, 0).ok();
+                    |job: &Job| self.key.verify(spec::find_token(job)?, &self.namespace, 0).ok();
                 let attempt = |job: &Job| claims(job).map(|claims| (claims.job, claims.attempt));
                 let ours = attempt(&found).is_some() && attempt(&found) == attempt(job);
                 if of(&found) == of(job) || ours { JobMatch::Yes } else { JobMatch::No }
@@ -303,7 +305,7 @@ impl Kubernetes {
     }
 
     /// Waits for the pod's end.
-    async fn watch(
+    async fn wait_for_pod_end(
         &self,
         known: &mut watch::Receiver<PodJobState>,
         ticket: &str,
@@ -317,7 +319,10 @@ impl Kubernetes {
         loop {
             let (phase, pod) = {
                 let known = known.borrow_and_update();
-                (phase(&known), known.pod().and_then(|pod| Some((pod.uid()?, pod.name_any()))))
+                (
+                    derive_phase(&known),
+                    known.pod().and_then(|pod| Some((pod.uid()?, pod.name_any()))),
+                )
             };
             match &phase {
                 Phase::Ended(end) => {
@@ -361,7 +366,7 @@ impl Kubernetes {
             }
             if timeout(LOOK, known.changed()).await.is_err()
                 && let Some(reason) =
-                    self.lost(ticket, pod.as_ref().map(|(uid, _)| uid.as_str())).await
+                    self.find_loss_reason(ticket, pod.as_ref().map(|(uid, _)| uid.as_str())).await
             {
                 return PodEnd::Lost(reason);
             }
@@ -369,7 +374,7 @@ impl Kubernetes {
     }
 
     /// Returns why the attempt has lost its tree, if its ticket says so.
-    async fn lost(&self, ticket: &str, pod: Option<&str>) -> Option<String> {
+    async fn find_loss_reason(&self, ticket: &str, pod: Option<&str>) -> Option<String> {
         let ticket = Ticket::find(&self.node.plane, ticket).await.ok()??;
         match (ticket.ended, ticket.pod) {
             (Some(TreeEnd::Lost(reason)), _) => Some(reason),
@@ -382,17 +387,17 @@ impl Kubernetes {
     }
 
     /// Waits until the node has reported how the attempt's tree ended, and returns that outcome.
-    async fn outcome(&self, id: &str) -> Result<TreeOutcome, TreeLoss> {
+    async fn wait_for_outcome(&self, id: &str) -> Result<TreeOutcome, TreeLoss> {
         REPORT
             .run(
-                async |_| self.reported(id).await,
+                async |_| self.read_outcome(id).await,
                 |failed| matches!(failed.error, TreeLoss::Unreported),
             )
             .await
     }
 
     /// Looks once for the node's report.
-    async fn reported(&self, id: &str) -> Result<TreeOutcome, TreeLoss> {
+    async fn read_outcome(&self, id: &str) -> Result<TreeOutcome, TreeLoss> {
         match Ticket::find(&self.node.plane, id).await {
             Ok(Some(Ticket { ended: Some(TreeEnd::Outcome(outcome)), .. })) => Ok(outcome),
             Ok(Some(Ticket { ended: Some(TreeEnd::Lost(reason)), .. })) => {
@@ -411,7 +416,7 @@ impl Kubernetes {
 
     /// Handles a stop: a cancelled Job is deleted; on shutdown or a lost lease the Job is left for
     /// another dispatcher.
-    async fn stopped(
+    async fn handle_stop(
         &self,
         why: StopReason,
         name: &str,
@@ -420,20 +425,21 @@ impl Kubernetes {
         match why {
             StopReason::Shutdown | StopReason::LostLease => RunResult::Left,
             StopReason::Cancel => {
-                self.remove(name).await;
+                self.delete_job(name).await;
                 let gone = known.wait_for(|known| known.pods.is_empty());
                 if timeout(GONE_WAIT, gone).await.is_err() {
                     tracing::warn!(job = name, "a cancelled pod has not ended yet");
                 }
-                RunResult::Ended(stopped_by(why))
+                RunResult::Ended(stopped_outcome(why))
             }
         }
     }
 
     /// Deletes the Job and its pod.
-    async fn remove(&self, name: &str) {
+    async fn delete_job(&self, name: &str) {
         let delete =
-            async |_| match in_time(self.jobs.delete(name, &DeleteParams::background())).await {
+            async |_| match with_timeout(self.jobs.delete(name, &DeleteParams::background())).await
+            {
                 Ok(_) => Ok(()),
                 Err(ApiFailure::Answered(status)) if status.code == 404 => Ok(()),
                 Err(trouble) => Err(trouble),
@@ -472,7 +478,7 @@ fn ticket_of(start: &AttemptStart) -> Ticket {
         origin: origin(start, Fence::Running),
         event_id: start.event.id.clone(),
         gathered: start.gathered.as_ref().map(ids),
-        older: older(&start.module),
+        older: older_conventions(&start.module),
         limits: start.module.limits.clone(),
         pod: None,
         ended: None,
@@ -480,7 +486,7 @@ fn ticket_of(start: &AttemptStart) -> Ticket {
 }
 
 /// Returns the outcome of an attempt that is lost with its pod or its tree.
-fn lost(reason: String) -> AttemptOutcome {
+fn lost_outcome(reason: String) -> AttemptOutcome {
     AttemptOutcome { end: AttemptEnd::Lost, ..AttemptOutcome::failed(reason) }
 }
 
@@ -498,7 +504,7 @@ struct PodProcess {
 
 impl PodProcess {
     /// Returns how the process ended, unless the attempt is lost with its pod.
-    fn of(end: PodEnd, module: &Module) -> Result<Self, PodLost> {
+    fn from_pod_end(end: PodEnd, module: &Module) -> Result<Self, PodLost> {
         let exited = |code| ProcessEnd::Exited(ProcessExit::Code(code));
         let ended = |process| Self { process, out_of_memory: None, never_ran: None };
         Ok(match end {
@@ -506,8 +512,8 @@ impl PodProcess {
             PodEnd::OutOfMemory(code) => {
                 let container = module.container.as_ref();
                 let limit = container.and_then(|container| container.resources.memory_bytes);
-                let words =
-                    limit.map_or("out of memory, as its node had no more".into(), out_of_memory);
+                let words = limit
+                    .map_or("out of memory, as its node had no more".into(), out_of_memory_words);
                 Self { out_of_memory: Some(words), ..ended(exited(code)) }
             }
             PodEnd::Deadline(never_ran) => {
@@ -519,8 +525,8 @@ impl PodProcess {
     }
 
     /// Returns the outcome of the attempt, whose tree ended like this.
-    fn judged(self, tree: &TreeOutcome, commit: CommitMode) -> AttemptOutcome {
-        let mut outcome = verdict(self.process, tree, commit);
+    fn into_outcome(self, tree: &TreeOutcome, commit: CommitMode) -> AttemptOutcome {
+        let mut outcome = decide_outcome(self.process, tree, commit);
         if let Some(words) = self.out_of_memory {
             // The container's shell may have gone on and exited with status 0: still the module did
             // not get the memory that it asked for.
@@ -548,11 +554,11 @@ impl Executor for Kubernetes {
         let home = &self.node.settings.home;
         let log = match JobLog::begin(home, &job, attempt) {
             Ok(log) => log,
-            Err(error) => return RunResult::Ended(without_log(&error)),
+            Err(error) => return RunResult::Ended(no_log_outcome(&error)),
         };
-        let name = spec::name(job.as_str(), attempt);
-        let fate = self.attempt(start, &name, &log, stop).await;
-        self.watched.let_go(&name);
+        let name = spec::job_name(job.as_str(), attempt);
+        let fate = self.run_attempt(start, &name, &log, stop).await;
+        self.watched.forget_unused(&name);
         let fate = match fate {
             RunResult::Left => RunResult::Left,
             RunResult::Ended(mut ended) => {
@@ -570,8 +576,8 @@ impl Executor for Kubernetes {
         fate
     }
 
-    async fn settled(&self, _: &Module, job: &JobRecord) {
-        self.remove(&spec::name(job.id.as_str(), job.attempt)).await;
+    async fn clean_up(&self, _: &Module, job: &JobRecord) {
+        self.delete_job(&spec::job_name(job.id.as_str(), job.attempt)).await;
         let id = Ticket::id(&job.id, job.attempt);
         if let Err(error) = Ticket::withdraw(&self.node.plane, &id).await {
             tracing::warn!(id, error = error_chain(&error), "a ticket could not be removed");
@@ -615,7 +621,7 @@ enum ApiFailure {
     NoAnswer,
 }
 
-async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiFailure> {
+async fn with_timeout<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, ApiFailure> {
     match timeout(REQUEST_WAIT, request).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(kube::Error::Api(status))) => Err(ApiFailure::Answered(status)),
@@ -652,7 +658,8 @@ impl PodOutput {
         }
         let (from, to) = duplex(PIPE);
         let (ended, has_ended) = oneshot::channel();
-        let fetching = tokio::spawn(fetch(self.pods.clone(), pod.to_owned(), from, has_ended));
+        let fetching =
+            tokio::spawn(copy_pod_output(self.pods.clone(), pod.to_owned(), from, has_ended));
         let keeping = tokio::spawn(keep_output(to, self.path.clone(), self.news.take()));
         self.following = Some(PodLogStream {
             ended: Some(ended),
@@ -674,7 +681,7 @@ impl PodOutput {
 
 /// Reads a pod's output to its end. A stream that breaks off before its end is opened again, and
 /// the output that has arrived already is skipped.
-async fn fetch(
+async fn copy_pod_output(
     pods: Api<Pod>,
     pod: String,
     mut into: DuplexStream,

@@ -49,7 +49,7 @@ impl OutputCollector {
 
     /// Lists (and copies) the files of a job's tree whose programs have ended. The tree is mounted
     /// at `at` meanwhile.
-    pub(super) async fn look(&self, tree: &JobTree, at: &Path) {
+    pub(super) async fn collect(&self, tree: &JobTree, at: &Path) {
         let mut found = CollectedOutput::default();
         let looked = async {
             tokio::fs::create_dir_all(at).await?;
@@ -57,7 +57,7 @@ impl OutputCollector {
             let (data, to) = (at.join("out/data"), self.to.clone());
             let walked = tokio::task::spawn_blocking(move || {
                 let mut found = CollectedOutput::default();
-                let walked = walk(&data, to.as_deref(), &mut found);
+                let walked = collect_files(&data, to.as_deref(), &mut found);
                 (found, walked)
             });
             let walked = walked.await.map_err(io::Error::other);
@@ -80,7 +80,7 @@ impl OutputCollector {
     }
 }
 
-fn walk(data: &Path, to: Option<&Path>, found: &mut CollectedOutput) -> io::Result<()> {
+fn collect_files(data: &Path, to: Option<&Path>, found: &mut CollectedOutput) -> io::Result<()> {
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
         if let Some(to) = to {

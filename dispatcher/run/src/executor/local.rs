@@ -20,7 +20,7 @@ use ion_model::event::{Context, FileEntry};
 use ion_model::record::{AttemptEnd, FailedReads};
 use ion_plane::cache::{BlobReader, CacheError};
 use ion_plane::commit::Fence;
-use ion_plane::node::{Node, job_dir, live_log};
+use ion_plane::node::{Node, job_dir, live_log_path};
 use ion_stores::StoreError;
 use ion_system::patience::Retry;
 use ion_system::spans;
@@ -29,9 +29,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info_span};
 
-use super::attempt::{ProcessEnd, asked, environment, older, origin, stopped_by, verdict};
+use super::attempt::{
+    ProcessEnd, decide_outcome, environment, older_conventions, origin, stopped_outcome,
+    wait_for_stop,
+};
 use super::left::OutputCollector;
-use super::log::{JobLog, OutputNotifier, keep_output, without_log};
+use super::log::{JobLog, OutputNotifier, keep_output, no_log_outcome};
 use super::sidecar::{CompletionReport, Sidecar};
 use super::{AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
 use crate::chain::{ChainEnd, ChainRequest, Chains, Input, InputState, LinkRuntime};
@@ -104,7 +107,7 @@ impl LocalExecutor {
     ) -> io::Result<Self> {
         let server = Arc::new(ForkServer::new(&settings.program));
         let (mode, refused) = match settings.namespaces {
-            Namespaces::WherePossible => sandbox::best_mode(&server).await,
+            Namespaces::WherePossible => sandbox::find_best_mode(&server).await,
             Namespaces::Never => (SandboxMode::Plain, vec![]),
         };
         for (mode, reason) in refused {
@@ -141,17 +144,17 @@ impl LocalExecutor {
         self.mode
     }
 
-    async fn attempt(
+    async fn run_attempt(
         &self,
         start: AttemptStart,
         stop: watch::Receiver<Option<StopReason>>,
         log: &JobLog,
     ) -> AttemptOutcome {
         let spec = JobSpec {
-            origin: origin(&start, held(&start)),
+            origin: origin(&start, fence_of_holder(&start)),
             event: start.event.clone(),
             gathered: start.gathered.clone(),
-            older: older(&start.module),
+            older: older_conventions(&start.module),
             users: match start.module.container {
                 None => TreeUsers::Owner,
                 // A container's user differs from the daemon's.
@@ -162,7 +165,7 @@ impl LocalExecutor {
         let mut stops = stop.clone();
         let opened = OPEN.run_until(
             async move {
-                asked(&mut stops).await;
+                wait_for_stop(&mut stops).await;
             },
             async |_| JobTree::open(&self.node, spec.clone(), limits).await,
             |failed| is_unavailable(failed.error),
@@ -194,7 +197,7 @@ impl LocalExecutor {
         let commit = start.module.commit;
         let api = match start.module.api {
             ModuleApi::None => None,
-            ModuleApi::Sidecar => match Sidecar::serve(tree.clone()).await {
+            ModuleApi::Sidecar => match Sidecar::start(tree.clone()).await {
                 Ok(api) => Some(api),
                 Err(error) => {
                     tree.finish().await;
@@ -204,20 +207,20 @@ impl LocalExecutor {
                 }
             },
         };
-        let (ran, exit) = self.process(start, &tree, api.as_ref(), stop, log).await;
+        let (ran, exit) = self.run_process(start, &tree, api.as_ref(), stop, log).await;
         let word = match api {
             Some(api) => api.close().await,
             None => CompletionReport::NotAsked,
         };
         if let Some(left) = &self.settings.left {
-            left.look(&tree, &folder.join("left")).await;
+            left.collect(&tree, &folder.join("left")).await;
         }
         let outcome = tree.finish().instrument(exit).await;
-        verdict(ran.after(word), &outcome, commit)
+        decide_outcome(ran.with_completion(word), &outcome, commit)
     }
 
     /// Runs a chain's links on the contents of the event's files, one file after the other.
-    async fn chain(
+    async fn run_chain(
         &self,
         start: AttemptStart,
         mut stop: watch::Receiver<Option<StopReason>>,
@@ -241,11 +244,11 @@ impl LocalExecutor {
         };
         let stored = InputState::By {
             attempt: start.job.attempt,
-            guard: origin(&start, held(&start)).guard(),
+            guard: origin(&start, fence_of_holder(&start)).guard(),
         };
         let AttemptStart { module, event, running, .. } = start;
         let unread = Arc::new(OnceLock::new());
-        let input = contents(self.node.clone(), files, unread.clone());
+        let input = stream_files(self.node.clone(), files, unread.clone());
         let run = ChainRequest { module: Arc::new(module), event, stored, input };
         let _ = running.send(());
         let cancel = CancellationToken::new();
@@ -253,12 +256,12 @@ impl LocalExecutor {
         tokio::pin!(running);
         let (stopped, ran) = tokio::select! {
             ended = &mut running => (None, ended),
-            why = asked(&mut stop) => {
+            why = wait_for_stop(&mut stop) => {
                 cancel.cancel();
                 (Some(why), running.await)
             }
         };
-        for (link, words) in ran.left.words().filter(|(_, words)| !words.is_empty()) {
+        for (link, words) in ran.left.link_stderrs().filter(|(_, words)| !words.is_empty()) {
             log.note(&format!("link {link} said:"));
             log.append(words);
         }
@@ -271,7 +274,7 @@ impl LocalExecutor {
                 staged: false,
                 failed_reads: FailedReads::default(),
             },
-            (_, Some(why)) => stopped_by(why),
+            (_, Some(why)) => stopped_outcome(why),
             (ChainEnd::Failed(failure), None) => AttemptOutcome {
                 end: if failure.timed_out { AttemptEnd::TimedOut } else { AttemptEnd::Failed },
                 exit_code: failure.exit_code,
@@ -288,7 +291,7 @@ impl LocalExecutor {
 
     /// Runs the process; its tree is unmounted when this returns. The returned span begins when the
     /// process ends.
-    async fn process(
+    async fn run_process(
         &self,
         start: AttemptStart,
         tree: &JobTree,
@@ -303,14 +306,16 @@ impl LocalExecutor {
             if self.mode == SandboxMode::Plain { plain.clone() } else { mount_at.clone() };
         let processes = tree.limits().processes;
         let env = environment(&[], &start, &ion_dir, api);
-        let container = match self.container(&start, env, processes, &mut stop, log).await {
+        let container = match self.make_container(&start, env, processes, &mut stop, log).await {
             Ok(container) => container,
             Err(end) => return (end, exit_span()),
         };
         let argv = start.module.argv();
         // A container's runtime makes a root of its own, so nothing has to be covered.
         let covers = match container {
-            None => self.covers.around(&start.module.directory, argv.first().map(String::as_str)),
+            None => {
+                self.covers.for_program(&start.module.directory, argv.first().map(String::as_str))
+            }
             Some(_) => vec![],
         };
         let command = SandboxCommand {
@@ -328,16 +333,16 @@ impl LocalExecutor {
         let begun = Instant::now();
         let mounting = info_span!(target: spans::TARGET, "mount");
         let (mut sandbox, output, mounted) =
-            match self.mount(command, tree, &plain).instrument(mounting).await {
+            match self.spawn_and_mount(command, tree, &plain).instrument(mounting).await {
                 Ok(mounted) => mounted,
                 Err(not_started) => return (not_started, exit_span()),
             };
         self.node.metrics.mounts.observe_since(begun);
-        let log = live_log(&self.node.settings.home, &job.id, job.attempt);
+        let log = live_log_path(&self.node.settings.home, &job.id, job.attempt);
         let news =
             self.output.clone().map(|watcher| OutputNotifier::new(watcher, &job.module, &job.id));
         let reading = tokio::spawn(keep_output(output, log, news));
-        let ran = match sandbox.go().await {
+        let ran = match sandbox.start_module().await {
             Ok(()) => {
                 let _ = start.running.send(());
                 supervise(&mut sandbox, tree, start.module.timeout, &mut stop).await
@@ -348,7 +353,7 @@ impl LocalExecutor {
         let exit = exit_span();
         // Dropping it kills every process that is left, and the mount goes with them.
         drop(sandbox);
-        self.unmounted(mounted, &plain).await;
+        self.unmount(mounted, &plain).await;
         // Every writer is gone, so the pipe has ended; the timeout is for a stuck disk, which must
         // not hold the job for ever.
         if tokio::time::timeout(GONE_WAIT, reading).await.is_err() {
@@ -359,7 +364,7 @@ impl LocalExecutor {
 
     /// Makes the module's container, if the module has one, with these variables. This may take
     /// long: an image may have to be fetched first. The error is how the attempt ends without one.
-    async fn container(
+    async fn make_container(
         &self,
         start: &AttemptStart,
         env: Vec<(String, String)>,
@@ -380,7 +385,7 @@ impl LocalExecutor {
         };
         let made = tokio::select! {
             made = self.containers.make(request) => made,
-            stop = asked(stop) => return Err(ProcessEnd::Stopped(stop)),
+            stop = wait_for_stop(stop) => return Err(ProcessEnd::Stopped(stop)),
         };
         made.map(|container| Some(Box::new(container))).map_err(|error| match error.is_lasting() {
             true => ProcessEnd::CannotRun(error_chain(&error)),
@@ -389,7 +394,7 @@ impl LocalExecutor {
     }
 
     /// Starts the process, which waits until its tree is served, and serves the tree.
-    async fn mount(
+    async fn spawn_and_mount(
         &self,
         command: SandboxCommand,
         tree: &JobTree,
@@ -420,7 +425,7 @@ impl LocalExecutor {
         Ok((spawned.sandbox, spawned.output, mounted))
     }
 
-    async fn unmounted(&self, mut mounted: ServedMount, plain: &Path) {
+    async fn unmount(&self, mut mounted: ServedMount, plain: &Path) {
         let gone = if self.mode == SandboxMode::Plain {
             let unmount = tokio::time::timeout(GONE_WAIT, mounted.unmount()).await;
             let _ = tokio::fs::remove_dir(plain).await;
@@ -443,13 +448,13 @@ impl Executor for LocalExecutor {
         start: AttemptStart,
         stop: watch::Receiver<Option<StopReason>>,
     ) -> RunResult {
-        RunResult::Ended(self.run_here(start, stop).await)
+        RunResult::Ended(self.run_to_end(start, stop).await)
     }
 }
 
 impl LocalExecutor {
     /// Runs the attempt to its end. A local attempt is never left for another dispatcher.
-    pub async fn run_here(
+    pub async fn run_to_end(
         &self,
         start: AttemptStart,
         stop: watch::Receiver<Option<StopReason>>,
@@ -459,11 +464,11 @@ impl LocalExecutor {
         let context = Context { name: start.module.name.clone(), ..start.event.context.clone() };
         let log = match JobLog::begin(home, &job, attempt) {
             Ok(log) => log,
-            Err(error) => return without_log(&error),
+            Err(error) => return no_log_outcome(&error),
         };
         let mut ended = match start.module.links.is_empty() {
-            true => self.attempt(start, stop, &log).await,
-            false => self.chain(start, stop, &log).await,
+            true => self.run_attempt(start, stop, &log).await,
+            false => self.run_chain(start, stop, &log).await,
         };
         if let Some(reason) = &ended.reason {
             log.note(reason);
@@ -486,7 +491,7 @@ fn is_unavailable(error: &OpenError) -> bool {
     matches!(error, OpenError::Store(StoreError::Unavailable { .. }))
 }
 
-fn held(start: &AttemptStart) -> Fence {
+fn fence_of_holder(start: &AttemptStart) -> Fence {
     Fence::HeldBy(start.job.holder.clone())
 }
 
@@ -503,23 +508,23 @@ async fn supervise(
     stop: &mut watch::Receiver<Option<StopReason>>,
 ) -> ProcessEnd {
     let why = tokio::select! {
-        exit = sandbox.wait() => return exited(exit),
+        exit = sandbox.wait_until_unmounted() => return to_process_end(exit),
         () = tokio::time::sleep(timeout) => ProcessEnd::TimedOut(timeout),
-        stop = asked(stop) => ProcessEnd::Stopped(stop),
+        stop = wait_for_stop(stop) => ProcessEnd::Stopped(stop),
     };
     sandbox.terminate().await;
-    if tokio::time::timeout(GRACE, sandbox.wait()).await.is_err() {
+    if tokio::time::timeout(GRACE, sandbox.wait_until_unmounted()).await.is_err() {
         sandbox.kill().await;
         // A process that waits for an answer of its filesystem dies once it gets one.
         tree.stop();
-        if tokio::time::timeout(GONE_WAIT, sandbox.wait()).await.is_err() {
+        if tokio::time::timeout(GONE_WAIT, sandbox.wait_until_unmounted()).await.is_err() {
             tracing::warn!("a killed job is not gone yet");
         }
     }
     why
 }
 
-fn exited(exit: Result<ProcessExit, SandboxError>) -> ProcessEnd {
+fn to_process_end(exit: Result<ProcessExit, SandboxError>) -> ProcessEnd {
     match exit {
         Ok(exit) => ProcessEnd::Exited(exit),
         Err(error) => ProcessEnd::Vanished(error_chain(&error)),
@@ -528,7 +533,11 @@ fn exited(exit: Result<ProcessExit, SandboxError>) -> ProcessEnd {
 
 /// Returns the bytes of an event's files, one file after the other. A read that fails ends them,
 /// and is stored in `unread`.
-fn contents(node: Arc<Node>, files: Vec<FileEntry>, unread: Arc<OnceLock<FailedReads>>) -> Input {
+fn stream_files(
+    node: Arc<Node>,
+    files: Vec<FileEntry>,
+    unread: Arc<OnceLock<FailedReads>>,
+) -> Input {
     let pieces = move |file: FileEntry| {
         let (unread, name) = (unread.clone(), file.name.clone());
         let failed = move |error: &CacheError| {
@@ -538,14 +547,14 @@ fn contents(node: Arc<Node>, files: Vec<FileEntry>, unread: Arc<OnceLock<FailedR
         let open = node.cache.open(&file).map(BlobReader::new).map_err(|error| failed(&error));
         let begin = open.map(|reader| (reader, 0, failed));
         stream::iter([begin])
-            .and_then(|begin| async { Ok(stream::try_unfold(begin, piece)) })
+            .and_then(|begin| async { Ok(stream::try_unfold(begin, next_piece)) })
             .try_flatten()
     };
     stream::iter(files).map(pieces).flatten().boxed()
 }
 
 /// Returns the next bytes of one file, and the position after them.
-async fn piece<F: Fn(&CacheError) -> io::Error>(
+async fn next_piece<F: Fn(&CacheError) -> io::Error>(
     (reader, at, failed): (BlobReader, u64, F),
 ) -> io::Result<Option<(Bytes, (BlobReader, u64, F))>> {
     let bytes = reader.read(at, BLOCK_BYTES).await.map_err(|error| failed(&error))?;

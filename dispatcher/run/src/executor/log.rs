@@ -18,8 +18,8 @@ use ion_model::event::{Context, DocumentType};
 use ion_model::id::JobId;
 use ion_model::record::{AttemptEnd, LogRecord};
 use ion_model::record::{StoredLog, logs_prefix};
-use ion_plane::node::live_log;
-use ion_plane::upload::{UploadError, empty_file, store_open};
+use ion_plane::node::live_log_path;
+use ion_plane::upload::{UploadError, empty_file_entry, store_open_file};
 use ion_stores::{Collection, DataPlane, StoreError, encode};
 use ion_system::home::make_private_folder;
 use ion_system::patience::{FailedTry, Retry};
@@ -52,7 +52,7 @@ enum LogStoreError {
 }
 
 /// Returns the end of an attempt whose log could not be created.
-pub(super) fn without_log(error: &io::Error) -> AttemptOutcome {
+pub(super) fn no_log_outcome(error: &io::Error) -> AttemptOutcome {
     let failed = AttemptOutcome::failed(format!("the log of its output cannot be made: {error}"));
     if is_no_room(error) { AttemptOutcome { end: AttemptEnd::NoRoom, ..failed } } else { failed }
 }
@@ -69,7 +69,7 @@ impl JobLog {
     /// # Errors
     /// If the disk has no room for it, or this user may not create it.
     pub(super) fn begin(home: &Path, job: &JobId, attempt: u32) -> io::Result<Self> {
-        let path = live_log(home, job, attempt);
+        let path = live_log_path(home, job, attempt);
         let folder = path.parent().map_or(Ok(()), make_private_folder);
         let mut empty = std::fs::OpenOptions::new();
         empty.write(true).create(true).truncate(true).mode(0o600);
@@ -170,8 +170,8 @@ impl JobLog {
             .map_err(|source| LogStoreError::Unreadable { path: self.path.clone(), source })?;
         // Most jobs of some modules write nothing, and no store has to keep an empty blob.
         let entry = match length {
-            0 => empty_file(key, name),
-            _ => store_open(&*plane.blobs, key, name, log, &AtomicU64::new(0)).await?,
+            0 => empty_file_entry(key, name),
+            _ => store_open_file(&*plane.blobs, key, name, log, &AtomicU64::new(0)).await?,
         };
         Ok(StoredLog { left_out: length.saturating_sub(entry.size), entry })
     }
@@ -197,7 +197,7 @@ pub(super) async fn keep_output(
         let Some(kept) = &mut kept else { continue };
         kept.add(piece);
         if let Some(news) = &mut news {
-            news.goes_on(|| kept.reader());
+            news.notify(|| kept.reader());
         }
     }
     if let Some(bytes @ 1..) = kept.map(KeptOutput::finish) {

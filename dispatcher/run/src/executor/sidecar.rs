@@ -108,7 +108,7 @@ struct SidecarState {
 
 impl Sidecar {
     /// Starts to serve the API for the tree, on a port of its own.
-    pub(super) async fn serve(tree: Arc<JobTree>) -> io::Result<Self> {
+    pub(super) async fn start(tree: Arc<JobTree>) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
         let shared = Arc::new(SidecarState {
@@ -118,10 +118,10 @@ impl Sidecar {
             deciding: TaskTracker::new(),
         });
         let router = Router::new()
-            .route("/ready", get(ready))
-            .route("/done", get(done))
+            .route("/ready", get(answer_ready))
+            .route("/done", get(answer_done))
             .with_state(shared.clone());
-        let serving = AbortOnDropHandle::new(tokio::spawn(serve(listener, router)));
+        let serving = AbortOnDropHandle::new(tokio::spawn(accept_connections(listener, router)));
         Ok(Self { port, shared, serving })
     }
 
@@ -147,17 +147,17 @@ impl Sidecar {
     }
 }
 
-async fn ready(
+async fn answer_ready(
     State(shared): State<Arc<SidecarState>>,
     Extension(visit): Extension<Arc<SidecarConnection>>,
     headers: HeaderMap,
 ) -> Response {
-    if let Some(refused) = refused(&headers, &shared.secret, &visit) {
+    if let Some(refused) = refuse_without_secret(&headers, &shared.secret, &visit) {
         return refused;
     }
     let mut stage = shared.stage.lock().await;
     if *stage != DoneState::Begun {
-        return answer(
+        return error_answer(
             StatusCode::BAD_REQUEST,
             "GET /ready was answered before; what follows is GET /done",
         );
@@ -166,38 +166,42 @@ async fn ready(
     (StatusCode::OK, "ready\n").into_response()
 }
 
-async fn done(
+async fn answer_done(
     State(shared): State<Arc<SidecarState>>,
     Extension(visit): Extension<Arc<SidecarConnection>>,
     headers: HeaderMap,
 ) -> Response {
-    if let Some(refused) = refused(&headers, &shared.secret, &visit) {
+    if let Some(refused) = refuse_without_secret(&headers, &shared.secret, &visit) {
         return refused;
     }
     let asked = shared.clone();
-    let decided = shared.deciding.spawn(async move { decide(&asked).await });
-    decided.await.unwrap_or_else(|_| answer(StatusCode::SERVICE_UNAVAILABLE, "the job is ending"))
+    let decided = shared.deciding.spawn(async move { decide_done(&asked).await });
+    decided
+        .await
+        .unwrap_or_else(|_| error_answer(StatusCode::SERVICE_UNAVAILABLE, "the job is ending"))
 }
 
-async fn decide(shared: &SidecarState) -> Response {
+async fn decide_done(shared: &SidecarState) -> Response {
     let mut stage = shared.stage.lock().await;
     match *stage {
         DoneState::Begun => {
-            return answer(StatusCode::BAD_REQUEST, "GET /ready comes before GET /done");
+            return error_answer(StatusCode::BAD_REQUEST, "GET /ready comes before GET /done");
         }
-        DoneState::Done => return answer(StatusCode::BAD_REQUEST, "GET /done was answered before"),
+        DoneState::Done => {
+            return error_answer(StatusCode::BAD_REQUEST, "GET /done was answered before");
+        }
         DoneState::Ready => {}
     }
     let outcome = shared.tree.decide_event_files().await;
-    if let Some((status, message)) = wrong(&outcome) {
-        return answer(status, &message);
+    if let Some((status, message)) = undone_reason(&outcome) {
+        return error_answer(status, &message);
     }
     *stage = DoneState::Done;
     json_answer(StatusCode::OK, &json!({"events": outcome.receipts}))
 }
 
 /// Returns why the module's work cannot count as done: a status and a message; none if it can.
-fn wrong(outcome: &TreeOutcome) -> Option<(StatusCode, String)> {
+fn undone_reason(outcome: &TreeOutcome) -> Option<(StatusCode, String)> {
     if let Some(first) = outcome.rejections.first() {
         let others = outcome.rejections.len() - 1;
         let more = if others > 0 { format!(" (and {others} more)") } else { String::new() };
@@ -222,13 +226,17 @@ fn wrong(outcome: &TreeOutcome) -> Option<(StatusCode, String)> {
 
 /// Returns the refusal of a request without the secret. A connection that sends the secret is
 /// marked as trusted.
-fn refused(headers: &HeaderMap, secret: &str, visit: &SidecarConnection) -> Option<Response> {
+fn refuse_without_secret(
+    headers: &HeaderMap,
+    secret: &str,
+    visit: &SidecarConnection,
+) -> Option<Response> {
     let said = headers.get("secret").map(|value| value.as_bytes()).unwrap_or_default();
     // A comparison in constant time: its duration does not tell how much of the secret is right.
     let same = said.ct_eq(secret.as_bytes());
     visit.trusted.store(same.into(), Ordering::Relaxed);
     bool::from(!same).then(|| {
-        answer(
+        error_answer(
             StatusCode::UNAUTHORIZED,
             "the header \"secret\" with the value of SHARED_SECRET is needed",
         )
@@ -236,7 +244,7 @@ fn refused(headers: &HeaderMap, secret: &str, visit: &SidecarConnection) -> Opti
 }
 
 /// Returns an error in the form that the oldest modules read.
-fn answer(status: StatusCode, message: &str) -> Response {
+fn error_answer(status: StatusCode, message: &str) -> Response {
     json_answer(status, &json!({"statusCode": status.as_u16(), "message": message}))
 }
 
@@ -259,7 +267,7 @@ struct SidecarConnection {
 /// within [`HEAD_WAIT`], and when all places are taken, a new connection takes the place of the
 /// oldest one that has not sent the secret. A connection that has sent it is never ended for
 /// another.
-async fn serve(listener: TcpListener, router: Router) {
+async fn accept_connections(listener: TcpListener, router: Router) {
     let mut connections = JoinSet::new();
     let mut visits: VecDeque<(Instant, Arc<SidecarConnection>)> = VecDeque::new();
     loop {
@@ -280,7 +288,7 @@ async fn serve(listener: TcpListener, router: Router) {
         make_place(&mut connections, &mut visits).await;
         let visit = Arc::new(SidecarConnection::default());
         visits.push_back((Instant::now(), visit.clone()));
-        connections.spawn(visited(stream, router.clone(), visit));
+        connections.spawn(serve_connection(stream, router.clone(), visit));
     }
 }
 
@@ -307,7 +315,7 @@ async fn make_place(
     }
 }
 
-async fn visited(stream: TcpStream, router: Router, visit: Arc<SidecarConnection>) {
+async fn serve_connection(stream: TcpStream, router: Router, visit: Arc<SidecarConnection>) {
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(HEAD_WAIT));
@@ -339,7 +347,7 @@ mod tests {
     use super::*;
 
     /// Answers a request with the secret, slowly, and any other with 401.
-    async fn slow(
+    async fn answer_slowly(
         Extension(visit): Extension<Arc<SidecarConnection>>,
         headers: HeaderMap,
     ) -> StatusCode {
@@ -355,9 +363,9 @@ mod tests {
     async fn silent_connections_take_no_place_from_the_holder_of_the_secret() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = AbortOnDropHandle::new(tokio::spawn(serve(
+        let serving = AbortOnDropHandle::new(tokio::spawn(accept_connections(
             listener,
-            Router::new().route("/", get(slow)),
+            Router::new().route("/", get(answer_slowly)),
         )));
         let connect = || async { TcpStream::connect(address).await.unwrap() };
         let mut silent = Vec::new();
@@ -381,10 +389,10 @@ mod tests {
 
     #[test]
     fn work_that_rests_on_a_read_that_failed_is_not_done() {
-        assert!(wrong(&TreeOutcome::default()).is_none());
+        assert!(undone_reason(&TreeOutcome::default()).is_none());
         let error = ion_fs::job::OpenError::from(StoreError::NoSuchBlob("k".into()));
         let outcome = TreeOutcome { failed_reads: error.failed_reads(), ..TreeOutcome::default() };
-        let (status, message) = wrong(&outcome).unwrap();
+        let (status, message) = undone_reason(&outcome).unwrap();
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
         assert!(message.contains("\"in/data\" failed: blob missing"), "{message}");
     }

@@ -150,7 +150,7 @@ pub(super) struct ArchiveEntries<R> {
 }
 
 /// Returns a path of an archive, quoted.
-pub(super) fn shown(path: &Path) -> String {
+pub(super) fn quote_path(path: &Path) -> String {
     quote(&*path.to_string_lossy()).to_string()
 }
 
@@ -181,17 +181,17 @@ impl<R: Read> ArchiveEntries<R> {
     }
 
     /// Returns how many bytes of the archive were read so far.
-    pub(super) fn read(&self) -> u64 {
+    pub(super) fn bytes_read(&self) -> u64 {
         self.read
     }
 
     /// Returns the next entry, whose content [`Self::piece`] returns; skips the unread content of
     /// the last entry.
     pub(super) fn next(&mut self) -> Result<Option<ArchiveEntry>, ArchiveRefusal> {
-        self.pass_over()?;
+        self.skip_content()?;
         let mut wanted = HEADER_SIZE;
         loop {
-            self.fill(wanted)?;
+            self.fill_buffer(wanted)?;
             let head = &self.buffer[self.unread.clone()];
             if head.is_empty() {
                 return Ok(None);
@@ -199,14 +199,14 @@ impl<R: Read> ArchiveEntries<R> {
             let (used, entry, map) = match self.parser.parse(head) {
                 Ok(ParseEvent::NeedData { min_bytes }) => {
                     if min_bytes > HEAD_MAX {
-                        return Err(self.too_long());
+                        return Err(self.too_long_error());
                     }
                     if self.ended {
                         // A single block of zeros is accepted as the end, though there should be
                         // two.
                         return match head.iter().all(|byte| *byte == 0) {
                             true => Ok(None),
-                            false => Err(self.cut_off()),
+                            false => Err(self.cut_off_error()),
                         };
                     }
                     // The size doubles each time, because the parser starts again from the first
@@ -216,7 +216,7 @@ impl<R: Read> ArchiveEntries<R> {
                 }
                 Ok(ParseEvent::End { .. }) => return Ok(None),
                 Ok(ParseEvent::GlobalExtensions { consumed, pax_data }) => {
-                    let refused = of_all(pax_data);
+                    let refused = global_record_fault(pax_data);
                     self.unread.start += consumed;
                     wanted = HEADER_SIZE;
                     match refused {
@@ -228,7 +228,7 @@ impl<R: Read> ArchiveEntries<R> {
                 Ok(ParseEvent::SparseEntry { consumed, entry, sparse_map, real_size }) => {
                     (consumed, entry, Some((sparse_map, real_size)))
                 }
-                Err(ParseError::MetadataTooLarge { .. }) => return Err(self.too_long()),
+                Err(ParseError::MetadataTooLarge { .. }) => return Err(self.too_long_error()),
                 Err(error) => {
                     return Err(ArchiveRefusal::Because(match (&self.last, error) {
                         (None, ParseError::Header(error)) => {
@@ -245,7 +245,7 @@ impl<R: Read> ArchiveEntries<R> {
                 }
             };
             let stored = stored_bytes(&entry);
-            let known = checked(&entry, stored, map)
+            let known = check_entry(&entry, stored, map)
                 .map_err(|error| ArchiveRefusal::Because(error.to_string()))?;
             self.unread.start += used;
             self.content = stored;
@@ -253,22 +253,22 @@ impl<R: Read> ArchiveEntries<R> {
             self.padding = stored.next_multiple_of(HEADER_SIZE as u64) - stored;
             wanted = HEADER_SIZE;
             if let Some(entry) = known {
-                self.last = Some(shown(&entry.path));
+                self.last = Some(quote_path(&entry.path));
                 return Ok(Some(entry));
             }
-            self.pass_over()?;
+            self.skip_content()?;
         }
     }
 
     /// Returns the next piece of the entry's content, of at most `max` bytes; empty after its end.
-    pub(super) fn piece(&mut self, max: u64) -> Result<&[u8], ArchiveRefusal> {
+    pub(super) fn next_piece(&mut self, max: u64) -> Result<&[u8], ArchiveRefusal> {
         let max = max.min(self.content);
         if max == 0 {
             return Ok(&[]);
         }
-        self.fill(1)?;
+        self.fill_buffer(1)?;
         if self.unread.is_empty() {
-            return Err(self.cut_off());
+            return Err(self.cut_off_error());
         }
         let length = usize::try_from(max).unwrap_or(usize::MAX).min(self.unread.len());
         let begin = self.unread.start;
@@ -278,26 +278,26 @@ impl<R: Read> ArchiveEntries<R> {
     }
 
     /// Skips to the next header.
-    fn pass_over(&mut self) -> Result<(), ArchiveRefusal> {
+    fn skip_content(&mut self) -> Result<(), ArchiveRefusal> {
         while self.content > 0 {
-            self.piece(u64::MAX)?;
+            self.next_piece(u64::MAX)?;
         }
         // The last block of an archive may be short.
         self.content = self.padding;
         self.padding = 0;
         while self.content > 0 {
-            self.fill(1)?;
+            self.fill_buffer(1)?;
             if self.unread.is_empty() {
                 self.content = 0;
             } else {
-                self.piece(u64::MAX)?;
+                self.next_piece(u64::MAX)?;
             }
         }
         Ok(())
     }
 
     /// Reads until `wanted` bytes are in the buffer, or the archive ends.
-    fn fill(&mut self, wanted: usize) -> Result<(), ArchiveRefusal> {
+    fn fill_buffer(&mut self, wanted: usize) -> Result<(), ArchiveRefusal> {
         if self.unread.len() >= wanted {
             return Ok(());
         }
@@ -322,7 +322,7 @@ impl<R: Read> ArchiveEntries<R> {
         Ok(())
     }
 
-    fn too_long(&self) -> ArchiveRefusal {
+    fn too_long_error(&self) -> ArchiveRefusal {
         let last = self.last.as_deref().unwrap_or("the first one");
         ArchiveRefusal::Because(format!(
             "one entry's name, link and attributes have more than {METADATA_MAX} bytes; it follows \
@@ -330,7 +330,7 @@ impl<R: Read> ArchiveEntries<R> {
         ))
     }
 
-    fn cut_off(&self) -> ArchiveRefusal {
+    fn cut_off_error(&self) -> ArchiveRefusal {
         let last = self.last.as_deref().unwrap_or("its beginning");
         ArchiveRefusal::Because(format!("it is cut off: it ends soon after {last}"))
     }
@@ -355,30 +355,30 @@ fn stored_bytes(entry: &ParsedEntry<'_>) -> u64 {
 ///
 /// # Errors
 /// Which part would be misread.
-fn checked(
+fn check_entry(
     entry: &ParsedEntry<'_>,
     stored: u64,
     map: Option<(Vec<SparseEntry>, u64)>,
 ) -> Result<Option<ArchiveEntry>, EntryError> {
     let path = PathBuf::from(OsString::from_vec(entry.path.to_vec()));
-    let name = shown(&path);
-    if !fits(&entry.header.as_bytes()[SIZE]) || stored > i64::MAX.cast_unsigned() {
+    let name = quote_path(&path);
+    if !fits_in_64_bits(&entry.header.as_bytes()[SIZE]) || stored > i64::MAX.cast_unsigned() {
         return Err(EntryError::Length(name));
     }
     let mut mtime = Timespec { tv_sec: entry.mtime.cast_signed(), tv_nsec: 0 };
     let mut attributes = vec![];
-    let records =
-        records(entry.pax.unwrap_or_default()).ok_or_else(|| EntryError::Records(name.clone()))?;
+    let records = parse_records(entry.pax.unwrap_or_default())
+        .ok_or_else(|| EntryError::Records(name.clone()))?;
     for (key, value) in records {
         let record = || {
             format!("{}={}", String::from_utf8_lossy(key), quote(&*String::from_utf8_lossy(value)))
         };
         let misread = |what| EntryError::Record { name: name.clone(), record: record(), what };
-        if NUMBERS.contains(&key) && number(value).is_none() {
+        if NUMBERS.contains(&key) && parse_number(value).is_none() {
             return Err(misread("number"));
         }
         if key == b"mtime" {
-            mtime = time(value).ok_or_else(|| misread("time"))?;
+            mtime = parse_time(value).ok_or_else(|| misread("time"))?;
         }
         if map.is_none() && (key.starts_with(SPARSE) || key == SPARSE_OF_STAR) {
             return Err(EntryError::Holes { name, record: record() });
@@ -411,7 +411,7 @@ fn checked(
     let (pieces, size) = match map {
         None => (vec![(0, stored)], stored),
         Some((map, size)) => {
-            let well = are_pieces(&map, stored, size);
+            let well = are_valid_pieces(&map, stored, size);
             if !well {
                 return Err(EntryError::Map(name));
             }
@@ -437,7 +437,7 @@ const SIZE: std::ops::Range<usize> = 124..136;
 
 /// Returns whether a number of a header fits into 64 bits: text does, and binary numbers whose
 /// leading bytes are zeros.
-fn fits(field: &[u8]) -> bool {
+fn fits_in_64_bits(field: &[u8]) -> bool {
     field[0] & 0x80 == 0
         || (field[0] == 0x80 && field[1..field.len() - 8].iter().all(|byte| *byte == 0))
 }
@@ -445,7 +445,7 @@ fn fits(field: &[u8]) -> bool {
 /// Returns whether the pieces of a file, with holes between them, take exactly the stored bytes,
 /// and lie in the file. Each piece but the last must fill its blocks: readers differ about what
 /// follows one that does not.
-fn are_pieces(map: &[SparseEntry], stored: u64, size: u64) -> bool {
+fn are_valid_pieces(map: &[SparseEntry], stored: u64, size: u64) -> bool {
     let (mut end, mut taken) = (0_u64, 0_u64);
     for piece in map {
         let in_order = piece.offset >= end || piece.length == 0;
@@ -464,8 +464,8 @@ fn are_pieces(map: &[SparseEntry], stored: u64, size: u64) -> bool {
 }
 
 /// Returns what is wrong with the records that hold for all entries; none if nothing is.
-fn of_all(pax: &[u8]) -> Option<String> {
-    let Some(records) = records(pax) else {
+fn global_record_fault(pax: &[u8]) -> Option<String> {
+    let Some(records) = parse_records(pax) else {
         return Some("its PAX records of all entries are damaged".into());
     };
     let (key, _) = records
@@ -479,11 +479,11 @@ fn of_all(pax: &[u8]) -> Option<String> {
 
 /// Parses PAX records into names and values; none if they are damaged. A record is
 /// `<length> <name>=<value>\n`.
-fn records(mut pax: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
+fn parse_records(mut pax: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     let mut records = vec![];
     while !pax.is_empty() {
         let space = pax.iter().position(|byte| *byte == b' ')?;
-        let length = usize::try_from(number(&pax[..space])?).ok()?;
+        let length = usize::try_from(parse_number(&pax[..space])?).ok()?;
         let record = pax.get(space + 1..length)?.strip_suffix(b"\n")?;
         let equals = record.iter().position(|byte| *byte == b'=')?;
         records.push((&record[..equals], &record[equals + 1..]));
@@ -492,13 +492,13 @@ fn records(mut pax: &[u8]) -> Option<Vec<(&[u8], &[u8])>> {
     Some(records)
 }
 
-fn number(text: &[u8]) -> Option<u64> {
+fn parse_number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
 /// Parses the time of a record: seconds since 1970 (negative before that), with a fraction or
 /// without.
-fn time(text: &[u8]) -> Option<Timespec> {
+fn parse_time(text: &[u8]) -> Option<Timespec> {
     let text = std::str::from_utf8(text).ok()?;
     let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
     if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -523,7 +523,7 @@ mod tests {
 
     #[test]
     fn times_have_fractions_on_both_sides_of_1970() {
-        let read = |text: &str| time(text.as_bytes()).map(|time| (time.tv_sec, time.tv_nsec));
+        let read = |text: &str| parse_time(text.as_bytes()).map(|time| (time.tv_sec, time.tv_nsec));
         for (text, is) in [
             ("1000000000", (1_000_000_000, 0)),
             ("1.5", (1, 500_000_000)),
@@ -543,7 +543,7 @@ mod tests {
     fn records_with_any_bytes_are_told_apart_and_damaged_ones_are_not_passed_over() {
         let pax = b"28 SCHILY.xattr.user.a=1\n\n2\n9 path=x\n";
         assert_eq!(
-            records(pax),
+            parse_records(pax),
             Some(vec![(&b"SCHILY.xattr.user.a"[..], &b"1\n\n2"[..]), (b"path", b"x")])
         );
         for damaged in [
@@ -554,15 +554,19 @@ mod tests {
             b"99 path=x\n",
             b"0 x=\n",
         ] {
-            assert_eq!(records(damaged), None, "{}", String::from_utf8_lossy(damaged));
+            assert_eq!(parse_records(damaged), None, "{}", String::from_utf8_lossy(damaged));
         }
     }
 
     #[test]
     fn a_length_of_more_than_64_bits_does_not_fit() {
         let field = |first: u8, second: u8| [&[first, second, 0, 0][..], &[0xff; 8]].concat();
-        assert!(fits(b"00000000012\0") && fits(&field(0x80, 0)));
-        assert!(!fits(&field(0x81, 0)) && !fits(&field(0x80, 1)) && !fits(&field(0xff, 0xff)));
+        assert!(fits_in_64_bits(b"00000000012\0") && fits_in_64_bits(&field(0x80, 0)));
+        assert!(
+            !fits_in_64_bits(&field(0x81, 0))
+                && !fits_in_64_bits(&field(0x80, 1))
+                && !fits_in_64_bits(&field(0xff, 0xff))
+        );
     }
 
     #[test]
@@ -570,7 +574,7 @@ mod tests {
         let well = |map: &[(u64, u64)], stored, size| {
             let map: Vec<_> =
                 map.iter().map(|&(offset, length)| SparseEntry { offset, length }).collect();
-            are_pieces(&map, stored, size)
+            are_valid_pieces(&map, stored, size)
         };
         assert!(
             well(&[(0, 512), (1024, 100), (4096, 0)], 612, 4096) && well(&[(4096, 0)], 0, 4096)
@@ -586,7 +590,7 @@ mod tests {
     }
 
     /// Returns an entry: a header of this kind and length, and the bytes after it.
-    fn entry(kind: u8, size: u64, content: &[u8], is_gnu: bool) -> Vec<u8> {
+    fn tar_entry(kind: u8, size: u64, content: &[u8], is_gnu: bool) -> Vec<u8> {
         let mut head = [0; HEADER_SIZE];
         head[..4].copy_from_slice(b"name");
         head[100..107].copy_from_slice(b"0000644");
@@ -605,17 +609,17 @@ mod tests {
     #[test]
     fn the_archives_of_these_tests_are_archives() {
         for is_gnu in [true, false] {
-            let pax = entry(b'x', 14, b"14 path=other\n", is_gnu);
-            let archive = [pax, entry(b'0', 5, b"bytes", is_gnu)].concat();
+            let pax = tar_entry(b'x', 14, b"14 path=other\n", is_gnu);
+            let archive = [pax, tar_entry(b'0', 5, b"bytes", is_gnu)].concat();
             let mut reading = ArchiveEntries::new(&*archive, u64::MAX);
             let first = reading.next().ok().flatten().unwrap();
             assert_eq!((first.path, first.size), (PathBuf::from("other"), 5));
-            assert!(reading.piece(9).is_ok_and(|piece| piece == b"bytes"));
+            assert!(reading.next_piece(9).is_ok_and(|piece| piece == b"bytes"));
             assert!(reading.next().is_ok_and(|next| next.is_none()));
         }
     }
 
-    fn content() -> impl Strategy<Value = Vec<u8>> {
+    fn any_content() -> impl Strategy<Value = Vec<u8>> {
         let keys = [
             "path",
             "size",
@@ -644,14 +648,14 @@ mod tests {
         #[test]
         fn reading_an_archive_ends_whatever_it_says(
             entries in vec(
-                (sample::select(b"0012345567LKxxxxgSSDVM?".to_vec()), content(), any::<bool>(), sample::select(vec![0_u64, 1, 600, 1 << 40, u64::MAX]), any::<bool>()),
+                (sample::select(b"0012345567LKxxxxgSSDVM?".to_vec()), any_content(), any::<bool>(), sample::select(vec![0_u64, 1, 600, 1 << 40, u64::MAX]), any::<bool>()),
                 0..12,
             ),
             cut in 0_usize..3000,
         ) {
             let mut archive: Vec<u8> = entries.iter().flat_map(|(kind, content, is_true, other, is_gnu)| {
                 let size = if *is_true { content.len() as u64 } else { *other };
-                entry(*kind, size, content, *is_gnu)
+                tar_entry(*kind, size, content, *is_gnu)
             }).collect();
             archive.truncate(archive.len().saturating_sub(cut.saturating_sub(1500)));
             let mut reading = ArchiveEntries::new(&*archive, u64::MAX);
@@ -660,7 +664,7 @@ mod tests {
                 heads += HEADER_SIZE;
                 let pieces: u64 = entry.pieces.iter().map(|(_, length)| length).sum();
                 let mut given = 0;
-                while let Ok(piece) = reading.piece(1000) {
+                while let Ok(piece) = reading.next_piece(1000) {
                     given += piece.len();
                     if piece.is_empty() {
                         prop_assert_eq!(given as u64, pieces);

@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use ion_plane::collect::GcMode;
 
-use super::{FETCH, ImageError, LOCK, PART, REFS, beside, blocking, folder_of, unused};
+use super::{
+    FETCH, ImageError, LOCK, PART, REFS, images_folder, lock_if_unused, run_blocking, with_suffix,
+};
 
 /// The bytes of a block of `st_blocks`.
 const BLOCK: u64 = 512;
@@ -33,8 +35,8 @@ pub async fn collect(
     grace: Duration,
     how: GcMode,
 ) -> Result<Collected, ImageError> {
-    let folder = folder_of(home);
-    blocking(move || collect_in(&folder, unused_for, grace, how)).await
+    let folder = images_folder(home);
+    run_blocking(move || collect_in(&folder, unused_for, grace, how)).await
 }
 
 fn collect_in(
@@ -50,14 +52,14 @@ fn collect_in(
         }
         let path = folder.join(&name);
         if name.starts_with(FETCH) {
-            if older(&path, grace) {
-                collected.bytes += remove(&path, how)?;
+            if is_older_than(&path, grace) {
+                collected.bytes += remove_folder(&path, how)?;
             }
             continue;
         }
         let part = name.strip_suffix(&format!(".{PART}"));
         let place = folder.join(part.unwrap_or(&name));
-        let _held = match unused(&place) {
+        let _held = match lock_if_unused(&place) {
             Ok(Some(held)) => held,
             // A process that unpacks it, or runs something from it, holds the lock.
             Ok(None) => continue,
@@ -72,11 +74,11 @@ fn collect_in(
             }
             Err(error) => return Err(error),
         };
-        let lock = beside(&place, LOCK);
+        let lock = with_suffix(&place, LOCK);
         // Another process may have finished or removed it since it was listed.
         if path.exists() {
             if part.is_none() {
-                if unused_for.is_none_or(|age| !older(&lock, age)) {
+                if unused_for.is_none_or(|age| !is_older_than(&lock, age)) {
                     continue;
                 }
                 collected.images += 1;
@@ -84,17 +86,17 @@ fn collect_in(
             let mut goes = path;
             if how == GcMode::Remove && part.is_none() {
                 // It is renamed first, so that no process can find half of it.
-                goes = beside(&place, PART);
+                goes = with_suffix(&place, PART);
                 std::fs::rename(&place, &goes).map_err(ImageError::file(&place))?;
             }
-            collected.bytes += remove(&goes, how)?;
+            collected.bytes += remove_folder(&goes, how)?;
         }
         if how == GcMode::Remove && !place.exists() {
             std::fs::remove_file(&lock).map_err(ImageError::file(&lock))?;
         }
     }
     if how == GcMode::Remove {
-        forget(folder)?;
+        remove_stale_notes(folder)?;
     }
     Ok(collected)
 }
@@ -110,7 +112,7 @@ fn names_in(folder: &Path) -> Result<Vec<String>, ImageError> {
 }
 
 /// Removes the notes of images that do not exist any more.
-fn forget(folder: &Path) -> Result<(), ImageError> {
+fn remove_stale_notes(folder: &Path) -> Result<(), ImageError> {
     let refs = folder.join(REFS);
     // The notes are listed first: a note is written after its image.
     let notes = names_in(&refs)?;
@@ -122,30 +124,30 @@ fn forget(folder: &Path) -> Result<(), ImageError> {
         let digest = std::fs::read_to_string(&note).unwrap_or_default();
         let digest = digest.strip_prefix("sha256:").unwrap_or(&digest);
         if digest.is_empty() || !there.iter().any(|name| name.starts_with(digest)) {
-            unless_gone(std::fs::remove_file(&note)).map_err(ImageError::file(&note))?;
+            ignore_missing(std::fs::remove_file(&note)).map_err(ImageError::file(&note))?;
         }
     }
     for name in notes.iter().filter_map(|name| name.strip_suffix(&locks)) {
         let note = refs.join(name);
         // A process that fetches this image, or waits for it, holds the lock.
-        if let Ok(Some(_held)) = unused(&note)
+        if let Ok(Some(_held)) = lock_if_unused(&note)
             && !note.exists()
         {
-            let lock = beside(&note, LOCK);
-            unless_gone(std::fs::remove_file(&lock)).map_err(ImageError::file(&lock))?;
+            let lock = with_suffix(&note, LOCK);
+            ignore_missing(std::fs::remove_file(&lock)).map_err(ImageError::file(&lock))?;
         }
     }
     Ok(())
 }
 
 /// Ignores the error of a file that is missing already.
-fn unless_gone(removed: io::Result<()>) -> io::Result<()> {
+fn ignore_missing(removed: io::Result<()>) -> io::Result<()> {
     removed
         .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Returns whether a file was last changed at least `age` ago.
-fn older(path: &Path, age: Duration) -> bool {
+fn is_older_than(path: &Path, age: Duration) -> bool {
     let changed = std::fs::metadata(path).and_then(|metadata| metadata.modified());
     changed.is_ok_and(|changed| {
         SystemTime::now().duration_since(changed).is_ok_and(|since| since >= age)
@@ -153,17 +155,17 @@ fn older(path: &Path, age: Duration) -> bool {
 }
 
 /// Removes a folder; returns the bytes that it takes on the disk.
-fn remove(folder: &Path, how: GcMode) -> Result<u64, ImageError> {
-    let bytes = bytes_below(folder)?;
+fn remove_folder(folder: &Path, how: GcMode) -> Result<u64, ImageError> {
+    let bytes = disk_bytes(folder)?;
     if how == GcMode::Remove {
-        unless_gone(std::fs::remove_dir_all(folder)).map_err(ImageError::file(folder))?;
+        ignore_missing(std::fs::remove_dir_all(folder)).map_err(ImageError::file(folder))?;
     }
     Ok(bytes)
 }
 
 /// Returns the bytes that all files in a folder take on the disk. Files that others remove
 /// meanwhile do not count.
-pub(super) fn bytes_below(folder: &Path) -> Result<u64, ImageError> {
+pub(super) fn disk_bytes(folder: &Path) -> Result<u64, ImageError> {
     let mut bytes = 0;
     let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {

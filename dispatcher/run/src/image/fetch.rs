@@ -20,8 +20,8 @@ use ion_system::sys;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::collect::bytes_below;
-use super::{ImageError, LOCK, beside, blocking, unused};
+use super::collect::disk_bytes;
+use super::{ImageError, LOCK, lock_if_unused, run_blocking, with_suffix};
 
 /// The error text when there is no registry client.
 const NO_SKOPEO: &str = "there is no skopeo; install it with `apt-get install skopeo`, or name a folder in the OCI layout \
@@ -76,10 +76,10 @@ impl FetchLock {
         let mut waited = false;
         loop {
             let note = note.to_owned();
-            let lock = blocking(move || {
+            let lock = run_blocking(move || {
                 let refs = note.parent().unwrap_or(Path::new("."));
                 std::fs::create_dir_all(refs).map_err(ImageError::file(refs))?;
-                unused(&note)
+                lock_if_unused(&note)
             });
             if let Some(lock) = lock.await? {
                 return Ok(Self { lock, waited });
@@ -95,14 +95,14 @@ impl FetchLock {
     }
 
     /// Returns why the previous holder of the lock could not fetch the image.
-    pub(super) fn failure(&self, note: &Path) -> Option<String> {
-        let words = std::fs::read_to_string(beside(note, LOCK)).ok();
+    pub(super) fn previous_failure(&self, note: &Path) -> Option<String> {
+        let words = std::fs::read_to_string(with_suffix(note, LOCK)).ok();
         words.filter(|words| self.waited && !words.is_empty())
     }
 
     /// Writes the reason of a failure into the lock file, for the jobs that wait; empty words mark
     /// a new try.
-    pub(super) fn leave(&mut self, words: &str) {
+    pub(super) fn write_failure(&mut self, words: &str) {
         let left = self.lock.set_len(0).and_then(|()| {
             self.lock.seek(SeekFrom::Start(0))?;
             self.lock.write_all(words.as_bytes())
@@ -143,7 +143,7 @@ impl Fetch {
         };
         let (dropped, held) = io::pipe().map_err(failed("skopeo cannot be watched"))?;
         let words = tempfile::tempfile().map_err(failed("skopeo's words cannot be kept"))?;
-        let command = self.command(
+        let command = self.build_command(
             from,
             to,
             words.try_clone().map_err(failed("skopeo's words cannot be kept"))?,
@@ -154,12 +154,12 @@ impl Fetch {
             _ => self.time_max,
         };
         let (to, time_max) = (to.to_owned(), self.time_max);
-        let ended = blocking(move || {
-            let child = start(command).map_err(|error| match error.kind() {
+        let ended = run_blocking(move || {
+            let child = start_client(command).map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound => ImageError::NotFetched(NO_SKOPEO.into()),
                 _ => failed("skopeo cannot be started")(error),
             })?;
-            watch(child, words, &dropped, &to, silence_max, time_max)
+            wait_for_client(child, words, &dropped, &to, silence_max, time_max)
                 .map_err(failed("skopeo cannot be watched"))
         });
         let ended = ended.await;
@@ -177,7 +177,7 @@ impl Fetch {
         Err(ImageError::NotFetched(format!("image {reference} cannot be fetched: {because}")))
     }
 
-    fn command(&self, from: &str, to: &Path, words: File) -> Command {
+    fn build_command(&self, from: &str, to: &Path, words: File) -> Command {
         #[expect(clippy::disallowed_methods, reason = "the door for fetching images")]
         let mut command = Command::new("skopeo");
         let said =
@@ -198,14 +198,14 @@ impl Fetch {
 }
 
 /// Starts the client. The kernel kills it when this thread ends.
-fn start(mut command: Command) -> io::Result<Child> {
+fn start_client(mut command: Command) -> io::Result<Child> {
     sys::kill_when_thread_ends(&mut command);
     command.spawn()
 }
 
 /// Waits for the client's end. Kills the client when nothing comes any more, when its time is over,
 /// or when the caller has dropped its future.
-fn watch(
+fn wait_for_client(
     mut child: Child,
     mut words: File,
     dropped: &PipeReader,
@@ -225,7 +225,7 @@ fn watch(
             break None;
         }
         let now = Instant::now();
-        let there = bytes_below(to).unwrap_or(bytes);
+        let there = disk_bytes(to).unwrap_or(bytes);
         if there != bytes {
             (moved, bytes) = (now, there);
         }
@@ -286,12 +286,12 @@ mod tests {
             FetchLock::take(&note, &image, &|words| panic!("nobody is before it: {words}"))
                 .await
                 .unwrap();
-        first.leave("");
+        first.write_failure("");
         let (said, mut heard) = tokio::sync::mpsc::channel(1);
         let say = |words: &str| said.try_send(words.to_owned()).unwrap();
         let waits = async {
             let second = FetchLock::take(&note, &image, &say).await.unwrap();
-            second.failure(&note)
+            second.previous_failure(&note)
         };
         let fails = async {
             let words = heard.recv().await.unwrap();
@@ -299,7 +299,7 @@ mod tests {
                 words,
                 "waits for image tools/module:1, which is being fetched for another job"
             );
-            first.leave("no such image");
+            first.write_failure("no such image");
             drop(first);
         };
         let (failure, ()) = tokio::join!(waits, fails);
@@ -307,6 +307,6 @@ mod tests {
         let later = FetchLock::take(&note, &image, &|words| panic!("nobody is before it: {words}"))
             .await
             .unwrap();
-        assert_eq!(later.failure(&note), None);
+        assert_eq!(later.previous_failure(&note), None);
     }
 }

@@ -81,7 +81,7 @@ pub(super) struct ImageManifest {
 }
 
 impl ImagePlatform {
-    fn shown(&self) -> String {
+    fn to_text(&self) -> String {
         let Self { architecture, os, variant } = self;
         if variant.is_empty() {
             format!("{os}/{architecture}")
@@ -94,7 +94,7 @@ impl ImagePlatform {
 /// Returns this processor's level among the variants of amd64: each level has one more set of
 /// instructions.
 #[cfg(target_arch = "x86_64")]
-fn level() -> u32 {
+fn processor_level() -> u32 {
     use std::arch::is_x86_feature_detected as has;
     let second = has!("cmpxchg16b") && has!("popcnt") && has!("sse4.2") && has!("ssse3");
     let third = has!("avx2") && has!("bmi1") && has!("bmi2") && has!("f16c") && has!("fma");
@@ -105,7 +105,7 @@ fn level() -> u32 {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn level() -> u32 {
+fn processor_level() -> u32 {
     1
 }
 
@@ -113,7 +113,7 @@ fn level() -> u32 {
 /// none if the processor cannot run it. The variant for all processors comes first, so that all
 /// machines of an architecture take the same one, and then the one that uses the most of this
 /// processor.
-fn rank(architecture: &str, variant: &str, level: u32) -> Option<u32> {
+fn variant_rank(architecture: &str, variant: &str, level: u32) -> Option<u32> {
     match (architecture, variant) {
         (_, "") | ("amd64", "v1") | ("arm64", "v8") => Some(0),
         ("amd64", variant) => {
@@ -138,7 +138,7 @@ impl ImageLayout {
             root => root.map_err(ImageError::file(folder))?,
         };
         let layout = Self { folder: folder.to_owned(), root: root.into() };
-        match layout.file("oci-layout") {
+        match layout.open_file("oci-layout") {
             Ok(_) => Ok(layout),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(no_image()),
             Err(error) => Err(ImageError::file(&folder.join("oci-layout"))(error)),
@@ -146,7 +146,7 @@ impl ImageLayout {
     }
 
     /// Opens a regular file below the folder.
-    fn file(&self, path: &str) -> io::Result<File> {
+    fn open_file(&self, path: &str) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
         let file = File::from(openat2(&self.root, path, flags, Mode::empty(), resolve)?);
@@ -157,14 +157,15 @@ impl ImageLayout {
     }
 
     /// Returns the image with this tag, for this kind of machine.
-    pub(super) fn manifest(&self, tag: Option<&str>) -> Result<ImageManifest, ImageError> {
-        let text = self.file("index.json").and_then(|file| {
+    pub(super) fn find_manifest(&self, tag: Option<&str>) -> Result<ImageManifest, ImageError> {
+        let text = self.open_file("index.json").and_then(|file| {
             let mut text = Vec::new();
             file.take(DOCUMENT_MAX).read_to_end(&mut text).map(|_| text)
         });
         let text = text.map_err(ImageError::file(&self.folder.join("index.json")))?;
-        let index: ImageIndex = serde_json::from_slice(&text)
-            .map_err(|error| self.wrong(format!("its index.json is not a valid index: {error}")))?;
+        let index: ImageIndex = serde_json::from_slice(&text).map_err(|error| {
+            self.wrong_image(format!("its index.json is not a valid index: {error}"))
+        })?;
         let tags = || index.manifests.iter().filter_map(|one| one.annotations.get(TAG));
         let mut chosen = match tag {
             None => index.manifests.clone(),
@@ -178,17 +179,17 @@ impl ImageLayout {
         let known =
             || cut_owned(tags().map(String::as_str).collect::<Vec<_>>().join(", "), QUOTE_MAX);
         for _ in 0..DEPTH_MAX {
-            let one = match self.for_this_machine(chosen)? {
+            let one = match self.choose_for_machine(chosen)? {
                 Some(one) => one,
                 None if tag.is_some() => {
-                    return Err(self.wrong(format!(
+                    return Err(self.wrong_image(format!(
                         "it has no tag {:?}; it has: {}",
                         tag.unwrap_or_default(),
                         known()
                     )));
                 }
                 None => {
-                    return Err(self.wrong(format!(
+                    return Err(self.wrong_image(format!(
                         "it holds several images; say which, with its tag: {}",
                         known()
                     )));
@@ -197,17 +198,17 @@ impl ImageLayout {
             if one.media_type.ends_with("image.index.v1+json")
                 || one.media_type.ends_with("manifest.list.v2+json")
             {
-                chosen = self.document::<ImageIndex>(&one)?.manifests;
+                chosen = self.read_document::<ImageIndex>(&one)?.manifests;
                 continue;
             }
-            let ManifestDocument { config, layers } = self.document(&one)?;
+            let ManifestDocument { config, layers } = self.read_document(&one)?;
             return Ok(ImageManifest { digest: one.digest, config, layers });
         }
-        Err(self.wrong("its indexes lie too deep".into()))
+        Err(self.wrong_image("its indexes lie too deep".into()))
     }
 
     /// Returns the image that runs on this machine; none if several could be meant.
-    fn for_this_machine(
+    fn choose_for_machine(
         &self,
         mut found: Vec<BlobDescriptor>,
     ) -> Result<Option<BlobDescriptor>, ImageError> {
@@ -217,21 +218,21 @@ impl ImageLayout {
             "powerpc64" => "ppc64le",
             other => other,
         };
-        let level = level();
+        let level = processor_level();
         let rank = |one: &BlobDescriptor| match &one.platform {
             None => Some(0),
             Some(p) if p.architecture == architecture && p.os == "linux" => {
-                rank(architecture, &p.variant, level)
+                variant_rank(architecture, &p.variant, level)
             }
             Some(_) => None,
         };
         let all: Vec<String> =
-            found.iter().filter_map(|one| Some(one.platform.as_ref()?.shown())).collect();
+            found.iter().filter_map(|one| Some(one.platform.as_ref()?.to_text())).collect();
         let any = !found.is_empty();
         found.retain(|one| rank(one).is_some());
         if any && found.is_empty() {
             let all = cut_owned(all.join(", "), QUOTE_MAX);
-            return Err(self.wrong(format!(
+            return Err(self.wrong_image(format!(
                 "it has nothing for linux/{architecture} that this processor can run; it has: {all}"
             )));
         }
@@ -242,35 +243,38 @@ impl ImageLayout {
     }
 
     /// Returns the image's configuration of its programs.
-    pub(super) fn config(&self, manifest: &ImageManifest) -> Result<ImageConfig, ImageError> {
-        self.document::<ImageConfiguration>(&manifest.config)
+    pub(super) fn read_config(&self, manifest: &ImageManifest) -> Result<ImageConfig, ImageError> {
+        self.read_document::<ImageConfiguration>(&manifest.config)
             .map(|said| said.config.unwrap_or_default())
     }
 
-    fn document<T: DeserializeOwned>(&self, descriptor: &BlobDescriptor) -> Result<T, ImageError> {
+    fn read_document<T: DeserializeOwned>(
+        &self,
+        descriptor: &BlobDescriptor,
+    ) -> Result<T, ImageError> {
         if descriptor.size > DOCUMENT_MAX {
             let digest = quote(&descriptor.digest);
-            return Err(self.wrong(format!("{digest} has more than {DOCUMENT_MAX} bytes")));
+            return Err(self.wrong_image(format!("{digest} has more than {DOCUMENT_MAX} bytes")));
         }
-        let mut blob = self.blob(descriptor)?;
+        let mut blob = self.open_blob(descriptor)?;
         let mut text = Vec::new();
         blob.read_to_end(&mut text).map_err(ImageError::file(&self.folder))?;
         blob.check(self)?;
         serde_json::from_slice(&text)
-            .map_err(|error| self.wrong(format!("{}: {error}", descriptor.digest)))
+            .map_err(|error| self.wrong_image(format!("{}: {error}", descriptor.digest)))
     }
 
     /// Opens a blob. The caller reads it to its end and checks it.
-    pub(super) fn blob(&self, descriptor: &BlobDescriptor) -> Result<LayerBlob, ImageError> {
+    pub(super) fn open_blob(&self, descriptor: &BlobDescriptor) -> Result<LayerBlob, ImageError> {
         let digest = descriptor.digest.strip_prefix("sha256:").filter(|digest| {
             digest.len() == 64
                 && digest.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
         });
         let digest = digest.ok_or_else(|| {
-            self.wrong(format!("{} is no sha256 digest", quote(&descriptor.digest)))
+            self.wrong_image(format!("{} is no sha256 digest", quote(&descriptor.digest)))
         })?;
         let path = format!("blobs/sha256/{digest}");
-        let file = self.file(&path).map_err(ImageError::file(&self.folder.join(&path)))?;
+        let file = self.open_file(&path).map_err(ImageError::file(&self.folder.join(&path)))?;
         Ok(LayerBlob {
             file: file.take(descriptor.size.saturating_add(1)),
             hash: Sha256::new(),
@@ -279,7 +283,7 @@ impl ImageLayout {
         })
     }
 
-    pub(super) fn wrong(&self, reason: String) -> ImageError {
+    pub(super) fn wrong_image(&self, reason: String) -> ImageError {
         let reason = cut_owned(reason, REASON_MAX);
         ImageError::Wrong(format!("image {}: {reason}", self.folder.display()))
     }
@@ -311,7 +315,7 @@ impl LayerBlob {
         if self.read == *size && found == *digest {
             return Ok(());
         }
-        Err(layout.wrong(format!(
+        Err(layout.wrong_image(format!(
             "its blob {digest} is damaged: {} bytes of {size}, digest {found}",
             self.read
         )))
@@ -327,14 +331,17 @@ mod tests {
     fn of_variants_the_one_for_all_processors_comes_first() {
         let order = |level| {
             let mut all = vec!["v4", "v2", "", "v3", "v9", "x"];
-            all.retain(|variant| rank("amd64", variant, level).is_some());
-            all.sort_by_key(|variant| rank("amd64", variant, level));
+            all.retain(|variant| variant_rank("amd64", variant, level).is_some());
+            all.sort_by_key(|variant| variant_rank("amd64", variant, level));
             all
         };
         assert_eq!(order(4), ["", "v4", "v3", "v2"]);
         assert_eq!(order(2), ["", "v2"]);
         assert_eq!(order(1), [""]);
-        assert!((1..=4).contains(&level()));
-        assert_eq!((rank("arm64", "v8", 1), rank("arm64", "v9", 1)), (Some(0), None));
+        assert!((1..=4).contains(&processor_level()));
+        assert_eq!(
+            (variant_rank("arm64", "v8", 1), variant_rank("arm64", "v9", 1)),
+            (Some(0), None)
+        );
     }
 }

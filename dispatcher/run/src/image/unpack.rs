@@ -22,7 +22,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::archive::{ArchiveEntries, ArchiveEntry, ArchiveRefusal, EntryKind, shown};
+use super::archive::{ArchiveEntries, ArchiveEntry, ArchiveRefusal, EntryKind, quote_path};
 use super::layout::{BlobDescriptor, ImageLayout};
 use super::{ImageConfig, ImageError, ImageOwners};
 
@@ -109,7 +109,8 @@ impl ImageRoot {
             archived: 0,
             without_attributes: false,
         };
-        root.own(root.folder.as_fd(), OsStr::new("."), 0, 0).map_err(ImageError::file(path))?;
+        root.set_owner(root.folder.as_fd(), OsStr::new("."), 0, 0)
+            .map_err(ImageError::file(path))?;
         // This holds unless the image sets another mode: every user who runs from the image walks
         // through this folder.
         fs::fchmod(&root.folder, Mode::from_raw_mode(0o755))
@@ -123,14 +124,14 @@ impl ImageRoot {
         layout: &ImageLayout,
         layer: &BlobDescriptor,
     ) -> Result<(), ImageError> {
-        let mut blob = layout.blob(layer)?;
-        let laid = self.lay(&mut blob);
+        let mut blob = layout.open_blob(layer)?;
+        let laid = self.unpack_archive(&mut blob);
         let checked = blob.check(layout);
         match (laid, checked) {
             // The bytes do not match the layer's digest: any other error may follow from that.
             (_, Err(damaged)) => Err(damaged),
             (Err(ArchiveRefusal::Because(reason)), Ok(())) => {
-                Err(layout.wrong(format!("its layer {}: {reason}", quote(&layer.digest))))
+                Err(layout.wrong_image(format!("its layer {}: {reason}", quote(&layer.digest))))
             }
             (Err(ArchiveRefusal::System(source)), Ok(())) => {
                 Err(ImageError::file(&self.path)(source))
@@ -142,19 +143,19 @@ impl ImageRoot {
     /// Makes the places for a container's own mounts, and the folder it starts in: jobs share the
     /// image, so they cannot add to it later.
     pub(super) fn finish(&mut self, config: &ImageConfig) -> Result<(), ImageError> {
-        let folders = MOUNTS.iter().map(PathBuf::from).chain([config.folder()]);
+        let folders = MOUNTS.iter().map(PathBuf::from).chain([config.working_folder()]);
         for folder in
             folders.chain(config.volumes.iter().flat_map(BTreeMap::keys).map(PathBuf::from))
         {
-            let made =
-                below(&folder).and_then(|path| Ok(self.folder_through_links(&path, LINKS_MAX)?));
+            let made = relative_path(&folder)
+                .and_then(|path| Ok(self.make_through_links(&path, LINKS_MAX)?));
             made.map_err(|refused| match refused {
                 ArchiveRefusal::Because(reason) => ImageError::Wrong(reason),
                 ArchiveRefusal::System(error) => ImageError::file(&self.path.join(folder))(error),
             })?;
         }
         for name in HOST_FILES {
-            self.file_in_etc(OsStr::new(name))
+            self.make_file_in_etc(OsStr::new(name))
                 .map_err(ImageError::file(&self.path.join("etc").join(name)))?;
         }
         if self.without_attributes {
@@ -170,47 +171,52 @@ impl ImageRoot {
 
     /// Unpacks an archive, compressed or not. Its first bytes tell: the declared type is often
     /// wrong.
-    fn lay(&mut self, bytes: impl Read) -> Result<(), ArchiveRefusal> {
+    fn unpack_archive(&mut self, bytes: impl Read) -> Result<(), ArchiveRefusal> {
         let mut bytes = BufReader::new(bytes);
         match bytes.fill_buf()? {
-            [0x1f, 0x8b, ..] => self.lay_tar(flate2::bufread::MultiGzDecoder::new(bytes)),
+            [0x1f, 0x8b, ..] => self.unpack_tar(flate2::bufread::MultiGzDecoder::new(bytes)),
             // A zstd frame, or a skippable frame before it.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => {
                 let mut decoder = zstd::stream::Decoder::with_buffer(bytes)?;
                 decoder.window_log_max(WINDOW_LOG_MAX)?;
-                self.lay_tar(decoder)
+                self.unpack_tar(decoder)
             }
-            [b'B', b'Z', b'h', ..] => Err(other_compression("bzip2")),
-            [0xfd, b'7', b'z', b'X', b'Z', ..] => Err(other_compression("xz")),
-            _ => self.lay_tar(bytes),
+            [b'B', b'Z', b'h', ..] => Err(unknown_compression("bzip2")),
+            [0xfd, b'7', b'z', b'X', b'Z', ..] => Err(unknown_compression("xz")),
+            _ => self.unpack_tar(bytes),
         }
     }
 
-    fn lay_tar(&mut self, bytes: impl Read) -> Result<(), ArchiveRefusal> {
+    fn unpack_tar(&mut self, bytes: impl Read) -> Result<(), ArchiveRefusal> {
         // The paths of this layer: an opaque folder hides those of lower layers only.
         let mut own = OwnPaths::default();
         let mut entries = ArchiveEntries::new(bytes, ARCHIVED_MAX - self.archived);
         while let Some(entry) = entries.next()? {
-            let path = below(&entry.path)?;
+            let path = relative_path(&entry.path)?;
             self.files += 1;
             if self.files > FILES_MAX {
                 return Err(ArchiveRefusal::Because(format!(
                     "the image has more than {FILES_MAX} files"
                 )));
             }
-            self.add(&mut entries, &entry, &path, &mut own).map_err(|refused| match refused {
-                ArchiveRefusal::System(error) => {
-                    let name = shown(&entry.path);
-                    ArchiveRefusal::System(io::Error::new(error.kind(), format!("{name}: {error}")))
-                }
-                because @ ArchiveRefusal::Because(_) => because,
-            })?;
+            self.add_entry(&mut entries, &entry, &path, &mut own).map_err(
+                |refused| match refused {
+                    ArchiveRefusal::System(error) => {
+                        let name = quote_path(&entry.path);
+                        ArchiveRefusal::System(io::Error::new(
+                            error.kind(),
+                            format!("{name}: {error}"),
+                        ))
+                    }
+                    because @ ArchiveRefusal::Because(_) => because,
+                },
+            )?;
         }
-        self.archived += entries.read();
+        self.archived += entries.bytes_read();
         Ok(())
     }
 
-    fn add<R: Read>(
+    fn add_entry<R: Read>(
         &mut self,
         entries: &mut ArchiveEntries<R>,
         entry: &ArchiveEntry,
@@ -219,83 +225,87 @@ impl ImageRoot {
     ) -> Result<(), ArchiveRefusal> {
         let Some(name) = path.file_name() else {
             if entry.kind == EntryKind::Folder {
-                self.attributes(self.folder.as_fd(), OsStr::new("."), entry)?;
+                self.set_metadata(self.folder.as_fd(), OsStr::new("."), entry)?;
             }
             return Ok(());
         };
         let above = path.parent().unwrap_or(Path::new(""));
-        let parent = self.folder_at(above)?;
+        let parent = self.open_or_make_folder(above)?;
         if name.as_bytes() == OPAQUE {
-            return hide_lower(parent.as_fd(), above, own).map_err(ArchiveRefusal::from);
+            return remove_lower(parent.as_fd(), above, own).map_err(ArchiveRefusal::from);
         }
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
             return match hidden {
                 b"" | b"." | b".." => Err(ArchiveRefusal::Because(format!(
                     "its whiteout {} names nothing",
-                    shown(path)
+                    quote_path(path)
                 ))),
-                hidden => {
-                    remove(parent.as_fd(), OsStr::from_bytes(hidden)).map_err(ArchiveRefusal::from)
-                }
+                hidden => remove_all(parent.as_fd(), OsStr::from_bytes(hidden))
+                    .map_err(ArchiveRefusal::from),
             };
         }
         own.add(path);
         match entry.kind {
             EntryKind::Folder => {
                 if !is_folder(parent.as_fd(), name)? {
-                    remove(parent.as_fd(), name)?;
+                    remove_all(parent.as_fd(), name)?;
                     fs::mkdirat(&parent, name, Mode::from_raw_mode(0o700))?;
                 }
                 if !entry.attributes.is_empty() {
                     let flags =
                         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                    self.of_users(fs::openat(&parent, name, flags, Mode::empty())?.as_fd(), entry)?;
+                    self.set_user_attributes(
+                        fs::openat(&parent, name, flags, Mode::empty())?.as_fd(),
+                        entry,
+                    )?;
                 }
             }
             EntryKind::File => {
-                remove(parent.as_fd(), name)?;
+                remove_all(parent.as_fd(), name)?;
                 let flags = OFlags::WRONLY
                     | OFlags::CREATE
                     | OFlags::EXCL
                     | OFlags::NOFOLLOW
                     | OFlags::CLOEXEC;
                 let file = fs::openat(&parent, name, flags, Mode::from_raw_mode(0o600))?;
-                self.of_users(file.as_fd(), entry)?;
-                self.copy(entries, entry, &mut File::from(file))?;
+                self.set_user_attributes(file.as_fd(), entry)?;
+                self.copy_content(entries, entry, &mut File::from(file))?;
             }
             EntryKind::Symlink => {
-                remove(parent.as_fd(), name)?;
+                remove_all(parent.as_fd(), name)?;
                 fs::symlinkat(link_target(entry, path)?, &parent, name)?;
-                return self.own_as(parent.as_fd(), name, entry).map_err(ArchiveRefusal::from);
+                return self
+                    .set_entry_owner(parent.as_fd(), name, entry)
+                    .map_err(ArchiveRefusal::from);
             }
             EntryKind::Link => {
-                let from = below(Path::new(link_target(entry, path)?))?;
+                let from = relative_path(Path::new(link_target(entry, path)?))?;
                 let (Some(from_name), from_above) =
                     (from.file_name(), from.parent().unwrap_or(Path::new("")))
                 else {
                     return Err(ArchiveRefusal::Because(format!(
                         "its link {} leads to no file",
-                        shown(path)
+                        quote_path(path)
                     )));
                 };
-                let from = self.folder_at(from_above)?;
-                remove(parent.as_fd(), name)?;
+                let from = self.open_or_make_folder(from_above)?;
+                remove_all(parent.as_fd(), name)?;
                 fs::linkat(&from, from_name, &parent, name, AtFlags::empty())?;
                 // Owner and mode are those of the file that it names.
                 return Ok(());
             }
             EntryKind::Fifo => {
-                remove(parent.as_fd(), name)?;
+                remove_all(parent.as_fd(), name)?;
                 fs::mknodat(&parent, name, FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
             }
             // A container has the devices of its own /dev.
             EntryKind::Device => return Ok(()),
         }
-        self.attributes(parent.as_fd(), name, entry).map_err(ArchiveRefusal::from)
+        self.set_metadata(parent.as_fd(), name, entry).map_err(ArchiveRefusal::from)
     }
 
     /// Writes the pieces of a file's content; between them are holes.
-    fn copy<R: Read>(
+    fn copy_content<R: Read>(
         &mut self,
         entries: &mut ArchiveEntries<R>,
         entry: &ArchiveEntry,
@@ -311,7 +321,7 @@ impl ImageRoot {
             file.seek(SeekFrom::Start(offset))?;
             let mut left = length;
             while left > 0 {
-                let piece = entries.piece(left)?;
+                let piece = entries.next_piece(left)?;
                 file.write_all(piece)?;
                 left -= piece.len() as u64;
             }
@@ -324,7 +334,11 @@ impl ImageRoot {
     }
 
     /// Sets the extended attributes of users on a file or folder.
-    fn of_users(&mut self, file: BorrowedFd<'_>, entry: &ArchiveEntry) -> io::Result<()> {
+    fn set_user_attributes(
+        &mut self,
+        file: BorrowedFd<'_>,
+        entry: &ArchiveEntry,
+    ) -> io::Result<()> {
         for (name, value) in &entry.attributes {
             match fs::fsetxattr(file, &**name, value, XattrFlags::empty()) {
                 Ok(()) => {}
@@ -339,76 +353,76 @@ impl ImageRoot {
     }
 
     /// Opens a path below the root.
-    fn opened(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    fn open(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         fs::openat2(&self.folder, path, flags | OFlags::CLOEXEC, Mode::empty(), RESOLVE)
     }
 
     /// Opens a folder below the root. Makes the folders that are missing.
-    fn folder_at(&mut self, path: &Path) -> io::Result<OwnedFd> {
+    fn open_or_make_folder(&mut self, path: &Path) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        match self.opened(path, flags) {
+        match self.open(path, flags) {
             Err(Errno::NOENT) => {}
             opened => return opened.map_err(io::Error::from),
         }
         let (above, name) =
             (path.parent().unwrap_or(Path::new("")), path.file_name().unwrap_or_default());
-        let parent = self.folder_at(above)?;
+        let parent = self.open_or_make_folder(above)?;
         match fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
             Ok(()) => {
                 fs::chmodat(&parent, name, Mode::from_raw_mode(0o755), AtFlags::empty())?;
-                self.own(parent.as_fd(), name, 0, 0)?;
+                self.set_owner(parent.as_fd(), name, 0, 0)?;
                 self.files += 1;
             }
             Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
         // A link in its place that leads to nothing is an error: no folder is made there.
-        self.opened(path, flags).map_err(io::Error::from)
+        self.open(path, flags).map_err(io::Error::from)
     }
 
     /// Does the same where links on the way may lead to missing folders: these are made where the
     /// links lead.
-    fn folder_through_links(&mut self, path: &Path, links: u32) -> io::Result<OwnedFd> {
+    fn make_through_links(&mut self, path: &Path, links: u32) -> io::Result<OwnedFd> {
         let mut through = PathBuf::new();
         for name in path.iter() {
-            let above = self.folder_at(&through)?;
+            let above = self.open_or_make_folder(&through)?;
             match fs::readlinkat(&above, name, vec![]) {
                 Ok(target) if links > 0 => {
                     let target = through.join(OsStr::from_bytes(target.as_bytes()));
                     let rest = path.strip_prefix(through.join(name)).unwrap_or(Path::new(""));
-                    return self.folder_through_links(&plain(&target.join(rest)), links - 1);
+                    return self.make_through_links(&resolve_dots(&target.join(rest)), links - 1);
                 }
                 Ok(_) => return Err(Errno::LOOP.into()),
                 Err(_) => through.push(name),
             }
         }
-        self.folder_at(&through)
+        self.open_or_make_folder(&through)
     }
 
     /// Makes a file of `/etc` that another one can be mounted on. A link that leads to no file is
     /// replaced.
-    fn file_in_etc(&mut self, name: &OsStr) -> io::Result<()> {
-        let etc = self.folder_at(Path::new("etc"))?;
-        let there = self.opened(&Path::new("etc").join(name), OFlags::PATH);
+    fn make_file_in_etc(&mut self, name: &OsStr) -> io::Result<()> {
+        let etc = self.open_or_make_folder(Path::new("etc"))?;
+        let there = self.open(&Path::new("etc").join(name), OFlags::PATH);
         if there.is_ok() {
             return Ok(());
         }
-        remove(etc.as_fd(), name)?;
+        remove_all(etc.as_fd(), name)?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         fs::fchmod(fs::openat(&etc, name, flags, Mode::empty())?, Mode::from_raw_mode(0o644))?;
-        self.own(etc.as_fd(), name, 0, 0)
+        self.set_owner(etc.as_fd(), name, 0, 0)
     }
 
     /// Sets the owner, mode and time of a file that is not a symbolic link.
-    fn attributes(
+    fn set_metadata(
         &self,
         parent: BorrowedFd<'_>,
         name: &OsStr,
         entry: &ArchiveEntry,
     ) -> io::Result<()> {
-        self.own_as(parent, name, entry)?;
+        self.set_entry_owner(parent, name, entry)?;
         let folder = entry.kind == EntryKind::Folder;
         // The user who unpacks it must be able to walk through it and to remove it; set-user-ID and
         // set-group-ID bits are dropped, so that nobody gets the rights of a file's owner.
@@ -423,11 +437,22 @@ impl ImageRoot {
         Ok(())
     }
 
-    fn own_as(&self, parent: BorrowedFd<'_>, name: &OsStr, entry: &ArchiveEntry) -> io::Result<()> {
-        self.own(parent, name, entry.uid, entry.gid)
+    fn set_entry_owner(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        entry: &ArchiveEntry,
+    ) -> io::Result<()> {
+        self.set_owner(parent, name, entry.uid, entry.gid)
     }
 
-    fn own(&self, parent: BorrowedFd<'_>, name: &OsStr, uid: u64, gid: u64) -> io::Result<()> {
+    fn set_owner(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: &OsStr,
+        uid: u64,
+        gid: u64,
+    ) -> io::Result<()> {
         let ImageOwners::From(first) = self.owners else { return Ok(()) };
         let shifted =
             |id: u64| first + u32::try_from(id).ok().filter(|id| *id < USERS).unwrap_or(USERS - 1);
@@ -438,7 +463,7 @@ impl ImageRoot {
 }
 
 /// Returns a path of an archive, relative to its root.
-fn below(said: &Path) -> Result<PathBuf, ArchiveRefusal> {
+fn relative_path(said: &Path) -> Result<PathBuf, ArchiveRefusal> {
     let mut path = PathBuf::new();
     for part in said.components() {
         match part {
@@ -447,7 +472,7 @@ fn below(said: &Path) -> Result<PathBuf, ArchiveRefusal> {
             Component::ParentDir | Component::Prefix(_) => {
                 return Err(ArchiveRefusal::Because(format!(
                     "its path {} leads out of the image",
-                    shown(said)
+                    quote_path(said)
                 )));
             }
         }
@@ -456,7 +481,7 @@ fn below(said: &Path) -> Result<PathBuf, ArchiveRefusal> {
 }
 
 /// Resolves the `..` of a path, which cannot lead above the root.
-fn plain(path: &Path) -> PathBuf {
+fn resolve_dots(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {
         match part {
@@ -470,12 +495,15 @@ fn plain(path: &Path) -> PathBuf {
 
 fn link_target<'e>(entry: &'e ArchiveEntry, path: &Path) -> Result<&'e OsStr, ArchiveRefusal> {
     if entry.target.is_empty() {
-        return Err(ArchiveRefusal::Because(format!("its link {} leads nowhere", shown(path))));
+        return Err(ArchiveRefusal::Because(format!(
+            "its link {} leads nowhere",
+            quote_path(path)
+        )));
     }
     Ok(&entry.target)
 }
 
-fn other_compression(name: &str) -> ArchiveRefusal {
+fn unknown_compression(name: &str) -> ArchiveRefusal {
     ArchiveRefusal::Because(format!(
         "it is compressed by {name}, which is not read here; copy the image with `skopeo copy \
          --dest-compress-format gzip`"
@@ -496,7 +524,7 @@ fn is_folder(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<bool> {
 }
 
 /// Removes a name and all below it; a missing name is no error.
-fn remove(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+fn remove_all(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     match fs::unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => return Ok(()),
         Err(Errno::ISDIR | Errno::PERM) => {}
@@ -505,7 +533,7 @@ fn remove(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let folder = fs::openat(parent, name, flags, Mode::empty())?;
     loop {
-        each_name(folder.as_fd(), |inside| remove(folder.as_fd(), inside))?;
+        for_each_name(folder.as_fd(), |inside| remove_all(folder.as_fd(), inside))?;
         match fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
             // A listing may skip names while others are removed.
             Err(Errno::NOTEMPTY) => {}
@@ -516,7 +544,7 @@ fn remove(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
 
 /// Calls `take` for each name in a folder, without a list of them: a layer may have put millions
 /// there. `take` may remove the name.
-fn each_name(
+fn for_each_name(
     folder: BorrowedFd<'_>,
     mut take: impl FnMut(&OsStr) -> io::Result<()>,
 ) -> io::Result<()> {
@@ -531,15 +559,15 @@ fn each_name(
 }
 
 /// Removes what lower layers have in a folder: all paths that are not in `own`.
-fn hide_lower(folder: BorrowedFd<'_>, path: &Path, own: &OwnPaths) -> io::Result<()> {
-    each_name(folder, |name| {
+fn remove_lower(folder: BorrowedFd<'_>, path: &Path, own: &OwnPaths) -> io::Result<()> {
+    for_each_name(folder, |name| {
         let inside = path.join(name);
         if !own.contains(&inside) {
-            return remove(folder, name);
+            return remove_all(folder, name);
         }
         if is_folder(folder, name)? {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            hide_lower(fs::openat(folder, name, flags, Mode::empty())?.as_fd(), &inside, own)?;
+            remove_lower(fs::openat(folder, name, flags, Mode::empty())?.as_fd(), &inside, own)?;
         }
         Ok(())
     })
@@ -547,11 +575,11 @@ fn hide_lower(folder: BorrowedFd<'_>, path: &Path, own: &OwnPaths) -> io::Result
 
 /// Untars an image layout: its documents and blobs, and nothing else. Blobs are checked when they
 /// are read.
-pub(super) fn archive(file: &Path, to: &Path) -> Result<(), ImageError> {
+pub(super) fn layout_archive(file: &Path, to: &Path) -> Result<(), ImageError> {
     let uid = rustix::process::geteuid().as_raw();
     let mut root = ImageRoot::new(to, ImageOwners::Itself(uid))?;
     let bytes = File::open(file).map_err(ImageError::file(file))?;
-    root.lay(bytes).map_err(|refused| match refused {
+    root.unpack_archive(bytes).map_err(|refused| match refused {
         ArchiveRefusal::Because(reason) => {
             ImageError::Wrong(format!("archive {}: {reason}", file.display()))
         }

@@ -50,7 +50,7 @@ impl CgroupLimits {
     pub(super) fn enter(&self) -> Result<(), InitError> {
         self.groups.iter().try_for_each(|group| {
             let entered = ENTER.run_blocking(
-                |_| group.make().and_then(|()| enter(&group.folder)),
+                |_| group.make().and_then(|()| enter_group(&group.folder)),
                 |failed| failed.error.kind() == io::ErrorKind::NotFound,
             );
             entered.map_err(|source| InitError::Limits { folder: group.folder.clone(), source })
@@ -60,13 +60,13 @@ impl CgroupLimits {
     /// Moves this process back; the processes that it started stay.
     pub(super) fn leave(&self) -> Result<(), InitError> {
         self.groups.iter().try_for_each(|group| {
-            enter(&group.home).map_err(InitError::path(&group.folder, "cannot be left"))
+            enter_group(&group.home).map_err(InitError::path(&group.folder, "cannot be left"))
         })
     }
 
     /// Returns the memory limit in bytes, if the kernel killed one of the job's processes for
     /// exceeding it.
-    pub(super) fn out_of_memory(&self) -> Option<u64> {
+    pub(super) fn exceeded_memory_limit(&self) -> Option<u64> {
         let (counter, limit) = self.memory.as_ref()?;
         let text = fs::read_to_string(counter).ok()?;
         let killed = text.lines().find_map(|line| line.strip_prefix("oom_kill "))?;
@@ -98,7 +98,7 @@ impl Cgroup {
     }
 }
 
-fn enter(folder: &Path) -> io::Result<()> {
+fn enter_group(folder: &Path) -> io::Result<()> {
     // 0 stands for the process that writes.
     fs::write(folder.join(PROCESSES), "0")
 }

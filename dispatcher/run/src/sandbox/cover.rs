@@ -19,9 +19,9 @@ use rustix::fs::{Mode as Permissions, OFlags};
 use rustix::mount::{self, MountFlags};
 use serde::{Deserialize, Serialize};
 
-use self::aliases::aliases;
+use self::aliases::find_aliases;
 use super::error::InitError;
-use super::root::{EMPTY_FILE, EMPTY_FOLDER, below, made, tmpfs};
+use super::root::{EMPTY_FILE, EMPTY_FOLDER, make_folder, mount_tmpfs, path_under};
 
 /// Where a cover that shows something is prepared.
 const PREPARED: &str = "/cover";
@@ -62,7 +62,7 @@ impl Covers {
             path.canonicalize().map_err(named)
         };
         let home = found(home)?;
-        let mut places = vec![Cover::of(home.clone())?];
+        let mut places = vec![Cover::for_folder(home.clone())?];
         for store in stores {
             let store = found(store)?;
             if store.starts_with(&home) {
@@ -71,7 +71,7 @@ impl Covers {
             if store.is_dir() {
                 // If the home lies in this store, the store's cover covers the home, too.
                 places.retain(|place| !place.path.starts_with(&store));
-                places.push(Cover::of(store)?);
+                places.push(Cover::for_folder(store)?);
                 continue;
             }
             places.extend(BESIDE_DATABASE.map(|suffix| {
@@ -81,7 +81,7 @@ impl Covers {
             }));
         }
         let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-        let also: Vec<_> = places.iter().flat_map(|place| place.elsewhere(&mounts)).collect();
+        let also: Vec<_> = places.iter().flat_map(|place| place.at_other_mounts(&mounts)).collect();
         places.extend(also);
         let mut seen = HashSet::new();
         let folders: Vec<_> = places
@@ -97,7 +97,7 @@ impl Covers {
 
     /// Returns the covers for a program that runs in `directory`: that folder and the program's own
     /// stay visible with all that lies in them, also below the home.
-    pub fn around(&self, directory: &Path, program: Option<&str>) -> Vec<Cover> {
+    pub fn for_program(&self, directory: &Path, program: Option<&str>) -> Vec<Cover> {
         let mut places = self.places.clone();
         let folder = |program: &str| Path::new(program).parent().map(Path::to_owned);
         let own = program.filter(|program| program.starts_with('/')).and_then(folder);
@@ -105,7 +105,7 @@ impl Covers {
             let Ok(needed) = needed.canonicalize() else { continue };
             for place in &mut places {
                 if let Ok(inside) = needed.strip_prefix(&place.path) {
-                    place.shown.extend(self.shown(&place.path, inside));
+                    place.shown.extend(self.visible_paths(&place.path, inside));
                     place.shown.sort();
                     place.shown.dedup();
                 }
@@ -116,7 +116,7 @@ impl Covers {
 
     /// Returns the paths of a covered folder that stay visible to a program in its subfolder
     /// `inside`.
-    fn shown(&self, covered: &Path, inside: &Path) -> Vec<PathBuf> {
+    fn visible_paths(&self, covered: &Path, inside: &Path) -> Vec<PathBuf> {
         match inside.components().next() {
             Some(first) if covered == self.home && is_state_name(first.as_os_str()) => vec![],
             Some(_) => vec![covered.join(inside)],
@@ -133,19 +133,19 @@ impl Covers {
 }
 
 impl Cover {
-    fn of(folder: PathBuf) -> io::Result<Self> {
+    fn for_folder(folder: PathBuf) -> io::Result<Self> {
         let metadata = folder.metadata()?;
         Ok(Self { path: folder, folder: Some((metadata.dev(), metadata.ino())), shown: vec![] })
     }
 
     /// Returns covers for the same place as seen through other mounts, and for parts of it that are
     /// mounted elsewhere.
-    fn elsewhere(&self, mounts: &str) -> Vec<Self> {
-        let seen = aliases(&self.path, mounts).into_iter().filter(|path| path.exists());
+    fn at_other_mounts(&self, mounts: &str) -> Vec<Self> {
+        let seen = find_aliases(&self.path, mounts).into_iter().filter(|path| path.exists());
         match self.folder {
             Some(_) => seen
-                .filter_map(|path| Self::of(path).ok())
-                .filter(|place| self.is_or_holds(place))
+                .filter_map(|path| Self::for_folder(path).ok())
+                .filter(|place| self.is_on_same_device(place))
                 .collect(),
             None => seen.map(|path| Self { path, folder: None, shown: vec![] }).collect(),
         }
@@ -153,12 +153,12 @@ impl Cover {
 
     /// Returns whether another place is this folder or one below it (on the same device), and not
     /// something that was mounted over it.
-    fn is_or_holds(&self, other: &Self) -> bool {
+    fn is_on_same_device(&self, other: &Self) -> bool {
         matches!((self.folder, other.folder), (Some((device, _)), Some((other, _))) if device == other)
     }
 
     /// Mounts the cover in the new root. The host's whole root is still at `/host`.
-    pub(super) fn lay(&self) -> Result<(), InitError> {
+    pub(super) fn mount(&self) -> Result<(), InitError> {
         let Some(place) = self.open()? else { return Ok(()) };
         // The mount uses the descriptor: a path could lead elsewhere by now.
         let at = format!("/new/proc/self/fd/{}", place.as_raw_fd());
@@ -174,7 +174,7 @@ impl Cover {
     }
 
     fn open(&self) -> Result<Option<OwnedFd>, InitError> {
-        let at = below("/new", &self.path);
+        let at = path_under("/new", &self.path);
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = rustix::fs::open(at, flags, Permissions::empty());
         let Some((device, inode)) = self.folder else {
@@ -195,12 +195,12 @@ impl Cover {
     fn prepare(&self) -> Result<(), InitError> {
         let prepared = Path::new(PREPARED);
         if !prepared.is_dir() {
-            made(prepared)?;
+            make_folder(prepared)?;
         }
-        tmpfs(prepared)?;
+        mount_tmpfs(prepared)?;
         for shown in &self.shown {
             let inside = shown.strip_prefix(&self.path).unwrap_or(shown);
-            let (from, to) = (below("/host", shown), prepared.join(inside));
+            let (from, to) = (path_under("/host", shown), prepared.join(inside));
             let failed = InitError::path(shown, "cannot be shown");
             if from.is_dir() {
                 std::fs::create_dir_all(&to).map_err(&failed)?;
@@ -220,8 +220,8 @@ impl Cover {
 mod tests {
     use super::*;
 
-    fn shown(covers: &Covers, directory: &Path, program: Option<&str>) -> Vec<PathBuf> {
-        covers.around(directory, program).swap_remove(0).shown
+    fn shown_to(covers: &Covers, directory: &Path, program: Option<&str>) -> Vec<PathBuf> {
+        covers.for_program(directory, program).swap_remove(0).shown
     }
 
     #[test]
@@ -238,15 +238,15 @@ mod tests {
         let covers = Covers::new(&home, &[home.join("blobs"), home.join("ion.db")]).unwrap();
         assert_eq!(covers.places.len(), 1, "the stores are below the home");
         // A program in a folder above the home needs nothing of the home.
-        assert!(shown(&covers, &root, Some("/bin/sh")).is_empty());
-        assert_eq!(shown(&covers, &home.join("mine/deep"), None), [home.join("mine/deep")]);
-        assert_eq!(shown(&covers, &home, None), [home.join("mine"), home.join("pipeline.yaml")]);
+        assert!(shown_to(&covers, &root, Some("/bin/sh")).is_empty());
+        assert_eq!(shown_to(&covers, &home.join("mine/deep"), None), [home.join("mine/deep")]);
+        assert_eq!(shown_to(&covers, &home, None), [home.join("mine"), home.join("pipeline.yaml")]);
         assert!(
-            shown(&covers, &home.join("jobs"), None).is_empty(),
+            shown_to(&covers, &home.join("jobs"), None).is_empty(),
             "another job's folder is no program's"
         );
         let program = home.join("mine/tool").display().to_string();
-        assert_eq!(shown(&covers, &root, Some(&program)), [home.join("mine")]);
+        assert_eq!(shown_to(&covers, &root, Some(&program)), [home.join("mine")]);
     }
 
     #[test]

@@ -36,7 +36,7 @@ const RUNTIME_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs as the fork server: its standard input is the socket by which the daemon asks for a
 /// `job-init`. It never returns, but exits the process.
-pub fn main() -> ! {
+pub fn run_fork_server() -> ! {
     let requests = rustix::stdio::stdin();
     let mut forked = false;
     loop {
@@ -47,10 +47,10 @@ pub fn main() -> ! {
                 Ok((text, descriptors)) if !text.is_empty() => {
                     let mut descriptors = descriptors.into_iter();
                     if let Some(socket) = descriptors.next()
-                        && let Some(streams) = InitStreams::from(descriptors.collect())
+                        && let Some(streams) = InitStreams::from_descriptors(descriptors.collect())
                         && let Ok(InitOrder::Fork(command)) = serde_json::from_slice(&text)
                     {
-                        fork(socket, streams, command);
+                        fork_init(socket, streams, command);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -77,7 +77,7 @@ struct InitStreams {
 }
 
 impl InitStreams {
-    fn from(descriptors: Vec<OwnedFd>) -> Option<Self> {
+    fn from_descriptors(descriptors: Vec<OwnedFd>) -> Option<Self> {
         let mut descriptors = descriptors.into_iter();
         match (descriptors.next(), descriptors.next(), descriptors.next()) {
             (Some(stdout), None, None) => Some(Self { stdin: None, stdout, stderr: None }),
@@ -89,7 +89,7 @@ impl InitStreams {
     }
 }
 
-fn fork(socket: OwnedFd, streams: InitStreams, command: SandboxCommand) {
+fn fork_init(socket: OwnedFd, streams: InitStreams, command: SandboxCommand) {
     let mut namespaces = UnshareFlags::empty();
     if command.mode != SandboxMode::Plain {
         namespaces |= UnshareFlags::NEWPID | UnshareFlags::NEWNS;
@@ -100,7 +100,7 @@ fn fork(socket: OwnedFd, streams: InitStreams, command: SandboxCommand) {
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     match sys::fork_single_threaded(namespaces) {
         Ok(Fork::Parent(_)) => {}
-        Ok(Fork::Child) => init(socket, streams, command, (uid, gid)),
+        Ok(Fork::Child) => run_job_init(socket, streams, command, (uid, gid)),
         Err(source) => {
             let what = if namespaces.is_empty() {
                 "the job's first process cannot be made"
@@ -108,14 +108,19 @@ fn fork(socket: OwnedFd, streams: InitStreams, command: SandboxCommand) {
                 "its namespaces cannot be made"
             };
             let error = InitError::Act { what, source };
-            let _ = report(socket.as_fd(), &InitReport::of(&error), &[]);
+            let _ = send_report(socket.as_fd(), &InitReport::from_error(&error), &[]);
         }
     }
 }
 
 /// Runs as `job-init`: its standard input becomes the socket to the daemon. It never returns, but
 /// exits the process.
-fn init(socket: OwnedFd, streams: InitStreams, command: SandboxCommand, owner: (u32, u32)) -> ! {
+fn run_job_init(
+    socket: OwnedFd,
+    streams: InitStreams,
+    command: SandboxCommand,
+    owner: (u32, u32),
+) -> ! {
     let InitStreams { stdin, stdout, stderr } = streams;
     let ready = || -> io::Result<OwnedFd> {
         rustix::stdio::dup2_stdin(&socket)?;
@@ -132,11 +137,11 @@ fn init(socket: OwnedFd, streams: InitStreams, command: SandboxCommand, owner: (
     let socket = rustix::stdio::stdin();
     let served = ready
         .map_err(InitError::act("the job's first process cannot get its streams"))
-        .and_then(|this| serve(socket, this, command, stdin, owner));
+        .and_then(|this| run_sandbox(socket, this, command, stdin, owner));
     let code = match served {
         Ok(()) => 0,
         Err(error) => {
-            let _ = report(socket, &InitReport::of(&error), &[]);
+            let _ = send_report(socket, &InitReport::from_error(&error), &[]);
             1
         }
     };
@@ -145,34 +150,38 @@ fn init(socket: OwnedFd, streams: InitStreams, command: SandboxCommand, owner: (
 
 impl InitReport {
     /// Returns the report of an error. The daemon is another process: it receives the text.
-    fn of(error: &InitError) -> Self {
+    fn from_error(error: &InitError) -> Self {
         let reason = error_chain(error);
         if error.is_lasting() { Self::CannotRun(reason) } else { Self::Failed(reason) }
     }
 }
 
-fn report(socket: BorrowedFd<'_>, report: &InitReport, descriptors: &[OwnedFd]) -> io::Result<()> {
+fn send_report(
+    socket: BorrowedFd<'_>,
+    report: &InitReport,
+    descriptors: &[OwnedFd],
+) -> io::Result<()> {
     let descriptors: Vec<_> = descriptors.iter().map(OwnedFd::as_fd).collect();
     send(socket, &serde_json::to_vec(report)?, &descriptors)
 }
 
-fn say(
+fn report_or_fail(
     socket: BorrowedFd<'_>,
     what: &InitReport,
     descriptors: &[OwnedFd],
 ) -> Result<(), InitError> {
-    report(socket, what, descriptors).map_err(InitError::act("the daemon is gone"))
+    send_report(socket, what, descriptors).map_err(InitError::act("the daemon is gone"))
 }
 
 /// Receives the next order; none when the daemon is gone.
-fn order(socket: BorrowedFd<'_>) -> Option<InitOrder> {
+fn receive_order(socket: BorrowedFd<'_>) -> Option<InitOrder> {
     let (text, _) = receive(socket).ok()?;
     serde_json::from_slice(&text).ok()
 }
 
 /// Prepares the sandbox, starts the module and stays until everything that it started has ended.
 /// The first report carries `this`, a descriptor of this process.
-fn serve(
+fn run_sandbox(
     socket: BorrowedFd<'_>,
     this: OwnedFd,
     command: SandboxCommand,
@@ -185,9 +194,8 @@ fn serve(
     match command.mode {
         SandboxMode::Plain => rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(InitError::act("the module's orphans cannot be adopted"))?,
-        SandboxMode::User => {
-            stay(owner).map_err(InitError::act("the user namespace cannot be set up"))?
-        }
+        SandboxMode::User => map_ids_to_themselves(owner)
+            .map_err(InitError::act("the user namespace cannot be set up"))?,
         SandboxMode::Root => {}
     }
     // The module may have the same user, and must not read this process, which has rights and
@@ -202,11 +210,11 @@ fn serve(
     if let Some(mount_at) = &command.mount_at {
         let prepared = if device.is_some() { InitReport::Mounted } else { InitReport::Ready };
         let descriptors: Vec<_> = known_by.take().into_iter().chain(device).collect();
-        say(socket, &prepared, &descriptors)?;
+        report_or_fail(socket, &prepared, &descriptors)?;
         // The device is closed, too: if it stayed open here, the tree would not end with the
         // daemon, and this process might wait for an answer.
         drop(descriptors);
-        match order(socket) {
+        match receive_order(socket) {
             Some(InitOrder::Go) => {}
             // The daemon is gone, or gave up before the start.
             _ => return Ok(()),
@@ -223,11 +231,11 @@ fn serve(
             start_module(&command, stdin)?
         }
     };
-    let said = let_go_of_output(&nowhere)
-        .and_then(|()| say(socket, &InitReport::Started, known_by.as_slice()));
+    let said = release_output(&nowhere)
+        .and_then(|()| report_or_fail(socket, &InitReport::Started, known_by.as_slice()));
     if said.is_err() {
         // The daemon died meanwhile: nothing may continue without it.
-        end_all(&command, child);
+        kill_and_reap_all(&command, child);
         if let Some(container) = &command.container {
             container.bounds.remove();
         }
@@ -239,7 +247,7 @@ fn serve(
 
 /// Maps the user and the group to themselves, so that the module sees its own uid, and files keep
 /// their owner.
-fn stay((uid, gid): (u32, u32)) -> io::Result<()> {
+fn map_ids_to_themselves((uid, gid): (u32, u32)) -> io::Result<()> {
     std::fs::write("/proc/self/setgroups", "deny")?;
     std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
     std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))
@@ -260,7 +268,7 @@ fn supervise(
             [PollFd::new(&ended, PollFlags::IN), PollFd::from_borrowed_fd(socket, PollFlags::IN)];
         let _ = poll(&mut events, Some(&REAP_EVERY));
         if !events[1].revents().is_empty() {
-            match order(socket) {
+            match receive_order(socket) {
                 Some(InitOrder::Terminate) => terminate(command, child),
                 Some(InitOrder::Kill) => signal_all(command, child, Signal::KILL),
                 Some(_) => {}
@@ -273,15 +281,15 @@ fn supervise(
         }
         status = reap(child);
     }
-    end_all(command, child);
-    let exit = status.map_or(ProcessExit::Signal(Signal::KILL.as_raw()), exit_of);
+    kill_and_reap_all(command, child);
+    let exit = status.map_or(ProcessExit::Signal(Signal::KILL.as_raw()), to_process_exit);
     let ended = match &command.container {
-        Some(container) => end_of(container, exit),
+        Some(container) => report_container_end(container, exit),
         None => InitReport::Exited(exit),
     };
-    let _ = report(socket, &ended, &[]);
+    let _ = send_report(socket, &ended, &[]);
     if command.mount_at.is_none() && command.container.is_none() {
-        stay_until_let_go(socket);
+        wait_until_dropped(socket);
     }
     Ok(())
 }
@@ -289,18 +297,18 @@ fn supervise(
 /// Waits until the daemon drops the sandbox. A program without a tree leaves nothing visible
 /// behind, and removing its namespaces now would take processor time from the processes that still
 /// run.
-fn stay_until_let_go(socket: BorrowedFd<'_>) {
-    while order(socket).is_some() {}
+fn wait_until_dropped(socket: BorrowedFd<'_>) {
+    while receive_order(socket).is_some() {}
 }
 
 /// Returns the report of a container's end. Removes its control groups.
-fn end_of(container: &SandboxContainer, exit: ProcessExit) -> InitReport {
-    let out_of_memory = container.bounds.out_of_memory();
+fn report_container_end(container: &SandboxContainer, exit: ProcessExit) -> InitReport {
+    let out_of_memory = container.bounds.exceeded_memory_limit();
     container.bounds.remove();
     match (exit, out_of_memory) {
         (ProcessExit::Code(0), _) => InitReport::Exited(exit),
         (_, Some(bytes)) => InitReport::Exited(ProcessExit::OutOfMemory(bytes)),
-        (_, None) => match runtime_error() {
+        (_, None) => match read_runtime_error() {
             Some(error) => InitReport::Failed(format!("the container cannot be started: {error}")),
             None => InitReport::Exited(exit),
         },
@@ -308,7 +316,7 @@ fn end_of(container: &SandboxContainer, exit: ProcessExit) -> InitReport {
 }
 
 /// Returns the first error in the runtime's log: why it could not do its work.
-fn runtime_error() -> Option<String> {
+fn read_runtime_error() -> Option<String> {
     let log = std::fs::read_to_string(Path::new(BUNDLE).join(RUNTIME_LOG)).ok()?;
     let lines = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let errors = lines.filter(|line| line["level"] == "error");
@@ -317,7 +325,7 @@ fn runtime_error() -> Option<String> {
 
 /// Replaces this process's copies of the module's output by `nowhere`, so that the output ends with
 /// the module, and not with the `job-init` that waits for it.
-fn let_go_of_output(nowhere: &File) -> Result<(), InitError> {
+fn release_output(nowhere: &File) -> Result<(), InitError> {
     rustix::stdio::dup2_stdout(nowhere)
         .and_then(|()| rustix::stdio::dup2_stderr(nowhere))
         .map_err(InitError::act("the module's output cannot be let go"))
@@ -406,7 +414,7 @@ fn reap(module: Pid) -> Option<WaitStatus> {
     found
 }
 
-fn exit_of(status: WaitStatus) -> ProcessExit {
+fn to_process_exit(status: WaitStatus) -> ProcessExit {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => ProcessExit::Code(code),
         (None, signal) => ProcessExit::Signal(signal.unwrap_or_default()),
@@ -428,7 +436,7 @@ fn terminate(command: &SandboxCommand, module: Pid) {
 fn signal_all(command: &SandboxCommand, module: Pid, signal: Signal) {
     if command.mode == SandboxMode::Plain {
         let _ = rustix::process::kill_process_group(module, signal);
-        for pid in children() {
+        for pid in child_pids() {
             let _ = rustix::process::kill_process(pid, signal);
         }
     } else {
@@ -437,7 +445,7 @@ fn signal_all(command: &SandboxCommand, module: Pid, signal: Signal) {
 }
 
 /// Kills the processes that the module left behind and waits until they are gone.
-fn end_all(command: &SandboxCommand, module: Pid) {
+fn kill_and_reap_all(command: &SandboxCommand, module: Pid) {
     loop {
         signal_all(command, module, Signal::KILL);
         match rustix::process::wait(WaitOptions::empty()) {
@@ -454,7 +462,7 @@ fn end_all(command: &SandboxCommand, module: Pid) {
 
 /// Returns this process's children. The module's orphans are among them, as this process is their
 /// subreaper.
-fn children() -> Vec<Pid> {
+fn child_pids() -> Vec<Pid> {
     let list = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
     list.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
 }

@@ -86,9 +86,9 @@ fn drop_capabilities() -> Result<(), Errno> {
 
 /// Limits the number of the job's processes, where the kernel can limit them for this job alone;
 /// elsewhere nothing limits them. The job's own `/proc` is at `proc`.
-pub(super) fn bound_processes(command: &SandboxCommand, proc: &Path) {
+pub(super) fn limit_processes(command: &SandboxCommand, proc: &Path) {
     let kernel = rustix::system::uname();
-    let version = version_of(&kernel.release().to_string_lossy());
+    let version = parse_kernel_version(&kernel.release().to_string_lossy());
     // On older kernels this file applies to the whole machine.
     if version >= (6, 14) {
         let settings = proc.join("sys/kernel");
@@ -108,7 +108,7 @@ pub(super) fn bound_processes(command: &SandboxCommand, proc: &Path) {
 }
 
 /// Returns the major and minor number of a kernel's release; zeros if there are none.
-fn version_of(release: &str) -> (u32, u32) {
+fn parse_kernel_version(release: &str) -> (u32, u32) {
     let mut numbers =
         release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))

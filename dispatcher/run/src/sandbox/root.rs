@@ -23,7 +23,7 @@ use rustix::fs::{CWD, FileType, Mode as Permissions, OFlags};
 use rustix::mount::{self, MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::error::InitError;
-use super::rights::{Rights, bound_processes};
+use super::rights::{Rights, limit_processes};
 use super::{BUNDLE, ROOTFS, SandboxCommand, SandboxContainer, SandboxMode};
 
 /// An empty folder and an empty file, read-only, that are mounted over other places while the root
@@ -73,20 +73,20 @@ pub(super) struct RootHandles {
 }
 
 /// Returns an absolute path below another root.
-pub(super) fn below(root: &str, path: &Path) -> PathBuf {
+pub(super) fn path_under(root: &str, path: &Path) -> PathBuf {
     Path::new(root).join(path.strip_prefix("/").unwrap_or(path))
 }
 
-pub(super) fn made(folder: &Path) -> Result<(), InitError> {
+pub(super) fn make_folder(folder: &Path) -> Result<(), InitError> {
     fs::create_dir(folder).map_err(InitError::path(folder, "cannot be made"))
 }
 
 /// Mounts a small tmpfs, for files that this namespace alone sees.
-pub(super) fn tmpfs(at: &Path) -> Result<(), InitError> {
-    small_tmpfs(at, MountFlags::NOSUID | MountFlags::NODEV)
+pub(super) fn mount_tmpfs(at: &Path) -> Result<(), InitError> {
+    mount_tmpfs_with(at, MountFlags::NOSUID | MountFlags::NODEV)
 }
 
-fn small_tmpfs(at: &Path, flags: MountFlags) -> Result<(), InitError> {
+fn mount_tmpfs_with(at: &Path, flags: MountFlags) -> Result<(), InitError> {
     mount::mount("ion", at, "tmpfs", flags, Some(c"mode=0755,size=1m"))
         .map_err(InitError::mount("a tmpfs cannot be mounted at", at))
 }
@@ -112,7 +112,7 @@ pub(super) fn build(command: &SandboxCommand, owner: (u32, u32)) -> Result<RootH
     };
     let (root, new) = (Path::new("/"), Path::new("/new"));
     let confined = is_confined(command);
-    begin(confined)?;
+    enter_scratch_root(confined)?;
     let unreadable = InitError::path(Path::new("/host"), "cannot be read");
     for entry in fs::read_dir("/host").map_err(&unreadable)? {
         let entry = entry.map_err(&unreadable)?;
@@ -124,10 +124,10 @@ pub(super) fn build(command: &SandboxCommand, owner: (u32, u32)) -> Result<RootH
     }
     let device = name.map(|name| mount_tree(name, owner)).transpose()?;
     if let Some(container) = &command.container {
-        lay_bundle(container, name)?;
+        make_bundle(container, name)?;
     }
     mount_proc(new)?;
-    bound_processes(command, &new.join("proc"));
+    limit_processes(command, &new.join("proc"));
     let bdi = "/host/sys/class/bdi";
     let read_ahead = rustix::fs::open(
         bdi,
@@ -137,9 +137,9 @@ pub(super) fn build(command: &SandboxCommand, owner: (u32, u32)) -> Result<RootH
     .ok();
     if confined {
         make_devices(&new.join("dev"))?;
-        close_settings()?;
+        protect_settings()?;
     }
-    command.covers.iter().try_for_each(|cover| cover.lay())?;
+    command.covers.iter().try_for_each(|cover| cover.mount())?;
     let mut read_only = MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID;
     if !confined {
         read_only |= MountFlags::NODEV;
@@ -158,28 +158,28 @@ pub(super) fn build(command: &SandboxCommand, owner: (u32, u32)) -> Result<RootH
 
 /// Changes the root to a small tmpfs where the host's whole root is at `/host` and the new one,
 /// still empty, at `/new`. The new one may hold devices if it is `confined`.
-fn begin(confined: bool) -> Result<(), InitError> {
+fn enter_scratch_root(confined: bool) -> Result<(), InitError> {
     let (root, base) = (Path::new("/"), Path::new("/tmp"));
     // No mount from here on may propagate to the host.
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount::mount_change(root, private)
         .map_err(InitError::mount("mounts cannot be made private at", root))?;
-    tmpfs(base)?;
+    mount_tmpfs(base)?;
     for folder in ["host", "new", EMPTY_FOLDER] {
-        made(&below("/tmp", Path::new(folder)))?;
+        make_folder(&path_under("/tmp", Path::new(folder)))?;
     }
     let nodev = if confined { MountFlags::empty() } else { MountFlags::NODEV };
-    small_tmpfs(Path::new("/tmp/new"), MountFlags::NOSUID | nodev)?;
+    mount_tmpfs_with(Path::new("/tmp/new"), MountFlags::NOSUID | nodev)?;
     rustix::process::chdir(base).map_err(InitError::mount("cannot enter", base))?;
     rustix::process::pivot_root(".", "host")
         .map_err(InitError::mount("the root cannot be changed to", base))?;
     rustix::process::chdir(root).map_err(InitError::mount("cannot enter", root))?;
     File::create(EMPTY_FILE).map_err(InitError::path(Path::new(EMPTY_FILE), "cannot be made"))?;
-    [EMPTY_FOLDER, EMPTY_FILE].iter().try_for_each(|path| read_only(Path::new(path)))
+    [EMPTY_FOLDER, EMPTY_FILE].iter().try_for_each(|path| bind_read_only(Path::new(path)))
 }
 
 /// Makes a place read-only.
-fn read_only(at: &Path) -> Result<(), InitError> {
+fn bind_read_only(at: &Path) -> Result<(), InitError> {
     mount::mount_bind(at, at).map_err(InitError::mount("cannot be bound:", at))?;
     let flags = MountFlags::RDONLY
         | MountFlags::BIND
@@ -192,7 +192,7 @@ fn read_only(at: &Path) -> Result<(), InitError> {
 /// Mounts a `/proc` that shows only the processes of this namespace, with pids of their own.
 fn mount_proc(new: &Path) -> Result<(), InitError> {
     let at = new.join("proc");
-    made(&at)?;
+    make_folder(&at)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     match mount::mount("proc", &at, "proc", flags, None) {
         Ok(()) => Ok(()),
@@ -206,7 +206,7 @@ fn mount_proc(new: &Path) -> Result<(), InitError> {
 
 /// Makes the part of `/dev` that programs need.
 fn make_devices(dev: &Path) -> Result<(), InitError> {
-    made(dev)?;
+    make_folder(dev)?;
     let failed = |source: io::Error| InitError::Device { at: dev.to_owned(), source };
     for entry in fs::read_dir("/host/dev").map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -230,8 +230,8 @@ fn make_devices(dev: &Path) -> Result<(), InitError> {
         }
     }
     let (pts, shm) = (dev.join("pts"), dev.join("shm"));
-    made(&pts)?;
-    made(&shm)?;
+    make_folder(&pts)?;
+    make_folder(&shm)?;
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
     // A new devpts instance: the terminals of others could be read and written.
     let options = c"newinstance,ptmxmode=0666,mode=0620";
@@ -264,7 +264,7 @@ fn make_device(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 /// Closes the paths of `/proc` and `/sys` by which root could change the machine.
-fn close_settings() -> Result<(), InitError> {
+fn protect_settings() -> Result<(), InitError> {
     let sysfs = Path::new("/new/sys");
     if sys::make_read_only(sysfs).is_err() {
         // Linux before 5.12 can make only single mounts read-only: then the mounts below `/sys` are
@@ -273,14 +273,14 @@ fn close_settings() -> Result<(), InitError> {
             .map_err(InitError::mount("cannot be let go:", sysfs))?;
         mount::mount_bind("/host/sys", sysfs)
             .map_err(InitError::mount("cannot be bound:", sysfs))?;
-        read_only(sysfs)?;
+        bind_read_only(sysfs)?;
     }
-    let present = |path: &&str| below("/new", Path::new(path)).exists();
+    let present = |path: &&str| path_under("/new", Path::new(path)).exists();
     for path in READ_ONLY.iter().chain(&READ_ONLY_TOO).copied().filter(present) {
-        read_only(&below("/new", Path::new(path)))?;
+        bind_read_only(&path_under("/new", Path::new(path)))?;
     }
     for path in MASKED.iter().copied().filter(present) {
-        let at = below("/new", Path::new(path));
+        let at = path_under("/new", Path::new(path));
         let with = if at.is_dir() { EMPTY_FOLDER } else { EMPTY_FILE };
         mount::mount_bind(with, &at).map_err(InitError::mount("cannot be masked:", &at))?;
     }
@@ -290,8 +290,8 @@ fn close_settings() -> Result<(), InitError> {
 /// Mounts the tree below the new root. Returns the device that serves it.
 fn mount_tree(name: &str, (uid, gid): (u32, u32)) -> Result<OwnedFd, InitError> {
     let tree = Path::new("/new").join(name);
-    made(&tree)?;
-    let device = open_device()?;
+    make_folder(&tree)?;
+    let device = open_fuse_device()?;
     // Only the job's processes see this mount; some of them may be other users, if the module runs
     // as root.
     let options = format!(
@@ -316,23 +316,24 @@ fn mount_tree(name: &str, (uid, gid): (u32, u32)) -> Result<OwnedFd, InitError> 
 /// Makes a container's bundle below the new root. The runtime keeps its state there, too. The image
 /// is bound read-only, as other jobs share it: every place that something is mounted on exists in
 /// it already.
-fn lay_bundle(container: &SandboxContainer, tree: Option<&str>) -> Result<(), InitError> {
-    let (bundle, rootfs) = (below("/new", Path::new(BUNDLE)), below("/new", Path::new(ROOTFS)));
-    made(&bundle)?;
+fn make_bundle(container: &SandboxContainer, tree: Option<&str>) -> Result<(), InitError> {
+    let (bundle, rootfs) =
+        (path_under("/new", Path::new(BUNDLE)), path_under("/new", Path::new(ROOTFS)));
+    make_folder(&bundle)?;
     // A mount of its own, because the root becomes read-only.
-    tmpfs(&bundle)?;
-    made(&rootfs)?;
-    let image = below("/host", &container.rootfs);
+    mount_tmpfs(&bundle)?;
+    make_folder(&rootfs)?;
+    let image = path_under("/host", &container.rootfs);
     match tree {
         // The image has no folder for the tree: the container gets a new root that has one.
         Some(name) if !image.join(name).is_dir() => {
-            tmpfs(&rootfs)?;
+            mount_tmpfs(&rootfs)?;
             let unreadable = InitError::path(&image, "cannot be read");
             for entry in fs::read_dir(&image).map_err(&unreadable)? {
                 let entry = entry.map_err(&unreadable)?;
                 carry_over(&entry.path(), &rootfs.join(entry.file_name()))?;
             }
-            made(&rootfs.join(name))?;
+            make_folder(&rootfs.join(name))?;
             sys::make_read_only(&rootfs).map_err(InitError::mount(
                 "the image cannot be made read-only:",
                 &container.rootfs,
@@ -361,7 +362,7 @@ fn lay_bundle(container: &SandboxContainer, tree: Option<&str>) -> Result<(), In
     // A runtime may refuse a machine that has both versions of control groups, so the second is
     // hidden: the runtime does not use control groups here.
     let second = Path::new("/new/sys/fs/cgroup/unified");
-    if second.is_dir() { tmpfs(second) } else { Ok(()) }
+    if second.is_dir() { mount_tmpfs(second) } else { Ok(()) }
 }
 
 /// Makes one entry of the host's root visible in the new one.
@@ -380,7 +381,7 @@ fn carry_over(from: &Path, to: &Path) -> Result<(), InitError> {
     mount::mount_bind_recursive(from, to).map_err(|error| failed(error.into()))
 }
 
-fn open_device() -> Result<OwnedFd, InitError> {
+fn open_fuse_device() -> Result<OwnedFd, InitError> {
     // The host's own device: the new root may have no /dev yet.
     rustix::fs::open("/host/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Permissions::empty())
         .map_err(|error| {

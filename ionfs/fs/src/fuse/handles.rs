@@ -114,7 +114,7 @@ impl Handles {
                     daemon.metrics.opens_passthrough.add(1);
                     return Ok((ByteMover::Passed, Some(id)));
                 }
-                Err(error) => daemon.passthrough_was_refused(&error),
+                Err(error) => daemon.disable_passthrough(&error),
             }
         }
         daemon.metrics.opens_served.add(1);

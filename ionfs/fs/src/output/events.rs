@@ -213,7 +213,7 @@ impl EventFiles {
             EventDecision::Refuse(reason) => return Err(Refusal::Invalid(reason)),
             EventDecision::TooBig(reason) => return Err(Refusal::TooBig(reason)),
             EventDecision::Commit(event) if file.purpose == FilePurpose::Insights => {
-                self.committer.keep_insights(event.into_values()).await?;
+                self.committer.store_insights(event.into_values()).await?;
                 self.records.remove_rejection(&file.name);
             }
             EventDecision::Commit(event) => {

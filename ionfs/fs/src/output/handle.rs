@@ -116,7 +116,7 @@ impl StagedHandle {
         open: impl FnOnce() -> std::result::Result<Arc<BlobReader>, ReadFailure>,
     ) -> std::result::Result<Arc<BlobReader>, ReadFailure> {
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        match reader.as_ref().filter(|reader| reader.blob().is_of(entry)) {
+        match reader.as_ref().filter(|reader| reader.blob().matches_entry(entry)) {
             Some(reader) => Ok(reader.clone()),
             None => Ok(reader.insert(open()?).clone()),
         }

@@ -84,7 +84,7 @@ impl InOrder {
     /// Lets the upload take the bytes added so far: they are in the staged file.
     pub(super) fn note_written(&self) {
         if let Some(upload) = &self.upload {
-            upload.written.send_if_modified(|written| written.reach(self.summer.total()));
+            upload.written.send_if_modified(|written| written.advance_to(self.summer.total()));
         }
     }
 

@@ -159,7 +159,7 @@ impl StagedUploads {
     /// Waits for a permit to upload a file of its current length.
     async fn upload_turn(&self, ino: Ino) -> SemaphorePermit<'_> {
         let bytes = self.staging.getattr(ino).map_or(0, |attr| attr.size);
-        self.daemon.upload_turn(bytes).await
+        self.daemon.acquire_upload_permit(bytes).await
     }
 
     /// Stores the file's current content, unless it is stored already. The caller must hold an
@@ -315,7 +315,10 @@ impl StagedUploads {
 
     /// Lets other jobs of this node read a blob that an event names from the staged file.
     fn share_with_node(&self, ino: Ino, stored: &FileEntry) {
-        if self.open_own_content(ino).is_ok_and(|file| self.daemon.cache.produced(stored, file)) {
+        if self
+            .open_own_content(ino)
+            .is_ok_and(|file| self.daemon.cache.add_staged_file(stored, file))
+        {
             let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
             named.push(NamedFile { ino, entry: stored.clone() });
         }
@@ -334,7 +337,7 @@ impl StagedUploads {
         for NamedFile { ino, entry } in named {
             let file =
                 if self.is_as_named(ino, &entry) { self.open_own_content(ino).ok() } else { None };
-            self.daemon.cache.producer_ended(&entry, file.as_ref());
+            self.daemon.cache.end_staged_file(&entry, file.as_ref());
         }
     }
 
@@ -351,7 +354,7 @@ impl StagedUploads {
 
 #[async_trait]
 impl Staging for StagedUploads {
-    async fn durable(&self, path: &str) -> Result<FileEntry, Refusal> {
+    async fn make_durable(&self, path: &str) -> Result<FileEntry, Refusal> {
         check_name(&self.staging, path)?;
         let ino = resolve_file(&self.staging, path)?;
         self.wait_until_closed(ino, path).await?;
@@ -368,11 +371,11 @@ impl Staging for StagedUploads {
         })
     }
 
-    fn has(&self, path: &str) -> bool {
+    fn has_file(&self, path: &str) -> bool {
         clean_path(path).is_some_and(|path| resolve_file(&self.staging, &path).is_ok())
     }
 
-    async fn below(&self, path: &str) -> Result<Option<DirectoryContent>, Refusal> {
+    async fn list_directory(&self, path: &str) -> Result<Option<DirectoryContent>, Refusal> {
         directory_content(&self.staging, path)
     }
 
@@ -380,7 +383,7 @@ impl Staging for StagedUploads {
         self.staging.limits().most().event_files
     }
 
-    fn moved(&self) -> u64 {
+    fn uploaded_bytes(&self) -> u64 {
         self.bytes_moved()
     }
 

@@ -114,11 +114,11 @@ impl Tree {
     /// whole, and also the next files if a program walks the file's directory.
     pub(crate) fn begin_read(&self, ino: Ino, open: &OpenInode) {
         if let OpenInode::Blob(reader) = open
-            && reader.begins()
+            && reader.note_first_read()
             && reader.blob().entry().size <= SMALL
         {
             self.fetch_next_of_walk(self.current(ino));
-            reader.blob().fetch_ahead();
+            reader.blob().prefetch_whole();
         }
     }
 
@@ -131,7 +131,7 @@ impl Tree {
         drop(walks);
         for entry in ahead {
             if let Ok(blob) = open_blob(&self.daemon, &entry) {
-                blob.fetch_ahead();
+                blob.prefetch_whole();
             }
         }
     }

@@ -43,7 +43,7 @@ impl ReadAhead {
     /// Returns the bytes that should be fetched in addition to the read from `start` to `end`.
     /// Returns `None` if enough bytes are on their way, or if the read continues no stream and is
     /// not at the start of the file.
-    pub(super) fn after(&mut self, start: u64, end: u64) -> Option<Range<u64>> {
+    pub(super) fn note_read(&mut self, start: u64, end: u64) -> Option<Range<u64>> {
         self.clock += 1;
         let used = self.clock;
         let goes_on = |stream: &&mut Stream| {
@@ -86,7 +86,7 @@ mod tests {
         let mut asked = Vec::new();
         let mut last = 0;
         for at in (0..200 * MIB).step_by(READ as usize) {
-            if let Some(range) = ahead.after(at, at + READ) {
+            if let Some(range) = ahead.note_read(at, at + READ) {
                 assert!(range.start >= last, "{range:?} twice");
                 last = range.end;
                 asked.push(range.end - at);
@@ -112,9 +112,9 @@ mod tests {
         for step in 0..100 {
             // The reads come in swapped pairs, as the kernel's workers send them.
             let at = (step ^ 1) * READ;
-            first += u64::from(ahead.after(at, at + READ).is_some());
+            first += u64::from(ahead.note_read(at, at + READ).is_some());
             let at = (5 << 30) + step * READ;
-            second += u64::from(ahead.after(at, at + READ).is_some());
+            second += u64::from(ahead.note_read(at, at + READ).is_some());
         }
         assert!(first > 3 && second > 3, "{first} {second}");
     }
@@ -124,7 +124,7 @@ mod tests {
         let mut ahead = ReadAhead::default();
         for step in 1..1000_u64 {
             let at = step * 7919 % 1000 * 10 * MIB + MIB;
-            assert_eq!(ahead.after(at, at + 4096), None);
+            assert_eq!(ahead.note_read(at, at + 4096), None);
         }
     }
 }

@@ -147,7 +147,7 @@ impl CachedBlob {
         let present = BlockBits::new(blocks);
         match place {
             LocalFileKind::Node => {
-                disk::blocks_in(&file, entry.size, block, |index| present.set(index))
+                disk::for_each_whole_block(&file, entry.size, block, |index| present.set(index))
             }
             LocalFileKind::Store | LocalFileKind::Producer => {
                 (0..blocks).for_each(|index| present.set(index))
@@ -174,7 +174,7 @@ impl CachedBlob {
     }
 
     /// Returns whether the blob has this entry's key, checksums and size.
-    pub fn is_of(&self, entry: &FileEntry) -> bool {
+    pub fn matches_entry(&self, entry: &FileEntry) -> bool {
         self.entry.key == entry.key
             && self.entry.checksums == entry.checksums
             && self.entry.size == entry.size
@@ -182,7 +182,7 @@ impl CachedBlob {
 
     /// Returns the file if it may be read without further checks: every block has matched its
     /// checksum, and nobody can write to the file.
-    pub fn whole(&self) -> Option<&File> {
+    pub fn whole_file(&self) -> Option<&File> {
         (self.sound.count() == self.blocks && self.frozen.load(Ordering::Acquire))
             .then_some(&self.file)
     }
@@ -219,12 +219,12 @@ impl CachedBlob {
         let asked =
             |index: u64| ((index + 1) * self.block).min(end) - (index * self.block).max(offset);
         if first == last {
-            return Ok(part(first, &self.block(first, asked(first)).await?.bytes));
+            return Ok(part(first, &self.read_block(first, asked(first)).await?.bytes));
         }
-        self.bring(first..last + 1, BlockDemand::Reader);
+        self.request_blocks(first..last + 1, BlockDemand::Reader);
         let mut all = BytesMut::with_capacity(usize::try_from(end - offset).unwrap_or(0));
         for index in first..=last {
-            all.extend_from_slice(&part(index, &self.block(index, asked(index)).await?.bytes));
+            all.extend_from_slice(&part(index, &self.read_block(index, asked(index)).await?.bytes));
         }
         Ok(all.freeze())
     }
@@ -235,20 +235,20 @@ impl CachedBlob {
         let end = range.end.min(self.entry.size);
         if range.start < end {
             let run = range.start / self.block..end.div_ceil(self.block);
-            self.bring(run, BlockDemand::ReadAhead);
+            self.request_blocks(run, BlockDemand::ReadAhead);
         }
     }
 
     /// Starts to bring the whole blob if it comes from a store and there is room in memory, and
     /// does not wait.
-    pub fn fetch_ahead(self: &Arc<Self>) {
+    pub fn prefetch_whole(self: &Arc<Self>) {
         if self.place == LocalFileKind::Node && self.present.count() < self.blocks {
             self.prefetch(0..self.entry.size);
         }
     }
 
     /// Returns a block, for a reader that takes `asked` bytes of it.
-    async fn block(
+    async fn read_block(
         self: &Arc<Self>,
         index: u64,
         asked: u64,
@@ -266,8 +266,9 @@ impl CachedBlob {
             if !std::mem::replace(&mut waited, true) {
                 metrics.cache_misses.add(1);
             }
-            let coming = self.coming().get(&index).cloned();
-            let coming = coming.or_else(|| self.bring(index..index + 1, BlockDemand::Reader));
+            let coming = self.lock_coming().get(&index).cloned();
+            let coming =
+                coming.or_else(|| self.request_blocks(index..index + 1, BlockDemand::Reader));
             // `None`: the block has arrived in between.
             let Some(mut coming) = coming else { continue };
             // An error: the read-ahead that was to bring the block found no room. The loop now
@@ -282,14 +283,14 @@ impl CachedBlob {
         }
     }
 
-    fn coming(&self) -> MutexGuard<'_, HashMap<u64, watch::Receiver<BlockOutcome>>> {
+    fn lock_coming(&self) -> MutexGuard<'_, HashMap<u64, watch::Receiver<BlockOutcome>>> {
         self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts to bring every block of `run` that is neither in memory nor on its way, so that a
     /// block is fetched once, however many readers wait. Returns the outcome of the last block that
     /// it started to bring.
-    fn bring(
+    fn request_blocks(
         self: &Arc<Self>,
         run: Range<u64>,
         demand: BlockDemand,
@@ -297,7 +298,7 @@ impl CachedBlob {
         let mut requests: Vec<BlockRequest> = Vec::new();
         let mut last = None;
         {
-            let mut coming = self.coming();
+            let mut coming = self.lock_coming();
             for index in run {
                 if coming.contains_key(&index) || self.shared.memory.has((self.id, index)) {
                     continue;
@@ -332,15 +333,15 @@ impl CachedBlob {
             tokio::spawn(async move {
                 match from {
                     BlockSource::Disk => {
-                        while this.from_disk(&mut waiting, demand).await == DiskRead::Bad {
+                        while this.read_from_disk(&mut waiting, demand).await == DiskRead::Bad {
                             let mut bad: Waiting = waiting.pop_front().into_iter().collect();
-                            this.from_store(&mut bad, BlockDemand::Reader).await;
+                            this.fetch_from_store(&mut bad, BlockDemand::Reader).await;
                         }
                     }
-                    BlockSource::Store => this.from_store(&mut waiting, demand).await,
+                    BlockSource::Store => this.fetch_from_store(&mut waiting, demand).await,
                 }
                 // These blocks found no room in memory.
-                let mut coming = this.coming();
+                let mut coming = this.lock_coming();
                 for (index, _) in &waiting {
                     coming.remove(index);
                 }
@@ -349,32 +350,36 @@ impl CachedBlob {
         last
     }
 
-    fn length_of(&self, index: u64) -> u64 {
+    fn block_length(&self, index: u64) -> u64 {
         self.block.min(self.entry.size - index * self.block)
     }
 
     /// Returns a buffer for a block, for which the caller has room.
-    fn buffer(&self, index: u64) -> Buffer {
-        self.shared.buffers.take(usize::try_from(self.length_of(index)).unwrap_or(usize::MAX))
+    fn take_buffer(&self, index: u64) -> Buffer {
+        self.shared.buffers.take(usize::try_from(self.block_length(index)).unwrap_or(usize::MAX))
     }
 
-    async fn room(&self, index: u64, demand: BlockDemand) -> Option<Room> {
-        let bytes = self.length_of(index);
+    async fn take_room(&self, index: u64, demand: BlockDemand) -> Option<Room> {
+        let bytes = self.block_length(index);
         match demand {
-            BlockDemand::Reader => Some(self.shared.memory.room(bytes).await),
-            BlockDemand::ReadAhead => self.shared.memory.try_room(bytes),
+            BlockDemand::Reader => Some(self.shared.memory.take_room(bytes).await),
+            BlockDemand::ReadAhead => self.shared.memory.try_take_room(bytes),
         }
     }
 
     /// Reads blocks from the local file, until all are done or one does not match its checksum.
-    async fn from_disk(self: &Arc<Self>, waiting: &mut Waiting, demand: BlockDemand) -> DiskRead {
+    async fn read_from_disk(
+        self: &Arc<Self>,
+        waiting: &mut Waiting,
+        demand: BlockDemand,
+    ) -> DiskRead {
         while let Some((index, _)) = waiting.front() {
             let index = *index;
-            let Some(room) = self.room(index, demand).await else { return DiskRead::All };
+            let Some(room) = self.take_room(index, demand).await else { return DiskRead::All };
             let this = self.clone();
             let read = run_blocking(move || {
-                let mut buffer = this.buffer(index);
-                this.file.read_exact_at(buffer.bytes(), index * this.block)?;
+                let mut buffer = this.take_buffer(index);
+                this.file.read_exact_at(buffer.bytes_mut(), index * this.block)?;
                 let bytes = buffer.share();
                 Ok::<_, io::Error>((this.entry.checksums.block_matches(index, &bytes), bytes))
             });
@@ -388,14 +393,14 @@ impl CachedBlob {
                     };
                     counter.add(bytes.len() as u64);
                     self.sound.set(index);
-                    self.land(waiting, CachedBlock::new(bytes, room));
+                    self.deliver_first(waiting, CachedBlock::new(bytes, room));
                     continue;
                 }
                 Ok((false, _)) => CacheError::Corrupt { key: self.entry.key.clone(), block: index },
                 Err(source) => CacheError::Local { key: self.entry.key.clone(), source },
             };
             if self.place == LocalFileKind::Store {
-                self.fail(waiting, error);
+                self.fail_waiting(waiting, error);
                 return DiskRead::All;
             }
             tracing::warn!(
@@ -411,7 +416,7 @@ impl CachedBlob {
 
     /// Fetches blocks from the store in one request. If the request breaks off, fetches the
     /// remaining blocks again.
-    async fn from_store(self: &Arc<Self>, waiting: &mut Waiting, demand: BlockDemand) {
+    async fn fetch_from_store(self: &Arc<Self>, waiting: &mut Waiting, demand: BlockDemand) {
         let again = |failed: FailedTry<'_, CacheError>| match failed.error {
             CacheError::Store { source: StoreError::Unavailable { .. }, .. } => true,
             // The network may have damaged the bytes.
@@ -422,14 +427,14 @@ impl CachedBlob {
         let blocks = tokio::sync::Mutex::new(&mut *waiting);
         let fetch = async |_| {
             let mut waiting = blocks.lock().await;
-            self.fetch(&mut waiting, demand).await
+            self.try_fetch(&mut waiting, demand).await
         };
         if let Err(error) = FETCH.run(fetch, again).await {
-            self.fail(waiting, error);
+            self.fail_waiting(waiting, error);
         }
     }
 
-    async fn fetch(
+    async fn try_fetch(
         self: &Arc<Self>,
         waiting: &mut Waiting,
         demand: BlockDemand,
@@ -437,17 +442,18 @@ impl CachedBlob {
         let (Some((first, _)), Some((last, _))) = (waiting.front(), waiting.back()) else {
             return Ok(());
         };
-        let range = first * self.block..(last * self.block + self.length_of(*last));
+        let range = first * self.block..(last * self.block + self.block_length(*last));
         let from_store = |source| CacheError::Store { key: self.entry.key.clone(), source };
         let _slot = self.shared.fetches.acquire().await;
-        let mut body = self.shared.blobs.get(&self.entry.key, range).await.map_err(from_store)?;
+        let mut body =
+            self.shared.blobs.get_stream(&self.entry.key, range).await.map_err(from_store)?;
         let mut rest = Bytes::new();
         while let Some((index, _)) = waiting.front() {
             let index = *index;
             let corrupt = || CacheError::Corrupt { key: self.entry.key.clone(), block: index };
-            let Some(room) = self.room(index, demand).await else { return Ok(()) };
-            let mut buffer = self.buffer(index);
-            let mut empty = buffer.bytes();
+            let Some(room) = self.take_room(index, demand).await else { return Ok(()) };
+            let mut buffer = self.take_buffer(index);
+            let mut empty = buffer.bytes_mut();
             while !empty.is_empty() {
                 if rest.is_empty() {
                     rest = body.try_next().await.map_err(from_store)?.ok_or_else(corrupt)?;
@@ -463,24 +469,24 @@ impl CachedBlob {
                 return Err(corrupt());
             }
             let block = CachedBlock::new(bytes, room);
-            self.land(waiting, block.clone());
-            self.keep(index, block);
+            self.deliver_first(waiting, block.clone());
+            self.keep_on_disk(index, block);
         }
         Ok(())
     }
 
     /// Delivers the first waiting block to its readers.
-    fn land(&self, waiting: &mut Waiting, block: Arc<CachedBlock>) {
+    fn deliver_first(&self, waiting: &mut Waiting, block: Arc<CachedBlock>) {
         let Some((index, sender)) = waiting.pop_front() else { return };
         // The block is in memory before it leaves `coming`, so that a reader finds it in one of the
         // two.
         self.shared.memory.put((self.id, index), block.clone());
         let _ = sender.send(Some(Ok(block)));
-        self.coming().remove(&index);
+        self.lock_coming().remove(&index);
     }
 
     /// Fails all waiting blocks with this error.
-    fn fail(&self, waiting: &mut Waiting, error: CacheError) {
+    fn fail_waiting(&self, waiting: &mut Waiting, error: CacheError) {
         tracing::error!(
             key = self.entry.key,
             block = waiting.front().map(|(index, _)| *index),
@@ -488,7 +494,7 @@ impl CachedBlob {
             "a read of a blob failed"
         );
         let error = Arc::new(error);
-        let mut coming = self.coming();
+        let mut coming = self.lock_coming();
         for (index, sender) in waiting.drain(..) {
             coming.remove(&index);
             let _ = sender.send(Some(Err(error.clone())));
@@ -496,9 +502,9 @@ impl CachedBlob {
     }
 
     /// Writes a block to the node's cache folder, if that has room. Readers do not wait for this.
-    fn keep(self: &Arc<Self>, index: u64, block: Arc<CachedBlock>) {
+    fn keep_on_disk(self: &Arc<Self>, index: u64, block: Arc<CachedBlock>) {
         let disk = &self.shared.disk;
-        if self.place != LocalFileKind::Node || !disk.may_keep(block.bytes.len() as u64) {
+        if self.place != LocalFileKind::Node || !disk.try_reserve(block.bytes.len() as u64) {
             self.shared.make_room_if_full();
             return;
         }
@@ -512,7 +518,7 @@ impl CachedBlob {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the node's cache cannot keep a block");
-                    disk.disk_is_full();
+                    disk.mark_disk_full();
                 }
             }
         });
@@ -546,7 +552,7 @@ impl BlobReader {
     }
 
     /// Returns true at the first call only, when the file is about to be read for the first time.
-    pub fn begins(&self) -> bool {
+    pub fn note_first_read(&self) -> bool {
         !self.begun.load(Ordering::Relaxed) && !self.begun.swap(true, Ordering::Relaxed)
     }
 
@@ -558,12 +564,13 @@ impl BlobReader {
     pub async fn read(&self, offset: u64, length: u64) -> Result<Bytes, Arc<CacheError>> {
         let blob = &self.blob;
         let end = offset.saturating_add(length).min(blob.entry.size);
-        let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).after(offset, end);
+        let ahead =
+            self.ahead.lock().unwrap_or_else(PoisonError::into_inner).note_read(offset, end);
         if let Some(ahead) = ahead {
             // The requested blocks come before those that may be read next.
             if offset < end {
                 let run = offset / blob.block..end.div_ceil(blob.block);
-                blob.bring(run, BlockDemand::Reader);
+                blob.request_blocks(run, BlockDemand::Reader);
             }
             blob.prefetch(ahead);
         }

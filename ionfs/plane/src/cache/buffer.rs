@@ -35,7 +35,7 @@ impl Buffers {
         Arc::new(Self { size, spare: Mutex::default() })
     }
 
-    fn spare(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+    fn lock_spare(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -43,20 +43,20 @@ impl Buffers {
     pub(super) fn take(self: &Arc<Self>, length: usize) -> Buffer {
         // Bytes that are much smaller than a block would occupy a whole buffer, so they get memory
         // of their own.
-        let spare = if self.fits(length) { self.spare().pop() } else { None };
-        let bytes = if self.fits(length) { self.size } else { length };
+        let spare = if self.is_poolable(length) { self.lock_spare().pop() } else { None };
+        let bytes = if self.is_poolable(length) { self.size } else { length };
         let memory = spare.unwrap_or_else(|| vec![0; bytes + ALIGNMENT]);
         let start = memory.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
         Buffer { home: self.clone(), memory, start, length }
     }
 
-    fn fits(&self, length: usize) -> bool {
+    fn is_poolable(&self, length: usize) -> bool {
         length <= self.size && length > self.size / 2
     }
 }
 
 impl Buffer {
-    pub(super) fn bytes(&mut self) -> &mut [u8] {
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.length]
     }
 
@@ -74,8 +74,8 @@ impl AsRef<[u8]> for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.home.fits(self.length) {
-            let mut spare = self.home.spare();
+        if self.home.is_poolable(self.length) {
+            let mut spare = self.home.lock_spare();
             if spare.len() < SPARE_MAX {
                 spare.push(std::mem::take(&mut self.memory));
             }
@@ -91,7 +91,7 @@ mod tests {
     fn a_buffer_is_used_again_and_is_where_a_disk_wants_it() {
         let buffers = Buffers::new(3 * ALIGNMENT);
         let mut first = buffers.take(3 * ALIGNMENT);
-        first.bytes().fill(7);
+        first.bytes_mut().fill(7);
         let at = first.as_ref().as_ptr();
         let shared = first.share();
         let copy = shared.slice(ALIGNMENT..);
@@ -100,11 +100,11 @@ mod tests {
         assert_ne!(buffers.take(3 * ALIGNMENT).as_ref().as_ptr(), at, "somebody still reads it");
         drop(copy);
         let again = buffers.take(2 * ALIGNMENT);
-        assert_eq!((again.as_ref().len(), buffers.spare().len()), (2 * ALIGNMENT, 1));
+        assert_eq!((again.as_ref().len(), buffers.lock_spare().len()), (2 * ALIGNMENT, 1));
         // Much smaller and larger buffers are not pooled.
         drop((buffers.take(1), buffers.take(9 * ALIGNMENT)));
-        assert_eq!(buffers.spare().len(), 1);
+        assert_eq!(buffers.lock_spare().len(), 1);
         drop((0..20).map(|_| buffers.take(3 * ALIGNMENT)).collect::<Vec<_>>());
-        assert_eq!(buffers.spare().len(), SPARE_MAX);
+        assert_eq!(buffers.lock_spare().len(), SPARE_MAX);
     }
 }

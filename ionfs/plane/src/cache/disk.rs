@@ -70,14 +70,14 @@ impl DiskCache {
             opens: Mutex::default(),
             direct: AtomicUsize::new(0),
         };
-        disk.used.store(disk.files().iter().map(|file| file.bytes).sum(), Ordering::Relaxed);
+        disk.used.store(disk.list_files().iter().map(|file| file.bytes).sum(), Ordering::Relaxed);
         disk
     }
 
     /// Returns the name of a blob's file. Two documents can name the same key with different
     /// checksums only if one of them is wrong. So each size and set of checksums has a file of its
     /// own.
-    pub(super) fn name(entry: &FileEntry) -> String {
+    pub(super) fn file_name(entry: &FileEntry) -> String {
         let sums = serde_json::to_vec(&entry.checksums).unwrap_or_default();
         let key = Uuid::new_v5(&Uuid::NAMESPACE_OID, entry.key.as_bytes());
         Uuid::new_v5(&key, &[&entry.size.to_be_bytes()[..], &sums].concat()).simple().to_string()
@@ -110,7 +110,7 @@ impl DiskCache {
 
     /// Links a file that holds the whole blob into the cache folder. The file must have a name on
     /// the same disk, and nobody may write to it any more.
-    pub(super) fn adopt(&self, name: &str, file: &File) -> io::Result<()> {
+    pub(super) fn link_file(&self, name: &str, file: &File) -> io::Result<()> {
         let from = format!("/proc/self/fd/{}", file.as_raw_fd());
         let to = self.directory.join(name);
         match rustix::fs::linkat(CWD, &from, CWD, &to, AtFlags::SYMLINK_FOLLOW) {
@@ -127,7 +127,7 @@ impl DiskCache {
     }
 
     /// Returns whether a block of this many bytes may be kept. If so, counts its bytes.
-    pub(super) fn may_keep(&self, bytes: u64) -> bool {
+    pub(super) fn try_reserve(&self, bytes: u64) -> bool {
         if self.full.load(Ordering::Relaxed)
             || self.used.load(Ordering::Relaxed) + bytes > self.most
         {
@@ -145,10 +145,10 @@ impl DiskCache {
         if aligned && bytes.len() >= DIRECT_BYTES {
             let under_way = self.direct.fetch_add(1, Ordering::Relaxed);
             let written =
-                (under_way < DIRECT_MAX).then(|| past_page_cache(file)?.write_all_at(bytes, at));
+                (under_way < DIRECT_MAX).then(|| open_direct(file)?.write_all_at(bytes, at));
             self.direct.fetch_sub(1, Ordering::Relaxed);
             // EINVAL: this file system does not support writes past the page cache.
-            if let Some(written) = written.filter(|written| !is_invalid(written)) {
+            if let Some(written) = written.filter(|written| !is_invalid_input(written)) {
                 return written;
             }
         }
@@ -156,19 +156,19 @@ impl DiskCache {
     }
 
     /// Returns whether it is time to make room: less than 2 % is free.
-    pub(super) fn is_full(&self) -> bool {
+    pub(super) fn is_nearly_full(&self) -> bool {
         self.used.load(Ordering::Relaxed) + self.most / 50 > self.most
     }
 
     /// Records that the disk itself is full: no block is kept until [`DiskCache::make_room`] has
     /// run.
-    pub(super) fn disk_is_full(&self) {
+    pub(super) fn mark_disk_full(&self) {
         self.full.store(true, Ordering::Relaxed);
     }
 
     /// Removes files until a tenth of the room is free. Never removes the files in `open`.
     pub(super) fn make_room(&self, open: &HashSet<String>) {
-        let files = self.files();
+        let files = self.list_files();
         let opens = self.opens.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut used: u64 = files.iter().map(|file| file.bytes).sum();
         let again = |file: &CacheFile| opens.get(&file.name).copied().unwrap_or_default() > 1;
@@ -209,7 +209,7 @@ impl DiskCache {
         self.full.store(false, Ordering::Relaxed);
     }
 
-    fn files(&self) -> Vec<CacheFile> {
+    fn list_files(&self) -> Vec<CacheFile> {
         let entries = std::fs::read_dir(&self.directory).into_iter().flatten().flatten();
         entries
             .filter_map(|entry| {
@@ -227,14 +227,14 @@ impl DiskCache {
 
 /// Opens the same file again, for writes past the page cache. Opening takes a hundredth of the time
 /// of the write, and so no blob needs to hold two descriptors.
-fn past_page_cache(file: &File) -> io::Result<File> {
+fn open_direct(file: &File) -> io::Result<File> {
     File::options()
         .write(true)
         .custom_flags(libc::O_DIRECT)
         .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-fn is_invalid(written: &io::Result<()>) -> bool {
+fn is_invalid_input(written: &io::Result<()>) -> bool {
     written.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidInput)
 }
 
@@ -246,7 +246,7 @@ struct CacheFile {
 }
 
 /// Calls `found` with the index of each block of `block` bytes whose bytes are all in the file.
-pub(super) fn blocks_in(file: &File, size: u64, block: u64, mut found: impl FnMut(u64)) {
+pub(super) fn for_each_whole_block(file: &File, size: u64, block: u64, mut found: impl FnMut(u64)) {
     let mut at = 0;
     while at < size {
         let Ok(data) = rustix::fs::seek(file, SeekFrom::Data(at)) else { return };
@@ -281,9 +281,9 @@ mod tests {
     }
 
     fn fill(disk: &DiskCache, key: &str) -> bool {
-        let name = DiskCache::name(&entry(key));
+        let name = DiskCache::file_name(&entry(key));
         let file = disk.open(&name, BLOB).expect("the folder is there");
-        let may = disk.may_keep(BLOB);
+        let may = disk.try_reserve(BLOB);
         if may {
             file.write_all_at(&vec![1; BLOB as usize], 0).expect("there is room");
         }
@@ -291,7 +291,7 @@ mod tests {
     }
 
     fn has(disk: &DiskCache, key: &str) -> bool {
-        disk.directory.join(DiskCache::name(&entry(key))).exists()
+        disk.directory.join(DiskCache::file_name(&entry(key))).exists()
     }
 
     #[test]
@@ -302,14 +302,14 @@ mod tests {
             fill(&disk, key);
             fill(&disk, key);
         }
-        let open = HashSet::from([DiskCache::name(&entry("open"))]);
+        let open = HashSet::from([DiskCache::file_name(&entry("open"))]);
         fill(&disk, "open");
         for scan in 0..100 {
             fill(&disk, &format!("scan-{scan}"));
-            if disk.is_full() {
+            if disk.is_nearly_full() {
                 disk.make_room(&open);
             }
-            let used: u64 = disk.files().iter().map(|file| file.bytes).sum();
+            let used: u64 = disk.list_files().iter().map(|file| file.bytes).sum();
             assert!(used <= 20 * BLOB, "{used}");
         }
         assert!(
@@ -320,7 +320,7 @@ mod tests {
         );
         // The files stay for the next daemon, which counts them.
         let again = DiskCache::new(folder.path().to_owned(), BLOB);
-        assert!(!again.may_keep(1), "and keeps nothing more than it may");
+        assert!(!again.try_reserve(1), "and keeps nothing more than it may");
     }
 
     #[test]
@@ -334,7 +334,7 @@ mod tests {
         // and one is an end of odd length.
         for (index, length) in [(1, block), (0, block), (2, block), (3, tail)] {
             let mut buffer = buffers.take(length as usize);
-            buffer.bytes().fill(index as u8 + 1);
+            buffer.bytes_mut().fill(index as u8 + 1);
             match index {
                 2 => disk.write(&file, &[&[0], buffer.as_ref()].concat()[1..], index * block),
                 _ => disk.write(&file, buffer.as_ref(), index * block),
@@ -358,7 +358,7 @@ mod tests {
                 .expect("room");
         }
         let mut found = Vec::new();
-        blocks_in(&file, 5 * BLOB + 10, BLOB, |index| found.push(index));
+        for_each_whole_block(&file, 5 * BLOB + 10, BLOB, |index| found.push(index));
         assert_eq!(found, [1, 2, 5]);
     }
 }

@@ -60,7 +60,7 @@ struct HeldBlocks {
 }
 
 impl HeldBlocks {
-    fn touch(&mut self, id: BlockId) -> Option<Arc<CachedBlock>> {
+    fn mark_read(&mut self, id: BlockId) -> Option<Arc<CachedBlock>> {
         self.clock += 1;
         let (at, block) = self.blocks.get_mut(&id)?;
         self.ahead.remove(at);
@@ -77,13 +77,13 @@ impl HeldBlocks {
         Some(block)
     }
 
-    fn remove_read(&mut self) -> Option<Arc<CachedBlock>> {
+    fn remove_oldest_read(&mut self) -> Option<Arc<CachedBlock>> {
         let (_, id) = self.read.pop_first()?;
         self.blocks.remove(&id).map(|(_, block)| block)
     }
 
     fn remove_oldest(&mut self) -> Option<Arc<CachedBlock>> {
-        self.remove_read().or_else(|| {
+        self.remove_oldest_read().or_else(|| {
             let (_, id) = self.ahead.pop_first()?;
             self.blocks.remove(&id).map(|(_, block)| block)
         })
@@ -108,21 +108,21 @@ impl BlockMemory {
     }
 
     /// Returns the number of bytes of the budget that are taken now.
-    pub(super) fn taken(&self) -> u64 {
+    pub(super) fn taken_bytes(&self) -> u64 {
         self.most - self.room.available_permits() as u64 * GRAIN
     }
 
-    fn grains(&self, bytes: u64) -> u32 {
+    fn permit_count(&self, bytes: u64) -> u32 {
         // A block larger than the whole budget takes the whole budget.
         u32::try_from(bytes.min(self.most).div_ceil(GRAIN)).unwrap_or(u32::MAX)
     }
 
     /// Takes room for `bytes` without waiting, for a block that no reader has asked for yet. Drops
     /// blocks that were read to make room. Returns `None` if that is not enough.
-    pub(super) fn try_room(&self, bytes: u64) -> Option<Room> {
+    pub(super) fn try_take_room(&self, bytes: u64) -> Option<Room> {
         let mut freed = 0;
         loop {
-            if let Some(room) = self.free_room(bytes) {
+            if let Some(room) = self.take_free_room(bytes) {
                 return Some(room);
             }
             // A dropped block that a reader still holds frees nothing yet. So this stops when the
@@ -130,29 +130,29 @@ impl BlockMemory {
             if freed >= bytes {
                 return None;
             }
-            let block = self.lock().remove_read()?;
+            let block = self.lock().remove_oldest_read()?;
             freed += block.bytes.len() as u64;
         }
     }
 
-    fn free_room(&self, bytes: u64) -> Option<Room> {
-        let permits = self.room.clone().try_acquire_many_owned(self.grains(bytes)).ok()?;
+    fn take_free_room(&self, bytes: u64) -> Option<Room> {
+        let permits = self.room.clone().try_acquire_many_owned(self.permit_count(bytes)).ok()?;
         Some(Room { _permits: permits })
     }
 
     /// Takes room for `bytes`. Drops blocks to make room, and waits until there is enough.
-    pub(super) async fn room(&self, bytes: u64) -> Room {
-        if let Some(room) = self.free_room(bytes) {
+    pub(super) async fn take_room(&self, bytes: u64) -> Room {
+        if let Some(room) = self.take_free_room(bytes) {
             return room;
         }
-        let _waits = WaitingGuard::of(&self.waiting);
+        let _waits = WaitingGuard::new(&self.waiting);
         while let Some(oldest) = { self.lock().remove_oldest() } {
             drop(oldest);
-            if let Some(room) = self.free_room(bytes) {
+            if let Some(room) = self.take_free_room(bytes) {
                 return room;
             }
         }
-        let permits = self.room.clone().acquire_many_owned(self.grains(bytes)).await;
+        let permits = self.room.clone().acquire_many_owned(self.permit_count(bytes)).await;
         Room { _permits: permits.expect("the semaphore is never closed") }
     }
 
@@ -161,7 +161,7 @@ impl BlockMemory {
     }
 
     pub(super) fn get(&self, id: BlockId) -> Option<Arc<CachedBlock>> {
-        self.lock().touch(id)
+        self.lock().mark_read(id)
     }
 
     pub(super) fn put(&self, id: BlockId, block: Arc<CachedBlock>) {
@@ -193,7 +193,7 @@ impl BlockMemory {
 struct WaitingGuard<'a>(&'a AtomicUsize);
 
 impl<'a> WaitingGuard<'a> {
-    fn of(count: &'a AtomicUsize) -> Self {
+    fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::SeqCst);
         Self(count)
     }
@@ -214,43 +214,43 @@ mod tests {
         let memory = BlockMemory::new(4 * GRAIN);
         let bytes = || Bytes::from(vec![0; 4096]);
         for index in 0..4 {
-            let room = memory.try_room(GRAIN).expect("it is empty");
+            let room = memory.try_take_room(GRAIN).expect("it is empty");
             memory.put((1, index), CachedBlock::new(bytes(), room));
         }
-        assert!(memory.try_room(GRAIN).is_none(), "nobody has read any");
+        assert!(memory.try_take_room(GRAIN).is_none(), "nobody has read any");
         assert!(memory.get((1, 2)).is_some());
-        let room = memory.try_room(GRAIN).expect("one was read");
+        let room = memory.try_take_room(GRAIN).expect("one was read");
         assert!(!memory.has((1, 2)) && memory.has((1, 0)));
         drop(room);
         let held = memory.get((1, 0)).expect("it stayed");
-        let both = memory.try_room(2 * GRAIN);
+        let both = memory.try_take_room(2 * GRAIN);
         assert!(both.is_none() && memory.has((1, 1)), "one that is still in use frees nothing");
         drop(held);
-        drop(memory.room(4 * GRAIN).await);
-        assert_eq!(memory.taken(), 0, "for what is waited for, all make way");
+        drop(memory.take_room(4 * GRAIN).await);
+        assert_eq!(memory.taken_bytes(), 0, "for what is waited for, all make way");
     }
 
     #[tokio::test]
     async fn the_budget_holds_and_what_is_unread_makes_way() {
         let memory = Arc::new(BlockMemory::new(10 * GRAIN));
         for index in 0..100 {
-            let room = memory.room(2 * GRAIN).await;
+            let room = memory.take_room(2 * GRAIN).await;
             memory.put((1, index), CachedBlock::new(Bytes::new(), room));
-            assert!(memory.taken() <= 10 * GRAIN);
+            assert!(memory.taken_bytes() <= 10 * GRAIN);
         }
         assert!(memory.get((1, 0)).is_none() && memory.get((1, 95)).is_some(), "the oldest went");
         // Readers still hold the blocks after they are dropped from the cache, so their bytes stay
         // taken.
         let kept: Vec<_> = (95..100).map(|index| memory.get((1, index)).expect("held")).collect();
         memory.drop_blob(1);
-        assert!(memory.try_room(GRAIN).is_none());
+        assert!(memory.try_take_room(GRAIN).is_none());
         let waiting = tokio::spawn({
             let memory = memory.clone();
-            async move { drop(memory.room(u64::MAX).await) }
+            async move { drop(memory.take_room(u64::MAX).await) }
         });
         tokio::task::yield_now().await;
         drop(kept);
         waiting.await.expect("it got all there is");
-        assert_eq!(memory.taken(), 0);
+        assert_eq!(memory.taken_bytes(), 0);
     }
 }

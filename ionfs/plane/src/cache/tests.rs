@@ -29,7 +29,7 @@ struct Wire {
 }
 
 impl Wire {
-    fn takes(count: &AtomicU64) -> bool {
+    fn count_down(count: &AtomicU64) -> bool {
         count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
     }
 }
@@ -49,14 +49,14 @@ impl Blobs for Wire {
         self.store.get_range(key, range).await
     }
 
-    async fn get(
+    async fn get_stream(
         &self,
         key: &str,
         range: Range<u64>,
     ) -> Result<BoxStream<'static, Result<Bytes, StoreError>>, StoreError> {
         self.requests.fetch_add(1, Ordering::SeqCst);
-        let (flip, breaks) = (Self::takes(&self.flips), Self::takes(&self.breaks));
-        let pieces: Vec<Bytes> = self.store.get(key, range).await?.try_collect().await?;
+        let (flip, breaks) = (Self::count_down(&self.flips), Self::count_down(&self.breaks));
+        let pieces: Vec<Bytes> = self.store.get_stream(key, range).await?.try_collect().await?;
         let mut all = pieces.concat();
         if flip {
             let middle = all.len() / 2;
@@ -100,12 +100,12 @@ impl Blobs for Wire {
         self.store.delete_listed(listed).await
     }
 
-    async fn abandon_uploads(
+    async fn end_unfinished_uploads(
         &self,
         before: Millis,
         how: UnfinishedUploads,
     ) -> Result<usize, StoreError> {
-        self.store.abandon_uploads(before, how).await
+        self.store.end_unfinished_uploads(before, how).await
     }
 }
 
@@ -124,7 +124,7 @@ fn content(blocks: u64, more: u64, seed: u64) -> Vec<u8> {
 
 impl Bench {
     fn new() -> Self {
-        let store = ObjectBlobs::memory();
+        let store = ObjectBlobs::in_memory();
         let (requests, flips, breaks) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
         Self {
             folder: tempfile::tempdir().expect("a folder"),
@@ -133,11 +133,11 @@ impl Bench {
         }
     }
 
-    fn cache(&self, limits: CacheLimits) -> Cache {
+    fn new_cache(&self, limits: CacheLimits) -> Cache {
         Cache::new(self.wire.clone(), self.folder.path().to_owned(), limits, self.metrics.clone())
     }
 
-    async fn stored(&self, key: &str, bytes: &[u8]) -> FileEntry {
+    async fn store_blob(&self, key: &str, bytes: &[u8]) -> FileEntry {
         let stored =
             store_bytes(&*self.wire, key.to_owned(), key.to_owned(), Bytes::copy_from_slice(bytes))
                 .await;
@@ -149,7 +149,7 @@ impl Bench {
     }
 }
 
-async fn read(cache: &Cache, entry: &FileEntry, piece: u64) -> Vec<u8> {
+async fn read_in_pieces(cache: &Cache, entry: &FileEntry, piece: u64) -> Vec<u8> {
     let reader = BlobReader::new(cache.open(entry).expect("it opens"));
     let mut all = Vec::new();
     while (all.len() as u64) < entry.size {
@@ -159,9 +159,9 @@ async fn read(cache: &Cache, entry: &FileEntry, piece: u64) -> Vec<u8> {
 }
 
 /// Waits until every block has been written to the cache's file in the background.
-async fn kept(blob: &Arc<CachedBlob>) {
+async fn wait_until_whole(blob: &Arc<CachedBlob>) {
     for _ in 0..1000 {
-        if blob.whole().is_some() {
+        if blob.whole_file().is_some() {
             return;
         }
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -173,27 +173,27 @@ async fn kept(blob: &Arc<CachedBlob>) {
 async fn a_file_is_fetched_once_ahead_of_its_reader_and_kept_over_a_restart() {
     let bench = Bench::new();
     let bytes = content(40, 12_345, 1);
-    let entry = bench.stored("a", &bytes).await;
-    let cache = bench.cache(CacheLimits::default());
-    assert!(read(&cache, &entry, 128 << 10).await == bytes);
+    let entry = bench.store_blob("a", &bytes).await;
+    let cache = bench.new_cache(CacheLimits::default());
+    assert!(read_in_pieces(&cache, &entry, 128 << 10).await == bytes);
     assert_eq!(bench.metrics.bytes_fetched.get(), entry.size, "each block once");
     assert!(bench.requests() <= 12, "in requests of some blocks: {}", bench.requests());
-    kept(&cache.open(&entry).expect("open")).await;
+    wait_until_whole(&cache.open(&entry).expect("open")).await;
     drop(cache);
-    let cache = bench.cache(CacheLimits::default());
+    let cache = bench.new_cache(CacheLimits::default());
     let blob = cache.open(&entry).expect("open");
-    assert!(blob.whole().is_none(), "nothing on the disk is trusted");
-    assert!(read(&cache, &entry, 1 << 20).await == bytes);
+    assert!(blob.whole_file().is_none(), "nothing on the disk is trusted");
+    assert!(read_in_pieces(&cache, &entry, 1 << 20).await == bytes);
     assert_eq!(bench.metrics.bytes_fetched.get(), entry.size, "nothing again");
-    assert!(blob.whole().is_some());
+    assert!(blob.whole_file().is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_fetch_however_many_wait_and_no_more_than_the_blocks_asked_for() {
     let bench = Bench::new();
     let bytes = content(20, 0, 2);
-    let entry = bench.stored("a", &bytes).await;
-    let cache = bench.cache(CacheLimits::default());
+    let entry = bench.store_blob("a", &bytes).await;
+    let cache = bench.new_cache(CacheLimits::default());
     let blob = cache.open(&entry).expect("open");
     let reads = (0..50).map(|_| blob.read(7 * BLOCK_BYTES + 5, 4096));
     for read in join_all(reads).await {
@@ -212,31 +212,31 @@ async fn one_fetch_however_many_wait_and_no_more_than_the_blocks_asked_for() {
 async fn flipped_bits_are_noticed_wherever_they_flip() {
     let bench = Bench::new();
     let bytes = content(9, 99, 3);
-    let entry = bench.stored("a", &bytes).await;
+    let entry = bench.store_blob("a", &bytes).await;
     // A bit flips on the network: the block is fetched again.
     bench.wire.flips.store(1, Ordering::SeqCst);
-    let cache = bench.cache(CacheLimits::default());
-    assert!(read(&cache, &entry, 100_000).await == bytes);
+    let cache = bench.new_cache(CacheLimits::default());
+    assert!(read_in_pieces(&cache, &entry, 100_000).await == bytes);
     // A bit flips in the cache's file: the block is fetched again, and the file is repaired.
-    kept(&cache.open(&entry).expect("open")).await;
+    wait_until_whole(&cache.open(&entry).expect("open")).await;
     drop(cache);
     let fetched = bench.metrics.bytes_fetched.get();
-    let path = bench.folder.path().join(DiskCache::name(&entry));
+    let path = bench.folder.path().join(DiskCache::file_name(&entry));
     let file = File::options().read(true).write(true).open(path).expect("it is there");
     file.write_all_at(&[bytes[3 * BLOCK_BYTES as usize] ^ 1], 3 * BLOCK_BYTES).expect("written");
     for _ in 0..2 {
-        let cache = bench.cache(CacheLimits::default());
-        assert!(read(&cache, &entry, 1 << 20).await == bytes);
-        kept(&cache.open(&entry).expect("open")).await;
+        let cache = bench.new_cache(CacheLimits::default());
+        assert!(read_in_pieces(&cache, &entry, 1 << 20).await == bytes);
+        wait_until_whole(&cache.open(&entry).expect("open")).await;
         assert_eq!(bench.metrics.bytes_fetched.get(), fetched + BLOCK_BYTES);
     }
     // The same holds while the daemon runs: a block that left its memory is compared again when it
     // is read again.
-    let cache = bench.cache(CacheLimits::default());
+    let cache = bench.new_cache(CacheLimits::default());
     let blob = cache.open(&entry).expect("open");
-    assert!(read(&cache, &entry, 1 << 20).await == bytes);
+    assert!(read_in_pieces(&cache, &entry, 1 << 20).await == bytes);
     file.write_all_at(&[bytes[5 * BLOCK_BYTES as usize] ^ 1], 5 * BLOCK_BYTES).expect("written");
-    bench.stored("other", &bytes).await;
+    bench.store_blob("other", &bytes).await;
     cache.shared.memory.drop_blob(0);
     assert!(
         blob.read(5 * BLOCK_BYTES, 1).await.expect("read")[0] == bytes[5 * BLOCK_BYTES as usize]
@@ -244,9 +244,9 @@ async fn flipped_bits_are_noticed_wherever_they_flip() {
     // A bit flips in the store: nobody has the right bytes.
     let mut wrong = bytes.clone();
     wrong[4 * BLOCK_BYTES as usize + 17] ^= 128;
-    let entry = FileEntry { checksums: bench.stored("b", &bytes).await.checksums, ..entry };
+    let entry = FileEntry { checksums: bench.store_blob("b", &bytes).await.checksums, ..entry };
     let entry = FileEntry { key: "b".into(), name: "b".into(), ..entry };
-    bench.stored("b", &wrong).await;
+    bench.store_blob("b", &wrong).await;
     let blob = cache.open(&entry).expect("open");
     let error = blob.read(4 * BLOCK_BYTES, 1).await.expect_err("it is not what was written");
     assert!(error.to_string().contains("block 4 does not match its checksum"), "{error}");
@@ -257,17 +257,17 @@ async fn flipped_bits_are_noticed_wherever_they_flip() {
 async fn a_request_that_breaks_off_goes_on_where_it_was() {
     let bench = Bench::new();
     let bytes = content(16, 0, 4);
-    let entry = bench.stored("a", &bytes).await;
+    let entry = bench.store_blob("a", &bytes).await;
     bench.wire.breaks.store(2, Ordering::SeqCst);
-    let cache = bench.cache(CacheLimits::default());
-    assert!(read(&cache, &entry, 4 << 20).await == bytes);
+    let cache = bench.new_cache(CacheLimits::default());
+    assert!(read_in_pieces(&cache, &entry, 4 << 20).await == bytes);
     assert_eq!(
         bench.metrics.bytes_fetched.get(),
         entry.size,
         "what had come was not fetched again"
     );
     bench.wire.breaks.store(u64::MAX, Ordering::SeqCst);
-    let entry = bench.stored("b", &bytes).await;
+    let entry = bench.store_blob("b", &bytes).await;
     let error = cache.open(&entry).expect("open").read(0, 1).await;
     assert!(error.is_ok(), "its block had come");
     let gone = FileEntry { key: "gone".into(), ..entry };
@@ -280,7 +280,7 @@ async fn the_memory_budget_holds_however_many_files_are_open() {
     let bench = Bench::new();
     let limits =
         CacheLimits { memory_bytes: 6 * BLOCK_BYTES, disk_bytes: 30 * BLOCK_BYTES, idle_max: 4 };
-    let cache = Arc::new(bench.cache(limits));
+    let cache = Arc::new(bench.new_cache(limits));
     let watched = cache.clone();
     let watch = tokio::spawn(async move {
         loop {
@@ -291,12 +291,12 @@ async fn the_memory_budget_holds_however_many_files_are_open() {
     let mut reads = Vec::new();
     for file in 0..24 {
         let bytes = content(6, file, file);
-        let entry = bench.stored(&format!("f{file}"), &bytes).await;
+        let entry = bench.store_blob(&format!("f{file}"), &bytes).await;
         for piece in [128 << 10, 3 << 20] {
             let (cache, entry, bytes) = (cache.clone(), entry.clone(), bytes.clone());
-            reads.push(tokio::spawn(
-                async move { assert!(read(&cache, &entry, piece).await == bytes) },
-            ));
+            reads.push(tokio::spawn(async move {
+                assert!(read_in_pieces(&cache, &entry, piece).await == bytes)
+            }));
         }
     }
     for read in reads {
@@ -325,29 +325,31 @@ async fn what_a_job_of_this_node_made_is_read_from_its_file_and_stays_right_when
     let path = bench.folder.path().join("staged");
     std::fs::write(&path, &bytes).expect("written");
     let staged = || File::options().read(true).write(true).open(&path).expect("there");
-    let cache = bench.cache(CacheLimits::default());
-    let entry = bench.stored("made", &bytes).await;
-    assert!(cache.produced(&entry, staged()));
-    assert!(read(&cache, &entry, 1 << 20).await == bytes);
+    let cache = bench.new_cache(CacheLimits::default());
+    let entry = bench.store_blob("made", &bytes).await;
+    assert!(cache.add_staged_file(&entry, staged()));
+    assert!(read_in_pieces(&cache, &entry, 1 << 20).await == bytes);
     let blob = cache.open(&entry).expect("open");
-    assert!(bench.requests() == 0 && blob.whole().is_none(), "the job may still write to it");
+    assert!(bench.requests() == 0 && blob.whole_file().is_none(), "the job may still write to it");
     // The job writes to the file.
     staged().write_all_at(b"changed", 2 * BLOCK_BYTES).expect("written");
     cache.shared.memory.drop_blob(0);
-    assert!(read(&cache, &entry, 1 << 20).await == bytes);
+    assert!(read_in_pieces(&cache, &entry, 1 << 20).await == bytes);
     assert_eq!(bench.metrics.bytes_fetched.get(), BLOCK_BYTES, "the one block");
-    cache.producer_ended(&entry, None);
+    cache.end_staged_file(&entry, None);
     // Another job leaves its file unchanged: the next job reads it, and so may the kernel.
-    let entry = bench.stored("kept", &bytes).await;
+    let entry = bench.store_blob("kept", &bytes).await;
     std::fs::write(&path, &bytes).expect("written");
     let before = bench.requests();
-    assert!(cache.produced(&entry, staged()));
-    assert!(read(&cache, &entry, 1 << 20).await == bytes);
-    cache.producer_ended(&entry, Some(&staged()));
+    assert!(cache.add_staged_file(&entry, staged()));
+    assert!(read_in_pieces(&cache, &entry, 1 << 20).await == bytes);
+    cache.end_staged_file(&entry, Some(&staged()));
     std::fs::remove_file(&path).expect("the staging folder goes");
-    assert!(cache.open(&entry).expect("open").whole().is_some());
+    assert!(cache.open(&entry).expect("open").whole_file().is_some());
     drop(cache);
-    assert!(read(&bench.cache(CacheLimits::default()), &entry, 1 << 20).await == bytes);
+    assert!(
+        read_in_pieces(&bench.new_cache(CacheLimits::default()), &entry, 1 << 20).await == bytes
+    );
     assert_eq!(bench.requests(), before);
 }
 
@@ -364,6 +366,6 @@ fn nonsense_in_a_document_takes_no_memory() {
         checksums: ion_model::checksum::of(b""),
     };
     entry.checksums.block = 1 << 40;
-    let cache = bench.cache(CacheLimits::default());
+    let cache = bench.new_cache(CacheLimits::default());
     assert!(matches!(cache.open(&entry), Err(CacheError::Block { .. })));
 }

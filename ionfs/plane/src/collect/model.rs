@@ -94,12 +94,12 @@ enum GcFault {
     MarkedAnew,
 }
 
-fn blob(job: usize, attempt: usize) -> ModelBlobs {
+fn blob_bit(job: usize, attempt: usize) -> ModelBlobs {
     1 << (job * ATTEMPTS + attempt)
 }
 
 impl GcState {
-    fn first() -> Self {
+    fn initial() -> Self {
         Self {
             jobs: [ModelJob { phase: GcPhase::NotBegun, attempt: 0 }; JOBS],
             documents: [None; JOBS],
@@ -136,12 +136,12 @@ impl GcState {
             });
             let active = self.jobs[job].phase == GcPhase::Active;
             let attempt = self.jobs[job].attempt;
-            step(&|state| active.then(|| state.blobs |= blob(job, attempt)));
+            step(&|state| active.then(|| state.blobs |= blob_bit(job, attempt)));
             for created in 0..TIMES {
                 // The commit inserts a document, or replaces one that an earlier attempt has
                 // staged.
                 step(&|state| {
-                    let stored = state.blobs & blob(job, attempt) != 0;
+                    let stored = state.blobs & blob_bit(job, attempt) != 0;
                     let free = state.documents[job]
                         .is_none_or(|there| there.attempt < attempt && !there.marked);
                     let document = ModelDocument { created, attempt, marked: false };
@@ -157,19 +157,19 @@ impl GcState {
                 });
             }
         }
-        step(&|state| state.collect(fault));
+        step(&|state| state.advance_gc(fault));
         all
     }
 
-    fn active(&self) -> u8 {
+    fn active_jobs(&self) -> u8 {
         let active = |job: &usize| self.jobs[*job].phase == GcPhase::Active;
         (0..JOBS).filter(active).fold(0, |all, job| all | 1 << job)
     }
 
     /// Returns the documents in the order of their times.
-    fn in_order(&self) -> Vec<((u8, usize), ModelBlobs)> {
+    fn sorted_documents(&self) -> Vec<((u8, usize), ModelBlobs)> {
         let place = |(job, document): (usize, &Option<ModelDocument>)| {
-            document.map(|document| ((document.created, job), blob(job, document.attempt)))
+            document.map(|document| ((document.created, job), blob_bit(job, document.attempt)))
         };
         let mut all: Vec<_> = self.documents.iter().enumerate().filter_map(place).collect();
         all.sort_unstable();
@@ -177,30 +177,30 @@ impl GcState {
     }
 
     /// Does the next step of `gc`.
-    fn collect(&mut self, fault: GcFault) -> Option<()> {
+    fn advance_gc(&mut self, fault: GcFault) -> Option<()> {
         let begin = |blobs, running| GcStep::Pages { blobs, running, behind: None, read: 0 };
         self.gc = match self.gc {
             GcStep::NotBegun => {
                 self.rounds = self.rounds.checked_sub(1)?;
                 match fault {
-                    GcFault::JobsFirst => GcStep::Running(self.active()),
+                    GcFault::JobsFirst => GcStep::Running(self.active_jobs()),
                     _ => GcStep::Listed(self.blobs),
                 }
             }
             GcStep::Running(running) => begin(self.blobs, running),
             GcStep::Listed(blobs) if fault == GcFault::DocumentsBeforeJobs => {
                 GcStep::DocumentsFirst(
-                    self.in_order().iter().fold(blobs, |left, (_, named)| left & !named),
+                    self.sorted_documents().iter().fold(blobs, |left, (_, named)| left & !named),
                 )
             }
             GcStep::DocumentsFirst(left) => {
-                GcStep::Condemned(Self::without_running(left, self.active()))
+                GcStep::Condemned(Self::without_running(left, self.active_jobs()))
             }
             GcStep::Listed(blobs) => {
-                begin(blobs, if fault == GcFault::NobodyRuns { 0 } else { self.active() })
+                begin(blobs, if fault == GcFault::NobodyRuns { 0 } else { self.active_jobs() })
             }
             GcStep::Pages { mut blobs, running, mut behind, mut read } => {
-                let all = self.in_order();
+                let all = self.sorted_documents();
                 let page: Vec<_> = match fault {
                     GcFault::PagesByNumber => all.iter().skip(read).take(PAGE).collect(),
                     _ => all.iter().filter(|(place, _)| Some(*place) > behind).take(PAGE).collect(),
@@ -224,20 +224,20 @@ impl GcState {
 
     /// Returns `blobs` without those of active jobs.
     fn without_running(blobs: ModelBlobs, running: u8) -> ModelBlobs {
-        let of = |job: usize| (0..ATTEMPTS).fold(0, |all, attempt| all | blob(job, attempt));
+        let of = |job: usize| (0..ATTEMPTS).fold(0, |all, attempt| all | blob_bit(job, attempt));
         (0..JOBS).filter(|job| running & (1 << job) != 0).fold(blobs, |left, job| left & !of(job))
     }
 
     fn complaint(&self) -> Option<&'static str> {
-        let named = self.in_order().iter().fold(0, |all, (_, named)| all | named);
+        let named = self.sorted_documents().iter().fold(0, |all, (_, named)| all | named);
         (named & !self.blobs != 0).then_some("a document names a blob that is gone")
     }
 
     /// Returns whether `gc`, when it runs alone, removes every blob that no document names.
-    fn is_cleaned(&self, fault: GcFault) -> bool {
+    fn would_be_cleaned(&self, fault: GcFault) -> bool {
         let mut state = Self { rounds: 2, ..*self };
-        while state.collect(fault).is_some() {}
-        let named = state.in_order().iter().fold(0, |all, (_, named)| all | named);
+        while state.advance_gc(fault).is_some() {}
+        let named = state.sorted_documents().iter().fold(0, |all, (_, named)| all | named);
         state.blobs & !named == 0
     }
 }
@@ -245,12 +245,13 @@ impl GcState {
 /// Explores all reachable states. Returns the first complaint, the number of states seen, and the
 /// number of states in which `gc` is about to remove something.
 fn explore(fault: GcFault) -> (Option<String>, usize, usize) {
-    let mut seen = HashSet::from([GcState::first()]);
-    let mut todo = vec![GcState::first()];
+    let mut seen = HashSet::from([GcState::initial()]);
+    let mut todo = vec![GcState::initial()];
     let mut removing = 0;
     while let Some(state) = todo.pop() {
         let ended = state.jobs.iter().all(|job| job.phase == GcPhase::Ended);
-        let unclean = (ended && !state.is_cleaned(fault)).then_some("what nobody names stays");
+        let unclean =
+            (ended && !state.would_be_cleaned(fault)).then_some("what nobody names stays");
         if let Some(complaint) = state.complaint().or(unclean) {
             return (Some(format!("{complaint}: {state:#?}")), seen.len(), removing);
         }

@@ -69,7 +69,7 @@ impl RefusalErrno {
 
     /// Returns the error number of an error of the operating system, or [`Self::Io`] if the table
     /// does not have it.
-    pub fn of(error: &io::Error) -> Self {
+    pub fn from_io_error(error: &io::Error) -> Self {
         let number = Errno::from_io_error(error);
         let row = TABLE.iter().find(|(.., known)| number == Some(*known));
         row.map_or(Self::Io, |(errno, ..)| *errno)
@@ -104,12 +104,12 @@ mod tests {
     fn every_errno_keeps_its_name_and_its_number() {
         for (errno, name, number) in TABLE {
             assert_eq!((errno.name(), errno.number()), (name, number), "{errno:?}");
-            assert_eq!(RefusalErrno::of(&number.into()), errno);
+            assert_eq!(RefusalErrno::from_io_error(&number.into()), errno);
             let document = serde_json::to_string(&errno).unwrap();
             assert_eq!(document, format!("{name:?}"));
             assert_eq!(serde_json::from_str::<RefusalErrno>(&document).unwrap(), errno);
         }
         assert_eq!(serde_json::from_str::<RefusalErrno>("\"ENEWER\"").unwrap(), RefusalErrno::Io);
-        assert_eq!(RefusalErrno::of(&Errno::ROFS.into()), RefusalErrno::Io);
+        assert_eq!(RefusalErrno::from_io_error(&Errno::ROFS.into()), RefusalErrno::Io);
     }
 }

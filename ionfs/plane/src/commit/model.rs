@@ -61,7 +61,7 @@ impl Actor {
         Self { attempt, content, step, dead: false, view: None }
     }
 
-    fn works(&self) -> bool {
+    fn is_working(&self) -> bool {
         !self.dead && !matches!(self.step, CommitStep::End(_))
     }
 }
@@ -268,7 +268,7 @@ impl Protocol {
                 }
                 _ => StoreAnswer::Changed,
             },
-            CommitStep::Reveal => self.conditional(
+            CommitStep::Reveal => self.write_if_expected(
                 state,
                 view,
                 PublicationState::Staged,
@@ -292,7 +292,7 @@ impl Protocol {
                 state.told += 1;
                 StoreAnswer::Done
             }
-            CommitStep::Mark => self.conditional(
+            CommitStep::Mark => self.write_if_expected(
                 state,
                 view,
                 PublicationState::Unpublished,
@@ -304,7 +304,7 @@ impl Protocol {
 
     /// Writes the actor's own copy back, if the document's publication and attempt are as the write
     /// expects.
-    fn conditional(
+    fn write_if_expected(
         &self,
         state: &mut CommitState,
         view: &mut Option<CommitDocument>,
@@ -322,7 +322,7 @@ impl Protocol {
         StoreAnswer::Done
     }
 
-    fn after(&self, actor: &Actor, step: CommitStep, answer: StoreAnswer) -> CommitStep {
+    fn next_step(&self, actor: &Actor, step: CommitStep, answer: StoreAnswer) -> CommitStep {
         // After the reveal, the end of a job continues as a close does.
         let mode = if step == CommitStep::Reveal { CommitMode::OnClose } else { self.mode };
         let mode = if matches!(step, CommitStep::Insert | CommitStep::Replace(_)) {
@@ -330,7 +330,7 @@ impl Protocol {
         } else {
             mode
         };
-        let next = step.after(answer, Some(actor.attempt), mode);
+        let next = step.next_step(answer, Some(actor.attempt), mode);
         if self.fault == CommitFault::MarkBeforePublish {
             return match (step, next) {
                 (CommitStep::Publish, _) => {
@@ -369,14 +369,14 @@ impl Protocol {
                 StoreAnswer::Unknown
             }
         };
-        let step = self.after(&doing, doing.step, answer);
+        let step = self.next_step(&doing, doing.step, answer);
         let changed = actor_mut(state, who);
         // The actor does not receive the result of an unanswered write.
         if fate == Fate::Answered {
             changed.view = view;
         }
         changed.step = step;
-        if !changed.works() {
+        if !changed.is_working() {
             changed.view = None;
         }
         Some(())
@@ -384,9 +384,9 @@ impl Protocol {
 
     /// Returns whether no living actor is about to publish the document. A relay concludes this
     /// from a document that has stayed unchanged.
-    fn stands(&self, state: &CommitState) -> bool {
+    fn nobody_publishes(&self, state: &CommitState) -> bool {
         let publishes = |actor: &Actor| {
-            actor.works() && matches!(actor.step, CommitStep::Publish | CommitStep::Mark)
+            actor.is_working() && matches!(actor.step, CommitStep::Publish | CommitStep::Mark)
         };
         !state.closers.iter().chain(&state.relays).any(publishes)
     }
@@ -394,7 +394,8 @@ impl Protocol {
     fn old_blobs(&self, state: &CommitState) -> u8 {
         let mut old = state.blobs;
         for (index, actor) in state.closers.iter().enumerate() {
-            let may_be_named = actor.works() || state.sent.iter().any(|sent| sent.who == index);
+            let may_be_named =
+                actor.is_working() || state.sent.iter().any(|sent| sent.who == index);
             if may_be_named && self.fault != CommitFault::NoGrace {
                 old &= !(1 << index);
             }
@@ -451,7 +452,7 @@ impl Model for Protocol {
     fn actions(&self, state: &CommitState, actions: &mut Vec<Action>) {
         let closers = (0..state.closers.len()).map(Who::Closer);
         for who in closers.chain((0..state.relays.len()).map(Who::Relay)) {
-            if actor(state, who).works() {
+            if actor(state, who).is_working() {
                 let fates =
                     [Fate::Answered, Fate::DoneUnanswered, Fate::LostUnanswered, Fate::Late];
                 actions.extend(fates.map(|fate| Action::Act(who, fate)));
@@ -498,7 +499,7 @@ impl Model for Protocol {
                     return None;
                 }
                 // An attempt that still works is only slow, and is taken for dead by mistake.
-                if state.closers.iter().any(Actor::works) {
+                if state.closers.iter().any(Actor::is_working) {
                     next.hastes = next.hastes.checked_sub(1)?;
                 }
                 next.attempt = 2;
@@ -521,7 +522,7 @@ impl Model for Protocol {
                 let busy = state
                     .closers
                     .iter()
-                    .any(|actor| actor.step == CommitStep::Reveal && actor.works());
+                    .any(|actor| actor.step == CommitStep::Reveal && actor.is_working());
                 if !state.outbox || busy {
                     return None;
                 }
@@ -543,7 +544,8 @@ impl Model for Protocol {
             }
             Action::Look(index) => {
                 let there = state.document.as_ref()?;
-                if there.publication != PublicationState::Unpublished || state.relays[index].works()
+                if there.publication != PublicationState::Unpublished
+                    || state.relays[index].is_working()
                 {
                     return None;
                 }
@@ -554,7 +556,7 @@ impl Model for Protocol {
                 relay.step = CommitStep::Publish;
                 if there.publisher != Some(index) {
                     relay.step = CommitStep::Adopt;
-                    if !self.stands(state) {
+                    if !self.nobody_publishes(state) {
                         next.hastes = next.hastes.checked_sub(1)?;
                     }
                 }
@@ -596,17 +598,23 @@ impl Model for Protocol {
 
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
-            Property::always(WHOLE, whole),
-            Property::always("nothing is published without a visible document", announced),
-            Property::always(ONCE, in_effect_once),
-            Property::always(NOTHING_LEFT, nothing_left),
-            Property::always("an event that was reported as committed is committed", kept_word),
+            Property::always(WHOLE, blobs_are_whole),
+            Property::always(
+                "nothing is published without a visible document",
+                published_is_visible,
+            ),
+            Property::always(ONCE, starts_once),
+            Property::always(NOTHING_LEFT, all_done_at_rest),
+            Property::always(
+                "an event that was reported as committed is committed",
+                reported_is_committed,
+            ),
             Property::always(
                 "only what the succeeded attempt of an on-success job staged is visible",
-                of_the_succeeded,
+                only_succeeded_visible,
             ),
-            Property::always(RIGHTFUL, rightful),
-            Property::always(BY_ONE_RELAY, by_one_relay),
+            Property::always(RIGHTFUL, committed_by_current),
+            Property::always(BY_ONE_RELAY, published_by_one_relay),
         ];
         // An attempt whose closers write different contents under one name cannot succeed.
         let at_odds = self.closers.iter().any(|content| *content != self.closers[0]);
@@ -623,25 +631,25 @@ impl Model for Protocol {
     }
 }
 
-fn whole(_: &Protocol, state: &CommitState) -> bool {
+fn blobs_are_whole(_: &Protocol, state: &CommitState) -> bool {
     state.document.as_ref().is_none_or(|there| state.blobs & (1 << there.blobs) != 0)
 }
 
-fn announced(_: &Protocol, state: &CommitState) -> bool {
+fn published_is_visible(_: &Protocol, state: &CommitState) -> bool {
     let seen =
         state.document.as_ref().is_some_and(|there| there.publication != PublicationState::Staged);
     seen || (state.told == 0 && state.started == 0)
 }
 
-fn in_effect_once(_: &Protocol, state: &CommitState) -> bool {
+fn starts_once(_: &Protocol, state: &CommitState) -> bool {
     state.started <= 1
 }
 
-fn nothing_left(_: &Protocol, state: &CommitState) -> bool {
+fn all_done_at_rest(_: &Protocol, state: &CommitState) -> bool {
     let at_rest = state.messages == 0
         && !state.outbox
         && state.sent.is_empty()
-        && !state.closers.iter().chain(&state.relays).any(Actor::works);
+        && !state.closers.iter().chain(&state.relays).any(Actor::is_working);
     let done = |there: &CommitDocument| {
         there.publication == PublicationState::Published && state.told > 0 && state.started == 1
     };
@@ -656,7 +664,7 @@ fn nothing_left(_: &Protocol, state: &CommitState) -> bool {
     }
 }
 
-fn kept_word(protocol: &Protocol, state: &CommitState) -> bool {
+fn reported_is_committed(protocol: &Protocol, state: &CommitState) -> bool {
     state
         .closers
         .iter()
@@ -668,20 +676,20 @@ fn kept_word(protocol: &Protocol, state: &CommitState) -> bool {
         })
 }
 
-fn of_the_succeeded(protocol: &Protocol, state: &CommitState) -> bool {
+fn only_succeeded_visible(protocol: &Protocol, state: &CommitState) -> bool {
     let seen =
         state.document.as_ref().filter(|there| there.publication != PublicationState::Staged);
     protocol.mode == CommitMode::OnClose
         || seen.is_none_or(|there| Some(there.attempt) == state.succeeded)
 }
 
-fn rightful(protocol: &Protocol, state: &CommitState) -> bool {
+fn committed_by_current(protocol: &Protocol, state: &CommitState) -> bool {
     // Where guard and write are two calls, the margins of the lease ensure this, and this model has
     // no time.
     !protocol.strict || state.document.as_ref().is_none_or(|there| there.rightful)
 }
 
-fn by_one_relay(protocol: &Protocol, state: &CommitState) -> bool {
+fn published_by_one_relay(protocol: &Protocol, state: &CommitState) -> bool {
     let closers = state.closers.iter().filter(|closer| !closer.dead).count();
     let calm = (state.silences, state.hastes) == (protocol.silences, protocol.hastes);
     let closers_only =

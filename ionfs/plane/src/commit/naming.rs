@@ -36,7 +36,7 @@ pub(super) async fn named_paths(
         let Some(path) = clean_path(name) else {
             return Err(Refusal::Invalid(format!("{} is not a path below out/data", quote(name))));
         };
-        let below = if name.ends_with('/') { staging.below(&path).await? } else { None };
+        let below = if name.ends_with('/') { staging.list_directory(&path).await? } else { None };
         let DirectoryContent { files, empty } =
             below.unwrap_or_else(|| DirectoryContent { files: vec![path], empty: vec![] });
         named.files.extend(files.into_iter().filter(|path| seen.insert(path.clone())));
@@ -96,9 +96,9 @@ impl FileNames {
     /// could reach only one of the two.
     pub fn add(&mut self, name: &str) -> Result<(), NamingError> {
         if let Some(below) = self.folders.get(name) {
-            return Err(clash(name, below));
+            return Err(clash_error(name, below));
         }
-        self.add_folders_of(name)?;
+        self.add_parent_folders(name)?;
         match self.files.insert(name.to_owned()) {
             true => Ok(()),
             false => Err(NamingError::Twice(name.to_owned())),
@@ -110,14 +110,14 @@ impl FileNames {
     /// # Errors
     /// As [`FileNames::add`].
     pub fn add_folder(&mut self, name: &str) -> Result<(), NamingError> {
-        self.add_folders_of(&format!("{name}/"))
+        self.add_parent_folders(&format!("{name}/"))
     }
 
-    fn add_folders_of(&mut self, name: &str) -> Result<(), NamingError> {
+    fn add_parent_folders(&mut self, name: &str) -> Result<(), NamingError> {
         let mut path = name;
         while let Some((folder, _)) = path.rsplit_once('/') {
             if self.files.contains(folder) {
-                return Err(clash(folder, name));
+                return Err(clash_error(folder, name));
             }
             // The folders above it are known too.
             if self.folders.contains_key(folder) {
@@ -130,7 +130,7 @@ impl FileNames {
     }
 }
 
-fn clash(file: &str, below: &str) -> NamingError {
+fn clash_error(file: &str, below: &str) -> NamingError {
     NamingError::FileAndFolder { file: file.to_owned(), below: below.to_owned() }
 }
 

@@ -107,7 +107,7 @@ impl Refusal {
             Self::TooDeep(_) => RefusalErrno::Loop,
             Self::Differs(_) => RefusalErrno::Exists,
             Self::Unreadable { source, .. } | Self::NotWhole { source, .. } => {
-                RefusalErrno::of(source)
+                RefusalErrno::from_io_error(source)
             }
             Self::Stores(_) | Self::Fenced => RefusalErrno::Io,
         }

@@ -85,7 +85,12 @@ impl CommitStep {
     }
 
     /// Returns the step that follows this answer, for a commit of this attempt in this mode.
-    pub(crate) fn after(self, answer: StoreAnswer, attempt: Option<u32>, mode: CommitMode) -> Self {
+    pub(crate) fn next_step(
+        self,
+        answer: StoreAnswer,
+        attempt: Option<u32>,
+        mode: CommitMode,
+    ) -> Self {
         use StoreAnswer::{Changed, Done, Exists, Fenced, Outdated, Unknown};
         match (self, answer) {
             (Self::StoreBlobs, Done) => Self::Insert,

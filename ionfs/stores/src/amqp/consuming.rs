@@ -29,18 +29,18 @@ impl Consuming {
     /// Closes the channel: its unacknowledged messages go back to the queue.
     pub(super) async fn close(mut self) -> Result<(), Cause> {
         match self.0.take() {
-            Some(both) => close(both).await,
+            Some(both) => close_channel(both).await,
             None => Ok(()),
         }
     }
 
     /// Returns the channel of a consumer that has been cancelled.
-    pub(super) fn cancelled(mut self) -> Option<Channel> {
+    pub(super) fn into_channel(mut self) -> Option<Channel> {
         self.0.take().map(|(channel, _)| channel)
     }
 }
 
-async fn close((channel, _consumer): (Channel, Consumer)) -> Result<(), Cause> {
+async fn close_channel((channel, _consumer): (Channel, Consumer)) -> Result<(), Cause> {
     with_answer_deadline(channel.close(200, "done".into())).await
 }
 
@@ -50,7 +50,7 @@ impl Drop for Consuming {
         // Without a runtime the connection is ending too.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async {
-                if let Err(error) = close(both).await {
+                if let Err(error) = close_channel(both).await {
                     tracing::debug!(%error, "the channel of a subscription was closed already");
                 }
             });

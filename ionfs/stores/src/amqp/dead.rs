@@ -18,7 +18,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use super::consuming::Consuming;
 use super::refusal::{BrokerAct, lacks_right};
 use super::{
-    Amqp, Cause, DEAD, QUEUE_PREFIX, ask_broker, header, short_string, with_answer_deadline,
+    Amqp, Cause, DEAD, QUEUE_PREFIX, ask_broker, header, to_short_string, with_answer_deadline,
 };
 use crate::DeadLetter;
 
@@ -42,9 +42,9 @@ pub(super) async fn add_dead_letter(bus: &Amqp, letter: DeadLetter) -> Result<()
     headers.insert(header::AT.into(), AMQPValue::LongLongInt(letter.at));
     let properties = BasicProperties::default()
         .with_delivery_mode(2)
-        .with_message_id(short_string(&letter.event_id))
+        .with_message_id(to_short_string(&letter.event_id))
         .with_headers(headers);
-    bus.put(DEAD, &letter.module, letter.body.as_bytes(), properties).await?;
+    bus.publish_to_exchange(DEAD, &letter.module, letter.body.as_bytes(), properties).await?;
     Ok(())
 }
 
@@ -68,7 +68,7 @@ async fn hold_letters(bus: &Amqp, most: u16) -> Result<(Consuming, Vec<Received>
 /// Makes a consumer that has the queue exclusively. Waits while another reader has it.
 async fn consume_exclusively(bus: &Amqp, most: u16) -> Result<Consuming, Cause> {
     let consume = async |_| {
-        let channel = bus.publishing.channel().await.map_err(ConsumeFailure::Channel)?;
+        let channel = bus.publishing.open_channel().await.map_err(ConsumeFailure::Channel)?;
         let qos = with_answer_deadline(channel.basic_qos(most, BasicQosOptions::default()));
         qos.await.map_err(ConsumeFailure::Channel)?;
         let exclusive = BasicConsumeOptions { exclusive: true, ..BasicConsumeOptions::default() };
@@ -98,7 +98,7 @@ pub(super) async fn list(bus: &Amqp, limit: usize) -> Result<Vec<DeadLetter>, Ca
     // A letter that was buried more than once counts as one letter, with its latest content.
     let mut letters: BTreeMap<(String, String), DeadLetter> = BTreeMap::new();
     for received in &held {
-        let letter = read(received);
+        let letter = to_dead_letter(received);
         letters.insert((letter.module.clone(), letter.event_id.clone()), letter);
     }
     looking.close().await?;
@@ -120,7 +120,7 @@ pub(super) async fn remove_dead_letters(
     // The same letter may have been buried more than once.
     let mut found = HashSet::new();
     for received in held {
-        let letter = read(&received);
+        let letter = to_dead_letter(&received);
         let letter = (letter.module, letter.event_id);
         if wanted.contains(&letter) {
             with_answer_deadline(received.acker.ack(BasicAckOptions::default())).await?;
@@ -133,14 +133,14 @@ pub(super) async fn remove_dead_letters(
 
 /// Reads at most `most` dead letters. Returns, for each one that the broker itself took off a
 /// queue, the queue's name and the broker's reason.
-pub(super) async fn taken_by_the_broker(
+pub(super) async fn list_taken_by_broker(
     bus: &Amqp,
     most: u16,
 ) -> Result<Vec<(String, String)>, Cause> {
     let (looking, held) = hold_letters(bus, most).await?;
     let taken = held.iter().filter_map(|received| {
         let headers = received.properties.headers().as_ref()?.inner();
-        let header = |key: &str| text(headers.get(&ShortString::from(key)));
+        let header = |key: &str| header_text(headers.get(&ShortString::from(key)));
         Some((header("x-first-death-queue")?, header("x-first-death-reason")?))
     });
     let taken = taken.collect();
@@ -148,7 +148,7 @@ pub(super) async fn taken_by_the_broker(
     Ok(taken)
 }
 
-fn text(value: Option<&AMQPValue>) -> Option<String> {
+fn header_text(value: Option<&AMQPValue>) -> Option<String> {
     match value? {
         AMQPValue::LongString(text) => Some(text.to_string()),
         AMQPValue::ShortString(text) => Some(text.to_string()),
@@ -156,22 +156,22 @@ fn text(value: Option<&AMQPValue>) -> Option<String> {
     }
 }
 
-fn read(received: &Received) -> DeadLetter {
+fn to_dead_letter(received: &Received) -> DeadLetter {
     let headers = received.properties.headers().clone().unwrap_or_default();
     let header = |key: &str| headers.inner().get(&ShortString::from(key));
     let body = String::from_utf8_lossy(&received.data).into_owned();
-    if let Some(module) = text(header(header::MODULE)) {
+    if let Some(module) = header_text(header(header::MODULE)) {
         let at: Millis = match header(header::AT) {
             Some(AMQPValue::LongLongInt(at)) => *at,
             _ => 0,
         };
-        let event_id = text(header(header::EVENT)).unwrap_or_default();
-        let reason = text(header(header::REASON)).unwrap_or_default();
+        let event_id = header_text(header(header::EVENT)).unwrap_or_default();
+        let reason = header_text(header(header::REASON)).unwrap_or_default();
         return DeadLetter { module, event_id, body, reason, at };
     }
     // A letter of the broker's own: a message that was returned more often than its queue allows.
-    let queue = text(header("x-first-death-queue")).unwrap_or_default();
-    let reason = text(header("x-first-death-reason")).unwrap_or_else(|| "unknown".into());
+    let queue = header_text(header("x-first-death-queue")).unwrap_or_default();
+    let reason = header_text(header("x-first-death-reason")).unwrap_or_else(|| "unknown".into());
     let event_id = serde_json::from_slice::<Message>(&received.data)
         .map_or_else(|_| String::new(), |message| message.context.event_id.to_string());
     DeadLetter {

@@ -17,9 +17,9 @@ use lapin::options::{BasicGetOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use uuid::Uuid;
 
-use super::refusal::{BrokerAct, is_missing, lacks_right, said};
+use super::refusal::{BrokerAct, broker_error, is_missing, lacks_right};
 use super::{
-    Amqp, Cause, DEAD, EVENTS, QUEUE_PREFIX, ask_broker, dead, module_arguments, queue_of,
+    Amqp, Cause, DEAD, EVENTS, QUEUE_PREFIX, ask_broker, dead, module_arguments, queue_name,
     with_answer_deadline,
 };
 use crate::{BusReport, QueueLength};
@@ -35,14 +35,16 @@ pub(super) async fn inspect(bus: &Amqp, modules: &[String]) -> Result<BusReport,
             Ok(None) => report.complaints.push(format!(
                 "queue {:?} of module {module:?} is missing: somebody removed it, or a policy with \
                  expires did; restart a dispatcher that serves it, which declares it again",
-                queue_of(module)
+                queue_name(module)
             )),
-            Err(error) if said(&error).is_some() => report.complaints.push(error_chain(&*error)),
+            Err(error) if broker_error(&error).is_some() => {
+                report.complaints.push(error_chain(&*error))
+            }
             Err(error) => return Err(error),
         }
     }
-    report.complaints.extend(missing_rights(bus).await?);
-    report.complaints.extend(taken_off(bus, modules).await?);
+    report.complaints.extend(find_missing_rights(bus).await?);
+    report.complaints.extend(find_taken_messages(bus, modules).await?);
     // A user who lacks a right gets the same complaint for every queue.
     report.complaints.sort();
     report.complaints.dedup();
@@ -54,8 +56,8 @@ pub(super) async fn inspect(bus: &Amqp, modules: &[String]) -> Result<BusReport,
 /// # Errors
 /// The broker's refusal if the queue is not as Ion declares it.
 async fn queue_length(bus: &Amqp, module: &str) -> Result<Option<QueueLength>, Cause> {
-    let queue = queue_of(module);
-    let channel = bus.publishing.channel().await?;
+    let queue = queue_name(module);
+    let channel = bus.publishing.open_channel().await?;
     let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::durable() };
     let there = channel.queue_declare(queue.as_str().into(), passive, FieldTable::default());
     let there = match ask_broker(BrokerAct::Other, there).await {
@@ -74,18 +76,18 @@ async fn queue_length(bus: &Amqp, module: &str) -> Result<Option<QueueLength>, C
 
 /// Returns the rights that the user lacks on the exchanges and the queue that all modules share.
 /// The rights to configure are not checked: the connection has already needed them.
-async fn missing_rights(bus: &Amqp) -> Result<Vec<String>, Cause> {
+async fn find_missing_rights(bus: &Amqp) -> Result<Vec<String>, Cause> {
     let mut missing = Vec::new();
     // No queue has this name, and nobody subscribes to this type.
     let nobody = format!("{QUEUE_PREFIX}doctor-{}", Uuid::new_v4());
     // The exchange of dead letters is left out, because each message published to it is kept.
     for exchange in [EVENTS, ""] {
         let properties = lapin::BasicProperties::default();
-        if let Err(error) = bus.put(exchange, &nobody, b"{}", properties).await {
-            missing.push(refused(error)?);
+        if let Err(error) = bus.publish_to_exchange(exchange, &nobody, b"{}", properties).await {
+            missing.push(refusal_text(error)?);
         }
     }
-    let channel = bus.publishing.channel().await?;
+    let channel = bus.publishing.open_channel().await?;
     let get = channel.basic_get(DEAD.into(), BasicGetOptions::default());
     match ask_broker(BrokerAct::Receive, get).await {
         // When the channel is closed, the message returns to its place in the queue.
@@ -99,18 +101,18 @@ async fn missing_rights(bus: &Amqp) -> Result<Vec<String>, Cause> {
 
 /// Returns the text of a refusal for want of a right. Other errors say nothing about rights and are
 /// returned as errors.
-fn refused(error: Cause) -> Result<String, Cause> {
+fn refusal_text(error: Cause) -> Result<String, Cause> {
     if lacks_right(&error) { Ok(error_chain(&*error)) } else { Err(error) }
 }
 
 /// Returns complaints about messages that the broker itself took off these modules' queues, one for
 /// each queue and reason.
-async fn taken_off(bus: &Amqp, modules: &[String]) -> Result<Vec<String>, Cause> {
+async fn find_taken_messages(bus: &Amqp, modules: &[String]) -> Result<Vec<String>, Cause> {
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
-    let taken = dead::taken_by_the_broker(bus, LETTERS_MAX).await?;
+    let taken = dead::list_taken_by_broker(bus, LETTERS_MAX).await?;
     for taken in taken
         .into_iter()
-        .filter(|(queue, _)| modules.iter().any(|module| queue_of(module) == *queue))
+        .filter(|(queue, _)| modules.iter().any(|module| queue_name(module) == *queue))
     {
         *counts.entry(taken).or_default() += 1;
     }

@@ -46,9 +46,9 @@ struct Refused {
 
 /// Returns the error of an act. If the broker's text is known, the error says what is missing and
 /// the way out.
-pub(super) fn explained(act: BrokerAct, error: lapin::Error) -> Cause {
+pub(super) fn explain_error(act: BrokerAct, error: lapin::Error) -> Cause {
     let words = match error.kind() {
-        lapin::ErrorKind::ProtocolError(said) => words(act, said),
+        lapin::ErrorKind::ProtocolError(said) => explain_refusal(act, said),
         _ => None,
     };
     match words {
@@ -58,7 +58,7 @@ pub(super) fn explained(act: BrokerAct, error: lapin::Error) -> Cause {
 }
 
 /// Returns the broker's own error, if the error came from the broker.
-pub(super) fn said(error: &Cause) -> Option<&AMQPError> {
+pub(super) fn broker_error(error: &Cause) -> Option<&AMQPError> {
     let own = error.downcast_ref::<Refused>().map(|refused| &refused.said);
     match own.or_else(|| error.downcast_ref())?.kind() {
         lapin::ErrorKind::ProtocolError(said) => Some(said),
@@ -68,18 +68,19 @@ pub(super) fn said(error: &Cause) -> Option<&AMQPError> {
 
 /// Returns whether the broker refused because the user lacks a right.
 pub(super) fn lacks_right(error: &Cause) -> bool {
-    said(error).is_some_and(|said| said.get_message().as_str().contains("refused for user"))
+    broker_error(error).is_some_and(|said| said.get_message().as_str().contains("refused for user"))
 }
 
 /// Returns whether the broker reported that the queue or exchange does not exist.
 pub(super) fn is_missing(error: &Cause) -> bool {
-    said(error).is_some_and(|said| *said.kind() == AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
+    broker_error(error)
+        .is_some_and(|said| *said.kind() == AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
 }
 
 /// Returns the id of the plane that the virtual host belongs to, if the error is the broker's
 /// refusal of another plane's mark.
 pub(super) fn other_plane(error: &Cause) -> Option<String> {
-    let said = said(error)?;
+    let said = broker_error(error)?;
     let is_mark = *said.kind() == AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
         && said.get_message().as_str().contains("alternate-exchange");
     // RabbitMQ before 3.12 says "current is 'mark'", later ones "current is the value 'mark'".
@@ -90,11 +91,11 @@ pub(super) fn other_plane(error: &Cause) -> Option<String> {
     )
 }
 
-fn words(act: BrokerAct, said: &AMQPError) -> Option<String> {
+fn explain_refusal(act: BrokerAct, said: &AMQPError) -> Option<String> {
     let text = said.get_message().as_str();
     match said.kind() {
-        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => access_refused(act, text),
-        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => not_allowed(text),
+        AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => explain_access_refused(act, text),
+        AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => explain_not_allowed(text),
         AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => {
             let what = quoted_after(text, "no queue ").map(|queue| format!("queue {queue:?}"));
             let what = what
@@ -103,7 +104,7 @@ fn words(act: BrokerAct, said: &AMQPError) -> Option<String> {
                 "{what} is missing; start a dispatcher that serves it, which declares it again"
             ))
         }
-        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => precondition_failed(text),
+        AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => explain_precondition_failed(text),
         AMQPErrorKind::Soft(AMQPSoftError::RESOURCELOCKED) => Some(format!(
             "queue {:?} belongs exclusively to another connection; end that connection, or remove \
              the queue: Ion declares it again",
@@ -117,7 +118,7 @@ fn words(act: BrokerAct, said: &AMQPError) -> Option<String> {
     }
 }
 
-fn access_refused(act: BrokerAct, text: &str) -> Option<String> {
+fn explain_access_refused(act: BrokerAct, text: &str) -> Option<String> {
     if act == BrokerAct::Connect {
         return Some(
             "the broker knows no such user or key: check the name and the password in the URL \
@@ -136,15 +137,15 @@ fn access_refused(act: BrokerAct, text: &str) -> Option<String> {
     // Newer brokers name the right, just before the word "access".
     let named = text.split(" access to ").next().and_then(|before| before.rsplit(' ').next());
     let right = named.filter(|word| ["configure", "write", "read"].contains(word));
-    let right = right.or_else(|| missing_right(act, kind, name)).unwrap_or("use");
+    let right = right.or_else(|| needed_right(act, kind, name)).unwrap_or("use");
     Some(format!(
         "user {user:?} lacks the right to {right} {kind} {name:?} in vhost {vhost:?}; {}",
-        grant(user, vhost)
+        grant_advice(user, vhost)
     ))
 }
 
 /// Returns the right that an act on a resource of this kind needs, from RabbitMQ's table of rights.
-fn missing_right(act: BrokerAct, kind: &str, name: &str) -> Option<&'static str> {
+fn needed_right(act: BrokerAct, kind: &str, name: &str) -> Option<&'static str> {
     match (act, kind) {
         // The mark of a plane names an alternate exchange, which takes two more rights: to read the
         // mark, and to write to the alternate exchange.
@@ -166,14 +167,14 @@ fn missing_right(act: BrokerAct, kind: &str, name: &str) -> Option<&'static str>
 }
 
 /// Returns the advice how to grant all rights.
-fn grant(user: &str, vhost: &str) -> String {
+fn grant_advice(user: &str, vhost: &str) -> String {
     format!(
         "grant configure and read on {OWN} and write on {WRITTEN}: rabbitmqctl set_permissions -p \
          '{vhost}' '{user}' '{OWN}' '{WRITTEN}' '{OWN}'"
     )
 }
 
-fn not_allowed(text: &str) -> Option<String> {
+fn explain_not_allowed(text: &str) -> Option<String> {
     // The broker writes "vhost NAME not found", without quotes around the name.
     if let Some(vhost) =
         text.split("vhost ").nth(1).and_then(|rest| rest.strip_suffix(" not found"))
@@ -193,10 +194,10 @@ fn not_allowed(text: &str) -> Option<String> {
     }
     let (vhost, user) =
         (quoted_after(text, "access to vhost ")?, quoted_after(text, "refused for user ")?);
-    Some(format!("vhost {vhost:?} is closed to user {user:?}; {}", grant(user, vhost)))
+    Some(format!("vhost {vhost:?} is closed to user {user:?}; {}", grant_advice(user, vhost)))
 }
 
-fn precondition_failed(text: &str) -> Option<String> {
+fn explain_precondition_failed(text: &str) -> Option<String> {
     if text.contains("inequivalent arg") {
         if let Some(queue) = quoted_after(text, "for queue ") {
             return Some(format!(
@@ -226,8 +227,8 @@ fn quoted_after<'t>(text: &'t str, words: &str) -> Option<&'t str> {
 mod tests {
     use super::*;
 
-    fn refused(act: BrokerAct, kind: AMQPErrorKind, text: &str) -> String {
-        words(act, &AMQPError::new(kind, text.into())).unwrap_or_default()
+    fn explain_text(act: BrokerAct, kind: AMQPErrorKind, text: &str) -> String {
+        explain_refusal(act, &AMQPError::new(kind, text.into())).unwrap_or_default()
     }
 
     #[test]
@@ -236,17 +237,17 @@ mod tests {
         let old =
             "ACCESS_REFUSED - access to queue 'ion.module.a' in vhost '/v' refused for user 'u'";
         let new = "ACCESS_REFUSED - configure access to queue 'ion.module.a' in vhost '/v' refused for user 'u'";
-        let said = refused(BrokerAct::DeclareQueue, access.clone(), old);
+        let said = explain_text(BrokerAct::DeclareQueue, access.clone(), old);
         assert!(
             said.contains("configure or read queue \"ion.module.a\" in vhost \"/v\""),
             "{said}"
         );
-        let said = refused(BrokerAct::DeclareQueue, access.clone(), new);
+        let said = explain_text(BrokerAct::DeclareQueue, access.clone(), new);
         assert!(said.contains("right to configure queue"), "{said}");
         let exclusive = "ACCESS_REFUSED - queue 'ion.dead' in vhost '/' in exclusive use";
-        assert!(refused(BrokerAct::Receive, access, exclusive).contains("try again"));
+        assert!(explain_text(BrokerAct::Receive, access, exclusive).contains("try again"));
         let hard = AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED);
         let limit = "NOT_ALLOWED - access to vhost '/' refused for user 'u': vhost connection limit (1) is reached";
-        assert!(refused(BrokerAct::Connect, hard, limit).contains("raise its limit"));
+        assert!(explain_text(BrokerAct::Connect, hard, limit).contains("raise its limit"));
     }
 }

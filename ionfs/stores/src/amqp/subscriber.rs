@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::consuming::Consuming;
 use super::refusal::BrokerAct;
-use super::{Amqp, Cause, ask_broker, queue_of, with_answer_deadline};
+use super::{Amqp, Cause, ask_broker, queue_name, with_answer_deadline};
 use crate::{Delivery, StoreError, Subscription, Unreadable};
 
 /// A message that the broker waits for an answer to.
@@ -59,7 +59,7 @@ impl AmqpSubscriber {
     }
 
     /// Returns the open consumer, and opens one if there is none.
-    async fn opened(&mut self) -> Result<&mut Consumer, StoreError> {
+    async fn get_or_open(&mut self) -> Result<&mut Consumer, StoreError> {
         if self.open.is_none() {
             let (bus, module, prefetch) = (self.bus.clone(), self.module.clone(), self.prefetch);
             let opening = self.opening.get_or_insert_with(|| {
@@ -68,12 +68,12 @@ impl AmqpSubscriber {
             let opened = opening.await;
             self.opening = None;
             let opened = opened.map_err(Cause::from).flatten();
-            self.open = Some(opened.map_err(|error| self.failed(error))?);
+            self.open = Some(opened.map_err(|error| self.unavailable(error))?);
         }
         Ok(self.open.as_mut().expect("it was opened just now").consumer())
     }
 
-    fn give(&mut self, received: Received) -> Delivery {
+    fn make_delivery(&mut self, received: Received) -> Delivery {
         let tag = self.next_tag;
         self.next_tag += 1;
         let channel = self.open.as_ref().map(Consuming::channel).or(self.paused.as_ref());
@@ -90,17 +90,17 @@ impl AmqpSubscriber {
         self.held.remove(&tag).ok_or_else(|| "its channel closed; it is delivered again".into())
     }
 
-    fn failed(&self, error: Cause) -> StoreError {
-        self.bus.failed(format!("receiving for module {:?}", self.module))(error)
+    fn unavailable(&self, error: Cause) -> StoreError {
+        self.bus.unavailable(format!("receiving for module {:?}", self.module))(error)
     }
 }
 
 async fn consume(bus: Arc<Amqp>, module: String, prefetch: u16) -> Result<Consuming, Cause> {
-    let channel = bus.consuming.channel().await?;
+    let channel = bus.consuming.open_channel().await?;
     bus.redeclare(&channel, &module).await?;
     with_answer_deadline(channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
     let consume = channel.basic_consume(
-        queue_of(&module).as_str().into(),
+        queue_name(&module).as_str().into(),
         "".into(),
         BasicConsumeOptions::default(),
         FieldTable::default(),
@@ -113,8 +113,8 @@ async fn consume(bus: Arc<Amqp>, module: String, prefetch: u16) -> Result<Consum
 impl Subscription for AmqpSubscriber {
     async fn next(&mut self) -> Result<Delivery, StoreError> {
         loop {
-            match self.opened().await?.next().await {
-                Some(Ok(received)) => return Ok(self.give(received)),
+            match self.get_or_open().await?.next().await {
+                Some(Ok(received)) => return Ok(self.make_delivery(received)),
                 // The stream ends without an error if the broker cancelled the consumer: its queue
                 // was removed, or, from RabbitMQ 4.3, the consumer held a message for too long.
                 None => self.open = None,
@@ -131,22 +131,22 @@ impl Subscription for AmqpSubscriber {
     }
 
     async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError> {
-        let held = self.forget_held(tag).map_err(|error| self.failed(error))?;
+        let held = self.forget_held(tag).map_err(|error| self.unavailable(error))?;
         with_answer_deadline(held.channel.basic_ack(held.tag, BasicAckOptions::default()))
             .await
-            .map_err(|error| self.failed(error))
+            .map_err(|error| self.unavailable(error))
     }
 
     async fn give_back(&mut self, tag: u64) -> Result<(), StoreError> {
-        let held = self.forget_held(tag).map_err(|error| self.failed(error))?;
+        let held = self.forget_held(tag).map_err(|error| self.unavailable(error))?;
         let requeue = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         let given_back = with_answer_deadline(held.channel.basic_nack(held.tag, requeue)).await;
-        given_back.map_err(|error| self.failed(error))
+        given_back.map_err(|error| self.unavailable(error))
     }
 
     async fn pause(&mut self) -> Result<Vec<Delivery>, StoreError> {
         if self.opening.is_some() {
-            self.opened().await?;
+            self.get_or_open().await?;
         }
         let Some(mut open) = self.open.take() else { return Ok(vec![]) };
         let draining = async {
@@ -163,8 +163,8 @@ impl Subscription for AmqpSubscriber {
             }
             Ok(rest)
         };
-        let rest: Vec<Received> = draining.await.map_err(|error| self.failed(error))?;
-        self.paused = open.cancelled();
-        Ok(rest.into_iter().map(|received| self.give(received)).collect())
+        let rest: Vec<Received> = draining.await.map_err(|error| self.unavailable(error))?;
+        self.paused = open.into_channel();
+        Ok(rest.into_iter().map(|received| self.make_delivery(received)).collect())
     }
 }

@@ -79,7 +79,7 @@ pub fn known_queries() -> Vec<Query> {
             .start_at(after()),
         Query::all(Collection::Jobs)
             .order_by("created")
-            .within(FieldRange::from("created", 1.into()).below(2.into())),
+            .within(FieldRange::at_least("created", 1.into()).below(2.into())),
         Query::all(Collection::Jobs).within(FieldRange::prefix("id", "3f2b")),
         Query::all(Collection::Events)
             .within(FieldRange::prefix("id", "3f2b"))
@@ -131,7 +131,7 @@ pub struct FieldRange {
 impl FieldRange {
     /// Makes the range of all values from this one on. All documents must have values of one type
     /// in this field; a document without it is in no range.
-    pub fn from(field: &'static str, value: Value) -> Self {
+    pub fn at_least(field: &'static str, value: Value) -> Self {
         Self { field, from: value, below: None }
     }
 
@@ -144,13 +144,13 @@ impl FieldRange {
 
     /// Makes the range of texts that begin with `prefix`.
     pub fn prefix(field: &'static str, prefix: &str) -> Self {
-        Self { field, from: prefix.into(), below: text_above(prefix).map(Value::from) }
+        Self { field, from: prefix.into(), below: prefix_end(prefix).map(Value::from) }
     }
 }
 
 /// Returns the smallest text that is larger than every text with this prefix; `None` if there is no
 /// such text.
-fn text_above(prefix: &str) -> Option<String> {
+fn prefix_end(prefix: &str) -> Option<String> {
     let mut chars: Vec<char> = prefix.chars().collect();
     while let Some(last) = chars.pop() {
         // Texts are compared by their bytes, which is the order of their characters.

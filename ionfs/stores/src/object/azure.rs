@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use object_store::azure::MicrosoftAzureBuilder;
 
-use super::client::{CloudClient, options, retry, with_taken};
+use super::client::{CloudClient, apply_taken_variables, client_options, retry_config};
 
 /// Returns a client of this container, configured by the environment.
 pub(super) fn client(container: &str) -> object_store::Result<CloudClient> {
@@ -22,13 +22,18 @@ pub(super) fn client_with_key(
 }
 
 fn build(builder: MicrosoftAzureBuilder, container: &str) -> object_store::Result<CloudClient> {
-    let builder = builder.with_container_name(container).with_client_options(options("AZURE"));
-    let store = Arc::new(builder.with_retry(retry()).build()?);
+    let builder =
+        builder.with_container_name(container).with_client_options(client_options("AZURE"));
+    let store = Arc::new(builder.with_retry(retry_config()).build()?);
     // Azure itself drops uncommitted blocks after a week, so nothing has to end unfinished uploads.
     Ok(CloudClient { store: store.clone(), multipart: None, signer: store })
 }
 
 /// A builder that the environment has set up.
 fn from_env() -> MicrosoftAzureBuilder {
-    with_taken("AZURE_", MicrosoftAzureBuilder::from_env(), MicrosoftAzureBuilder::with_config)
+    apply_taken_variables(
+        "AZURE_",
+        MicrosoftAzureBuilder::from_env(),
+        MicrosoftAzureBuilder::with_config,
+    )
 }

@@ -30,13 +30,13 @@ pub(super) struct CloudClient {
 }
 
 /// Returns how often and how long a request is retried.
-pub(super) fn retry() -> RetryConfig {
+pub(super) fn retry_config() -> RetryConfig {
     RetryConfig { max_retries: 5, retry_timeout: RETRY_TIME, ..RetryConfig::default() }
 }
 
 /// Returns the options of the HTTP client. HTTP without TLS is allowed only if the user set an
 /// `http://` endpoint in an environment variable whose name begins with `family`.
-pub(super) fn options(family: &str) -> ClientOptions {
+pub(super) fn client_options(family: &str) -> ClientOptions {
     let plain = std::env::vars().any(|(key, value)| {
         key.starts_with(family) && key.contains("ENDPOINT") && value.starts_with("http://")
     });
@@ -49,7 +49,7 @@ pub(super) fn options(family: &str) -> ClientOptions {
 
 /// Sets what the taken variables of this family say. A builder reads the rest from the environment
 /// by itself; credentials are no longer in it when a store is opened.
-pub(super) fn with_taken<B, K: FromStr>(
+pub(super) fn apply_taken_variables<B, K: FromStr>(
     family: &str,
     builder: B,
     with_config: fn(B, K, &'static str) -> B,

@@ -8,11 +8,11 @@ use object_store::path::Path;
 use super::ObjectBlobs;
 use super::client::CloudClient;
 use crate::StoreError;
-use crate::tls::choose_tls;
-use crate::url::{unknown, without_credentials};
+use crate::tls::install_tls_provider;
+use crate::url::{no_backend_error, without_credentials};
 
 impl CloudClient {
-    fn blobs(self, prefix: Path, name: String) -> ObjectBlobs {
+    fn into_blobs(self, prefix: Path, name: String) -> ObjectBlobs {
         let Self { store, multipart, signer } = self;
         ObjectBlobs { store, multipart, signer: Some(signer), local: None, prefix, name }
     }
@@ -41,7 +41,7 @@ impl ObjectBlobs {
             )));
         }
         let prefix = Path::parse(prefix).map_err(|error| refused(error.to_string()))?;
-        choose_tls();
+        install_tls_provider();
         let client = match scheme {
             #[cfg(feature = "s3")]
             "s3" => super::s3::client(bucket),
@@ -49,10 +49,10 @@ impl ObjectBlobs {
             "gs" => super::gcs::client(bucket),
             #[cfg(feature = "azure")]
             "az" => super::azure::client(bucket),
-            _ => return Err(unknown(url, "blob", &Self::SCHEMES.join("://bucket, "))),
+            _ => return Err(no_backend_error(url, "blob", &Self::SCHEMES.join("://bucket, "))),
         };
         let client = client.map_err(|error| refused(ion_model::errors::error_chain(&error)))?;
-        Ok(client.blobs(prefix, url.to_owned()))
+        Ok(client.into_blobs(prefix, url.to_owned()))
     }
 
     /// Makes a blob store over a container of Azure Blob, with the given key instead of one from
@@ -64,13 +64,13 @@ impl ObjectBlobs {
     #[cfg(feature = "azure")]
     pub fn azure(account: &str, key: &str, container: &str) -> Result<Self, StoreError> {
         let name = format!("az://{container}");
-        choose_tls();
+        install_tls_provider();
         let client = super::azure::client_with_key(account, key, container);
         let client = client.map_err(|error| StoreError::Url {
             url: name.clone(),
             kind: "blob",
             reason: format!("account {account:?}: {}", ion_model::errors::error_chain(&error)),
         })?;
-        Ok(client.blobs(Path::default(), name))
+        Ok(client.into_blobs(Path::default(), name))
     }
 }

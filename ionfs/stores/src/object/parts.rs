@@ -59,7 +59,7 @@ impl MultipartUpload {
             return Ok(Self::Plain(Some(WriteMultipart::new_with_chunk_size(upload, PART))));
         };
         let id = multipart.create_multipart(location).await?;
-        let marker = blobs.location(UPLOADS).join(Uuid::new_v4().to_string());
+        let marker = blobs.to_location(UPLOADS).join(Uuid::new_v4().to_string());
         let says = Marker { location: location.to_string(), id: id.clone() };
         let open = OpenUpload {
             store: blobs.store.clone(),
@@ -94,7 +94,7 @@ impl MultipartUpload {
                     let room = PART - marked.pending.len();
                     marked.pending.extend_from_slice(&piece.split_to(room.min(piece.len())));
                     if marked.pending.len() == PART {
-                        marked.send().await?;
+                        marked.send_part().await?;
                     }
                 }
             }
@@ -127,9 +127,9 @@ impl Drop for MultipartUpload {
 }
 
 impl MarkedUpload {
-    async fn send(&mut self) -> Result<()> {
+    async fn send_part(&mut self) -> Result<()> {
         while self.under_way.len() >= PARTS_MAX {
-            self.one_done().await?;
+            self.wait_for_part().await?;
         }
         let (multipart, location) = (self.open.multipart.clone(), self.open.location.clone());
         let (id, index, part) = (self.open.id.clone(), self.next, self.pending.split().freeze());
@@ -143,7 +143,7 @@ impl MarkedUpload {
         Ok(())
     }
 
-    async fn one_done(&mut self) -> Result<()> {
+    async fn wait_for_part(&mut self) -> Result<()> {
         match self.under_way.join_next().await {
             Some(Ok(sent)) => {
                 let (index, part) = sent?;
@@ -160,10 +160,10 @@ impl MarkedUpload {
 
     async fn finish(&mut self) -> Result<()> {
         if !self.pending.is_empty() {
-            self.send().await?;
+            self.send_part().await?;
         }
         while !self.under_way.is_empty() {
-            self.one_done().await?;
+            self.wait_for_part().await?;
         }
         let parts = std::mem::take(&mut self.parts);
         self.open.multipart.complete_multipart(&self.open.location, &self.open.id, parts).await?;
@@ -195,13 +195,13 @@ impl Drop for OpenUpload {
 
 /// Ends (or only counts) the uploads whose markers are older than `before`, and returns their
 /// number.
-pub(super) async fn abandon(
+pub(super) async fn end_uploads(
     blobs: &ObjectBlobs,
     before: Millis,
     how: UnfinishedUploads,
 ) -> Result<usize> {
     let Some(multipart) = &blobs.multipart else { return Ok(0) };
-    let folder = blobs.location(UPLOADS);
+    let folder = blobs.to_location(UPLOADS);
     let markers: Vec<_> = blobs.store.list(Some(&folder)).try_collect().await?;
     let mut ended = 0;
     for meta in markers.iter().filter(|meta| meta.last_modified.timestamp_millis() < before) {
@@ -232,17 +232,17 @@ pub(super) async fn abandon(
 /// Removes (or only counts) the files that killed puts left on a local disk, and returns their
 /// number. The backend writes to `<name>#<number>` and then renames the file. A file that
 /// disappears during the sweep was removed by another process, and is no error.
-pub(super) fn sweep(
+pub(super) fn remove_partial_files(
     directory: &FilePath,
     before: Millis,
     how: UnfinishedUploads,
 ) -> io::Result<usize> {
     let mut swept = 0;
-    for entry in present(std::fs::read_dir(directory))?.into_iter().flatten() {
-        let Some(entry) = present(entry)? else { continue };
-        let Some(metadata) = present(entry.metadata())? else { continue };
+    for entry in ignore_not_found(std::fs::read_dir(directory))?.into_iter().flatten() {
+        let Some(entry) = ignore_not_found(entry)? else { continue };
+        let Some(metadata) = ignore_not_found(entry.metadata())? else { continue };
         if metadata.is_dir() {
-            swept += sweep(&entry.path(), before, how)?;
+            swept += remove_partial_files(&entry.path(), before, how)?;
             continue;
         }
         let name = entry.file_name();
@@ -253,7 +253,9 @@ pub(super) fn sweep(
         let modified = metadata.modified()?.duration_since(std::time::UNIX_EPOCH);
         if unfinished && modified.map_or(0, millis) < before {
             let gone = match how {
-                UnfinishedUploads::End => present(std::fs::remove_file(entry.path()))?.is_some(),
+                UnfinishedUploads::End => {
+                    ignore_not_found(std::fs::remove_file(entry.path()))?.is_some()
+                }
                 UnfinishedUploads::Count => true,
             };
             swept += usize::from(gone);
@@ -263,7 +265,7 @@ pub(super) fn sweep(
 }
 
 /// Returns `None` if the file was not found.
-fn present<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+fn ignore_not_found<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     match outcome {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         outcome => outcome.map(Some),

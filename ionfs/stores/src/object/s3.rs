@@ -4,16 +4,18 @@ use std::sync::Arc;
 
 use object_store::aws::AmazonS3Builder;
 
-use super::client::{CloudClient, options, retry, with_taken};
+use super::client::{CloudClient, apply_taken_variables, client_options, retry_config};
 
 /// Returns a client of this bucket, configured by the environment.
 pub(super) fn client(bucket: &str) -> object_store::Result<CloudClient> {
     let builder = from_env().with_bucket_name(bucket);
-    let store = Arc::new(builder.with_client_options(options("AWS")).with_retry(retry()).build()?);
+    let store = Arc::new(
+        builder.with_client_options(client_options("AWS")).with_retry(retry_config()).build()?,
+    );
     Ok(CloudClient { store: store.clone(), multipart: Some(store.clone()), signer: store })
 }
 
 /// A builder that the environment has set up.
 fn from_env() -> AmazonS3Builder {
-    with_taken("AWS_", AmazonS3Builder::from_env(), AmazonS3Builder::with_config)
+    apply_taken_variables("AWS_", AmazonS3Builder::from_env(), AmazonS3Builder::with_config)
 }

@@ -34,12 +34,12 @@ pub struct CancelOrder {
 
 impl CancelOrder {
     /// Cancels a whole correlation.
-    pub fn correlation(correlation: CorrelationId) -> Self {
+    pub fn for_correlation(correlation: CorrelationId) -> Self {
         Self { correlation, event: None, since: clock::now() }
     }
 
     /// Cancels an event and all its descendants.
-    pub fn event(event: &Event) -> Self {
+    pub fn for_event(event: &Event) -> Self {
         let correlation = event.context.correlation_id.clone();
         Self { correlation, event: Some(event.id.clone()), since: clock::now() }
     }

@@ -108,22 +108,22 @@ impl RegistryState {
         }
     }
 
-    fn registered(&self) -> BTreeSet<RegisteredSince> {
+    fn registered_modules(&self) -> BTreeSet<RegisteredSince> {
         self.registry.modules.iter().map(|(name, module)| (name.clone(), module.since)).collect()
     }
 
     fn register(&mut self, module: &str) {
         let selector = EventSelector { on: vec![TYPE.to_owned()], terms: Terms::default() };
-        if let Some(after) = self.registry.with(module, &selector, "") {
+        if let Some(after) = self.registry.with_module(module, &selector, "") {
             self.registry = after;
         }
     }
 
     /// Returns whether the event is for a module, as every reader of the registry decides it.
-    fn is_for(&self, module: &str, event: &InsertedEvent, fault: RegistryFault) -> bool {
+    fn receives(&self, module: &str, event: &InsertedEvent, fault: RegistryFault) -> bool {
         let Some(registered) = self.registry.registration(module) else { return false };
         let version = if fault == RegistryFault::NoSince { u64::MAX } else { event.version };
-        registered.is_among(module, &event.expected, version)
+        registered.is_listed(module, &event.expected, version)
     }
 
     /// Returns all states that one step leads to.
@@ -136,7 +136,7 @@ impl RegistryState {
             }
         };
         for module in MODULES {
-            self.operate(module, fault, &mut step);
+            self.add_operator_steps(module, fault, &mut step);
             // Somebody deletes a queue, or a policy or a broker removes its messages.
             step(&|state| {
                 state.losses = state.losses.checked_sub(1)?;
@@ -151,7 +151,7 @@ impl RegistryState {
                     let message = state.queues.get_mut(module).filter(|message| **message)?;
                     *message = false;
                     state.registry.registration(module)?;
-                    if fault == RegistryFault::NoFilter || state.is_for(module, event, fault) {
+                    if fault == RegistryFault::NoFilter || state.receives(module, event, fault) {
                         // A claim finds an existing job.
                         state.jobs.entry(module).or_insert(1);
                     }
@@ -160,11 +160,16 @@ impl RegistryState {
                 step(&|state| state.walk(module, event, fault));
             }
         }
-        self.go_on_with_the_commit(fault, &mut step);
+        self.add_commit_steps(fault, &mut step);
         all
     }
 
-    fn operate(&self, module: &'static str, fault: RegistryFault, step: &mut RegistrySteps<'_>) {
+    fn add_operator_steps(
+        &self,
+        module: &'static str,
+        fault: RegistryFault,
+        step: &mut RegistrySteps<'_>,
+    ) {
         match &self.operator {
             Operator::Idle => {
                 step(&|state| {
@@ -178,7 +183,7 @@ impl RegistryState {
                 });
                 step(&|state| {
                     state.changes = state.changes.checked_sub(1)?;
-                    state.registry = state.registry.without(module)?;
+                    state.registry = state.registry.without_module(module)?;
                     state.operator = Operator::Removes(module);
                     Some(())
                 });
@@ -208,8 +213,8 @@ impl RegistryState {
         }
     }
 
-    fn insert(&mut self, owed: &BTreeSet<RegisteredSince>, known: &Registry) {
-        let owed = owed.intersection(&self.registered()).cloned().collect();
+    fn insert_event(&mut self, owed: &BTreeSet<RegisteredSince>, known: &Registry) {
+        let owed = owed.intersection(&self.registered_modules()).cloned().collect();
         let expected = known.subscribers(TYPE, &TermSubject::default());
         self.commit =
             RegistryCommit::Inserted(InsertedEvent { expected, version: known.version, owed });
@@ -223,7 +228,8 @@ impl RegistryState {
         fault: RegistryFault,
     ) -> Option<()> {
         let walks = !matches!(fault, RegistryFault::NoWalk | RegistryFault::RegistryFirst);
-        let wanted = walks && self.is_for(module, event, fault) && !self.jobs.contains_key(module);
+        let wanted =
+            walks && self.receives(module, event, fault) && !self.jobs.contains_key(module);
         if fault == RegistryFault::QueuesDecide {
             self.queues.get(module)?;
         }
@@ -234,13 +240,13 @@ impl RegistryState {
         Some(())
     }
 
-    fn go_on_with_the_commit(&self, fault: RegistryFault, step: &mut RegistrySteps<'_>) {
+    fn add_commit_steps(&self, fault: RegistryFault, step: &mut RegistrySteps<'_>) {
         // The process may have committed other events before, so the registry that it knows may
         // have any age.
         step(&|state| state.known.is_none().then(|| state.known = Some(state.registry.clone())));
         match &self.commit {
             RegistryCommit::NotBegun => step(&|state| {
-                state.commit = RegistryCommit::Begun(state.registered());
+                state.commit = RegistryCommit::Begun(state.registered_modules());
                 Some(())
             }),
             RegistryCommit::Begun(owed) => step(&|state| {
@@ -251,13 +257,13 @@ impl RegistryState {
                 }
                 state.known = Some(known.clone());
                 match state.strict {
-                    true => state.insert(owed, &known),
+                    true => state.insert_event(owed, &known),
                     false => state.commit = RegistryCommit::Checked(owed.clone(), known),
                 }
                 Some(())
             }),
             RegistryCommit::Checked(owed, known) => step(&|state| {
-                state.insert(owed, known);
+                state.insert_event(owed, known);
                 Some(())
             }),
             RegistryCommit::Inserted(event) => step(&|state| {
@@ -309,7 +315,7 @@ fn explore(fault: RegistryFault, strict: bool) -> (Option<String>, usize) {
             return (Some(format!("{complaint}: {state:#?}")), seen.len());
         }
         for next in state.next(fault) {
-            if let Some(complaint) = ran_for_nobody(&state, &next) {
+            if let Some(complaint) = find_wrong_claim(&state, &next) {
                 return (Some(format!("{complaint}: {next:#?}")), seen.len());
             }
             if seen.insert(next.clone()) {
@@ -322,10 +328,10 @@ fn explore(fault: RegistryFault, strict: bool) -> (Option<String>, usize) {
 
 /// Returns a complaint if a step has started a job for an event that is not for the module as it is
 /// registered at that time.
-fn ran_for_nobody(before: &RegistryState, after: &RegistryState) -> Option<String> {
+fn find_wrong_claim(before: &RegistryState, after: &RegistryState) -> Option<String> {
     let RegistryCommit::Published(event) = &before.commit else { return None };
     let new = |module: &&str| after.jobs.contains_key(module) && !before.jobs.contains_key(module);
-    let wrong = |module: &&str| !before.is_for(module, event, RegistryFault::None);
+    let wrong = |module: &&str| !before.receives(module, event, RegistryFault::None);
     let found = MODULES.iter().find(|module| new(module) && wrong(module))?;
     Some(format!("{found} has claimed an event that is not for it"))
 }

@@ -40,7 +40,7 @@ const FREE: &str = "
 struct Bells(Mutex<HashMap<String, Arc<Notify>>>);
 
 impl Bells {
-    fn of(&self, module: &str) -> Arc<Notify> {
+    fn bell(&self, module: &str) -> Arc<Notify> {
         let mut bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         bells.entry(module.to_owned()).or_default().clone()
     }
@@ -82,7 +82,7 @@ impl Arrivals {
             // ends at once.
             let _ = self.watcher.set(ArrivalWatcher::start(self.bells.clone(), database.clone())?);
         }
-        Ok(self.bells.of(module))
+        Ok(self.bells.bell(module))
     }
 
     /// Wakes the subscribers of these modules.
@@ -104,7 +104,7 @@ impl ArrivalWatcher {
         let watch = move || {
             let mut connection = None;
             while stopped.recv_timeout(LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
-                match free_queues(&mut connection, &database, clock::now()) {
+                match find_ready_queues(&mut connection, &database, clock::now()) {
                     Ok(queues) => queues.iter().for_each(|module| bells.ring(module)),
                     Err(error) => {
                         tracing::debug!(error, "the queues cannot be looked at");
@@ -132,7 +132,7 @@ impl Drop for ArrivalWatcher {
 
 type WatchError = Box<dyn std::error::Error + Send + Sync>;
 
-fn free_queues(
+fn find_ready_queues(
     connection: &mut Option<Connection>,
     database: &Database,
     now: Millis,
@@ -166,7 +166,7 @@ mod tests {
     }
 
     /// Returns the id of the next message and its tag. Fails if no message comes in time.
-    async fn next(subscriber: &mut dyn Subscription) -> (String, u64) {
+    async fn next_message(subscriber: &mut dyn Subscription) -> (String, u64) {
         let next = tokio::time::timeout(Duration::from_secs(20), subscriber.next()).await;
         let delivery = next.expect("a message comes in time").unwrap();
         (delivery.message.unwrap().context.event_id.to_string(), delivery.tag)
@@ -188,17 +188,17 @@ mod tests {
             tokio::time::sleep(LOOK_EVERY * 2).await;
             theirs.send("b", &message("first")).await.unwrap();
         };
-        assert_eq!(tokio::join!(next(&mut *b), put).0.0, "first");
+        assert_eq!(tokio::join!(next_message(&mut *b), put).0.0, "first");
 
         let mut other = theirs.clone().subscribe("a", 8).await.unwrap();
         theirs.send("a", &message("second")).await.unwrap();
-        let (id, tag) = next(&mut *other).await;
+        let (id, tag) = next_message(&mut *other).await;
         assert_eq!(id, "second");
         let give_back = async {
             tokio::time::sleep(LOOK_EVERY * 2).await;
             other.give_back(tag).await.unwrap();
             drop(other);
         };
-        assert_eq!(tokio::join!(next(&mut *a), give_back).0.0, "second");
+        assert_eq!(tokio::join!(next_message(&mut *a), give_back).0.0, "second");
     }
 }

@@ -13,7 +13,7 @@ use rusqlite::{Connection, OptionalExtension as _};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::{Sqlite, SyncLevel, WriteFailure, documents, touch};
+use super::{Sqlite, SyncLevel, WriteFailure, documents, force_sync};
 use crate::{
     Bus, Collection, DeadLetter, Delivery, Inserted, Routed, StoreError, Subscription, Unreadable,
     encode,
@@ -35,7 +35,7 @@ pub(super) const SCHEMA: &str = "
     ) WITHOUT ROWID;
 ";
 
-fn body(message: &Message) -> String {
+fn encode_message(message: &Message) -> String {
     serde_json::to_string(message).expect("a message has string keys only, so it has a JSON form")
 }
 
@@ -51,12 +51,12 @@ fn enqueue_each(
     modules: &[String],
     message: &Message,
 ) -> Result<(), WriteFailure> {
-    let body = body(message);
+    let body = encode_message(message);
     modules.iter().try_for_each(|module| enqueue(connection, module, &body))
 }
 
 /// Returns the modules whose queues are bound to an event type.
-fn bound(connection: &Connection, event_type: &str) -> rusqlite::Result<Vec<String>> {
+fn bound_modules(connection: &Connection, event_type: &str) -> rusqlite::Result<Vec<String>> {
     let mut bound =
         connection.prepare_cached("SELECT module FROM bindings WHERE event_type = ?1")?;
     bound.query_map([event_type], |row| row.get(0))?.collect()
@@ -75,7 +75,7 @@ pub(super) fn insert_published(
     connection: &Connection,
     event: Event,
 ) -> Result<PublishedInsert, WriteFailure> {
-    let (modules, message) = (bound(connection, &event.event_type)?, event.message());
+    let (modules, message) = (bound_modules(connection, &event.event_type)?, event.message());
     let event = Event { publication: PublicationState::Published, ..event };
     let inserted = documents::insert(connection, Collection::Events, &encode(&event))?;
     if inserted != Inserted::New {
@@ -131,12 +131,12 @@ impl Bus for Sqlite {
         let message = message.clone();
         let modules = self
             .write("publishing", move |connection| {
-                let modules = bound(connection, &message.event_type)?;
+                let modules = bound_modules(connection, &message.event_type)?;
                 enqueue_each(connection, &modules, &message)?;
                 if modules.is_empty() {
                     // The event's document was written to this log before, and must be on the disk
                     // even if no queue takes the message.
-                    touch(connection)?;
+                    force_sync(connection)?;
                 }
                 Ok(modules)
             })
@@ -146,7 +146,7 @@ impl Bus for Sqlite {
     }
 
     async fn send(&self, module: &str, message: &Message) -> Result<(), StoreError> {
-        let (queue, body) = (module.to_owned(), body(message));
+        let (queue, body) = (module.to_owned(), encode_message(message));
         self.write("sending", move |connection| enqueue(connection, &queue, &body)).await?;
         self.arrivals.ring([module]);
         Ok(())
@@ -158,7 +158,7 @@ impl Bus for Sqlite {
         prefetch: usize,
     ) -> Result<Box<dyn Subscription>, StoreError> {
         let bell = self.arrivals.bell(module, &self.database);
-        let bell = bell.map_err(|error| self.failed("subscribing", error))?;
+        let bell = bell.map_err(|error| self.unavailable("subscribing", error))?;
         Ok(Box::new(SqliteSubscriber {
             bell,
             store: self,
@@ -189,7 +189,7 @@ impl Bus for Sqlite {
         .await
     }
 
-    async fn depth(&self, module: &str, most: usize) -> Result<Option<usize>, StoreError> {
+    async fn count_messages(&self, module: &str, most: usize) -> Result<Option<usize>, StoreError> {
         let (module, most) = (module.to_owned(), i64::try_from(most).unwrap_or(i64::MAX));
         self.read("counting messages", move |connection| {
             let there = "SELECT EXISTS (SELECT 1 FROM queues WHERE module = ?1)";
@@ -220,7 +220,7 @@ impl Bus for Sqlite {
         .await
     }
 
-    async fn dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
+    async fn list_dead_letters(&self, limit: usize) -> Result<Vec<DeadLetter>, StoreError> {
         self.read("listing dead letters", move |connection| {
             let mut select = connection.prepare_cached(
                 "SELECT module, event_id, body, reason, at FROM dead_letters ORDER BY at LIMIT ?1",
@@ -269,7 +269,7 @@ struct SqliteSubscriber {
 }
 
 /// Takes the next message of a queue, if there is one, and hides it from others for [`TAKEN`].
-async fn take(store: Arc<Sqlite>, module: String) -> Result<Option<Delivery>, StoreError> {
+async fn take_message(store: Arc<Sqlite>, module: String) -> Result<Option<Delivery>, StoreError> {
     let now = clock::now();
     // The queue is read before it is written: an idle subscriber must not sync the disk.
     let queue = module.clone();
@@ -286,7 +286,7 @@ async fn take(store: Arc<Sqlite>, module: String) -> Result<Option<Delivery>, St
     let until: Millis = now + clock::millis(TAKEN);
     // If this write is lost, the message is delivered again and its receiver finds the existing
     // job.
-    let taken = store.write_as(SyncLevel::Later, "receiving", move |connection| {
+    let taken = store.write_with_level(SyncLevel::Later, "receiving", move |connection| {
         let mut update = connection.prepare_cached(
             "UPDATE messages SET taken_until = ?1 WHERE seq = (
                 SELECT seq FROM messages WHERE module = ?2 AND taken_until <= ?3 ORDER BY seq LIMIT 1
@@ -303,11 +303,12 @@ async fn take(store: Arc<Sqlite>, module: String) -> Result<Option<Delivery>, St
 }
 
 impl SqliteSubscriber {
-    async fn take(&mut self) -> Result<Option<Delivery>, StoreError> {
+    async fn take_message(&mut self) -> Result<Option<Delivery>, StoreError> {
         let (store, module) = (self.store.clone(), self.module.clone());
-        let taken = self.taking.get_or_insert_with(|| tokio::spawn(take(store, module))).await;
+        let taken =
+            self.taking.get_or_insert_with(|| tokio::spawn(take_message(store, module))).await;
         self.taking = None;
-        let taken = taken.map_err(|error| self.store.failed("receiving", error)).flatten();
+        let taken = taken.map_err(|error| self.store.unavailable("receiving", error)).flatten();
         if let Ok(Some(delivery)) = &taken {
             self.held.push(delivery.tag);
         }
@@ -315,11 +316,15 @@ impl SqliteSubscriber {
     }
 
     /// Holds a message no longer, and runs `statement` on its row.
-    async fn let_go(&mut self, tag: u64, statement: &'static str) -> Result<(), StoreError> {
+    async fn settle_message(
+        &mut self,
+        tag: u64,
+        statement: &'static str,
+    ) -> Result<(), StoreError> {
         self.held.retain(|held| *held != tag);
         self.store
             // If this write is lost, the message is only delivered again, as with `take`.
-            .write_as(SyncLevel::Later, "settling a message", move |connection| {
+            .write_with_level(SyncLevel::Later, "settling a message", move |connection| {
                 Ok(connection.prepare_cached(statement)?.execute([tag.cast_signed()])?)
             })
             .await?;
@@ -336,7 +341,7 @@ impl Subscription for SqliteSubscriber {
             let mut ring = std::pin::pin!(bell.notified());
             ring.as_mut().enable();
             if self.held.len() < self.prefetch
-                && let Some(delivery) = self.take().await?
+                && let Some(delivery) = self.take_message().await?
             {
                 return Ok(delivery);
             }
@@ -345,11 +350,11 @@ impl Subscription for SqliteSubscriber {
     }
 
     async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError> {
-        self.let_go(tag, "DELETE FROM messages WHERE seq = ?1").await
+        self.settle_message(tag, "DELETE FROM messages WHERE seq = ?1").await
     }
 
     async fn give_back(&mut self, tag: u64) -> Result<(), StoreError> {
-        self.let_go(tag, "UPDATE messages SET taken_until = 0 WHERE seq = ?1").await?;
+        self.settle_message(tag, "UPDATE messages SET taken_until = 0 WHERE seq = ?1").await?;
         self.bell.notify_waiters();
         Ok(())
     }
@@ -359,7 +364,7 @@ impl Subscription for SqliteSubscriber {
         if self.taking.is_none() {
             return Ok(vec![]);
         }
-        Ok(self.take().await?.into_iter().collect())
+        Ok(self.take_message().await?.into_iter().collect())
     }
 }
 
@@ -373,7 +378,7 @@ impl Drop for SqliteSubscriber {
         // Best effort: a message that is not given back now is delivered again after [`TAKEN`].
         self.runtime.spawn(async move {
             if let Some(taking) = taking {
-                let taken = taking.await.map_err(|error| store.failed("receiving", error));
+                let taken = taking.await.map_err(|error| store.unavailable("receiving", error));
                 held.extend(taken.flatten().ok().flatten().map(|delivery| delivery.tag));
             }
             for tag in held {

@@ -8,7 +8,7 @@ use rusqlite::types::{Value as Sql, ValueRef};
 use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
 use serde_json::{Value, json};
 
-use super::{Sqlite, WriteFailure, touch};
+use super::{Sqlite, WriteFailure, force_sync};
 use crate::{
     Collection, Documents, Durability, Equals, Guard, Inserted, Query, QueryPart, StoreError,
     TallyRow, indexes,
@@ -19,14 +19,14 @@ use crate::{
 /// Rows have SQLite's own ascending numbers, so new documents are neighbours in the table, and
 /// among equal entries of an index. If rows were ordered by their random ids, each document would
 /// change a different page in every index, and a commit takes longer the more pages it writes.
-pub(super) fn schema(collection: Collection) -> String {
+pub(super) fn schema_sql(collection: Collection) -> String {
     let table = collection.as_str();
     let mut sql = format!(
         "CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY NOT NULL, document TEXT NOT \
          NULL);\n"
     );
     for (name, fields) in named_indexes(collection) {
-        let columns: Vec<String> = fields.iter().map(|field| extract(field)).collect();
+        let columns: Vec<String> = fields.iter().map(|field| extract_sql(field)).collect();
         sql.push_str(&format!(
             "CREATE INDEX IF NOT EXISTS {name} ON {table} ({});\n",
             columns.join(", ")
@@ -45,7 +45,7 @@ fn named_indexes(
 }
 
 /// Rebuilds a collection's table in the layout of [`schema`] if an older Ion made it.
-pub(super) fn lay_out_anew(
+pub(super) fn rebuild_older_table(
     connection: &Connection,
     collection: Collection,
 ) -> rusqlite::Result<()> {
@@ -62,17 +62,17 @@ pub(super) fn lay_out_anew(
     for (name, _) in named_indexes(collection) {
         sql.push_str(&format!("DROP INDEX IF EXISTS {name};\n"));
     }
-    sql.push_str(&schema(collection));
+    sql.push_str(&schema_sql(collection));
     sql.push_str(&format!(
         "INSERT INTO {table} (id, document) SELECT id, document FROM former_{table} ORDER BY {};\n\
          DROP TABLE former_{table};\n",
-        extract("created")
+        extract_sql("created")
     ));
     connection.execute_batch(&sql)
 }
 
 /// Returns the SQL expression for a field. Fields are names in Ion's own code, never input.
-fn extract(field: &str) -> String {
+fn extract_sql(field: &str) -> String {
     debug_assert!(
         field.chars().all(|c| c.is_ascii_alphanumeric() || c == '.'),
         "{field:?} is no field"
@@ -96,29 +96,29 @@ fn sql_value(value: &Value) -> Sql {
 
 /// Returns ` AND <field> = ?` for each condition. A null value becomes `IS NULL`, because nothing
 /// equals null in SQL.
-fn conditions(equals: &[Equals], values: &mut Vec<Sql>) -> String {
+fn equals_sql(equals: &[Equals], values: &mut Vec<Sql>) -> String {
     let mut sql = String::new();
     for (field, value) in equals {
         match sql_value(value) {
-            Sql::Null => sql.push_str(&format!(" AND {} IS NULL", extract(field))),
+            Sql::Null => sql.push_str(&format!(" AND {} IS NULL", extract_sql(field))),
             value => {
                 values.push(value);
-                sql.push_str(&format!(" AND {} = ?{}", extract(field), values.len()));
+                sql.push_str(&format!(" AND {} = ?{}", extract_sql(field), values.len()));
             }
         }
     }
     sql
 }
 
-fn id_of(document: &Value) -> String {
+fn document_id(document: &Value) -> String {
     document.get("id").and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
 /// Fails unless each document of the guard exists and has the required fields.
-fn check(connection: &Connection, guard: Option<&Guard>) -> Result<(), WriteFailure> {
+fn check_guard(connection: &Connection, guard: Option<&Guard>) -> Result<(), WriteFailure> {
     for condition in guard.into_iter().flat_map(Guard::conditions) {
         let mut values = vec![Sql::Text(condition.id.clone())];
-        let conditions = conditions(&condition.equals, &mut values);
+        let conditions = equals_sql(&condition.equals, &mut values);
         let sql =
             format!("SELECT 1 FROM {} WHERE id = ?1{conditions}", condition.collection.as_str());
         if !connection.prepare_cached(&sql)?.exists(params_from_iter(values))? {
@@ -134,7 +134,7 @@ pub(super) fn insert(
     collection: Collection,
     document: &Value,
 ) -> Result<Inserted, WriteFailure> {
-    let (table, id) = (collection.as_str(), id_of(document));
+    let (table, id) = (collection.as_str(), document_id(document));
     let insert =
         format!("INSERT INTO {table} (id, document) VALUES (?1, ?2) ON CONFLICT (id) DO NOTHING");
     if connection.prepare_cached(&insert)?.execute((&id, document.to_string()))? == 1 {
@@ -152,7 +152,7 @@ pub(super) fn insert_all(
     documents: &[(Collection, Value)],
     guard: Option<&Guard>,
 ) -> Result<Vec<Inserted>, WriteFailure> {
-    check(connection, guard)?;
+    check_guard(connection, guard)?;
     documents
         .iter()
         .map(|(collection, document)| insert(connection, *collection, document))
@@ -166,8 +166,8 @@ fn replace(
     document: &Value,
     expect: &[Equals],
 ) -> Result<bool, WriteFailure> {
-    let mut values = vec![Sql::Text(id_of(document)), Sql::Text(document.to_string())];
-    let conditions = conditions(expect, &mut values);
+    let mut values = vec![Sql::Text(document_id(document)), Sql::Text(document.to_string())];
+    let conditions = equals_sql(expect, &mut values);
     let update =
         format!("UPDATE {} SET document = ?2 WHERE id = ?1{conditions}", collection.as_str());
     Ok(connection.prepare_cached(&update)?.execute(params_from_iter(values))? == 1)
@@ -181,20 +181,20 @@ fn parse(text: &str) -> rusqlite::Result<Value> {
 
 /// Returns the expression of a field in a statement. Rows are found by the column `id`, which has
 /// an index of its own.
-fn expression(field: &str) -> String {
-    if field == "id" { field.to_owned() } else { extract(field) }
+fn field_sql(field: &str) -> String {
+    if field == "id" { field.to_owned() } else { extract_sql(field) }
 }
 
 /// Returns the expression by which a query's results are sorted.
-fn order(query: &Query) -> String {
-    expression(query.order_by.unwrap_or("id"))
+fn order_sql(query: &Query) -> String {
+    field_sql(query.order_by.unwrap_or("id"))
 }
 
 /// Returns the conditions of a query, and puts their values into `values`.
-fn filter(query: &Query, values: &mut Vec<Sql>) -> String {
-    let mut sql = conditions(&query.equals, values);
+fn filter_sql(query: &Query, values: &mut Vec<Sql>) -> String {
+    let mut sql = equals_sql(&query.equals, values);
     if let Some(range) = &query.range {
-        let field = expression(range.field);
+        let field = field_sql(range.field);
         for (comparison, bound) in [(">=", Some(&range.from)), ("<", range.below.as_ref())] {
             let Some(bound) = bound else { continue };
             values.push(sql_value(bound));
@@ -205,8 +205,8 @@ fn filter(query: &Query, values: &mut Vec<Sql>) -> String {
 }
 
 /// Returns the conditions of a part of a query's results.
-fn part_filter(query: &Query, part: QueryPart<'_>, values: &mut Vec<Sql>) -> String {
-    let field = order(query);
+fn part_filter_sql(query: &Query, part: QueryPart<'_>, values: &mut Vec<Sql>) -> String {
+    let field = order_sql(query);
     let after = if query.descending { '<' } else { '>' };
     match part {
         QueryPart::All => String::new(),
@@ -235,17 +235,17 @@ fn part_filter(query: &Query, part: QueryPart<'_>, values: &mut Vec<Sql>) -> Str
 }
 
 /// Returns the statement and the values that find a part of a query's results, at most `limit`.
-pub(super) fn select(query: &Query, part: QueryPart<'_>, limit: usize) -> (String, Vec<Sql>) {
+pub(super) fn select_sql(query: &Query, part: QueryPart<'_>, limit: usize) -> (String, Vec<Sql>) {
     let mut values = Vec::new();
     let mut sql = format!(
         "SELECT {} FROM {} WHERE 1{}",
-        result(query),
+        result_sql(query),
         query.collection.as_str(),
-        filter(query, &mut values)
+        filter_sql(query, &mut values)
     );
-    sql.push_str(&part_filter(query, part, &mut values));
+    sql.push_str(&part_filter_sql(query, part, &mut values));
     let direction = if query.descending { "DESC" } else { "ASC" };
-    sql.push_str(&format!(" ORDER BY {} {direction}", order(query)));
+    sql.push_str(&format!(" ORDER BY {} {direction}", order_sql(query)));
     if query.start_at.is_some() && query.order_by.is_some() {
         sql.push_str(&format!(", id {direction}"));
     }
@@ -256,7 +256,7 @@ pub(super) fn select(query: &Query, part: QueryPart<'_>, limit: usize) -> (Strin
 
 /// Returns the expression of a query's results: whole documents, or an array of the wanted fields
 /// with the id in front.
-fn result(query: &Query) -> String {
+fn result_sql(query: &Query) -> String {
     let Some(fields) = query.fields else { return "document".into() };
     let paths: Vec<String> =
         ["id"].iter().chain(fields).map(|field| format!("'$.{field}'")).collect();
@@ -265,7 +265,7 @@ fn result(query: &Query) -> String {
 }
 
 /// Makes a document of the results of [`result`].
-fn projected(fields: &[&str], values: Value) -> Value {
+fn document_from_fields(fields: &[&str], values: Value) -> Value {
     let Value::Array(values) = values else { return values };
     let mut document = json!({});
     for (field, value) in ["id"].iter().chain(fields).zip(values) {
@@ -278,31 +278,31 @@ fn projected(fields: &[&str], values: Value) -> Value {
 }
 
 /// Returns the statement that counts what a query finds, up to its limit.
-pub(super) fn count(query: &Query) -> (String, Vec<Sql>) {
+pub(super) fn count_sql(query: &Query) -> (String, Vec<Sql>) {
     let mut values = Vec::new();
     let found = format!(
         "SELECT 1 FROM {} WHERE 1{}",
         query.collection.as_str(),
-        filter(query, &mut values)
+        filter_sql(query, &mut values)
     );
     values.push(Sql::Integer(i64::try_from(query.limit).unwrap_or(i64::MAX)));
     (format!("SELECT count(*) FROM ({found} LIMIT ?{})", values.len()), values)
 }
 
 /// Returns the statement that counts what a query finds by the values of fields.
-pub(super) fn tally(query: &Query, by: &[&str]) -> (String, Vec<Sql>) {
+pub(super) fn tally_sql(query: &Query, by: &[&str]) -> (String, Vec<Sql>) {
     let mut values = Vec::new();
-    let fields: Vec<String> = by.iter().map(|field| extract(field)).collect();
+    let fields: Vec<String> = by.iter().map(|field| extract_sql(field)).collect();
     let sql = format!(
         "SELECT count(*), {0} FROM {1} WHERE 1{2} GROUP BY {0}",
         fields.join(", "),
         query.collection.as_str(),
-        filter(query, &mut values)
+        filter_sql(query, &mut values)
     );
     (sql, values)
 }
 
-fn json_of(value: ValueRef<'_>) -> Value {
+fn to_json(value: ValueRef<'_>) -> Value {
     match value {
         ValueRef::Null | ValueRef::Blob(_) => Value::Null,
         ValueRef::Integer(number) => number.into(),
@@ -320,10 +320,14 @@ impl Documents for Sqlite {
         guard: Option<Guard>,
         durability: Durability,
     ) -> Result<Inserted, StoreError> {
-        self.write_as(self.level(durability), "inserting a document", move |connection| {
-            check(connection, guard.as_ref())?;
-            insert(connection, collection, &document)
-        })
+        self.write_with_level(
+            self.sync_level(durability),
+            "inserting a document",
+            move |connection| {
+                check_guard(connection, guard.as_ref())?;
+                insert(connection, collection, &document)
+            },
+        )
         .await
     }
 
@@ -333,9 +337,11 @@ impl Documents for Sqlite {
         guard: Option<Guard>,
         durability: Durability,
     ) -> Result<Vec<Inserted>, StoreError> {
-        self.write_as(self.level(durability), "inserting documents", move |connection| {
-            insert_all(connection, &documents, guard.as_ref())
-        })
+        self.write_with_level(
+            self.sync_level(durability),
+            "inserting documents",
+            move |connection| insert_all(connection, &documents, guard.as_ref()),
+        )
         .await
     }
 
@@ -347,10 +353,14 @@ impl Documents for Sqlite {
         guard: Option<Guard>,
         durability: Durability,
     ) -> Result<bool, StoreError> {
-        self.write_as(self.level(durability), "replacing a document", move |connection| {
-            check(connection, guard.as_ref())?;
-            replace(connection, collection, &document, &expect)
-        })
+        self.write_with_level(
+            self.sync_level(durability),
+            "replacing a document",
+            move |connection| {
+                check_guard(connection, guard.as_ref())?;
+                replace(connection, collection, &document, &expect)
+            },
+        )
         .await
     }
 
@@ -361,16 +371,20 @@ impl Documents for Sqlite {
         expect: Vec<Equals>,
         durability: Durability,
     ) -> Result<usize, StoreError> {
-        self.write_as(self.level(durability), "replacing documents", move |connection| {
-            documents.iter().try_fold(0, |replaced, document| {
-                Ok(replaced + usize::from(replace(connection, collection, document, &expect)?))
-            })
-        })
+        self.write_with_level(
+            self.sync_level(durability),
+            "replacing documents",
+            move |connection| {
+                documents.iter().try_fold(0, |replaced, document| {
+                    Ok(replaced + usize::from(replace(connection, collection, document, &expect)?))
+                })
+            },
+        )
         .await
     }
 
     async fn sync(&self) -> Result<(), StoreError> {
-        self.write("syncing its log", |connection| Ok(touch(connection)?)).await
+        self.write("syncing its log", |connection| Ok(force_sync(connection)?)).await
     }
 
     async fn get(&self, collection: Collection, id: &str) -> Result<Option<Value>, StoreError> {
@@ -384,7 +398,7 @@ impl Documents for Sqlite {
         .await
     }
 
-    async fn present(
+    async fn find_existing_ids(
         &self,
         collection: Collection,
         ids: Vec<String>,
@@ -408,12 +422,12 @@ impl Documents for Sqlite {
         self.read("finding documents", move |connection| {
             let mut found = Vec::new();
             for part in query.parts() {
-                let (sql, values) = select(&query, part, query.limit - found.len());
+                let (sql, values) = select_sql(&query, part, query.limit - found.len());
                 let mut statement = connection.prepare_cached(&sql)?;
                 let rows = statement.query_map(params_from_iter(values), |row| {
                     let document = parse(row.get_ref(0)?.as_str()?)?;
                     Ok(match query.fields {
-                        Some(fields) => projected(fields, document),
+                        Some(fields) => document_from_fields(fields, document),
                         None => document,
                     })
                 })?;
@@ -431,7 +445,7 @@ impl Documents for Sqlite {
 
     async fn count(&self, query: Query) -> Result<usize, StoreError> {
         self.read("counting documents", move |connection| {
-            let (sql, values) = count(&query);
+            let (sql, values) = count_sql(&query);
             connection
                 .prepare_cached(&sql)?
                 .query_row(params_from_iter(values), |row| row.get::<_, i64>(0))
@@ -446,11 +460,11 @@ impl Documents for Sqlite {
         by: &'static [&'static str],
     ) -> Result<Vec<TallyRow>, StoreError> {
         self.read("counting documents by their fields", move |connection| {
-            let (sql, values) = tally(&query, by);
+            let (sql, values) = tally_sql(&query, by);
             let mut statement = connection.prepare_cached(&sql)?;
             let rows = statement.query_map(params_from_iter(values), |row| {
                 let count: i64 = row.get(0)?;
-                let values = (1..=by.len()).map(|at| Ok(json_of(row.get_ref(at)?)));
+                let values = (1..=by.len()).map(|at| Ok(to_json(row.get_ref(at)?)));
                 let values = values.collect::<rusqlite::Result<_>>()?;
                 Ok(TallyRow { values, count: count.unsigned_abs() })
             })?;
@@ -468,7 +482,7 @@ impl Documents for Sqlite {
         let id = id.to_owned();
         self.write("removing a document", move |connection| {
             let mut values = vec![Sql::Text(id)];
-            let conditions = conditions(&expect, &mut values);
+            let conditions = equals_sql(&expect, &mut values);
             let delete = format!("DELETE FROM {} WHERE id = ?1{conditions}", collection.as_str());
             Ok(connection.prepare_cached(&delete)?.execute(params_from_iter(values))? == 1)
         })
@@ -490,7 +504,7 @@ mod tests {
             .iter()
             .flat_map(|query| query.parts().into_iter().map(move |part| (query, part)));
         for (query, part) in parts {
-            let (sql, values) = select(query, part, query.limit);
+            let (sql, values) = select_sql(query, part, query.limit);
             let plan: Vec<String> = connection
                 .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))
                 .unwrap()

@@ -33,7 +33,7 @@ impl Sqlite {
     /// In one transaction, holds the bytes that were put under these keys during the boot `boot`,
     /// inserts the documents, and after them inserts and publishes `event`. With an event, all of
     /// it is on the disk when this returns; otherwise with the next [`SyncLevel::AtOnce`] write.
-    pub(crate) async fn hold(
+    pub(crate) async fn hold_blobs(
         &self,
         boot: String,
         blobs: Vec<(String, Bytes)>,
@@ -42,8 +42,10 @@ impl Sqlite {
         guard: Option<Guard>,
     ) -> Result<Vec<Inserted>, StoreError> {
         let durable = if event.is_some() { SyncLevel::AtOnce } else { SyncLevel::Later };
-        let written =
-            self.write_as(durable, "inserting documents and small blobs", move |connection| {
+        let written = self.write_with_level(
+            durable,
+            "inserting documents and small blobs",
+            move |connection| {
                 let mut inserted = insert_all(connection, &documents, guard.as_ref())?;
                 let mut insert = connection.prepare_cached(
                     "INSERT INTO held_blobs (boot, key, bytes) VALUES (?1, ?2, ?3)",
@@ -57,7 +59,8 @@ impl Sqlite {
                     return Ok((inserted, published.modules));
                 }
                 Ok((inserted, vec![]))
-            });
+            },
+        );
         let (inserted, modules) = written.await?;
         self.arrivals.ring(modules.iter().map(String::as_str));
         Ok(inserted)
@@ -65,7 +68,7 @@ impl Sqlite {
 
     /// Returns the oldest held blobs: those that were put during the boot `boot`, or those of other
     /// boots.
-    pub(crate) async fn held(
+    pub(crate) async fn list_held_blobs(
         &self,
         boot: &str,
         of: HeldDuring,
@@ -91,19 +94,23 @@ impl Sqlite {
     }
 
     /// Removes blobs from the log after their files have become durable.
-    pub(crate) async fn release(&self, blobs: &[HeldBlob]) -> Result<(), StoreError> {
+    pub(crate) async fn remove_held_blobs(&self, blobs: &[HeldBlob]) -> Result<(), StoreError> {
         let rows: Vec<(i64, String)> =
             blobs.iter().map(|blob| (blob.seq, blob.key.clone())).collect();
-        self.write_as(SyncLevel::Later, "removing small blobs from the log", move |connection| {
-            // The key is compared too: another process may already have removed the blob, and then
-            // SQLite may reuse its number.
-            let mut delete =
-                connection.prepare_cached("DELETE FROM held_blobs WHERE seq = ?1 AND key = ?2")?;
-            for row in rows {
-                delete.execute(row)?;
-            }
-            Ok(())
-        })
+        self.write_with_level(
+            SyncLevel::Later,
+            "removing small blobs from the log",
+            move |connection| {
+                // The key is compared too: another process may already have removed the blob, and then
+                // SQLite may reuse its number.
+                let mut delete = connection
+                    .prepare_cached("DELETE FROM held_blobs WHERE seq = ?1 AND key = ?2")?;
+                for row in rows {
+                    delete.execute(row)?;
+                }
+                Ok(())
+            },
+        )
         .await
     }
 }

@@ -66,24 +66,24 @@ async fn messages_reach_each_bound_queue_until_acknowledged(bus: Arc<dyn Bus>, t
     assert_eq!(bus.peek(&m, 10).await.unwrap(), [message(&a, "1"), message(&b, "2")]);
     assert_eq!(bus.peek(&n, 10).await.unwrap(), [message(&a, "1")]);
     let mut first = bus.clone().subscribe(&m, 1).await.unwrap();
-    let delivery = next(&mut first).await;
+    let delivery = next_delivery(&mut first).await;
     assert_eq!(delivery.message, Ok(message(&a, "1")));
     // The subscription holds one message and has a prefetch of one, so the second message waits
     // until the first one is acknowledged.
     assert!(tokio::time::timeout(Duration::from_millis(120), first.next()).await.is_err());
     first.acknowledge(delivery.tag).await.unwrap();
-    let second = next(&mut first).await;
+    let second = next_delivery(&mut first).await;
     assert_eq!(second.message, Ok(message(&b, "2")));
     first.give_back(second.tag).await.unwrap();
-    let again = next(&mut first).await;
+    let again = next_delivery(&mut first).await;
     assert_eq!(again.message, Ok(message(&b, "2")));
     drop(first);
     let mut heir = bus.clone().subscribe(&m, 1).await.unwrap();
-    let inherited = next(&mut heir).await;
+    let inherited = next_delivery(&mut heir).await;
     assert_eq!(inherited.message, Ok(message(&b, "2")));
     heir.acknowledge(inherited.tag).await.unwrap();
     bus.send(&m, &message(&a, "3")).await.unwrap();
-    let sent = next(&mut heir).await;
+    let sent = next_delivery(&mut heir).await;
     assert_eq!(sent.message, Ok(message(&a, "3")));
     heir.acknowledge(sent.tag).await.unwrap();
     for module in [&n, &m] {
@@ -93,7 +93,7 @@ async fn messages_reach_each_bound_queue_until_acknowledged(bus: Arc<dyn Bus>, t
     assert_eq!(bus.publish(&message(&a, "4")).await.unwrap(), Routed::Nowhere);
 }
 
-async fn next(subscription: &mut Box<dyn Subscription>) -> Delivery {
+async fn next_delivery(subscription: &mut Box<dyn Subscription>) -> Delivery {
     tokio::time::timeout(DEADLINE, subscription.next()).await.unwrap().unwrap()
 }
 
@@ -152,7 +152,7 @@ async fn another_process_is_heard(publisher: Arc<dyn Bus>, subscriber: Arc<dyn B
     let (kind, module) = (format!("x.{tag}"), format!("heard-{tag}"));
     subscriber.declare(&module, std::slice::from_ref(&kind), &[]).await.unwrap();
     let mut subscription = subscriber.clone().subscribe(&module, 1).await.unwrap();
-    let waiting = tokio::spawn(async move { next(&mut subscription).await.message });
+    let waiting = tokio::spawn(async move { next_delivery(&mut subscription).await.message });
     publisher.publish(&message(&kind, "9")).await.unwrap();
     assert_eq!(waiting.await.unwrap(), Ok(message(&kind, "9")));
     subscriber.remove_queue(&module).await.unwrap();
@@ -168,10 +168,10 @@ async fn subscribers_that_go_disturb_nobody(bus: Arc<dyn Bus>, tag: &str) {
     }
     bus.publish(&message(&kind, "1")).await.unwrap();
     let mut stays = bus.clone().subscribe(&module, 1).await.unwrap();
-    let held = next(&mut stays).await;
+    let held = next_delivery(&mut stays).await;
     for _ in 0..500 {
         let mut goes = bus.clone().subscribe(&others, 1).await.unwrap();
-        let delivery = next(&mut goes).await;
+        let delivery = next_delivery(&mut goes).await;
         goes.acknowledge(delivery.tag).await.unwrap();
         bus.send(&others, &message(&kind, "2")).await.unwrap();
     }
@@ -207,7 +207,7 @@ async fn dead_letters_are_kept_until_exhumed(bus: &dyn Bus, tag: &str) {
     let mine = async |expected: &[DeadLetter]| {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let mut letters = bus.dead_letters(1000).await.unwrap();
+            let mut letters = bus.list_dead_letters(1000).await.unwrap();
             letters.retain(|letter| letter.module == module);
             if letters == expected || Instant::now() > deadline {
                 assert_eq!(letters, expected);
@@ -253,7 +253,7 @@ async fn waits_left_alone_hold_up_nobody(bus: Arc<dyn Bus>, documents: &dyn Docu
     );
     bus.publish(&message(&format!("alone.{tag}"), "1")).await.unwrap();
     for (mut subscription, module) in waits {
-        let delivery = next(&mut subscription).await;
+        let delivery = next_delivery(&mut subscription).await;
         subscription.acknowledge(delivery.tag).await.unwrap();
         drop(subscription);
         bus.remove_queue(&module).await.unwrap();

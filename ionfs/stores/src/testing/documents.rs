@@ -26,7 +26,7 @@ pub async fn documents_contract(one: Arc<dyn Documents>, two: Arc<dyn Documents>
     a_claim_is_won_once([one, two]).await;
 }
 
-fn guard(attempt: u32) -> Option<Guard> {
+fn job_guard(attempt: u32) -> Option<Guard> {
     Some(Guard::new(Collection::Jobs, "job", vec![("attempt", json!(attempt))]))
 }
 
@@ -120,7 +120,7 @@ async fn pages_give_each_document_once(documents: &dyn Documents) {
         assert!(old + gone >= MANY, "{old}: each document that was there all the time comes");
     }
     let some: Vec<String> = ["page-0003", "page-0001", "nobody's"].map(str::to_owned).into();
-    let present = documents.present(Collection::Jobs, some).await.unwrap();
+    let present = documents.find_existing_ids(Collection::Jobs, some).await.unwrap();
     assert_eq!(present, ["page-0001", "page-0003"].map(str::to_owned).into());
     let changed: Vec<Value> =
         present.iter().map(|id| json!({"id": id, "state": "changed"})).collect();
@@ -160,7 +160,7 @@ async fn a_guard_of_two_tells_which_does_not_hold(documents: &dyn Documents) {
 async fn a_guard_that_does_not_hold_writes_nothing(documents: &dyn Documents) {
     let event = json!({"id": "guarded"});
     assert!(matches!(
-        documents.insert(Collection::Events, event.clone(), guard(1), Durability::Now).await,
+        documents.insert(Collection::Events, event.clone(), job_guard(1), Durability::Now).await,
         Err(StoreError::Fenced(Collection::Jobs))
     ));
     documents
@@ -168,18 +168,18 @@ async fn a_guard_that_does_not_hold_writes_nothing(documents: &dyn Documents) {
         .await
         .unwrap();
     assert!(matches!(
-        documents.insert(Collection::Events, event.clone(), guard(1), Durability::Now).await,
+        documents.insert(Collection::Events, event.clone(), job_guard(1), Durability::Now).await,
         Err(StoreError::Fenced(Collection::Jobs))
     ));
     assert!(matches!(
         documents
-            .replace(Collection::Events, event.clone(), vec![], guard(1), Durability::Now)
+            .replace(Collection::Events, event.clone(), vec![], job_guard(1), Durability::Now)
             .await,
         Err(StoreError::Fenced(Collection::Jobs))
     ));
     assert_eq!(documents.get(Collection::Events, "guarded").await.unwrap(), None);
     assert_eq!(
-        documents.insert(Collection::Events, event, guard(2), Durability::Now).await.unwrap(),
+        documents.insert(Collection::Events, event, job_guard(2), Durability::Now).await.unwrap(),
         Inserted::New
     );
 }
@@ -216,7 +216,7 @@ async fn what_is_written_soon_is_there_now(
     let id = format!("{durability:?}");
     let document = json!({"id": id, "n": 1});
     let insert = |guard| one.insert(Collection::Events, document.clone(), guard, durability);
-    assert!(matches!(insert(guard(99)).await, Err(StoreError::Fenced(Collection::Jobs))));
+    assert!(matches!(insert(job_guard(99)).await, Err(StoreError::Fenced(Collection::Jobs))));
     assert_eq!(insert(None).await.unwrap(), Inserted::New);
     assert_eq!(insert(None).await.unwrap(), Inserted::Existing(document.clone()));
     let changed = json!({"id": id, "n": 2});

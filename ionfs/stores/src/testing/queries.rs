@@ -16,7 +16,7 @@ fn ids(found: &[Value]) -> Vec<&str> {
 
 /// Inserts jobs whose times rise with their numbers, a few at the same time, and some of which have
 /// no module.
-async fn insert(documents: &dyn Documents) {
+async fn insert_jobs(documents: &dyn Documents) {
     let job = |n: usize| {
         let mut job = json!({
             "id": format!("q{n:03}"), "state": if n.is_multiple_of(5) { "dead" } else { "succeeded" },
@@ -35,7 +35,7 @@ async fn insert(documents: &dyn Documents) {
 
 /// Checks each kind of query on one store, and removes what it has inserted.
 pub(super) async fn queries_find_and_count_what_they_say(documents: &dyn Documents) {
-    insert(documents).await;
+    insert_jobs(documents).await;
     ranges_are_read_in_both_directions(documents).await;
     texts_are_found_by_their_beginnings(documents).await;
     only_the_wanted_fields_are_read(documents).await;
@@ -48,7 +48,7 @@ pub(super) async fn queries_find_and_count_what_they_say(documents: &dyn Documen
 
 async fn ranges_are_read_in_both_directions(documents: &dyn Documents) {
     let of_one = || Query::equal(Collection::Jobs, vec![("correlationId", json!("q-1"))]);
-    let range = FieldRange::from("created", json!(10)).below(json!(20));
+    let range = FieldRange::at_least("created", json!(10)).below(json!(20));
     let within = || of_one().within(range.clone()).order_by("created");
     let found = documents.find(within()).await.unwrap();
     let expected: Vec<String> =
@@ -61,7 +61,7 @@ async fn ranges_are_read_in_both_directions(documents: &dyn Documents) {
     let after = StartAt::After { value: json!(16), id: "q049".into() };
     let found = documents.find(within().descending().start_at(after).limit(3)).await.unwrap();
     assert_eq!(ids(&found), ["q045", "q041", "q037"]);
-    let open = of_one().within(FieldRange::from("created", json!(230))).order_by("created");
+    let open = of_one().within(FieldRange::at_least("created", json!(230))).order_by("created");
     assert_eq!(ids(&documents.find(open).await.unwrap()), ["q693", "q697"]);
 }
 
@@ -112,7 +112,7 @@ async fn counts_stop_at_their_limit_and_tallies_are_complete(documents: &dyn Doc
     let of_one = || Query::equal(Collection::Jobs, vec![("correlationId", json!("q-1"))]);
     assert_eq!(documents.count(of_one()).await.unwrap(), MANY / 4);
     assert_eq!(documents.count(of_one().limit(100)).await.unwrap(), 100);
-    let early = FieldRange::from("created", json!(0)).below(json!(10));
+    let early = FieldRange::at_least("created", json!(0)).below(json!(10));
     assert_eq!(documents.count(of_one().within(early)).await.unwrap(), 8);
     let range = FieldRange::prefix("correlationId", "q-");
     let rows = documents

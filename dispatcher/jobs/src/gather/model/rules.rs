@@ -57,7 +57,7 @@ impl GatherPlane {
         let mut registry: Registry = serde_json::from_value(empty).unwrap();
         for name in scenario.registered {
             let module = modules.iter().find(|module| module.name == *name).unwrap();
-            registry = registry.with(name, &module.selector(), "").unwrap();
+            registry = registry.with_module(name, &module.selector(), "").unwrap();
         }
         Self {
             scenario,
@@ -114,7 +114,7 @@ impl GatherPlane {
             let registry = self.registry(version);
             registry
                 .registration(name)
-                .is_some_and(|of| of.is_for(name, &self.event(event, committed)))
+                .is_some_and(|of| of.receives(name, &self.event(event, committed)))
         })
     }
 
@@ -155,10 +155,12 @@ impl GatherPlane {
         let shown = reading.jobs.unwrap();
         let mut jobs = Vec::new();
         for (slot, (name, event)) in SLOTS.iter().enumerate() {
-            let expected =
-                events.iter().find(|known| known.id.as_str() == format!("e{event}")).is_some_and(
-                    |event| registered.registry.expected(event).any(|expected| expected == *name),
-                );
+            let expected = events
+                .iter()
+                .find(|known| known.id.as_str() == format!("e{event}"))
+                .is_some_and(|event| {
+                    registered.registry.modules_for(event).any(|expected| expected == *name)
+                });
             let job = match shown[slot] {
                 Some(_) if self.fault == GatherFault::FormerForgotten && !expected => continue,
                 Some((state, outbox)) => GatherJob {

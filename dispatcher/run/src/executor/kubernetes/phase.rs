@@ -53,7 +53,7 @@ pub(super) enum PodEnd {
 }
 
 /// Returns the attempt's phase.
-pub(super) fn phase(known: &PodJobState) -> Phase {
+pub(super) fn derive_phase(known: &PodJobState) -> Phase {
     let failed = known.job.as_ref().and_then(job_failure);
     if let Some((reason, _)) = &failed
         && reason == "DeadlineExceeded"
@@ -81,12 +81,13 @@ pub(super) fn phase(known: &PodJobState) -> Phase {
                 false => PodEnd::Lost(removal_words(pod)),
             });
         }
-        let runs = module_container(pod).is_some_and(|state| state.running.is_some());
+        let runs = container_state(pod).is_some_and(|state| state.running.is_some());
         let name = runs.then(|| pod.metadata.name.clone().unwrap_or_default());
         return match (name, &pod.metadata.deletion_timestamp) {
-            (name, Some(_)) => {
-                Phase::Leaving(name, Duration::from_secs(grace(pod).try_into().unwrap_or(0)))
-            }
+            (name, Some(_)) => Phase::Leaving(
+                name,
+                Duration::from_secs(grace_seconds(pod).try_into().unwrap_or(0)),
+            ),
             (Some(name), None) => Phase::Running(name),
             (None, None) => waiting_phase(pod),
         };
@@ -105,7 +106,8 @@ pub(super) fn phase(known: &PodJobState) -> Phase {
 /// deadline later than the pod.
 fn was_asked_at_deadline(job: Option<&Job>, pod: &Pod) -> bool {
     // `deletionTimestamp` is when the pod must be gone: the request plus the grace period.
-    let asked = pod.metadata.deletion_timestamp.as_ref().map(|end| end.0.as_second() - grace(pod));
+    let asked =
+        pod.metadata.deletion_timestamp.as_ref().map(|end| end.0.as_second() - grace_seconds(pod));
     let begun = job.and_then(|job| job.status.as_ref()?.start_time.clone());
     let most = job.and_then(|job| job.spec.as_ref()?.active_deadline_seconds);
     match (begun, asked, most) {
@@ -115,7 +117,7 @@ fn was_asked_at_deadline(job: Option<&Job>, pod: &Pod) -> bool {
 }
 
 /// Returns the grace period in seconds: from when a pod is asked to end until it must have ended.
-fn grace(pod: &Pod) -> i64 {
+fn grace_seconds(pod: &Pod) -> i64 {
     pod.metadata.deletion_grace_period_seconds.unwrap_or(0)
 }
 
@@ -144,7 +146,7 @@ fn true_condition<'a>(job: &'a Job, kind: &str) -> Option<&'a JobCondition> {
     conditions.iter().find(|one| one.type_ == kind && one.status == "True")
 }
 
-fn module_container(pod: &Pod) -> Option<&ContainerState> {
+fn container_state(pod: &Pod) -> Option<&ContainerState> {
     let containers = pod.status.as_ref()?.container_statuses.as_ref()?;
     containers.iter().find(|container| container.name == CONTAINER)?.state.as_ref()
 }
@@ -173,7 +175,7 @@ fn pod_end(pod: &Pod) -> Option<PodEnd> {
         Some("DeadlineExceeded") => return Some(PodEnd::Deadline(None)),
         _ => {}
     }
-    let terminated = module_container(pod).and_then(|state| state.terminated.as_ref());
+    let terminated = container_state(pod).and_then(|state| state.terminated.as_ref());
     let Some(terminated) = terminated else {
         // A node has many reasons to refuse a pod, and each release of Kubernetes may add one.
         let has_failed = status.phase.as_deref() == Some("Failed");
@@ -202,7 +204,7 @@ fn refused_by_node(reason: &str, message: &str) -> PodEnd {
 
 /// Returns the phase of a pod whose container does not run yet: waiting or stuck.
 fn waiting_phase(pod: &Pod) -> Phase {
-    let wait = module_container(pod).and_then(|state| state.waiting.as_ref());
+    let wait = container_state(pod).and_then(|state| state.waiting.as_ref());
     let (reason, message) = match wait {
         Some(wait) => {
             (wait.reason.clone().unwrap_or_default(), wait.message.clone().unwrap_or_default())
@@ -243,7 +245,7 @@ mod tests {
 
     use super::*;
 
-    fn known(pod: Value, job: Value) -> PodJobState {
+    fn known_state(pod: Value, job: Value) -> PodJobState {
         let pod: Pod = serde_json::from_value(pod).unwrap();
         let job: Job = serde_json::from_value(job).unwrap();
         PodJobState {
@@ -253,26 +255,29 @@ mod tests {
         }
     }
 
-    fn pod(state: Value) -> Value {
+    fn pod_json(state: Value) -> Value {
         let container = json!({"name": "module", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state});
         json!({"metadata": {"name": "p", "uid": "u"}, "status": {"containerStatuses": [container]}})
     }
 
-    fn exited(code: i32, reason: &str) -> Value {
-        pod(
+    fn exited_pod(code: i32, reason: &str) -> Value {
+        pod_json(
             json!({"terminated": {"exitCode": code, "reason": reason, "finishedAt": "2026-01-01T00:00:30Z"}}),
         )
     }
 
     #[test]
     fn ends_are_told_apart() {
-        let end = |pod: Value, job: Value| match phase(&known(pod, job)) {
+        let end = |pod: Value, job: Value| match derive_phase(&known_state(pod, job)) {
             Phase::Ended(end) => end,
             other => panic!("{other:?}"),
         };
-        assert_eq!(end(exited(3, "Error"), json!({"metadata": {}})), PodEnd::Exited(3));
-        assert_eq!(end(exited(3, "OOMKilled"), json!({"metadata": {}})), PodEnd::OutOfMemory(3));
-        let mut deleted = exited(137, "Error");
+        assert_eq!(end(exited_pod(3, "Error"), json!({"metadata": {}})), PodEnd::Exited(3));
+        assert_eq!(
+            end(exited_pod(3, "OOMKilled"), json!({"metadata": {}})),
+            PodEnd::OutOfMemory(3)
+        );
+        let mut deleted = exited_pod(137, "Error");
         deleted["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:25Z");
         deleted["metadata"]["deletionGracePeriodSeconds"] = json!(5);
         let job = |deadline: i64| json!({"metadata": {}, "spec": {"activeDeadlineSeconds": deadline, "template": {}}, "status": {"startTime": "2026-01-01T00:00:00Z"}});
@@ -281,7 +286,7 @@ mod tests {
         assert_eq!(end(deleted.clone(), job(20)), PodEnd::Deadline(None));
         deleted["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] = json!(0);
         assert_eq!(end(deleted, job(60)), PodEnd::Exited(0));
-        let mut evicted = exited(137, "Error");
+        let mut evicted = exited_pod(137, "Error");
         evicted["status"]["reason"] = json!("Evicted");
         evicted["status"]["message"] = json!("the node was low on memory");
         assert_eq!(
@@ -290,8 +295,8 @@ mod tests {
         );
         let failed = json!({"metadata": {}, "status": {"conditions": [
             {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": "m"}]}});
-        assert_eq!(end(pod(json!({"running": {}})), failed.clone()), PodEnd::Deadline(None));
-        let waits = pod(json!({"waiting": {"reason": "ContainerCreating"}}));
+        assert_eq!(end(pod_json(json!({"running": {}})), failed.clone()), PodEnd::Deadline(None));
+        let waits = pod_json(json!({"waiting": {"reason": "ContainerCreating"}}));
         assert_eq!(end(waits, failed), PodEnd::Deadline(Some("ContainerCreating".into())));
     }
 
@@ -300,7 +305,7 @@ mod tests {
         let lost = |reason: &str, words: &str| {
             let pod = json!({"metadata": {"name": "p", "uid": "u"},
                 "status": {"phase": "Failed", "reason": reason, "message": "m"}});
-            let ended = phase(&known(pod, json!({"metadata": {}})));
+            let ended = derive_phase(&known_state(pod, json!({"metadata": {}})));
             assert_eq!(ended, Phase::Ended(PodEnd::Lost(words.into())));
         };
         lost("NodeShutdown", "its node was shut down: m");
@@ -312,29 +317,29 @@ mod tests {
     #[test]
     fn a_pod_that_goes_is_told_from_one_that_is_gone() {
         let job = json!({"metadata": {}, "spec": {"activeDeadlineSeconds": 20, "template": {}}, "status": {"startTime": "2026-01-01T00:00:00Z"}});
-        let mut leaving = pod(json!({"running": {}}));
+        let mut leaving = pod_json(json!({"running": {}}));
         leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:24Z");
         leaving["metadata"]["deletionGracePeriodSeconds"] = json!(5);
         let grace = Duration::from_secs(5);
-        let leaving = known(leaving, job.clone());
-        assert_eq!(phase(&leaving), Phase::Leaving(Some("p".into()), grace));
+        let leaving = known_state(leaving, job.clone());
+        assert_eq!(derive_phase(&leaving), Phase::Leaving(Some("p".into()), grace));
         let gone = |mut known: PodJobState| {
             known.deleted = known.pods.remove("u");
-            phase(&known)
+            derive_phase(&known)
         };
         assert_eq!(gone(leaving), Phase::Ended(PodEnd::Lost("its pod was deleted".into())));
         // A pod without a node is removed at once, before its Job says why.
         let waited = json!({"metadata": {"name": "p", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:20Z"}, "status": {"conditions": [
             {"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}]}});
         let words = "no node takes it: 0/1 nodes".to_owned();
-        assert_eq!(gone(known(waited, job)), Phase::Ended(PodEnd::Deadline(Some(words))));
+        assert_eq!(gone(known_state(waited, job)), Phase::Ended(PodEnd::Deadline(Some(words))));
     }
 
     #[test]
     fn what_it_waits_for_is_said() {
         let waits = |reason: &str| {
-            phase(&known(
-                pod(json!({"waiting": {"reason": reason, "message": "m"}})),
+            derive_phase(&known_state(
+                pod_json(json!({"waiting": {"reason": reason, "message": "m"}})),
                 json!({"metadata": {}}),
             ))
         };
@@ -345,13 +350,13 @@ mod tests {
         );
         assert!(matches!(waits("CreateContainerConfigError"), Phase::Stuck(_)));
         assert_eq!(
-            phase(&known(pod(json!({"running": {}})), json!({"metadata": {}}))),
+            derive_phase(&known_state(pod_json(json!({"running": {}})), json!({"metadata": {}}))),
             Phase::Running("p".into())
         );
         let unschedulable = json!({"metadata": {"name": "p", "uid": "u"}, "status": {"conditions": [
             {"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available"}]}});
         assert_eq!(
-            phase(&known(unschedulable, json!({"metadata": {}}))),
+            derive_phase(&known_state(unschedulable, json!({"metadata": {}}))),
             Phase::Waiting(Some("no node takes it: 0/1 nodes are available".into()))
         );
     }

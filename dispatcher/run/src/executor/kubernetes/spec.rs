@@ -61,7 +61,7 @@ pub(super) enum PodSpecError {
 }
 
 /// Returns the name of an attempt's Job: every dispatcher derives the same one.
-pub(super) fn name(job: &str, attempt: u32) -> String {
+pub(super) fn job_name(job: &str, attempt: u32) -> String {
     format!("ion-{job}-{attempt}")
 }
 
@@ -69,7 +69,7 @@ pub(super) fn name(job: &str, attempt: u32) -> String {
 ///
 /// # Errors
 /// When the module asks for something that a pod cannot have.
-pub(super) fn job(start: &AttemptStart, token: &str) -> Result<Job, PodSpecError> {
+pub(super) fn build_job(start: &AttemptStart, token: &str) -> Result<Job, PodSpecError> {
     let module = &start.module;
     let Some(container) = &module.container else {
         return Err(PodSpecError::NoImage);
@@ -98,7 +98,7 @@ pub(super) fn job(start: &AttemptStart, token: &str) -> Result<Job, PodSpecError
     let fingerprint = fingerprint(&spec, token)?;
     Ok(Job {
         metadata: ObjectMeta {
-            name: Some(name(start.job.id.as_str(), start.job.attempt)),
+            name: Some(job_name(start.job.id.as_str(), start.job.attempt)),
             labels: Some(labels),
             annotations: Some(BTreeMap::from([(FINGERPRINT.to_owned(), fingerprint)])),
             ..ObjectMeta::default()
@@ -120,13 +120,13 @@ fn module_container(
     let module = &start.module;
     let env = environment(&[], start, &module.base_dir(), None);
     let variable = |(name, value)| EnvVar { name, value: Some(value), value_from: None };
-    let (uid, gid) = numbers(asked.user.as_deref())?;
+    let (uid, gid) = parse_user(asked.user.as_deref())?;
     Ok(Container {
         name: CONTAINER.into(),
         image: Some(image.to_owned()),
         command: (!module.run.is_empty()).then(|| module.argv()),
         env: Some(env.into_iter().map(variable).collect()),
-        resources: resources(&asked.resources),
+        resources: to_requirements(&asked.resources),
         volume_mounts: Some(vec![VolumeMount {
             name: VOLUME.into(),
             mount_path: module.base_dir().display().to_string(),
@@ -177,14 +177,14 @@ fn pod_spec(start: &AttemptStart, token: &str, container: Container) -> PodSpec 
         }),
         service_account_name: kubernetes.service_account.clone(),
         node_selector: Some(kubernetes.node_selector.clone()).filter(|labels| !labels.is_empty()),
-        tolerations: Some(kubernetes.tolerations.iter().map(toleration).collect()),
+        tolerations: Some(kubernetes.tolerations.iter().map(to_toleration).collect()),
         image_pull_secrets: Some(kubernetes.image_pull_secrets.iter().map(secret).collect()),
         ..PodSpec::default()
     }
 }
 
 /// Returns the token in a Job's pod, if there is one.
-pub(super) fn token(job: &Job) -> Option<&str> {
+pub(super) fn find_token(job: &Job) -> Option<&str> {
     let volumes = job.spec.as_ref()?.template.spec.as_ref()?.volumes.as_ref()?;
     let attributes =
         volumes.iter().find_map(|volume| volume.csi.as_ref()?.volume_attributes.as_ref())?;
@@ -199,7 +199,7 @@ fn fingerprint(spec: &JobSpec, token: &str) -> Result<String, PodSpecError> {
 
 /// Returns the user and group that it runs as. They must be numbers, because a cluster does not
 /// know an image's names of users before it has the image.
-fn numbers(user: Option<&str>) -> Result<(Option<i64>, Option<i64>), PodSpecError> {
+fn parse_user(user: Option<&str>) -> Result<(Option<i64>, Option<i64>), PodSpecError> {
     let Some(user) = user else { return Ok((None, None)) };
     let (uid, gid) = match user.split_once(':') {
         Some((uid, gid)) => (uid, Some(gid)),
@@ -209,7 +209,7 @@ fn numbers(user: Option<&str>) -> Result<(Option<i64>, Option<i64>), PodSpecErro
     Ok((Some(number(uid)?), gid.map(number).transpose()?))
 }
 
-fn resources(asked: &Resources) -> Option<ResourceRequirements> {
+fn to_requirements(asked: &Resources) -> Option<ResourceRequirements> {
     let quantities = [
         ("cpu", asked.cpu_millis.map(|millis| format!("{millis}m"))),
         ("memory", asked.memory_bytes.map(|bytes| bytes.to_string())),
@@ -226,7 +226,7 @@ fn resources(asked: &Resources) -> Option<ResourceRequirements> {
     })
 }
 
-fn toleration(asked: &ion_jobs::pipeline::Toleration) -> Toleration {
+fn to_toleration(asked: &ion_jobs::pipeline::Toleration) -> Toleration {
     Toleration {
         key: asked.key.clone(),
         operator: asked.operator.clone(),
@@ -260,12 +260,12 @@ fn labels(start: &AttemptStart, network: Network) -> BTreeMap<String, String> {
         ("ion/modulename", &start.module.name),
     ]
     .into_iter()
-    .map(|(key, value)| (key.to_owned(), label(value)))
+    .map(|(key, value)| (key.to_owned(), to_label_value(value)))
     .collect()
 }
 
 /// Turns a text into a valid value of a label.
-fn label(text: &str) -> String {
+fn to_label_value(text: &str) -> String {
     let allowed = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' };
     let value: String = text.chars().map(allowed).take(LABEL_MAX).collect();
     value.trim_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
@@ -277,16 +277,16 @@ mod tests {
 
     #[test]
     fn any_text_is_a_label() {
-        assert_eq!(label("new_video"), "new_video");
-        assert_eq!(label("-a/b c."), "a_b_c");
-        assert_eq!(label(&"x".repeat(100)).len(), 63);
-        assert_eq!(label("///"), "");
+        assert_eq!(to_label_value("new_video"), "new_video");
+        assert_eq!(to_label_value("-a/b c."), "a_b_c");
+        assert_eq!(to_label_value(&"x".repeat(100)).len(), 63);
+        assert_eq!(to_label_value("///"), "");
     }
 
     #[test]
     fn users_are_numbers() {
-        assert_eq!(numbers(Some("1000:5")).unwrap(), (Some(1000), Some(5)));
-        assert_eq!(numbers(None).unwrap(), (None, None));
-        assert!(numbers(Some("www-data")).unwrap_err().to_string().contains("1000:1000"));
+        assert_eq!(parse_user(Some("1000:5")).unwrap(), (Some(1000), Some(5)));
+        assert_eq!(parse_user(None).unwrap(), (None, None));
+        assert!(parse_user(Some("www-data")).unwrap_err().to_string().contains("1000:1000"));
     }
 }

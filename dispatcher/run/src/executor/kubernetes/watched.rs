@@ -59,40 +59,40 @@ impl PodJobState {
 pub(super) struct JobStates(Arc<Mutex<HashMap<String, watch::Sender<PodJobState>>>>);
 
 impl JobStates {
-    fn all(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<PodJobState>>> {
+    fn lock_states(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<PodJobState>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns a receiver of this Job's state.
-    pub(super) fn of(&self, job: &str) -> watch::Receiver<PodJobState> {
-        self.all().entry(job.to_owned()).or_default().subscribe()
+    pub(super) fn receiver_for(&self, job: &str) -> watch::Receiver<PodJobState> {
+        self.lock_states().entry(job.to_owned()).or_default().subscribe()
     }
 
     /// Called after the receiver of a Job is dropped: removes the Job's state if the Job is gone.
-    pub(super) fn let_go(&self, job: &str) {
-        forget_if_gone(&mut self.all(), job);
+    pub(super) fn forget_unused(&self, job: &str) {
+        remove_if_unused(&mut self.lock_states(), job);
     }
 
     fn change(&self, job: &str, change: impl FnOnce(&mut PodJobState)) {
-        let mut all = self.all();
+        let mut all = self.lock_states();
         all.entry(job.to_owned()).or_default().send_modify(change);
-        forget_if_gone(&mut all, job);
+        remove_if_unused(&mut all, job);
     }
 
     /// Watches for ever. While the server is unavailable the watch retries, and a listing finds
     /// what changed meanwhile.
-    pub(super) async fn run(self, jobs: Api<Job>, pods: Api<Pod>) {
+    pub(super) async fn watch_cluster(self, jobs: Api<Job>, pods: Api<Pod>) {
         let of_job = |job: &Job| job.name_any();
         let of_pod = |pod: &Pod| pod.labels().get(OF_JOB).cloned().unwrap_or_default();
         tokio::join!(
-            self.follow(jobs, "Jobs", of_job, |known, seen| match seen {
+            self.watch_objects(jobs, "Jobs", of_job, |known, seen| match seen {
                 ObjectChange::There(job) => known.job = Some(job),
                 ObjectChange::Gone(_) => {
                     known.job_deleted |= known.job.is_some();
                     known.job = None;
                 }
             }),
-            self.follow(pods, "pods", of_pod, |known, seen| match seen {
+            self.watch_objects(pods, "pods", of_pod, |known, seen| match seen {
                 ObjectChange::There(pod) => {
                     known.pods.insert(pod.uid().unwrap_or_default(), pod);
                 }
@@ -105,7 +105,7 @@ impl JobStates {
         );
     }
 
-    async fn follow<K>(
+    async fn watch_objects<K>(
         &self,
         api: Api<K>,
         what: &str,
@@ -115,7 +115,7 @@ impl JobStates {
         K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     {
         let config = Config::default().labels(&format!("{}={}", MANAGED_BY.0, MANAGED_BY.1));
-        let stream = watcher(api, config).backoff(again());
+        let stream = watcher(api, config).backoff(retry_backoff());
         pin_mut!(stream);
         // The uids of the objects that exist, with their Jobs; and those of a listing that is not
         // complete yet.
@@ -170,7 +170,7 @@ impl JobStates {
     }
 }
 
-fn forget_if_gone(all: &mut HashMap<String, watch::Sender<PodJobState>>, job: &str) {
+fn remove_if_unused(all: &mut HashMap<String, watch::Sender<PodJobState>>, job: &str) {
     let of_use = |sender: &watch::Sender<PodJobState>| {
         let known = sender.borrow();
         sender.receiver_count() > 0 || known.job.is_some() || !known.pods.is_empty()
@@ -182,7 +182,7 @@ fn forget_if_gone(all: &mut HashMap<String, watch::Sender<PodJobState>>, job: &s
 
 /// Returns the backoff while the server is unavailable. It has no end, as jobs may be longer than
 /// any outage.
-fn again() -> ExponentialBackoff {
+fn retry_backoff() -> ExponentialBackoff {
     let waits =
         ExponentialBuilder::new().with_min_delay(AGAIN).with_max_delay(AGAIN_MAX).with_jitter();
     waits.without_max_times().into()
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn a_server_that_was_away_for_long_is_asked_again_within_seconds() {
-        let waits: Vec<Duration> = again().take(1000).collect();
+        let waits: Vec<Duration> = retry_backoff().take(1000).collect();
         assert!(waits[0] < 2 * AGAIN, "{:?}", waits[0]);
         let late = &waits[10..];
         assert_eq!(late.len(), 990, "it goes on");
@@ -223,22 +223,22 @@ mod tests {
             });
         };
         there("left");
-        let looks = watched.of("left");
+        let looks = watched.receiver_for("left");
         drop(looks);
-        watched.let_go("left");
+        watched.forget_unused("left");
         // It is adopted again, before the server sends anything.
-        assert!(watched.of("left").borrow().job.is_some());
+        assert!(watched.receiver_for("left").borrow().job.is_some());
         gone("left");
-        assert!(watched.all().is_empty());
-        let looks = watched.of("looked at");
+        assert!(watched.lock_states().is_empty());
+        let looks = watched.receiver_for("looked at");
         there("looked at");
         gone("looked at");
         assert!(looks.borrow().job_deleted);
         drop(looks);
-        watched.let_go("looked at");
-        assert!(watched.all().is_empty());
+        watched.forget_unused("looked at");
+        assert!(watched.lock_states().is_empty());
         // It is deleted after every receiver is dropped.
         gone("unknown");
-        assert!(watched.all().is_empty());
+        assert!(watched.lock_states().is_empty());
     }
 }

@@ -58,10 +58,10 @@ impl LiveOutput {
 /// A watcher that shows what jobs write. None of these calls may block.
 pub trait OutputWatcher: Debug + Send + Sync {
     /// Called when an attempt has written output for the first time.
-    fn begins(&self, output: Arc<LiveOutput>);
+    fn on_begin(&self, output: Arc<LiveOutput>);
 
     /// Called when an attempt that has begun has written more, or has ended.
-    fn goes_on(&self);
+    fn on_change(&self);
 }
 
 /// One attempt's output, and the watcher that is notified of it.
@@ -83,15 +83,15 @@ impl OutputNotifier {
     }
 
     /// Notifies the watcher that the log has grown; `log` opens the log.
-    pub(super) fn goes_on(&mut self, log: impl FnOnce() -> io::Result<File>) {
+    pub(super) fn notify(&mut self, log: impl FnOnce() -> io::Result<File>) {
         if self.output.is_some() {
-            return self.watcher.goes_on();
+            return self.watcher.on_change();
         }
         match log() {
             Ok(log) => {
                 let (module, job) = (self.module.clone(), self.job.clone());
                 let output = Arc::new(LiveOutput { module, job, log, end: AtomicU64::new(RUNS) });
-                self.watcher.begins(output.clone());
+                self.watcher.on_begin(output.clone());
                 self.output = Some(output);
             }
             Err(error) => tracing::debug!(%error, "a job's output is not shown"),
@@ -103,7 +103,7 @@ impl Drop for OutputNotifier {
     fn drop(&mut self) {
         if let Some(output) = &self.output {
             output.end.store(output.log.metadata().map_or(0, |log| log.len()), Ordering::Release);
-            self.watcher.goes_on();
+            self.watcher.on_change();
         }
     }
 }

@@ -18,8 +18,8 @@ struct Mount {
 /// Returns the other paths where the folder, or a folder below it, can be seen, as
 /// `/proc/self/mountinfo` says. The caller checks that each is what it seems: another mount may
 /// cover it.
-pub(super) fn aliases(folder: &Path, mountinfo: &str) -> Vec<PathBuf> {
-    let mounts: Vec<Mount> = mountinfo.lines().filter_map(mount).collect();
+pub(super) fn find_aliases(folder: &Path, mountinfo: &str) -> Vec<PathBuf> {
+    let mounts: Vec<Mount> = mountinfo.lines().filter_map(parse_mount).collect();
     // Of two mounts at one place the later one is visible.
     let own = mounts
         .iter()
@@ -39,15 +39,15 @@ pub(super) fn aliases(folder: &Path, mountinfo: &str) -> Vec<PathBuf> {
 }
 
 /// Parses a line of `/proc/self/mountinfo`: number, parent, device, part, place, ...
-fn mount(line: &str) -> Option<Mount> {
+fn parse_mount(line: &str) -> Option<Mount> {
     let mut fields = line.split(' ').skip(2);
     let device = fields.next()?.to_owned();
-    Some(Mount { device, part: unescaped(fields.next()?), at: unescaped(fields.next()?) })
+    Some(Mount { device, part: unescape(fields.next()?), at: unescape(fields.next()?) })
 }
 
 /// Decodes a path: the kernel writes a space as `\040`, and a newline, a tab and a backslash
 /// likewise.
-fn unescaped(text: &str) -> PathBuf {
+fn unescape(text: &str) -> PathBuf {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
@@ -81,9 +81,12 @@ mod tests {
             29 27 8:2 /ion /srv/a\\040b rw - ext4 /dev/vdb rw\n\
             30 27 8:2 /ion/home/blobs /blobs rw - ext4 /dev/vdb rw\n\
             31 27 8:2 /else /else rw - ext4 /dev/vdb rw\n";
-        let found = aliases(Path::new("/data/ion/home"), mounts);
+        let found = find_aliases(Path::new("/data/ion/home"), mounts);
         assert_eq!(found, [Path::new("/srv/a b/home"), Path::new("/blobs")]);
-        assert_eq!(aliases(Path::new("/srv/a b/home"), mounts)[0], Path::new("/data/ion/home"));
-        assert!(aliases(Path::new("/var/lib/ion"), mounts).is_empty());
+        assert_eq!(
+            find_aliases(Path::new("/srv/a b/home"), mounts)[0],
+            Path::new("/data/ion/home")
+        );
+        assert!(find_aliases(Path::new("/var/lib/ion"), mounts).is_empty());
     }
 }

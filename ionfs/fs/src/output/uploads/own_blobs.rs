@@ -148,7 +148,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_no_event_names_goes_and_what_one_names_stays() {
-        let store: Arc<dyn Blobs> = Arc::new(ObjectBlobs::memory());
+        let store: Arc<dyn Blobs> = Arc::new(ObjectBlobs::in_memory());
         let own = JobBlobs::new(store.clone(), Runtime::current(), "c/j/1".to_owned());
         let keys: Vec<String> = (0..2500).map(|n| format!("c/j/1.{n}/f")).collect();
         for key in &keys {
