@@ -50,7 +50,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: CancelArgs) -> Command
         if cancellation.work_until(&ledger, Instant::now() + POLL_INTERVAL).await? {
             break true;
         }
-        let progress = cancellation.done();
+        let progress = cancellation.progress();
         // The time-out bounds only the wait for running jobs: a long list of jobs is always gone
         // through to its end.
         if progress.running > 0 {
@@ -64,7 +64,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: CancelArgs) -> Command
             output::print_message(&describe_progress(&progress));
         }
     };
-    let progress = cancellation.done();
+    let progress = cancellation.progress();
     if settings.json {
         output::print_json(&json!({"what": order, "ended": ended, "done": progress}));
     } else {

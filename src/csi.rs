@@ -65,12 +65,12 @@ pub(crate) async fn run(settings: &CommandSettings, args: CsiArgs) -> CommandRes
     let ending = vitals.clone();
     tokio::spawn(async move {
         wait_for_stop_signal().await;
-        ending.ends();
+        ending.mark_not_ready();
         stopping.cancel();
     });
     let ready = || {
         output::print_message(&format!("ready: {DRIVER_NAME} serves {at}"));
-        vitals.begins();
+        vitals.mark_ready();
     };
     serve(node, key, settings, stop, ready).await?;
     endpoint.close().await;

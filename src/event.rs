@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use dispatcher::find::find_event;
 use dispatcher::ledger::Ledger;
-use dispatcher::pipeline::starts_nothing;
+use dispatcher::pipeline::why_nothing_starts;
 use ionfs::commit::{Refusal, create_event};
 use ionfs::errors::error_chain;
 use ionfs::event::{Event, KeyValue, is_event_type};
@@ -155,7 +155,7 @@ async fn create(settings: &CommandSettings, args: EventCreateArgs) -> CommandRes
         output::print_line(format!("event {} correlation {correlation}", event.id));
     }
     let starts_something = match ledger.modules().await {
-        Ok(modules) => match starts_nothing(&event.event_type, &modules) {
+        Ok(modules) => match why_nothing_starts(&event.event_type, &modules) {
             Some(warning) => {
                 output::print_message(&warning);
                 false
@@ -244,23 +244,25 @@ async fn peek(settings: &CommandSettings, args: PeekArgs) -> CommandResult {
 mod tests {
     use dispatcher::pipeline::Module;
 
-    use super::{parse_id, parse_pair, starts_nothing};
+    use super::{parse_id, parse_pair, why_nothing_starts};
 
     #[test]
     fn a_type_that_nobody_takes_is_told_of_with_what_was_meant() {
         let module =
             |on: &str| Module { on: vec![on.into()], ..Module::new(on, vec![], "/".into()) };
         let modules = [module("new_video"), module("frame")];
-        assert_eq!(starts_nothing("frame", &modules), None);
+        assert_eq!(why_nothing_starts("frame", &modules), None);
         assert!(
-            starts_nothing("new_vidoe", &modules).unwrap().ends_with("did you mean \"new_video\"?")
+            why_nothing_starts("new_vidoe", &modules)
+                .unwrap()
+                .ends_with("did you mean \"new_video\"?")
         );
         assert!(
-            starts_nothing("report", &modules)
+            why_nothing_starts("report", &modules)
                 .unwrap()
                 .ends_with("modules start on frame, new_video")
         );
-        assert!(starts_nothing("report", &[]).unwrap().contains("no module is registered"));
+        assert!(why_nothing_starts("report", &[]).unwrap().contains("no module is registered"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args as ClapArgs;
 use dispatcher::gateway::{
     Gateway, GatewayError, GatewaySettings, Portal, PrivateFileError, Tokens, Vitals, Webhooks,
-    read_private,
+    read_private_file,
 };
 use dispatcher::pipeline::{ExecutorKind, Module, Network};
 use ionfs::errors::error_chain;
@@ -76,7 +76,7 @@ impl GatewayFlags {
         let from_environment = from_environment.map_err(|error| {
             CommandFailure(format!("ION_GATEWAY_TOKENS: {}", error_chain(&error)))
         })?;
-        Ok(from_file.and(from_environment.unwrap_or_default()))
+        Ok(from_file.merged_with(from_environment.unwrap_or_default()))
     }
 
     /// Reads the list of webhooks and their secrets.
@@ -93,7 +93,7 @@ impl GatewayFlags {
                 path: file.display().to_string(),
                 source,
             }),
-            false => read_private(file),
+            false => read_private_file(file),
         };
         Ok(Webhooks::parse(list, &text, secret)?)
     }
@@ -179,11 +179,11 @@ pub(crate) async fn run(settings: &CommandSettings, args: GatewayArgs) -> Comman
     let node = Node::new(settings.open_plane().await?, settings.node_settings())?;
     endpoint.vitals.describe(|registry| node.describe(registry));
     let gateway = args.flags.open(args.listen, node, endpoint.vitals.clone(), None).await?;
-    endpoint.vitals.begins();
+    endpoint.vitals.mark_ready();
     service::notify_ready();
     output::print_message("ready");
     wait_for_stop_signal().await;
-    endpoint.vitals.ends();
+    endpoint.vitals.mark_not_ready();
     service::notify_stopping();
     output::print_message("stopping: requests under way are answered");
     tokio::select! {

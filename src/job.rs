@@ -107,7 +107,7 @@ pub(crate) async fn print_gathers_without(
     ledger: &Ledger,
     again: &JobRecord,
 ) -> Result<(), CommandFailure> {
-    for gatherer in ledger.ran_without(again).await? {
+    for gatherer in ledger.gathers_without(again).await? {
         output::print_message(&format!(
             "job {} of {} has begun without it: its results lack what this job will make",
             gatherer.id, gatherer.module

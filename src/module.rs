@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::event::parse_pair;
 use crate::settings::{CommandSettings, search_path};
-use crate::up::print_slips;
+use crate::up::print_misspelled_types;
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// Register, list and remove modules
@@ -221,7 +221,7 @@ async fn create(ledger: &Ledger, args: ModuleCreateArgs) -> CommandResult {
             vec![module]
         }
     };
-    print_slips(ledger, &modules).await?;
+    print_misspelled_types(ledger, &modules).await?;
     for module in &modules {
         ledger.put_module(module).await?;
         output::print_message(&format!("module {:?} is registered", module.name));

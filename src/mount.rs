@@ -56,11 +56,11 @@ pub(crate) async fn run(settings: &CommandSettings, args: MountArgs) -> CommandR
         ))
     })?;
     output::print_message(&format!("mounted at {}; Ctrl-C unmounts", args.folder.display()));
-    endpoint.vitals.begins();
+    endpoint.vitals.mark_ready();
     tokio::select! {
-        ended = mounted.ended() => ended?,
+        ended = mounted.wait_for_end() => ended?,
         () = wait_for_stop_signal() => {
-            endpoint.vitals.ends();
+            endpoint.vitals.mark_not_ready();
             let folder = args.folder.display();
             let unmounted = mounted.unmount().await.map_err(|error| {
                 CommandFailure(format!(

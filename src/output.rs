@@ -54,7 +54,7 @@ pub(crate) fn has_no_reader() -> bool {
 }
 
 /// Notes that this command handles signals itself from now on, so that they do not end it at once.
-pub(crate) fn set_catches_signals() {
+pub(crate) fn note_signal_handling() {
     CATCHES_SIGNALS.store(true, Ordering::Relaxed);
 }
 

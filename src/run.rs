@@ -107,7 +107,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
         } => {}
     }
     let published: Vec<Event> = ledger
-        .events_of(correlation.as_str())
+        .correlation_events(correlation.as_str())
         .await?
         .into_iter()
         .filter(|event| event.job_id.is_some())
@@ -136,7 +136,7 @@ async fn store_first_event(
         correlation_id,
         name: "ion".into(),
         parent: String::new(),
-        event_type: module.subscribes().into_iter().next().unwrap_or_else(|| "run".into()),
+        event_type: module.subscribed_types().into_iter().next().unwrap_or_else(|| "run".into()),
         files,
         directories,
         data: data.into_iter().map(|(key, value)| KeyValue { key, value }).collect(),

@@ -19,7 +19,7 @@ use crate::settings::{notify_socket, watchdog_interval};
 /// Waits until the process receives SIGINT or SIGTERM.
 pub(crate) async fn wait_for_stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    output::set_catches_signals();
+    output::note_signal_handling();
     match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
         (Ok(mut interrupt), Ok(mut terminate)) => {
             tokio::select! {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use dispatcher::executor::local::Namespaces;
-use dispatcher::pipeline::{BoundError, PlaneSection, TIME_MAX, time_within};
+use dispatcher::pipeline::{BoundError, PlaneSection, TIME_MAX, parse_time_within};
 use ionfs::cache::CacheLimits;
 use ionfs::checksum::BLOCK_BYTES;
 use ionfs::environment::variable;
@@ -232,7 +232,7 @@ impl CommandSettings {
             documents: self.given.documents.clone().or_else(|| file.documents.clone()),
             bus: self.given.bus.clone().or_else(|| file.bus.clone()),
         };
-        let wanted = wanted.expanded(variable)?;
+        let wanted = wanted.expand_variables(variable)?;
         let defaults = StoreUrls::embedded(&self.home);
         self.urls = StoreUrls {
             blobs: wanted.blobs.unwrap_or(defaults.blobs),
@@ -458,10 +458,10 @@ pub(crate) enum ArgumentError {
 
 /// Reads a deadline for an answer or a sign of life: one second to one day.
 pub(crate) fn parse_deadline(text: &str) -> Result<Duration, BoundError> {
-    time_within(text, Duration::from_secs(1), Duration::from_secs(24 * 60 * 60))
+    parse_time_within(text, Duration::from_secs(1), Duration::from_secs(24 * 60 * 60))
 }
 
 /// Reads the longest time to wait, which may be zero.
 pub(crate) fn parse_wait_limit(text: &str) -> Result<Duration, BoundError> {
-    time_within(text, Duration::ZERO, TIME_MAX)
+    parse_time_within(text, Duration::ZERO, TIME_MAX)
 }

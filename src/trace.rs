@@ -7,7 +7,7 @@ use dispatcher::dispatch::served_modules;
 use dispatcher::find::{find_correlation, latest_correlation};
 use dispatcher::ledger::{Ledger, RegisteredModules};
 use dispatcher::pipeline::Module;
-use dispatcher::progress::{CorrelationStatus, Trace, Verdict, obstacles};
+use dispatcher::progress::{CorrelationStatus, Trace, Verdict, find_obstacles};
 use ionfs::clock;
 use ionfs::event::{Event, KeyValue};
 use ionfs::id::JobId;
@@ -49,7 +49,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: TraceArgs) -> CommandR
     } else if args.dot {
         dot_lines(&trace.status).iter().for_each(output::print_line);
     } else {
-        let registered = ledger.registered().await?;
+        let registered = ledger.registered_modules().await?;
         for text in tree_lines(&correlation, &trace.status, &trace.insights, &registered) {
             output::print_line(text);
         }
@@ -57,7 +57,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: TraceArgs) -> CommandR
         // A correlation that has ended waits for dead jobs only, and the tree shows those.
         if trace.status.verdict() == Verdict::Running || trace.status.held_back > 0 {
             let served = served_modules(&ledger).await?;
-            let obstacles = obstacles(&trace.status, &registered, &served);
+            let obstacles = find_obstacles(&trace.status, &registered, &served);
             for obstacle in obstacles.iter().take(OBSTACLES_MAX) {
                 output::print_line(format!(
                     "waits for {}",
@@ -239,7 +239,7 @@ impl<'a> TraceTree<'a> {
         let remark = |(module, unmet): (&Module, String)| {
             format!("not for {}: {}", module.name, output::escape_foreign(&unmet))
         };
-        self.registered.kept_from(event).map(remark).collect()
+        self.registered.modules_with_unmet_terms(event).map(remark).collect()
     }
 
     /// Returns the remarks that stand below a job's line.

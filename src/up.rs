@@ -11,7 +11,9 @@ use dispatcher::executor::local::{LocalExecutor, LocalSettings};
 use dispatcher::executor::{LiveOutput, OutputWatcher};
 use dispatcher::gateway::{Portal, Vitals};
 use dispatcher::ledger::Ledger;
-use dispatcher::pipeline::{ExecutorKind, Module, Pipeline, at_a_time, find_cycles, find_slips};
+use dispatcher::pipeline::{
+    ExecutorKind, Module, Pipeline, find_cycles, find_misspelled_types, parse_at_a_time,
+};
 use futures_util::FutureExt as _;
 use ionfs::id::JobId;
 use ionfs::node::Node;
@@ -49,7 +51,7 @@ pub(crate) struct UpArgs {
     pipeline: Option<PathBuf>,
     /// How many jobs of all modules run at the same time at most [default: twice the number of
     /// processors]
-    #[arg(long, value_parser = at_a_time)]
+    #[arg(long, value_parser = parse_at_a_time)]
     jobs: Option<usize>,
     /// How long jobs stay with a dispatcher that gives no sign of life; choose more than your
     /// document store may be unavailable
@@ -115,7 +117,7 @@ pub(crate) async fn relay(settings: &CommandSettings, args: RelayArgs) -> Comman
     let plane = settings.open_plane().await?;
     endpoint.vitals.describe(|registry| plane.metrics.describe(registry));
     let mut relay = Relay::new(plane, GRACE);
-    endpoint.vitals.begins();
+    endpoint.vitals.mark_ready();
     crate::service::notify_ready();
     output::print_message(&format!(
         "ready: publishes events that are still unpublished after {} s",
@@ -133,7 +135,7 @@ pub(crate) async fn relay(settings: &CommandSettings, args: RelayArgs) -> Comman
         }
         tokio::select! {
             () = &mut stop => {
-                endpoint.vitals.ends();
+                endpoint.vitals.mark_not_ready();
                 crate::service::notify_stopping();
                 break;
             }
@@ -146,7 +148,10 @@ pub(crate) async fn relay(settings: &CommandSettings, args: RelayArgs) -> Comman
 
 /// Warns of mistakes in these modules and the registered ones: modules that feed each other without
 /// an end, and event types that differ by a letter, so that a module misses the other's events.
-pub(crate) async fn print_slips(ledger: &Ledger, modules: &[Module]) -> Result<(), CommandFailure> {
+pub(crate) async fn print_misspelled_types(
+    ledger: &Ledger,
+    modules: &[Module],
+) -> Result<(), CommandFailure> {
     let is_named = |other: &Module| modules.iter().any(|module| module.name == other.name);
     let mut all = ledger.modules().await?;
     all.retain(|other| !is_named(other));
@@ -157,7 +162,7 @@ pub(crate) async fn print_slips(ledger: &Ledger, modules: &[Module]) -> Result<(
              with `ion cancel`"
         ));
     }
-    find_slips(&all).iter().for_each(|slip| output::print_message(slip));
+    find_misspelled_types(&all).iter().for_each(|slip| output::print_message(slip));
     Ok(())
 }
 
@@ -270,7 +275,7 @@ async fn modules_of_file(
 ) -> Result<Vec<Module>, CommandFailure> {
     let mut modules = pipeline.modules;
     check_names(&modules, only)?;
-    print_slips(ledger, &modules).await?;
+    print_misspelled_types(ledger, &modules).await?;
     handle_missing_modules(ledger, &modules, drop_missing).await?;
     modules.retain(|module| only.is_empty() || only.contains(&module.name));
     match modules.is_empty() {
@@ -332,7 +337,7 @@ async fn check_machine(
 /// ends the process at once.
 async fn stop_on_signal(vitals: Arc<Vitals>, shutdown: CancellationToken) {
     wait_for_stop_signal().await;
-    vitals.ends();
+    vitals.mark_not_ready();
     crate::service::notify_stopping();
     output::print_message("stopping: running jobs are ended and queued again");
     shutdown.cancel();
@@ -345,7 +350,7 @@ async fn announce_ready(vitals: Arc<Vitals>, ready: oneshot::Receiver<()>, names
     if ready.await.is_err() {
         return;
     }
-    vitals.begins();
+    vitals.mark_ready();
     crate::service::notify_ready();
     let to_come = if names.is_empty() { "modules that `ion module create` registers" } else { "" };
     output::print_message(&format!("ready: {}{to_come}", names.join(", ")));

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use dispatcher::dispatch::ServedWatch;
 use dispatcher::ledger::Ledger;
-use dispatcher::progress::{CorrelationStatus, Obstacle, obstacles, status};
+use dispatcher::progress::{CorrelationStatus, Obstacle, correlation_status, find_obstacles};
 use humantime::format_duration;
 use indicatif::{MultiProgress, ProgressBar};
 use ionfs::errors::error_chain;
@@ -119,9 +119,9 @@ async fn read_status(
     served: &mut ServedWatch,
     correlation: &str,
 ) -> Result<(CorrelationStatus, Vec<Obstacle>), StoreError> {
-    let registered = ledger.registered().await?;
-    let now = status(ledger, correlation, &registered).await?;
-    let waited_for = obstacles(&now, &registered, &served.look(ledger).await?);
+    let registered = ledger.registered_modules().await?;
+    let now = correlation_status(ledger, correlation, &registered).await?;
+    let waited_for = find_obstacles(&now, &registered, &served.read_served_modules(ledger).await?);
     Ok((now, waited_for))
 }
 
@@ -206,7 +206,7 @@ impl ShownJobs {
         if !self.terminal {
             return;
         }
-        for (module, counts) in now.by_module() {
+        for (module, counts) in now.count_jobs_by_module() {
             let bars = &self.bars;
             let bar = self
                 .by_module
@@ -241,6 +241,6 @@ impl ShownJobs {
                 list_obstacles(waited_for)
             ));
         }
-        if now.failed() { CommandVerdict::Failed } else { CommandVerdict::Well }
+        if now.has_failed() { CommandVerdict::Failed } else { CommandVerdict::Well }
     }
 }

@@ -61,7 +61,7 @@ impl HandlerAttempt {
         folder: &ModuleFolder,
     ) -> Result<AttemptBegin, HandlerError> {
         let holder = format!("{HOLDER}{}", Uuid::new_v4().simple());
-        let id = work.job();
+        let id = work.job_id();
         for _ in 0..RACES_MAX {
             let found = plane.documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?;
             if let Some(job) = &found
@@ -70,18 +70,22 @@ impl HandlerAttempt {
                 return Ok(AttemptBegin::Succeeded(job.clone()));
             }
             if let Some(job) = &found {
-                if is_handlers(job) && job.cancel {
+                if is_held_by_handler(job) && job.cancel {
                     // A person asked to cancel the job, and no other process would notice that.
-                    write(plane, job, &cancelled(job.clone(), clock::now())).await?;
+                    write(plane, job, &cancel_attempt(job.clone(), clock::now())).await?;
                     continue;
                 }
-                free(job)?;
+                check_may_begin(job)?;
             }
             // The note comes before the ledger, so that an attempt in the ledger always has a note.
             let event_id = work.event.id.clone();
-            folder.note(&AttemptNote { event_id, job_id: id.clone(), holder: holder.clone() })?;
-            let record = begun(
-                found.clone().unwrap_or_else(|| unclaimed(work)),
+            folder.write_note(&AttemptNote {
+                event_id,
+                job_id: id.clone(),
+                holder: holder.clone(),
+            })?;
+            let record = begin_attempt(
+                found.clone().unwrap_or_else(|| new_record(work)),
                 holder.clone(),
                 clock::now(),
             );
@@ -114,15 +118,15 @@ impl HandlerAttempt {
         work: &HandlerWork,
         folder: &ModuleFolder,
     ) -> Result<AttemptBegin, HandlerError> {
-        let id = work.job();
-        let note = folder.noted().filter(|note| note.job_id == id);
+        let id = work.job_id();
+        let note = folder.read_note().filter(|note| note.job_id == id);
         let found = plane.documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?;
         match (found, note) {
             (Some(record), _) if record.state == JobState::Succeeded => {
                 Ok(AttemptBegin::Succeeded(record))
             }
             (Some(record), Some(note)) if record.state.is_active() && !record.cancel => {
-                free(&record)?;
+                check_may_begin(&record)?;
                 if record.holder.as_ref() == Some(&note.holder) {
                     return Ok(AttemptBegin::Ours(Self { record }));
                 }
@@ -143,7 +147,7 @@ impl HandlerAttempt {
     /// # Errors
     /// Returns [`HandlerError::Later`] when a later attempt has begun: then nothing is committed.
     pub async fn succeed(self, plane: &DataPlane) -> Result<JobRecord, HandlerError> {
-        self.end(plane, succeeded).await
+        self.end(plane, succeed_attempt).await
     }
 
     /// Writes that the attempt failed, and why. The next attempt may begin at once.
@@ -151,7 +155,7 @@ impl HandlerAttempt {
     /// # Errors
     /// Returns the same errors as [`HandlerAttempt::succeed`].
     pub async fn fail(self, plane: &DataPlane, reason: &str) -> Result<JobRecord, HandlerError> {
-        self.end(plane, |record, now| failed(record, reason, now)).await
+        self.end(plane, |record, now| fail_attempt(record, reason, now)).await
     }
 
     async fn end(
@@ -193,12 +197,12 @@ async fn write(
 }
 
 /// Whether an attempt of the handler is in progress.
-fn is_handlers(job: &JobRecord) -> bool {
+fn is_held_by_handler(job: &JobRecord) -> bool {
     job.state.is_active() && job.holder.as_ref().is_none_or(|holder| holder.starts_with(HOLDER))
 }
 
 /// Checks that the handler may begin an attempt of the job.
-fn free(job: &JobRecord) -> Result<(), HandlerError> {
+fn check_may_begin(job: &JobRecord) -> Result<(), HandlerError> {
     let ended = |way_out: String| HandlerError::Ended {
         job: job.id.clone(),
         state: job.state.as_str(),
@@ -206,7 +210,7 @@ fn free(job: &JobRecord) -> Result<(), HandlerError> {
     };
     match (job.state, &job.holder) {
         (JobState::Queued, _) => Ok(()),
-        (JobState::Starting | JobState::Running, _) if is_handlers(job) => Ok(()),
+        (JobState::Starting | JobState::Running, _) if is_held_by_handler(job) => Ok(()),
         (JobState::Starting | JobState::Running, holder) => Err(HandlerError::Held {
             job: job.id.clone(),
             module: job.module.clone(),
@@ -220,52 +224,53 @@ fn free(job: &JobRecord) -> Result<(), HandlerError> {
 }
 
 /// Returns the record of a job that no process has claimed yet.
-fn unclaimed(work: &HandlerWork) -> JobRecord {
-    let new = JobRecord::new(work.job(), &work.module, &work.event, JobState::Queued, clock::now());
+fn new_record(work: &HandlerWork) -> JobRecord {
+    let new =
+        JobRecord::new(work.job_id(), &work.module, &work.event, JobState::Queued, clock::now());
     JobRecord { version: 0, due: 0, ..new }
 }
 
-fn begun(mut job: JobRecord, holder: String, now: Millis) -> JobRecord {
+fn begin_attempt(mut job: JobRecord, holder: String, now: Millis) -> JobRecord {
     let superseded = "another attempt was prepared";
     close_attempt(&mut job, AttemptEnd::Lost, Some(superseded), now);
     job.version += 1;
     job.state = JobState::Running;
     job.attempt += 1;
     job.holder = Some(holder);
-    stand(&mut job, now, millis(TERM));
+    set_term(&mut job, now, millis(TERM));
     job.attempts.push(record::Attempt::new(job.attempt, now));
     job
 }
 
-fn succeeded(mut job: JobRecord, now: Millis) -> JobRecord {
+fn succeed_attempt(mut job: JobRecord, now: Millis) -> JobRecord {
     close_attempt(&mut job, AttemptEnd::Succeeded, None, now);
     job.version += 1;
     job.state = JobState::Succeeded;
     job.holder = None;
-    stand(&mut job, now, 0);
+    set_term(&mut job, now, 0);
     job.ended = Some(now);
     // The staged events are committed, and still have to be made visible and published.
     job.outbox = true;
     job
 }
 
-fn cancelled(mut job: JobRecord, now: Millis) -> JobRecord {
+fn cancel_attempt(mut job: JobRecord, now: Millis) -> JobRecord {
     close_attempt(&mut job, AttemptEnd::Cancelled, Some("cancelled"), now);
     job.version += 1;
     job.state = JobState::Cancelled;
     job.holder = None;
-    stand(&mut job, now, 0);
+    set_term(&mut job, now, 0);
     job.ended = Some(now);
     job
 }
 
-fn failed(mut job: JobRecord, reason: &str, now: Millis) -> JobRecord {
+fn fail_attempt(mut job: JobRecord, reason: &str, now: Millis) -> JobRecord {
     close_attempt(&mut job, AttemptEnd::Failed, Some(reason), now);
     job.version += 1;
     job.failures += 1;
     job.state = JobState::Queued;
     job.holder = None;
-    stand(&mut job, now, 0);
+    set_term(&mut job, now, 0);
     job
 }
 
@@ -278,7 +283,7 @@ fn close_attempt(job: &mut JobRecord, end: AttemptEnd, reason: Option<&str>, now
     }
 }
 
-fn stand(job: &mut JobRecord, now: Millis, term: Millis) {
+fn set_term(job: &mut JobRecord, now: Millis, term: Millis) {
     job.term = term;
     job.due = now + term;
 }
@@ -303,14 +308,17 @@ mod tests {
     fn a_job_is_taken_from_a_handler_and_from_nobody_else() {
         use JobState::{Cancelled, Dead, Queued, Running, Starting, Succeeded, Waiting};
         let ours = Some("ion-handler:1");
-        assert!(free(&job(Queued, None)).is_ok());
+        assert!(check_may_begin(&job(Queued, None)).is_ok());
         for state in [Starting, Running] {
-            assert!(free(&job(state, ours)).is_ok());
-            assert!(matches!(free(&job(state, Some("d"))), Err(HandlerError::Held { .. })));
+            assert!(check_may_begin(&job(state, ours)).is_ok());
+            assert!(matches!(
+                check_may_begin(&job(state, Some("d"))),
+                Err(HandlerError::Held { .. })
+            ));
         }
         for state in [Waiting, Dead, Cancelled, Succeeded] {
             assert!(
-                matches!(free(&job(state, None)), Err(HandlerError::Ended { .. })),
+                matches!(check_may_begin(&job(state, None)), Err(HandlerError::Ended { .. })),
                 "{state:?}"
             );
         }
@@ -319,20 +327,20 @@ mod tests {
     #[test]
     fn an_attempt_ends_once_and_the_next_one_has_another_number() {
         let now = clock::now();
-        let first = begun(job(JobState::Queued, None), "ion-handler:1".into(), now);
+        let first = begin_attempt(job(JobState::Queued, None), "ion-handler:1".into(), now);
         assert_eq!((first.state, first.attempt, first.version), (JobState::Running, 1, 8));
         assert_eq!(first.due, now + millis(TERM));
-        let second = begun(first.clone(), "ion-handler:2".into(), now);
+        let second = begin_attempt(first.clone(), "ion-handler:2".into(), now);
         assert_eq!((second.attempt, second.attempts[0].end), (2, Some(AttemptEnd::Lost)));
-        let failed = failed(second, "why", now);
+        let failed = fail_attempt(second, "why", now);
         assert_eq!(
             (failed.state, failed.holder.as_ref(), failed.failures),
             (JobState::Queued, None, 1)
         );
         assert_eq!(failed.attempts[1].reason.as_deref(), Some("why"));
-        let third = begun(failed, "ion-handler:3".into(), now);
+        let third = begin_attempt(failed, "ion-handler:3".into(), now);
         assert_eq!(third.attempts[1].end, Some(AttemptEnd::Failed), "it had ended by itself");
-        let done = succeeded(third, now);
+        let done = succeed_attempt(third, now);
         assert_eq!((done.state, done.outbox, done.holder), (JobState::Succeeded, true, None));
         assert_eq!((done.attempts.len(), done.attempts[2].end), (3, Some(AttemptEnd::Succeeded)));
     }

@@ -13,7 +13,7 @@ use ion_stores::{Collection, DataPlane};
 
 use self::settings::{Arguments, HandlerAction, HandlerSettings};
 use crate::commit::commit;
-use crate::development::{Dump, first_event};
+use crate::development::{Dump, make_first_event};
 use crate::folder::ModuleFolder;
 use crate::prepare::prepare;
 use crate::{HandlerError, HandlerWork};
@@ -38,7 +38,7 @@ pub fn main() -> ExitCode {
     ion_system::environment::take_credentials();
     let outcome = settings.and_then(|settings| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let outcome = runtime.block_on(work(&settings));
+        let outcome = runtime.block_on(run_command(&settings));
         // A task that waits for a dead store must not delay the command's end.
         runtime.shutdown_timeout(std::time::Duration::from_secs(2));
         outcome
@@ -46,15 +46,15 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure(text)) => {
-            complain(&text);
+            print_message(&text);
             ExitCode::from(1)
         }
     }
 }
 
-async fn work(settings: &HandlerSettings) -> Result<(), Failure> {
+async fn run_command(settings: &HandlerSettings) -> Result<(), Failure> {
     if settings.print_config {
-        say(&format!("{:#}", settings.printable()));
+        print_line(&format!("{:#}", settings.printable()));
     }
     let Some(action) = settings.action else {
         if settings.print_config {
@@ -71,15 +71,15 @@ async fn work(settings: &HandlerSettings) -> Result<(), Failure> {
     }
     let dump = settings.development.as_ref().map(|base| Dump::new(base, &settings.module));
     let plane = match &dump {
-        Some(dump) => dump.stores().await?,
+        Some(dump) => dump.open_stores().await?,
         None => settings.stores.open().await?,
     };
-    let done = act(settings, action, &plane, dump.as_ref()).await;
+    let done = run_action(settings, action, &plane, dump.as_ref()).await;
     plane.documents.close().await;
     done
 }
 
-async fn act(
+async fn run_action(
     settings: &HandlerSettings,
     action: HandlerAction,
     plane: &DataPlane,
@@ -88,7 +88,7 @@ async fn act(
     let folder = ModuleFolder::new(&settings.base_dir);
     let work = HandlerWork {
         module: settings.module.clone(),
-        event: event(settings, action, plane, &folder).await?,
+        event: find_or_make_event(settings, action, plane, &folder).await?,
         emits: settings.emits.clone(),
         limits: settings.limits,
         deadline: settings.deadline,
@@ -97,17 +97,17 @@ async fn act(
         HandlerAction::Prepare => {
             let prepared = prepare(plane, &folder, &work, settings.urls).await?;
             if let Some(dump) = dump {
-                dump.prepared(&work.event)?;
+                dump.write_prepared(&work.event)?;
             }
             tracing::info!(event = %work.event.id, files = prepared.files, "prepared");
         }
         HandlerAction::Commit => {
             let committed = commit(plane, &folder, &work).await?;
             if let Some(dump) = dump {
-                dump.committed(&committed)?;
+                dump.write_committed(&committed)?;
             }
             for event in &committed.events {
-                say(&format!("{}  {}", event.event_type, event.id));
+                print_line(&format!("{}  {}", event.event_type, event.id));
             }
             tracing::info!(event = %work.event.id, events = committed.events.len(), "committed");
         }
@@ -116,7 +116,7 @@ async fn act(
 }
 
 /// Finds the event that the module works on, or makes it in development mode.
-async fn event(
+async fn find_or_make_event(
     settings: &HandlerSettings,
     action: HandlerAction,
     plane: &DataPlane,
@@ -127,15 +127,20 @@ async fn event(
     // the event that prepare made.
     let noted = || {
         folder
-            .noted()
+            .read_note()
             .filter(|_| development && action == HandlerAction::Commit)
             .map(|note| note.event_id)
     };
     let Some(id) = settings.event_id.clone().map(EventId::new).or_else(noted) else {
         if development && action == HandlerAction::Prepare {
-            return Ok(
-                first_event(plane, folder, None, correlation(settings), &settings.limits).await?
-            );
+            return Ok(make_first_event(
+                plane,
+                folder,
+                None,
+                correlation_id(settings),
+                &settings.limits,
+            )
+            .await?);
         }
         return Err(Failure("--context.eventid is missing: the id of the event to work on".into()));
     };
@@ -156,29 +161,35 @@ async fn event(
                 event = %id,
                 "there is no such event yet: what is in in/data becomes the event"
             );
-            Ok(first_event(plane, folder, Some(id), correlation(settings), &settings.limits)
-                .await?)
+            Ok(make_first_event(
+                plane,
+                folder,
+                Some(id),
+                correlation_id(settings),
+                &settings.limits,
+            )
+            .await?)
         }
         None if development => {
             Err(Failure(format!("there is no event {id} in development mode; run prepare first")))
         }
         None => Err(Failure(format!(
             "there is no event {id} in {}; set ION_DOCUMENTS (or ION_HOME) to where the events are",
-            settings.stores.documents()
+            settings.stores.documents_url()
         ))),
     }
 }
 
-fn correlation(settings: &HandlerSettings) -> Option<CorrelationId> {
+fn correlation_id(settings: &HandlerSettings) -> Option<CorrelationId> {
     settings.correlation_id.clone().map(CorrelationId::new)
 }
 
 /// Prints a result. Ignores a closed output, because the work is done.
-fn say(text: &str) {
+fn print_line(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// Prints why the command failed, or a warning about its arguments.
-fn complain(text: &str) {
+fn print_message(text: &str) {
     let _ = writeln!(std::io::stderr(), "ion-handler: {text}");
 }

@@ -89,15 +89,15 @@ pub async fn commit(
     work: &HandlerWork,
 ) -> Result<HandlerCommit, HandlerError> {
     let standing = HandlerAttempt::resume(plane, work, folder).await?;
-    let output = folder.output()?;
+    let output = folder.open_output()?;
     match standing {
         AttemptBegin::Ours(attempt) => match stage(plane, work, &attempt, output).await {
-            Ok(()) => show(plane, work, attempt.succeed(plane).await?).await,
+            Ok(()) => reveal(plane, work, attempt.succeed(plane).await?).await,
             Err(error) => Err(give_up(plane, attempt, error).await),
         },
         AttemptBegin::Succeeded(job) => {
-            compare(plane, work, output).await?;
-            show(plane, work, job).await
+            check_same_events(plane, work, output).await?;
+            reveal(plane, work, job).await
         }
     }
 }
@@ -130,8 +130,8 @@ struct Written {
 }
 
 /// Reads and checks what the module wrote: step 1.
-fn read(output: &OutputFolders, work: &HandlerWork) -> Result<Written, HandlerError> {
-    let names = output.event_names();
+fn read_output(output: &OutputFolders, work: &HandlerWork) -> Result<Written, HandlerError> {
+    let names = output.list_event_names();
     let names = names.map_err(HandlerError::folder("out/events", "cannot be read"))?;
     let mut events = Vec::with_capacity(names.len());
     for name in names {
@@ -139,13 +139,13 @@ fn read(output: &OutputFolders, work: &HandlerWork) -> Result<Written, HandlerEr
             refuse_whole_draft(output, work, &name)?;
             continue;
         }
-        match parsed(output.event(&name), work, &name)? {
+        match parse_left_file(output.open_event(&name), work, &name)? {
             Some(file) => events.push((name, file)),
             // As on the mount, a file that was made and never written to is no event.
             None => tracing::warn!(event = name, "the event file is empty, so it makes no event"),
         }
     }
-    let insights = parsed(output.insights(), work, "insights.json")?;
+    let insights = parse_left_file(output.open_insights(), work, "insights.json")?;
     Ok(Written { events, insights: insights.map(EventFile::into_values) })
 }
 
@@ -156,7 +156,7 @@ fn refuse_whole_draft(
     work: &HandlerWork,
     name: &str,
 ) -> Result<(), HandlerError> {
-    match parsed(output.event(name), work, name) {
+    match parse_left_file(output.open_event(name), work, name) {
         Ok(Some(file)) if file.event_type.is_some() => {
             let refusal = Refusal::Invalid(DOUBTFUL_DRAFT_REASON.into());
             Err(HandlerError::Rejected { name: name.to_owned(), refusal })
@@ -167,7 +167,7 @@ fn refuse_whole_draft(
 }
 
 /// Parses a JSON file that the module left; `None` if the file is empty or missing.
-fn parsed(
+fn parse_left_file(
     left: io::Result<OpenedPath>,
     work: &HandlerWork,
     name: &str,
@@ -204,7 +204,7 @@ async fn stage(
     attempt: &HandlerAttempt,
     output: OutputFolders,
 ) -> Result<(), HandlerError> {
-    let written = read(&output, work)?;
+    let written = read_output(&output, work)?;
     let record = attempt.record();
     let origin = Origin {
         job_id: record.id.clone(),
@@ -235,7 +235,7 @@ async fn stage(
 }
 
 /// Makes the events of a job that succeeded visible and publishes them (step 4), and returns them.
-async fn show(
+async fn reveal(
     plane: &DataPlane,
     work: &HandlerWork,
     job: JobRecord,
@@ -266,12 +266,12 @@ async fn show(
 
 /// Checks that the event files in the folder have the same content as the job's events: a job that
 /// has succeeded makes no other events.
-async fn compare(
+async fn check_same_events(
     plane: &DataPlane,
     work: &HandlerWork,
     output: OutputFolders,
 ) -> Result<(), HandlerError> {
-    let written = read(&output, work)?;
+    let written = read_output(&output, work)?;
     let output = Arc::new(output);
     for (name, file) in written.events {
         let id = EventId::derive(&work.event.id, &work.module, &name);
@@ -286,13 +286,13 @@ async fn compare(
         let mut seen = std::collections::HashSet::new();
         let unreadable = |source| Refusal::Unreadable { path: "out/data".into(), source };
         let DirectoryContent { files: paths, empty: directories } =
-            named(&output, &file.files, work.limits.event_files)
+            list_named_files(&output, &file.files, work.limits.event_files)
                 .map_err(unreadable)
                 .map_err(rejected)?;
         for path in paths {
             if seen.insert(path.clone()) {
                 let (output, path) = (output.clone(), path);
-                let described = run_blocking(move || described(&output, path)).await;
+                let described = run_blocking(move || describe_file(&output, path)).await;
                 files.push(described.map_err(rejected)?);
             }
         }
@@ -310,11 +310,15 @@ async fn compare(
 }
 
 /// Returns the files and empty directories that an event file names.
-fn named(output: &OutputFolders, names: &[String], files_max: u64) -> io::Result<DirectoryContent> {
+fn list_named_files(
+    output: &OutputFolders,
+    names: &[String],
+    files_max: u64,
+) -> io::Result<DirectoryContent> {
     let mut all = DirectoryContent::default();
     for name in names {
         let path = clean_path(name).unwrap_or_else(|| name.clone());
-        match if name.ends_with('/') { output.below(&path, files_max)? } else { None } {
+        match if name.ends_with('/') { output.list_below(&path, files_max)? } else { None } {
             Some(below) => {
                 all.files.extend(below.files);
                 all.empty.extend(below.empty);
@@ -326,8 +330,8 @@ fn named(output: &OutputFolders, names: &[String], files_max: u64) -> io::Result
 }
 
 /// Describes a file in `out/data` as an event's document would, without storing the file.
-fn described(output: &OutputFolders, path: String) -> Result<FileEntry, Refusal> {
-    let mut file = regular(output.data(&path), &path)?;
+fn describe_file(output: &OutputFolders, path: String) -> Result<FileEntry, Refusal> {
+    let mut file = require_regular(output.open_data(&path), &path)?;
     let unreadable = |source| Refusal::Unreadable { path: path.clone(), source };
     let mut summer = BlockChecksummer::default();
     let mut piece = vec![0; usize::try_from(BLOCK_BYTES).expect("a block fits memory")];
@@ -349,7 +353,7 @@ fn described(output: &OutputFolders, path: String) -> Result<FileEntry, Refusal>
     })
 }
 
-fn regular(left: io::Result<OpenedPath>, path: &str) -> Result<File, Refusal> {
+fn require_regular(left: io::Result<OpenedPath>, path: &str) -> Result<File, Refusal> {
     match left.map_err(|source| Refusal::Unreadable { path: path.to_owned(), source })? {
         OpenedPath::File(file) => Ok(file),
         OpenedPath::Missing => Err(Refusal::Missing(path.to_owned())),
@@ -400,7 +404,7 @@ impl<'w> Staged<'w> {
 
     async fn store(&self, path: &str) -> Result<FileEntry, Refusal> {
         let _open = self.open.acquire().await.expect("the semaphore is never closed");
-        let file = regular(self.output.data(path), path)?;
+        let file = require_regular(self.output.open_data(path), path)?;
         let length = file.metadata().map_or(0, |metadata| metadata.len());
         let turns = u32::try_from(length.div_ceil(TURN).clamp(1, TURNS_OF_A_FILE)).expect("a few");
         let _turn = self.turns.acquire_many(turns).await.expect("the semaphore is never closed");
@@ -422,12 +426,12 @@ impl Staging for Staged<'_> {
     }
 
     fn has_file(&self, path: &str) -> bool {
-        let opened = clean_path(path).map(|path| self.output.data(&path));
+        let opened = clean_path(path).map(|path| self.output.open_data(&path));
         matches!(opened, Some(Ok(OpenedPath::File(_))))
     }
 
     async fn list_directory(&self, path: &str) -> Result<Option<DirectoryContent>, Refusal> {
-        let below = self.output.below(path, self.work.limits.event_files);
+        let below = self.output.list_below(path, self.work.limits.event_files);
         below.map_err(|source| Refusal::Unreadable { path: path.to_owned(), source })
     }
 

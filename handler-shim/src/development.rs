@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 
 use crate::HandlerError;
 use crate::commit::HandlerCommit;
-use crate::folder::{ModuleFolder, OpenedPath, read_within, utf8};
+use crate::folder::{ModuleFolder, OpenedPath, read_within, utf8_name};
 
 /// The type of a first event, which no module published.
 const EVENT_TYPE: &str = "development";
@@ -53,7 +53,7 @@ impl Dump {
     ///
     /// # Errors
     /// Returns an error when their folder cannot be made, or when they cannot be opened.
-    pub async fn stores(&self) -> Result<DataPlane, HandlerError> {
+    pub async fn open_stores(&self) -> Result<DataPlane, HandlerError> {
         let home = self.base.join(".stores");
         std::fs::create_dir_all(&home).map_err(HandlerError::folder(&home, "cannot be made"))?;
         Ok(open(&StoreUrls::embedded(&home)).await?)
@@ -63,7 +63,7 @@ impl Dump {
     ///
     /// # Errors
     /// Returns an error when a file cannot be removed or written.
-    pub fn prepared(&self, event: &Event) -> Result<(), HandlerError> {
+    pub fn write_prepared(&self, event: &Event) -> Result<(), HandlerError> {
         let own = self.base.join(&self.module);
         match std::fs::remove_dir_all(&own) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -80,16 +80,17 @@ impl Dump {
     ///
     /// # Errors
     /// Returns an error when a file cannot be written.
-    pub fn committed(&self, committed: &HandlerCommit) -> Result<(), HandlerError> {
+    pub fn write_committed(&self, committed: &HandlerCommit) -> Result<(), HandlerError> {
         for event in &committed.events {
             let name = event.file_name.as_deref().unwrap_or(event.id.as_str());
             let files: Vec<&str> = event.files.iter().map(|file| file.name.as_str()).collect();
-            let meta = flat(&event.context, json!({"files": files, "data": event.data}));
+            let meta = flatten(&event.context, json!({"files": files, "data": event.data}));
             self.write(&format!("contexts/{name}"), &meta)?;
             self.write(&format!("events/{name}"), &json!(event.message()))?;
         }
         if let Some(insights) = &committed.insights {
-            let kept = flat(&insights.context, json!({"id": insights.id, "data": insights.data}));
+            let kept =
+                flatten(&insights.context, json!({"id": insights.id, "data": insights.data}));
             self.write("insights/insights.json", &kept)?;
         }
         self.write("committed", &json!({}))
@@ -108,7 +109,7 @@ impl Dump {
 }
 
 /// Returns the fields of a context and `others` in one object, as older Ion wrote them.
-fn flat(context: &Context, others: Value) -> Value {
+fn flatten(context: &Context, others: Value) -> Value {
     let mut all = json!(context);
     if let (Value::Object(all), Value::Object(others)) = (&mut all, others) {
         all.extend(others);
@@ -122,7 +123,7 @@ fn flat(context: &Context, others: Value) -> Value {
 ///
 /// # Errors
 /// Returns an error when a file cannot be read or stored.
-pub async fn first_event(
+pub async fn make_first_event(
     plane: &DataPlane,
     folder: &ModuleFolder,
     id: Option<EventId>,
@@ -131,16 +132,16 @@ pub async fn first_event(
 ) -> Result<Event, HandlerError> {
     let id = id.unwrap_or_else(EventId::random);
     let correlation = correlation.unwrap_or_else(CorrelationId::random);
-    let data = folder.at("in/data");
+    let data = folder.full_path("in/data");
     let DirectoryContent { files: names, empty: directories } =
-        walk(&data).map_err(HandlerError::folder(&data, "cannot be read"))?;
+        list_folder(&data).map_err(HandlerError::folder(&data, "cannot be read"))?;
     // Each call has its own prefix: a second call with the same id must not overwrite the files
     // that the first call's event names.
     let prefix = format!("{correlation}/{id}/{}", EventId::random().short());
     let moved = AtomicU64::new(0);
     let mut files: Vec<FileEntry> = Vec::with_capacity(names.len());
     for (n, name) in names.into_iter().enumerate() {
-        let file = match folder.input(&format!("data/{name}")) {
+        let file = match folder.open_input(&format!("data/{name}")) {
             Ok(OpenedPath::File(file)) => file,
             Ok(OpenedPath::Missing) => continue,
             Ok(OpenedPath::Other(what)) => {
@@ -171,7 +172,7 @@ pub async fn first_event(
         name: EVENT_TYPE.into(),
         parent: String::new(),
         event_type: EVENT_TYPE.into(),
-        data: values(folder, &files, limits)?,
+        data: read_values(folder, &files, limits)?,
         directories,
         files,
     };
@@ -186,15 +187,15 @@ pub async fn first_event(
 }
 
 /// Reads the values in `in/eventmeta.json`, without the addresses that an earlier `prepare` added.
-fn values(
+fn read_values(
     folder: &ModuleFolder,
     files: &[FileEntry],
     limits: &Limits,
 ) -> Result<Vec<KeyValue>, HandlerError> {
-    let path = folder.at("in/eventmeta.json");
+    let path = folder.full_path("in/eventmeta.json");
     let malformed =
         |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, what.to_owned());
-    let read = || match folder.input("eventmeta.json")? {
+    let read = || match folder.open_input("eventmeta.json")? {
         OpenedPath::File(file) => match read_within(&file, limits.event_bytes)? {
             Some(content) => Ok(content),
             None => Err(malformed("it is larger than an event may be")),
@@ -224,7 +225,7 @@ fn values(
 }
 
 /// Lists the files and empty folders in `folder`. The names in each folder are sorted.
-fn walk(folder: &Path) -> std::io::Result<DirectoryContent> {
+fn list_folder(folder: &Path) -> std::io::Result<DirectoryContent> {
     let mut below = DirectoryContent::default();
     let mut todo = vec![String::new()];
     while let Some(path) = todo.pop() {
@@ -238,7 +239,7 @@ fn walk(folder: &Path) -> std::io::Result<DirectoryContent> {
         }
         entries.sort_by_key(std::fs::DirEntry::file_name);
         for entry in entries {
-            let name = utf8(&entry.file_name())?.to_owned();
+            let name = utf8_name(&entry.file_name())?.to_owned();
             let inside = if path.is_empty() { name } else { format!("{path}/{name}") };
             if entry.file_type()?.is_dir() { todo.push(inside) } else { below.files.push(inside) }
         }

@@ -65,12 +65,12 @@ impl ModuleFolder {
     }
 
     /// Returns the full path of a path in the folder.
-    pub fn at(&self, path: impl AsRef<Path>) -> PathBuf {
+    pub fn full_path(&self, path: impl AsRef<Path>) -> PathBuf {
         self.root.join(path)
     }
 
     /// Opens the folder itself. It stays open while others rename what is in it.
-    fn opened(&self) -> io::Result<beneath::Folder> {
+    fn open_root(&self) -> io::Result<beneath::Folder> {
         // The operator chooses the path, so links in it are followed.
         Ok(beneath::Folder::open(&self.root.canonicalize()?)?)
     }
@@ -82,18 +82,19 @@ impl ModuleFolder {
     /// Returns an error when a file or folder cannot be made or removed, or when a link is in its
     /// place.
     pub fn reset(&self) -> Result<(), HandlerError> {
-        self.parts()?.empty(self)
+        self.open_parts()?.empty(self)
     }
 
     /// Opens `in` and `out`, and makes them if they do not exist.
-    fn parts(&self) -> Result<InOutFolders, HandlerError> {
+    fn open_parts(&self) -> Result<InOutFolders, HandlerError> {
         let open = |name: &str| -> io::Result<beneath::Folder> {
             std::fs::create_dir_all(&self.root)?;
             // A link is refused, because it might lead to files of others.
-            open_or_make(&self.opened()?, OsStr::new(name))
+            open_or_make(&self.open_root()?, OsStr::new(name))
         };
-        let open =
-            |name: &str| open(name).map_err(HandlerError::folder(self.at(name), "cannot be made"));
+        let open = |name: &str| {
+            open(name).map_err(HandlerError::folder(self.full_path(name), "cannot be made"))
+        };
         Ok(InOutFolders { input: open("in")?, output: open("out")? })
     }
 
@@ -103,14 +104,14 @@ impl ModuleFolder {
     /// Returns an error when the file exists already or cannot be written.
     pub fn write(&self, path: &str, content: &[u8]) -> Result<(), HandlerError> {
         let write = || self.new_file(Path::new(path))?.write_all(content);
-        write().map_err(HandlerError::folder(self.at(path), "cannot be written"))
+        write().map_err(HandlerError::folder(self.full_path(path), "cannot be written"))
     }
 
     /// Makes a new file at a clean path, and the folders above it. Follows no link anywhere in the
     /// path.
     pub(crate) fn new_file(&self, path: &Path) -> io::Result<File> {
-        let (above, name) = split(path)?;
-        let mut folder = self.opened()?;
+        let (above, name) = split_path(path)?;
+        let mut folder = self.open_root()?;
         for part in above.iter() {
             folder = open_or_make(&folder, part)?;
         }
@@ -119,7 +120,7 @@ impl ModuleFolder {
 
     /// Makes all folders of a clean path that do not exist.
     pub(crate) fn make_folders(&self, path: &Path) -> io::Result<()> {
-        let mut folder = self.opened()?;
+        let mut folder = self.open_root()?;
         for part in path.iter() {
             folder = open_or_make(&folder, part)?;
         }
@@ -127,9 +128,9 @@ impl ModuleFolder {
     }
 
     /// Opens a file that [`ModuleFolder::new_file`] made, for writing.
-    pub(crate) fn made_file(&self, path: &Path) -> io::Result<File> {
-        let (above, name) = split(path)?;
-        let file = self.opened()?.open_below(above)?.open_file(
+    pub(crate) fn reopen_file(&self, path: &Path) -> io::Result<File> {
+        let (above, name) = split_path(path)?;
+        let file = self.open_root()?.open_below(above)?.open_file(
             name,
             OFlags::WRONLY | OFlags::NONBLOCK,
             Mode::empty(),
@@ -148,9 +149,9 @@ impl ModuleFolder {
     ///
     /// # Errors
     /// Returns the system's error.
-    pub(crate) fn input(&self, path: &str) -> io::Result<OpenedPath> {
+    pub(crate) fn open_input(&self, path: &str) -> io::Result<OpenedPath> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        open(self.opened()?.as_fd(), &Path::new("in").join(path), resolve)
+        open_regular(self.open_root()?.as_fd(), &Path::new("in").join(path), resolve)
     }
 
     /// Writes the note that says which attempt the folder is for. The note is durable before the
@@ -158,26 +159,26 @@ impl ModuleFolder {
     ///
     /// # Errors
     /// Returns an error when the note cannot be written.
-    pub fn note(&self, note: &AttemptNote) -> Result<(), HandlerError> {
+    pub fn write_note(&self, note: &AttemptNote) -> Result<(), HandlerError> {
         let (name, draft) = (OsStr::new(NOTE), format!("{NOTE}.tmp"));
         let write = || -> io::Result<()> {
             std::fs::create_dir_all(&self.root)?;
-            let folder = self.opened()?;
+            let folder = self.open_root()?;
             folder.remove_all(OsStr::new(&draft))?;
             let mut file = new_file(&folder, OsStr::new(&draft))?;
             file.write_all(&serde_json::to_vec(note)?)?;
             file.sync_all()?;
             Ok(folder.rename(OsStr::new(&draft), &folder, name)?)
         };
-        write().map_err(HandlerError::folder(self.at(NOTE), "cannot be written"))
+        write().map_err(HandlerError::folder(self.full_path(NOTE), "cannot be written"))
     }
 
     /// Reads the note; `None` if there is no valid note. The module may have put anything in its
     /// place.
-    pub fn noted(&self) -> Option<AttemptNote> {
+    pub fn read_note(&self) -> Option<AttemptNote> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         let Ok(OpenedPath::File(file)) =
-            open(self.opened().ok()?.as_fd(), Path::new(NOTE), resolve)
+            open_regular(self.open_root().ok()?.as_fd(), Path::new(NOTE), resolve)
         else {
             return None;
         };
@@ -188,11 +189,11 @@ impl ModuleFolder {
     ///
     /// # Errors
     /// Returns an error when one of the folders cannot be opened, or is a link.
-    pub fn output(&self) -> Result<OutputFolders, HandlerError> {
+    pub fn open_output(&self) -> Result<OutputFolders, HandlerError> {
         let open =
-            |path: &str| -> io::Result<_> { Ok(self.opened()?.open_below(Path::new(path))?) };
+            |path: &str| -> io::Result<_> { Ok(self.open_root()?.open_below(Path::new(path))?) };
         let open = |path: &str| {
-            open(path).map_err(HandlerError::folder(self.at(path), "cannot be opened"))
+            open(path).map_err(HandlerError::folder(self.full_path(path), "cannot be opened"))
         };
         Ok(OutputFolders {
             out: open("out")?,
@@ -216,8 +217,8 @@ impl InOutFolders {
             (&self.output, "data", "out/data"),
             (&self.output, "events", "out/events"),
         ] {
-            empty(part, OsStr::new(name))
-                .map_err(HandlerError::folder(folder.at(path), "cannot be emptied"))?;
+            empty_folder(part, OsStr::new(name))
+                .map_err(HandlerError::folder(folder.full_path(path), "cannot be emptied"))?;
         }
         for (part, name, path) in [
             (&self.input, "eventmeta.json", "in/eventmeta.json"),
@@ -225,11 +226,14 @@ impl InOutFolders {
             (&self.output, "insights.json", "out/insights.json"),
         ] {
             let removed = part.remove_all(OsStr::new(name)).map_err(io::Error::from);
-            removed.map_err(HandlerError::folder(folder.at(path), "cannot be removed"))?;
+            removed.map_err(HandlerError::folder(folder.full_path(path), "cannot be removed"))?;
         }
         // Older modules open `insights.json` without creating it.
         let made = new_file(&self.output, OsStr::new("insights.json")).map(drop);
-        made.map_err(HandlerError::folder(folder.at("out/insights.json"), "cannot be written"))
+        made.map_err(HandlerError::folder(
+            folder.full_path("out/insights.json"),
+            "cannot be written",
+        ))
     }
 }
 
@@ -246,8 +250,8 @@ impl OutputFolders {
     ///
     /// # Errors
     /// Returns the system's error.
-    pub fn data(&self, path: &str) -> io::Result<OpenedPath> {
-        open(self.data.as_fd(), Path::new(path), ResolveFlags::BENEATH)
+    pub fn open_data(&self, path: &str) -> io::Result<OpenedPath> {
+        open_regular(self.data.as_fd(), Path::new(path), ResolveFlags::BENEATH)
     }
 
     /// Lists what is below a directory of `out/data`, sorted; `None` if there is no such directory.
@@ -255,7 +259,7 @@ impl OutputFolders {
     ///
     /// # Errors
     /// Returns the system's error, or an error when a name is not UTF-8.
-    pub fn below(&self, path: &str, files_max: u64) -> io::Result<Option<DirectoryContent>> {
+    pub fn list_below(&self, path: &str, files_max: u64) -> io::Result<Option<DirectoryContent>> {
         match self.data.open_below(Path::new(path)) {
             Ok(_) => {}
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
@@ -270,7 +274,7 @@ impl OutputFolders {
                 below.empty.push(path.clone());
             }
             for name in names {
-                let inside = format!("{path}/{}", utf8(&name)?);
+                let inside = format!("{path}/{}", utf8_name(&name)?);
                 let kind = FileType::from_raw_mode(folder.stat(&name)?.st_mode);
                 if kind == FileType::Directory {
                     todo.push(inside)
@@ -291,8 +295,8 @@ impl OutputFolders {
     ///
     /// # Errors
     /// Returns the system's error.
-    pub fn event(&self, name: &str) -> io::Result<OpenedPath> {
-        open(
+    pub fn open_event(&self, name: &str) -> io::Result<OpenedPath> {
+        open_regular(
             self.events.as_fd(),
             Path::new(name),
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
@@ -303,9 +307,9 @@ impl OutputFolders {
     ///
     /// # Errors
     /// Returns the system's error.
-    pub fn insights(&self) -> io::Result<OpenedPath> {
+    pub fn open_insights(&self) -> io::Result<OpenedPath> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        open(self.out.as_fd(), Path::new("insights.json"), resolve)
+        open_regular(self.out.as_fd(), Path::new("insights.json"), resolve)
     }
 
     /// Returns the names of event files, sorted. Leaves out drafts, as the mount does, but not the
@@ -313,11 +317,11 @@ impl OutputFolders {
     ///
     /// # Errors
     /// Returns an error when the folder cannot be read, or a name in it is not UTF-8.
-    pub fn event_names(&self) -> io::Result<Vec<String>> {
+    pub fn list_event_names(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for name in self.events.names()? {
             // The file's name identifies the event, in documents that hold only UTF-8.
-            let name = utf8(&name)?;
+            let name = utf8_name(&name)?;
             if !is_draft(name) {
                 names.push(name.to_owned());
             }
@@ -331,7 +335,7 @@ impl OutputFolders {
 ///
 /// # Errors
 /// Returns an error when the name is not UTF-8.
-pub(crate) fn utf8(name: &OsStr) -> io::Result<&str> {
+pub(crate) fn utf8_name(name: &OsStr) -> io::Result<&str> {
     name.to_str().ok_or_else(|| {
         let reason =
             format!("the name {name:?} is not UTF-8, and names in an event are; rename it");
@@ -340,7 +344,11 @@ pub(crate) fn utf8(name: &OsStr) -> io::Result<&str> {
 }
 
 /// Opens a regular file for reading, and nothing else: a read of a pipe might never end.
-fn open(folder: BorrowedFd<'_>, path: &Path, resolve: ResolveFlags) -> io::Result<OpenedPath> {
+fn open_regular(
+    folder: BorrowedFd<'_>,
+    path: &Path,
+    resolve: ResolveFlags,
+) -> io::Result<OpenedPath> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let opened = match openat2(folder, path, flags, Mode::empty(), resolve) {
         Ok(opened) => File::from(opened),
@@ -376,7 +384,7 @@ pub(crate) fn read_within(file: &File, most: u64) -> io::Result<Option<Vec<u8>>>
 }
 
 /// Splits a clean path into its folder and its last name.
-fn split(path: &Path) -> io::Result<(&Path, &OsStr)> {
+fn split_path(path: &Path) -> io::Result<(&Path, &OsStr)> {
     let wrong = || io::Error::from(io::ErrorKind::InvalidInput);
     Ok((path.parent().ok_or_else(wrong)?, path.file_name().ok_or_else(wrong)?))
 }
@@ -397,7 +405,7 @@ fn open_or_make(above: &beneath::Folder, name: &OsStr) -> io::Result<beneath::Fo
 
 /// Leaves an empty folder under this name. An existing folder is emptied and kept, because it may
 /// be a mount; anything else is replaced.
-fn empty(above: &beneath::Folder, name: &OsStr) -> io::Result<()> {
+fn empty_folder(above: &beneath::Folder, name: &OsStr) -> io::Result<()> {
     match above.open_folder(name) {
         Ok(folder) => return Ok(folder.remove_content()?),
         Err(Errno::NOENT) => {}
@@ -428,20 +436,20 @@ mod tests {
         let theirs = place.path().join("theirs");
         std::fs::create_dir(&theirs).unwrap();
         std::fs::write(theirs.join("f"), "kept").unwrap();
-        symlink(&theirs, folder.at("out/data/link")).unwrap();
-        std::fs::remove_dir(folder.at("out/events")).unwrap();
-        symlink(&theirs, folder.at("out/events")).unwrap();
-        std::fs::create_dir_all(folder.at("in/data/deep/er")).unwrap();
-        std::fs::write(folder.at("out/insights.json"), "[]").unwrap();
+        symlink(&theirs, folder.full_path("out/data/link")).unwrap();
+        std::fs::remove_dir(folder.full_path("out/events")).unwrap();
+        symlink(&theirs, folder.full_path("out/events")).unwrap();
+        std::fs::create_dir_all(folder.full_path("in/data/deep/er")).unwrap();
+        std::fs::write(folder.full_path("out/insights.json"), "[]").unwrap();
         folder.reset().unwrap();
         assert_eq!(std::fs::read_to_string(theirs.join("f")).unwrap(), "kept");
-        assert_eq!(std::fs::read_dir(folder.at("in/data")).unwrap().count(), 0);
-        assert_eq!(std::fs::read_dir(folder.at("out/data")).unwrap().count(), 0);
-        assert!(std::fs::symlink_metadata(folder.at("out/events")).unwrap().is_dir());
-        assert_eq!(std::fs::read(folder.at("out/insights.json")).unwrap(), b"");
-        std::fs::remove_dir_all(folder.at("out")).unwrap();
-        symlink(&theirs, folder.at("out")).unwrap();
-        assert!(folder.reset().is_err() && folder.output().is_err());
+        assert_eq!(std::fs::read_dir(folder.full_path("in/data")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(folder.full_path("out/data")).unwrap().count(), 0);
+        assert!(std::fs::symlink_metadata(folder.full_path("out/events")).unwrap().is_dir());
+        assert_eq!(std::fs::read(folder.full_path("out/insights.json")).unwrap(), b"");
+        std::fs::remove_dir_all(folder.full_path("out")).unwrap();
+        symlink(&theirs, folder.full_path("out")).unwrap();
+        assert!(folder.reset().is_err() && folder.open_output().is_err());
     }
 
     #[test]
@@ -452,19 +460,20 @@ mod tests {
         for name in ["data/f", "insights.json", "eventmeta.json"] {
             std::fs::write(theirs.join(name), "kept").unwrap();
         }
-        std::fs::write(folder.at("out/data/f"), "removed").unwrap();
-        let parts = folder.parts().unwrap();
+        std::fs::write(folder.full_path("out/data/f"), "removed").unwrap();
+        let parts = folder.open_parts().unwrap();
         // The swap comes between the check and the action.
         for part in ["in", "out"] {
-            std::fs::rename(folder.at(part), folder.at(format!("{part}-before"))).unwrap();
-            symlink(&theirs, folder.at(part)).unwrap();
+            std::fs::rename(folder.full_path(part), folder.full_path(format!("{part}-before")))
+                .unwrap();
+            symlink(&theirs, folder.full_path(part)).unwrap();
         }
         parts.empty(&folder).unwrap();
         for name in ["data/f", "insights.json", "eventmeta.json"] {
             assert_eq!(std::fs::read_to_string(theirs.join(name)).unwrap(), "kept", "{name}");
         }
         assert!(!theirs.join("events").exists());
-        assert_eq!(std::fs::read_dir(folder.at("out-before/data")).unwrap().count(), 0);
+        assert_eq!(std::fs::read_dir(folder.full_path("out-before/data")).unwrap().count(), 0);
         // Later operations find the links and refuse them.
         assert!(folder.reset().is_err() && folder.write("in/event.json", b"{}").is_err());
         assert!(folder.new_file(Path::new("in/data/g")).is_err());
@@ -479,12 +488,12 @@ mod tests {
         let theirs = place.path().join("theirs");
         std::fs::create_dir_all(theirs.join("deep")).unwrap();
         std::fs::write(theirs.join("deep/f"), "kept").unwrap();
-        symlink(&theirs, folder.at("link")).unwrap();
+        symlink(&theirs, folder.full_path("link")).unwrap();
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
-                    let (one, other) = (folder.at("out/data"), folder.at("link"));
+                    let (one, other) = (folder.full_path("out/data"), folder.full_path("link"));
                     let how = rustix::fs::RenameFlags::EXCHANGE;
                     // One of the two may be missing for a moment.
                     let _ = rustix::fs::renameat_with(
@@ -522,12 +531,12 @@ mod tests {
             job_id: JobId::new("j"),
             holder: "h".into(),
         };
-        folder.note(&note).unwrap();
-        assert_eq!(folder.noted().as_ref(), Some(&note));
+        folder.write_note(&note).unwrap();
+        assert_eq!(folder.read_note().as_ref(), Some(&note));
         let replace = |with: &dyn Fn(&Path)| {
-            std::fs::remove_file(folder.at(NOTE)).unwrap();
-            with(&folder.at(NOTE));
-            assert_eq!(folder.noted(), None);
+            std::fs::remove_file(folder.full_path(NOTE)).unwrap();
+            with(&folder.full_path(NOTE));
+            assert_eq!(folder.read_note(), None);
         };
         let elsewhere = place.path().join("note");
         std::fs::write(&elsewhere, serde_json::to_vec(&note).unwrap()).unwrap();
@@ -540,60 +549,61 @@ mod tests {
         // This sparse file is larger than any note, and takes no room on the disk.
         replace(&|path| File::create(path).unwrap().set_len(1 << 40).unwrap());
         // The file in the note's place is replaced and not followed.
-        folder.note(&note).unwrap();
-        assert_eq!(folder.noted(), Some(note));
+        folder.write_note(&note).unwrap();
+        assert_eq!(folder.read_note(), Some(note));
     }
 
     #[test]
     fn a_link_out_a_pipe_and_a_directory_are_no_files() {
         let (_place, folder) = folder();
-        std::fs::write(folder.at("out/data/f"), "f").unwrap();
-        symlink("f", folder.at("out/data/inside")).unwrap();
-        symlink("/etc/passwd", folder.at("out/data/absolute")).unwrap();
-        symlink("../insights.json", folder.at("out/data/up")).unwrap();
-        std::fs::create_dir(folder.at("out/data/folder")).unwrap();
+        std::fs::write(folder.full_path("out/data/f"), "f").unwrap();
+        symlink("f", folder.full_path("out/data/inside")).unwrap();
+        symlink("/etc/passwd", folder.full_path("out/data/absolute")).unwrap();
+        symlink("../insights.json", folder.full_path("out/data/up")).unwrap();
+        std::fs::create_dir(folder.full_path("out/data/folder")).unwrap();
         rustix::fs::mknodat(
             rustix::fs::CWD,
-            folder.at("out/data/pipe"),
+            folder.full_path("out/data/pipe"),
             rustix::fs::FileType::Fifo,
             Mode::RUSR,
             0,
         )
         .unwrap();
-        symlink("../data/f", folder.at("out/events/e.json")).unwrap();
-        let output = folder.output().unwrap();
-        assert!(matches!(output.data("f"), Ok(OpenedPath::File(_))));
-        assert!(matches!(output.data("inside"), Ok(OpenedPath::File(_))));
-        assert!(matches!(output.data("nothing"), Ok(OpenedPath::Missing)));
+        symlink("../data/f", folder.full_path("out/events/e.json")).unwrap();
+        let output = folder.open_output().unwrap();
+        assert!(matches!(output.open_data("f"), Ok(OpenedPath::File(_))));
+        assert!(matches!(output.open_data("inside"), Ok(OpenedPath::File(_))));
+        assert!(matches!(output.open_data("nothing"), Ok(OpenedPath::Missing)));
         for name in ["absolute", "up", "folder", "pipe"] {
-            assert!(matches!(output.data(name), Ok(OpenedPath::Other(_))), "{name}");
+            assert!(matches!(output.open_data(name), Ok(OpenedPath::Other(_))), "{name}");
         }
-        assert!(matches!(output.event("e.json"), Ok(OpenedPath::Other(_))));
-        std::fs::write(folder.at("out/events/b"), "").unwrap();
-        std::fs::write(folder.at("out/events/.draft"), "").unwrap();
-        assert_eq!(output.event_names().unwrap(), ["b", "e.json"]);
+        assert!(matches!(output.open_event("e.json"), Ok(OpenedPath::Other(_))));
+        std::fs::write(folder.full_path("out/events/b"), "").unwrap();
+        std::fs::write(folder.full_path("out/events/.draft"), "").unwrap();
+        assert_eq!(output.list_event_names().unwrap(), ["b", "e.json"]);
     }
 
     #[test]
     fn what_is_below_a_directory_is_found_and_links_are_left_as_names() {
         let (_place, folder) = folder();
         for empty in ["d/a/b", "d/c"] {
-            std::fs::create_dir_all(folder.at("out/data").join(empty)).unwrap();
+            std::fs::create_dir_all(folder.full_path("out/data").join(empty)).unwrap();
         }
-        std::fs::write(folder.at("out/data/d/a/f"), "").unwrap();
-        symlink("/etc", folder.at("out/data/d/l")).unwrap();
-        let output = folder.output().unwrap();
-        let below = output.below("d", 10).unwrap().unwrap();
+        std::fs::write(folder.full_path("out/data/d/a/f"), "").unwrap();
+        symlink("/etc", folder.full_path("out/data/d/l")).unwrap();
+        let output = folder.open_output().unwrap();
+        let below = output.list_below("d", 10).unwrap().unwrap();
         assert_eq!(
             (below.files, below.empty),
             (vec!["d/a/f".into(), "d/l".into()], vec!["d/a/b".into(), "d/c".into()])
         );
         assert!(
-            output.below("d/a/f", 10).unwrap().is_none()
-                && output.below("x", 10).unwrap().is_none()
+            output.list_below("d/a/f", 10).unwrap().is_none()
+                && output.list_below("x", 10).unwrap().is_none()
         );
-        assert!(output.below("d/l", 10).unwrap().is_none(), "a link is no folder");
-        std::fs::write(folder.at("out/data/d").join(OsStr::from_bytes(b"\xff")), "").unwrap();
-        assert!(output.below("d", 10).unwrap_err().to_string().contains("\\xFF"));
+        assert!(output.list_below("d/l", 10).unwrap().is_none(), "a link is no folder");
+        std::fs::write(folder.full_path("out/data/d").join(OsStr::from_bytes(b"\xff")), "")
+            .unwrap();
+        assert!(output.list_below("d", 10).unwrap_err().to_string().contains("\\xFF"));
     }
 }

@@ -123,7 +123,7 @@ pub struct HandlerWork {
 
 impl HandlerWork {
     /// Returns the id of the job of this module on this event.
-    pub fn job(&self) -> JobId {
+    pub fn job_id(&self) -> JobId {
         JobId::derive(&self.event.id, &self.module)
     }
 }

@@ -65,7 +65,7 @@ pub async fn prepare(
     let succeeded_before = matches!(standing, AttemptBegin::Succeeded(_));
     if succeeded_before {
         tracing::warn!(
-            job = %work.job(),
+            job = %work.job_id(),
             "the job has succeeded before; a commit adds no events to it"
         );
     }
@@ -78,13 +78,13 @@ pub async fn prepare(
     values.extend(addresses(plane, urls, &event.id, &files, "").await?);
     // Older modules read the absence of this file as "no values".
     if !values.is_empty() {
-        folder.write("in/eventmeta.json", &pretty(&values))?;
+        folder.write("in/eventmeta.json", &to_pretty_json(&values))?;
     }
-    folder.write("in/event.json", &pretty(&event_json(event, &files)))?;
+    folder.write("in/event.json", &to_pretty_json(&event_json(event, &files)))?;
     Ok(Prepared { files: files.len(), succeeded_before })
 }
 
-fn pretty(value: &impl Serialize) -> Vec<u8> {
+fn to_pretty_json(value: &impl Serialize) -> Vec<u8> {
     let mut text = serde_json::to_vec_pretty(value).expect("values of strings have a JSON form");
     text.push(b'\n');
     text
@@ -100,8 +100,8 @@ struct IncomingFile {
 }
 
 impl IncomingFile {
-    fn shown(&self) -> PathBuf {
-        self.folder.at(&self.path)
+    fn full_path(&self) -> PathBuf {
+        self.folder.full_path(&self.path)
     }
 }
 
@@ -110,23 +110,26 @@ async fn fetch_all(
     folder: &ModuleFolder,
     files: &[FileEntry],
 ) -> Result<(), HandlerError> {
-    let coming = places(folder, files)?;
+    let coming = place_files(folder, files)?;
     let made = coming.clone();
-    run_blocking(move || made.iter().try_for_each(make)).await?;
+    run_blocking(move || made.iter().try_for_each(make_file)).await?;
     let ranges =
         coming.iter().flat_map(|file| ranges(&file.entry).map(|range| (file.clone(), range)));
     let ranges: Vec<(IncomingFile, Range<u64>)> = ranges.collect();
     stream::iter(ranges)
-        .map(|(file, range)| fetch(plane, file, range))
+        .map(|(file, range)| fetch_range(plane, file, range))
         .buffer_unordered(FETCHES_MAX)
         .try_collect::<()>()
         .await?;
-    run_blocking(move || coming.iter().try_for_each(finish)).await
+    run_blocking(move || coming.iter().try_for_each(set_attributes)).await
 }
 
 /// Returns where each file goes. Names come from documents of other hosts, so a name that leaves
 /// `in/data` is refused.
-fn places(folder: &ModuleFolder, files: &[FileEntry]) -> Result<Vec<IncomingFile>, HandlerError> {
+fn place_files(
+    folder: &ModuleFolder,
+    files: &[FileEntry],
+) -> Result<Vec<IncomingFile>, HandlerError> {
     let mut directories = HashSet::new();
     for file in files {
         let wrong = |reason: &str| HandlerError::Input {
@@ -162,25 +165,25 @@ fn make_directories(folder: &ModuleFolder, names: &[String]) -> Result<(), Handl
         let path = Path::new("in/data").join(name);
         folder
             .make_folders(&path)
-            .map_err(HandlerError::folder(folder.at(&path), "cannot be made"))?;
+            .map_err(HandlerError::folder(folder.full_path(&path), "cannot be made"))?;
     }
     Ok(())
 }
 
-fn make(file: &IncomingFile) -> Result<(), HandlerError> {
+fn make_file(file: &IncomingFile) -> Result<(), HandlerError> {
     let made = || file.folder.new_file(&file.path)?.set_len(file.entry.size);
-    made().map_err(HandlerError::folder(file.shown(), "cannot be made"))
+    made().map_err(HandlerError::folder(file.full_path(), "cannot be made"))
 }
 
 /// Sets a file's attributes, once all its bytes are written.
-fn finish(file: &IncomingFile) -> Result<(), HandlerError> {
+fn set_attributes(file: &IncomingFile) -> Result<(), HandlerError> {
     let finished = || -> io::Result<()> {
-        let opened = file.folder.made_file(&file.path)?;
+        let opened = file.folder.reopen_file(&file.path)?;
         opened.set_modified(file.entry.modified())?;
         // Every user may read the file, because the module may run as any user.
         opened.set_permissions(std::fs::Permissions::from_mode(0o444 | (file.entry.mode & 0o777)))
     };
-    finished().map_err(HandlerError::folder(file.shown(), "cannot be given its attributes"))
+    finished().map_err(HandlerError::folder(file.full_path(), "cannot be given its attributes"))
 }
 
 /// Returns the ranges of a file, each of whole blocks.
@@ -190,7 +193,7 @@ fn ranges(entry: &FileEntry) -> impl Iterator<Item = Range<u64>> + use<> {
     (0..size.div_ceil(step)).map(move |n| n * step..((n + 1) * step).min(size))
 }
 
-async fn fetch(
+async fn fetch_range(
     plane: &DataPlane,
     file: IncomingFile,
     range: Range<u64>,
@@ -210,8 +213,9 @@ async fn try_to_fetch(
 ) -> Result<(), HandlerError> {
     let wrong = |reason: String| HandlerError::Input { name: file.entry.name.clone(), reason };
     let made = file.clone();
-    let opened = run_blocking(move || made.folder.made_file(&made.path)).await;
-    let opened = Arc::new(opened.map_err(HandlerError::folder(file.shown(), "cannot be written"))?);
+    let opened = run_blocking(move || made.folder.reopen_file(&made.path)).await;
+    let opened =
+        Arc::new(opened.map_err(HandlerError::folder(file.full_path(), "cannot be written"))?);
     let body = plane.blobs.get_stream(&file.entry.key, range.clone()).await;
     let mut body = body.map_err(|error| wrong(error_chain(&error)))?;
     let block = file.entry.checksums.block;
@@ -232,7 +236,7 @@ async fn try_to_fetch(
         }
         let opened = opened.clone();
         let written = run_blocking(move || opened.write_all_at(&gathered, at)).await;
-        written.map_err(HandlerError::folder(file.shown(), "cannot be written"))?;
+        written.map_err(HandlerError::folder(file.full_path(), "cannot be written"))?;
         gathered = rest;
         at += whole as u64;
     }
@@ -263,9 +267,10 @@ mod tests {
     fn a_name_that_leaves_the_folder_is_refused_and_a_directory_wins() {
         let folder = ModuleFolder::new("/nowhere");
         for name in ["../x", "/etc/passwd", "a/../../b", "a//b", ""] {
-            assert!(places(&folder, &[entry(name, 1)]).is_err(), "{name:?}");
+            assert!(place_files(&folder, &[entry(name, 1)]).is_err(), "{name:?}");
         }
-        let placed = places(&folder, &[entry("a", 1), entry("a/b", 1), entry("c", 1)]).unwrap();
+        let placed =
+            place_files(&folder, &[entry("a", 1), entry("a/b", 1), entry("c", 1)]).unwrap();
         let placed: BTreeMap<&str, &Path> =
             placed.iter().map(|file| (file.entry.name.as_str(), file.path.as_path())).collect();
         assert_eq!(placed.keys().copied().collect::<Vec<_>>(), ["a/b", "c"]);

@@ -157,7 +157,7 @@ impl LiveView {
         let mut more = false;
         let mut was_failing = false;
         loop {
-            let next = shown.iter().filter_map(|shown| shown.lines.due()).min();
+            let next = shown.iter().filter_map(|shown| shown.lines.show_deadline()).min();
             let reports = self.take_reports(if more { Some(Instant::now()) } else { next });
             let failure = out.printer.failure_reason();
             if let Some(failure) = failure.as_ref().filter(|_| !was_failing) {
@@ -249,7 +249,7 @@ impl ShownOutput {
         };
         self.position += piece.length();
         let mut show = |text: &str| out.print_line(&self.output, text);
-        if let Some(words) = piece.words() {
+        if let Some(words) = piece.left_out_line() {
             self.lines.add(words.as_bytes(), &mut show);
         }
         self.lines.add(&piece.bytes, &mut show);
@@ -336,14 +336,14 @@ impl LineAssembler {
     /// Shows a text that will be overwritten, unless another one was shown less than
     /// [`OVERWRITTEN_INTERVAL`] ago.
     fn show_overwritten(&mut self, show: &mut impl FnMut(&str)) {
-        if self.due().is_some_and(|due| due <= Instant::now()) {
+        if self.show_deadline().is_some_and(|due| due <= Instant::now()) {
             self.show_line(show);
             (self.is_shown, self.shown_at) = (true, Some(Instant::now()));
         }
     }
 
     /// Returns when the text in `line` must be shown although its line has not ended.
-    fn due(&self) -> Option<Instant> {
+    fn show_deadline(&self) -> Option<Instant> {
         let waits = self.is_returned && !self.is_shown;
         waits.then(|| self.shown_at.map_or_else(Instant::now, |at| at + OVERWRITTEN_INTERVAL))
     }

@@ -73,7 +73,7 @@ impl AttemptRunner {
 
     /// Makes the runner send a notice of each attempt that starts, and give up the write of an end
     /// once `stopping` is cancelled.
-    pub(super) fn of_dispatcher(self, notices: NoticeSender, stopping: CancellationToken) -> Self {
+    pub(super) fn for_dispatcher(self, notices: NoticeSender, stopping: CancellationToken) -> Self {
         Self { notices, stopping, ..self }
     }
 
@@ -92,7 +92,7 @@ impl AttemptRunner {
         let work = self.executor.run(start, stop.subscribe()).instrument(span.clone());
         let result = tokio::select! {
             result = work => result,
-            never = self.hold(&job, runs, stop) => match never {},
+            never = self.maintain_lease(&job, runs, stop) => match never {},
         };
         if let RunResult::Ended(outcome) = &result {
             record_verdict(outcome, &span);
@@ -101,7 +101,7 @@ impl AttemptRunner {
     }
 
     /// Keeps the record of a running job up to date. Never returns.
-    async fn hold(
+    async fn maintain_lease(
         &self,
         job: &JobRecord,
         mut runs: oneshot::Receiver<()>,
@@ -109,8 +109,8 @@ impl AttemptRunner {
     ) -> Infallible {
         let now = Instant::now();
         let mut plan = match job.state {
-            JobState::Running => LeasePlan::of_adopted(self.lease, now),
-            _ => LeasePlan::of_claimed(self.lease, now),
+            JobState::Running => LeasePlan::for_adopted_job(self.lease, now),
+            _ => LeasePlan::for_claimed_job(self.lease, now),
         };
         let mut ticks = tokio::time::interval(LOOK.min(self.lease / 3));
         loop {
@@ -142,15 +142,17 @@ impl AttemptRunner {
             LeaseAction::WriteRunning => self.write_running(job).await,
             LeaseAction::Read(patience) => {
                 let read = tokio::time::timeout(patience, self.ledger.get(&job.id)).await;
-                let Ok(record) = read else { return Some(silent(job)) };
-                Some(self.seen(job, record, |cancelled| LeaseHappening::Read { cancelled }))
+                let Ok(record) = read else { return Some(report_silent_store(job)) };
+                Some(self.to_lease_happening(job, record, |cancelled| LeaseHappening::Read {
+                    cancelled,
+                }))
             }
             LeaseAction::Renew(patience) => {
                 let asked = Instant::now();
                 let renewal = self.ledger.advance(job, &Transition::Renewed);
                 let renewed = tokio::time::timeout(patience, renewal).await;
-                let Ok(record) = renewed else { return Some(silent(job)) };
-                Some(self.seen(job, record, |cancelled| {
+                let Ok(record) = renewed else { return Some(report_silent_store(job)) };
+                Some(self.to_lease_happening(job, record, |cancelled| {
                     failpoint::hit("lease.renewed");
                     LeaseHappening::Renewed { asked, cancelled }
                 }))
@@ -179,7 +181,7 @@ impl AttemptRunner {
 
     /// Returns what the record says about the lease. `held` makes the answer of a job that this
     /// process still holds.
-    fn seen(
+    fn to_lease_happening(
         &self,
         job: &JobRecord,
         record: Result<JobRecord, LedgerError>,
@@ -221,7 +223,7 @@ impl AttemptRunner {
     }
 }
 
-fn silent(job: &JobRecord) -> LeaseHappening {
+fn report_silent_store(job: &JobRecord) -> LeaseHappening {
     tracing::warn!(job = %job.id, "the lease could not be renewed: the store does not answer");
     LeaseHappening::StoreSilent
 }

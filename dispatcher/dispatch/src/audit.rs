@@ -57,11 +57,11 @@ pub async fn check(ledger: &Ledger, repair: CheckRepair) -> Result<LedgerReport,
             check_events_of(ledger, &jobs, &mut report).await?;
             suspects.extend(jobs.into_iter().filter(|job| job.outbox || job.state.is_active()));
             if suspects.len() >= SUSPECTS {
-                watch_jobs(ledger, std::mem::take(&mut suspects), repair, &mut report).await?;
+                recheck_jobs(ledger, std::mem::take(&mut suspects), repair, &mut report).await?;
             }
         }
     }
-    watch_jobs(ledger, suspects, repair, &mut report).await?;
+    recheck_jobs(ledger, suspects, repair, &mut report).await?;
     let mut not_served = check_claims(ledger, repair, &mut report).await?;
     let served = served_modules(ledger).await?;
     not_served.retain(|module, _| !served.contains(module));
@@ -89,7 +89,7 @@ async fn check_events_of(
 }
 
 /// Checks jobs that should have advanced a second time, after a while.
-async fn watch_jobs(
+async fn recheck_jobs(
     ledger: &Ledger,
     suspects: Vec<JobRecord>,
     repair: CheckRepair,
@@ -122,7 +122,7 @@ async fn check_claims(
     let mut pages = Ledger::unclaimed_events();
     let mut suspects: Vec<(Event, String)> = Vec::new();
     while let Some(page) = pages.next(&*ledger.plane().documents).await? {
-        let registered = ledger.registered().await?;
+        let registered = ledger.registered_modules().await?;
         let events: Vec<Event> =
             page.into_iter().filter_map(|event| decode(Collection::Events, event).ok()).collect();
         let of = |event: &Event| -> Vec<(Event, String)> {
@@ -132,19 +132,19 @@ async fn check_claims(
                 .map(|name| (event.clone(), name.to_owned()))
                 .collect()
         };
-        let found = unclaimed(ledger, events.iter().flat_map(of).collect()).await?;
+        let found = filter_unclaimed(ledger, events.iter().flat_map(of).collect()).await?;
         found.iter().for_each(|(_, module)| *waiting.entry(module.clone()).or_default() += 1);
         suspects.extend(found);
         if suspects.len() >= SUSPECTS {
-            watch_claims(ledger, std::mem::take(&mut suspects), repair, report).await?;
+            recheck_claims(ledger, std::mem::take(&mut suspects), repair, report).await?;
         }
     }
-    watch_claims(ledger, suspects, repair, report).await?;
+    recheck_claims(ledger, suspects, repair, report).await?;
     Ok(waiting)
 }
 
 /// Returns the pairs of events and modules that have no job.
-async fn unclaimed(
+async fn filter_unclaimed(
     ledger: &Ledger,
     all: Vec<(Event, String)>,
 ) -> Result<Vec<(Event, String)>, LedgerError> {
@@ -155,7 +155,7 @@ async fn unclaimed(
 }
 
 /// Checks events that a module has not claimed a second time, after a while.
-async fn watch_claims(
+async fn recheck_claims(
     ledger: &Ledger,
     suspects: Vec<(Event, String)>,
     repair: CheckRepair,
@@ -165,9 +165,9 @@ async fn watch_claims(
         return Ok(());
     }
     tokio::time::sleep(CLAIM_WATCHED).await;
-    let registered = ledger.registered().await?;
+    let registered = ledger.registered_modules().await?;
     let bus = &ledger.plane().bus;
-    for (event, module) in unclaimed(ledger, suspects).await? {
+    for (event, module) in filter_unclaimed(ledger, suspects).await? {
         let Some(definition) = registered.module(&module) else { continue };
         // The message may be the event's: then the event only waits.
         if let Some(1..) = bus.count_messages(&module, 1).await? {

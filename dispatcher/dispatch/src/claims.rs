@@ -88,7 +88,7 @@ enum ClaimTry {
 impl DispatchState {
     /// Reads what a job begins with, and tries again while the store is unavailable, which is no
     /// failure of the module.
-    pub(super) async fn materials_patiently(
+    pub(super) async fn read_materials_patiently(
         &self,
         job: &JobRecord,
         module: &Module,
@@ -98,12 +98,12 @@ impl DispatchState {
             tracing::debug!(job = %job.id, error = error_chain(error), "its event cannot be read yet");
             true
         };
-        let read = |_| self.materials(job, module);
+        let read = |_| self.read_materials(job, module);
         READ_MATERIALS.run_until(self.stopping.cancelled(), read, is_unavailable).await
     }
 
     /// Reads the event of a job and the events that it gathers. The ledger holds only their ids.
-    async fn materials(
+    async fn read_materials(
         &self,
         job: &JobRecord,
         module: &Module,
@@ -124,7 +124,7 @@ impl DispatchState {
         if module.gather.is_none() {
             return Ok(JobMaterials::Ready { event, gathered: None });
         }
-        let registered = self.ledger.registered().await?;
+        let registered = self.ledger.registered_modules().await?;
         Ok(match readiness(&self.ledger, job, module, &registered).await? {
             Readiness::Ready(events, without) => {
                 JobMaterials::Ready { event, gathered: Some(GatheredEvents { events, without }) }
@@ -230,7 +230,7 @@ impl DispatchState {
         let ours = matches!(intent, ClaimIntent::Run(_));
         let holder = ours.then(|| (self.id.as_str(), self.lease()));
         let claim = self.ledger.claim(module, &event, holder).await?;
-        self.metrics.claimed(&claim);
+        self.metrics.count_claim(&claim);
         let runs_here = |job| ClaimedJob { job, module: module.clone(), event, gathered: None };
         match claim {
             ClaimOutcome::Won(job) if job.state == JobState::Waiting => {
@@ -239,7 +239,7 @@ impl DispatchState {
             }
             ClaimOutcome::Won(job) if ours => Ok(Some(runs_here(job))),
             ClaimOutcome::Won(_) => {
-                self.served.ring(&module.name);
+                self.served.wake_module(&module.name);
                 Ok(None)
             }
             // The answer to this dispatcher's first try was lost. It holds the job all the same.

@@ -33,21 +33,21 @@ enum JobSource {
 
 impl ModuleTask {
     /// Starts jobs that wait in the ledger while there are free slots.
-    pub(super) async fn run_due(&mut self) -> DueLook {
+    pub(super) async fn start_due_jobs(&mut self) -> DueLook {
         loop {
             if self.served.stopping.is_cancelled() {
                 return DueLook::Stopping;
             }
-            let taken = match self.take_due().await {
+            let taken = match self.take_due_job().await {
                 Ok(taken) => taken,
                 Err(due) => return due,
             };
             let materials =
-                self.dispatch.materials_patiently(&taken.job, &self.served.module).await;
+                self.dispatch.read_materials_patiently(&taken.job, &self.served.module).await;
             match materials {
-                Ok(materials) => self.begin_taken(taken, materials).await,
+                Ok(materials) => self.begin_taken_job(taken, materials).await,
                 Err(error) => {
-                    self.dispatch.return_taken(taken, &self.served.module, &error).await;
+                    self.dispatch.give_back_job(taken, &self.served.module, &error).await;
                     return DueLook::Nothing;
                 }
             }
@@ -55,7 +55,7 @@ impl ModuleTask {
     }
 
     /// Takes a slot and one job of the module: one that was handed over, else one that is due.
-    async fn take_due(&mut self) -> Result<TakenJob, DueLook> {
+    async fn take_due_job(&mut self) -> Result<TakenJob, DueLook> {
         let (dispatch, module) = (&self.dispatch, &self.served.module.name);
         let unreadable = |error: &LedgerError| {
             tracing::debug!(module, error = error_chain(error), "the ledger cannot be read");
@@ -65,7 +65,7 @@ impl ModuleTask {
         // others.
         while !self.served.left.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
             let slot = self.slots.take().ok_or(DueLook::Behind)?;
-            if let Some(job) = dispatch.adopt(&self.served).await {
+            if let Some(job) = dispatch.adopt_next_job(&self.served).await {
                 return Ok(TakenJob { job, source: JobSource::Adopted, slot });
             }
         }
@@ -77,12 +77,12 @@ impl ModuleTask {
         let slot = self.slots.take().ok_or(DueLook::Behind)?;
         let taken = dispatch.ledger.claim_queued(&due, &dispatch.id, dispatch.lease()).await;
         let job = taken.map_err(|error| unreadable(&error))?.ok_or(DueLook::Nothing)?;
-        dispatch.metrics.taken();
+        dispatch.metrics.count_taken();
         Ok(TakenJob { job, source: JobSource::Queue, slot })
     }
 
     /// Begins a taken job, if all that it begins with is there.
-    async fn begin_taken(&mut self, taken: TakenJob, materials: JobMaterials) {
+    async fn begin_taken_job(&mut self, taken: TakenJob, materials: JobMaterials) {
         let TakenJob { job, source, slot } = taken;
         let module = self.served.module.clone();
         match materials {
@@ -90,7 +90,7 @@ impl ModuleTask {
                 self.begin_job(ClaimedJob { job, module, event: *event, gathered: None }, slot);
             }
             JobMaterials::Ready { event, gathered: Some(GatheredEvents { events, without }) } => {
-                let job = self.dispatch.note_without(job, without).await;
+                let job = self.dispatch.write_missing_jobs(job, without).await;
                 let gathered = Some(events);
                 self.begin_job(ClaimedJob { job, module, event: *event, gathered }, slot);
             }
@@ -109,7 +109,7 @@ impl ModuleTask {
                 }
             }
             JobMaterials::Missing(reason) => {
-                self.dispatch.end(&job, &module, AttemptOutcome::failed(reason)).await;
+                self.dispatch.end_attempt(&job, &module, AttemptOutcome::failed(reason)).await;
             }
         }
     }
@@ -117,7 +117,7 @@ impl ModuleTask {
 
 impl DispatchState {
     /// Gives a taken job back, because the ledger cannot be read.
-    async fn return_taken(&self, taken: TakenJob, module: &Module, error: &LedgerError) {
+    async fn give_back_job(&self, taken: TakenJob, module: &Module, error: &LedgerError) {
         let TakenJob { job, source, slot: _ } = taken;
         let error = error_chain(error);
         match source {
@@ -132,7 +132,7 @@ impl DispatchState {
             JobSource::Queue => {
                 let released = AttemptOutcome::failed(error);
                 let released = AttemptOutcome { end: AttemptEnd::Released, ..released };
-                self.end(&job, module, released).await;
+                self.end_attempt(&job, module, released).await;
             }
         }
     }

@@ -20,7 +20,7 @@ pub(super) type GatherNote = HashMap<JobId, Instant>;
 impl DispatchState {
     /// Updates the record with what its gathering job waits for, if that has changed and the last
     /// update is old enough.
-    pub(super) async fn note_waiting(
+    pub(super) async fn write_obstacles(
         &self,
         noted: &mut GatherNote,
         job: &JobRecord,
@@ -48,7 +48,11 @@ impl DispatchState {
     }
 
     /// Notes what a gathering job that begins now runs without. Returns its record.
-    pub(super) async fn note_without(&self, job: JobRecord, without: MissingJobs) -> JobRecord {
+    pub(super) async fn write_missing_jobs(
+        &self,
+        job: JobRecord,
+        without: MissingJobs,
+    ) -> JobRecord {
         if job.without == without {
             return job;
         }

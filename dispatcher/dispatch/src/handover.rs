@@ -36,7 +36,7 @@ impl DispatchState {
     }
 
     /// Notes a job of a module that waits to be adopted. An earlier look may have noted it already.
-    pub(super) fn note_left(served: &ServedModule, job: JobRecord) {
+    pub(super) fn queue_for_adoption(served: &ServedModule, job: JobRecord) {
         let mut left = served.left.lock().unwrap_or_else(PoisonError::into_inner);
         left.retain(|waiting| waiting.id != job.id);
         left.push(job);
@@ -45,7 +45,7 @@ impl DispatchState {
     }
 
     /// Adopts one of the module's jobs whose dispatcher is gone, to go on with its running attempt.
-    pub(super) async fn adopt(&self, served: &ServedModule) -> Option<JobRecord> {
+    pub(super) async fn adopt_next_job(&self, served: &ServedModule) -> Option<JobRecord> {
         loop {
             let job = served.left.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
             if self.running.has(&job.id) {
@@ -54,7 +54,7 @@ impl DispatchState {
             let adopted = Transition::Adopted { holder: self.id.clone(), lease: self.lease() };
             match self.ledger.advance(&job, &adopted).await {
                 Ok(record) => {
-                    self.metrics.adopted();
+                    self.metrics.count_adopted();
                     tracing::info!(
                         job = %job.id,
                         attempt = job.attempt,
@@ -74,8 +74,8 @@ impl DispatchState {
     pub(super) async fn mark_lost(&self, job: &JobRecord) {
         match self.ledger.mark_lost(job, "its dispatcher died").await {
             Ok(record) => {
-                self.metrics.ended(&record.module, AttemptEnd::Lost);
-                self.served.ring(&record.module);
+                self.metrics.count_end(&record.module, AttemptEnd::Lost);
+                self.served.wake_module(&record.module);
                 self.notices.send(DispatchNotice::Ended(record));
             }
             // Another dispatcher has done it, which is as good.

@@ -50,10 +50,10 @@ impl DispatchState {
         let mut unkept = false;
         while !self.stopping.is_cancelled() {
             let begun = Instant::now();
-            let kept = self.housekeeping_round(&mut house).await;
+            let kept = self.run_housekeeping_round(&mut house).await;
             warn_once(kept, &mut unkept, "the outbox and leases cannot be looked after");
             // A large correlation takes long to read. Most of the time must be left for jobs.
-            self.rest(begun.elapsed() * HOUSEKEEPING_SHARE).await;
+            self.sleep_unless_stopped(begun.elapsed() * HOUSEKEEPING_SHARE).await;
             tokio::select! {
                 () = self.stopping.cancelled() => {}
                 () = self.ended.notified() => {}
@@ -62,7 +62,10 @@ impl DispatchState {
         }
     }
 
-    async fn housekeeping_round(&self, house: &mut HousekeepingState) -> Result<(), LedgerError> {
+    async fn run_housekeeping_round(
+        &self,
+        house: &mut HousekeepingState,
+    ) -> Result<(), LedgerError> {
         house.presence.renew(&self.ledger, || self.served.names()).await?;
         // Each look reads all active jobs, so it is not repeated more often than useful.
         if house.looked.is_none_or(|looked| looked.elapsed() >= self.settings.lease / 6) {
@@ -73,7 +76,7 @@ impl DispatchState {
                 } else if let Some(served) = self.served.get(&job.module)
                     && !self.running.has(&job.id)
                 {
-                    Self::note_left(&served, job);
+                    Self::queue_for_adoption(&served, job);
                 }
             }
         }
@@ -81,25 +84,27 @@ impl DispatchState {
         let ids: HashSet<&JobId> = waiting.iter().map(|job| &job.id).collect();
         house.noted.retain(|id, _| ids.contains(id));
         if !waiting.is_empty() {
-            let registered = self.ledger.registered().await?;
+            let registered = self.ledger.registered_modules().await?;
             for job in waiting {
                 let Some(module) = registered.module(&job.module) else { continue };
                 match readiness(&self.ledger, &job, module, &registered).await? {
                     Readiness::Ready(..) => {
                         failpoint::hit("gather.ready");
                         if self.ledger.advance(&job, &Transition::Gathered).await.is_ok() {
-                            self.served.ring(&job.module);
+                            self.served.wake_module(&job.module);
                         }
                     }
                     Readiness::Unsettled => {}
-                    Readiness::Waiting(now) => self.note_waiting(&mut house.noted, &job, now).await,
+                    Readiness::Waiting(now) => {
+                        self.write_obstacles(&mut house.noted, &job, now).await
+                    }
                 }
             }
         }
         house.cancellations.continue_one(&self.ledger).await?;
         // This comes last: an unavailable broker must not delay the rest.
         house.relay.run_round().await?;
-        house.unclaimed.round(&self.ledger).await?;
+        house.unclaimed.run_round(&self.ledger).await?;
         Ok(())
     }
 }

@@ -82,13 +82,13 @@ pub(super) enum LeaseAction {
 
 impl LeasePlan {
     /// Begins with a lease that was taken at `now`, of an attempt that is started.
-    pub(super) fn of_claimed(lease: Duration, now: Instant) -> Self {
+    pub(super) fn for_claimed_job(lease: Duration, now: Instant) -> Self {
         Self { lease, renewed: now, process: ProcessNote::NotStarted }
     }
 
     /// Begins with a lease that was taken at `now`, of an attempt that runs already.
-    pub(super) fn of_adopted(lease: Duration, now: Instant) -> Self {
-        Self { process: ProcessNote::Adopted, ..Self::of_claimed(lease, now) }
+    pub(super) fn for_adopted_job(lease: Duration, now: Instant) -> Self {
+        Self { process: ProcessNote::Adopted, ..Self::for_claimed_job(lease, now) }
     }
 
     /// Returns whether the executor has not yet said that the process runs or never ran.
@@ -114,7 +114,7 @@ impl LeasePlan {
             LeaseHappening::Tick => {
                 let unwritten = self.process == ProcessNote::Unwritten;
                 let write = unwritten.then_some(LeaseAction::WriteRunning);
-                write.into_iter().chain([self.look(now)]).collect()
+                write.into_iter().chain([self.read_or_renew(now)]).collect()
             }
             LeaseHappening::Read { cancelled } => cancel(cancelled).into_iter().collect(),
             LeaseHappening::Renewed { asked, cancelled } => {
@@ -131,7 +131,7 @@ impl LeasePlan {
     /// Returns the next look at the record: a renewal after a third of the lease. The store may
     /// take until three quarters of the lease, which is before others may take the job. It has a
     /// short time in any case, since perhaps nobody has taken the job.
-    fn look(&self, now: Instant) -> LeaseAction {
+    fn read_or_renew(&self, now: Instant) -> LeaseAction {
         let held = now - self.renewed;
         let patience = (self.lease * 3 / 4).saturating_sub(held).max(self.lease / 12);
         match held >= self.lease / 3 {
@@ -148,33 +148,33 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(60);
     const LOST: LeaseAction = LeaseAction::Stop(StopReason::LostLease);
 
-    fn after(begun: Instant, seconds: u64) -> Instant {
+    fn seconds_after(begun: Instant, seconds: u64) -> Instant {
         begun + Duration::from_secs(seconds)
     }
 
     #[test]
     fn that_a_process_runs_is_written_until_it_is_written() {
         let begun = Instant::now();
-        let mut plan = LeasePlan::of_claimed(LEASE, begun);
+        let mut plan = LeasePlan::for_claimed_job(LEASE, begun);
         assert!(plan.awaits_process());
         let running = plan.decide(LeaseHappening::ProcessRuns, begun);
         assert_eq!(running, [LeaseAction::WriteRunning]);
         assert!(!plan.awaits_process());
         // The write failed, so the next look tries it again.
-        let tick = plan.decide(LeaseHappening::Tick, after(begun, 1));
+        let tick = plan.decide(LeaseHappening::Tick, seconds_after(begun, 1));
         assert_eq!(tick.first(), Some(&LeaseAction::WriteRunning));
-        assert_eq!(plan.decide(LeaseHappening::RunningWritten, after(begun, 1)), []);
-        let tick = plan.decide(LeaseHappening::Tick, after(begun, 2));
+        assert_eq!(plan.decide(LeaseHappening::RunningWritten, seconds_after(begun, 1)), []);
+        let tick = plan.decide(LeaseHappening::Tick, seconds_after(begun, 2));
         assert_eq!(tick, [LeaseAction::Read(Duration::from_secs(43))]);
     }
 
     #[test]
     fn nothing_is_written_of_an_adopted_or_a_never_started_process() {
         let begun = Instant::now();
-        let mut adopted = LeasePlan::of_adopted(LEASE, begun);
+        let mut adopted = LeasePlan::for_adopted_job(LEASE, begun);
         assert_eq!(adopted.decide(LeaseHappening::ProcessRuns, begun), []);
         assert!(!adopted.awaits_process());
-        let mut never = LeasePlan::of_claimed(LEASE, begun);
+        let mut never = LeasePlan::for_claimed_job(LEASE, begun);
         assert_eq!(never.decide(LeaseHappening::ProcessNeverRan, begun), []);
         for plan in [&mut adopted, &mut never] {
             let tick = plan.decide(LeaseHappening::Tick, begun);
@@ -185,38 +185,38 @@ mod tests {
     #[test]
     fn a_lease_is_renewed_after_a_third_of_it_and_counts_from_before_the_write() {
         let begun = Instant::now();
-        let mut plan = LeasePlan::of_adopted(LEASE, begun);
-        let tick = plan.decide(LeaseHappening::Tick, after(begun, 20));
+        let mut plan = LeasePlan::for_adopted_job(LEASE, begun);
+        let tick = plan.decide(LeaseHappening::Tick, seconds_after(begun, 20));
         assert_eq!(tick, [LeaseAction::Renew(Duration::from_secs(25))]);
-        let renewed = LeaseHappening::Renewed { asked: after(begun, 20), cancelled: false };
-        assert_eq!(plan.decide(renewed, after(begun, 30)), []);
-        let tick = plan.decide(LeaseHappening::Tick, after(begun, 39));
+        let renewed = LeaseHappening::Renewed { asked: seconds_after(begun, 20), cancelled: false };
+        assert_eq!(plan.decide(renewed, seconds_after(begun, 30)), []);
+        let tick = plan.decide(LeaseHappening::Tick, seconds_after(begun, 39));
         assert_eq!(tick, [LeaseAction::Read(Duration::from_secs(26))]);
-        let tick = plan.decide(LeaseHappening::Tick, after(begun, 40));
+        let tick = plan.decide(LeaseHappening::Tick, seconds_after(begun, 40));
         assert_eq!(tick, [LeaseAction::Renew(Duration::from_secs(25))]);
     }
 
     #[test]
     fn a_failing_store_ends_an_attempt_only_after_two_thirds_of_the_lease() {
         let begun = Instant::now();
-        let mut plan = LeasePlan::of_adopted(LEASE, begun);
-        assert_eq!(plan.decide(LeaseHappening::StoreFailed, after(begun, 40)), []);
-        assert_eq!(plan.decide(LeaseHappening::StoreFailed, after(begun, 41)), [LOST]);
+        let mut plan = LeasePlan::for_adopted_job(LEASE, begun);
+        assert_eq!(plan.decide(LeaseHappening::StoreFailed, seconds_after(begun, 40)), []);
+        assert_eq!(plan.decide(LeaseHappening::StoreFailed, seconds_after(begun, 41)), [LOST]);
     }
 
     #[test]
     fn a_silent_store_has_a_short_time_even_when_the_lease_is_nearly_over() {
         let begun = Instant::now();
-        let mut plan = LeasePlan::of_adopted(LEASE, begun);
-        let tick = plan.decide(LeaseHappening::Tick, after(begun, 59));
+        let mut plan = LeasePlan::for_adopted_job(LEASE, begun);
+        let tick = plan.decide(LeaseHappening::Tick, seconds_after(begun, 59));
         assert_eq!(tick, [LeaseAction::Renew(Duration::from_secs(5))]);
-        assert_eq!(plan.decide(LeaseHappening::StoreSilent, after(begun, 64)), [LOST]);
+        assert_eq!(plan.decide(LeaseHappening::StoreSilent, seconds_after(begun, 64)), [LOST]);
     }
 
     #[test]
     fn a_cancelled_and_a_taken_job_are_stopped() {
         let begun = Instant::now();
-        let mut plan = LeasePlan::of_adopted(LEASE, begun);
+        let mut plan = LeasePlan::for_adopted_job(LEASE, begun);
         let cancel = [LeaseAction::Stop(StopReason::Cancel)];
         assert_eq!(plan.decide(LeaseHappening::Read { cancelled: true }, begun), cancel);
         let renewed = LeaseHappening::Renewed { asked: begun, cancelled: true };

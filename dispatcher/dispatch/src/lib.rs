@@ -154,7 +154,7 @@ impl Dispatcher {
         let (ledger, notices) = (Ledger::new(plane), NoticeSender(notices));
         let stopping = CancellationToken::new();
         let attempts = AttemptRunner::new(ledger.clone(), executor.clone(), settings.lease)
-            .of_dispatcher(notices.clone(), stopping.clone());
+            .for_dispatcher(notices.clone(), stopping.clone());
         let shared = DispatchState {
             ledger,
             executor,
@@ -203,7 +203,7 @@ impl Dispatcher {
                         );
                         tracing::info!(
                             module = name,
-                            fields = ?module.differs_in(&former),
+                            fields = ?module.differing_fields(&former),
                             "registered anew"
                         );
                         shared.notices.send(DispatchNotice::Module { name, now });
@@ -231,14 +231,14 @@ impl Dispatcher {
         )
         .await?;
         for dead in presence.dead_neighbours() {
-            for job in shared.ledger.held_by(&dead).await? {
+            for job in shared.ledger.jobs_held_by(&dead).await? {
                 match shared.outlives_dispatcher(&job.module).await? {
                     true => shared.hand_over(&job).await,
                     false => shared.mark_lost(&job).await,
                 }
                 remove_attempt(&shared.settings.home, &job.id, job.attempt).await;
             }
-            presence.forget(&shared.ledger, &dead).await?;
+            presence.remove_neighbour(&shared.ledger, &dead).await?;
         }
         tasks.spawn(shared.clone().run_housekeeping(presence));
         let _ = ready.send(());
@@ -261,24 +261,26 @@ impl DispatchState {
     }
 
     /// Sleeps for this time, or until the dispatcher stops.
-    async fn rest(&self, time: Duration) {
+    async fn sleep_unless_stopped(&self, time: Duration) {
         let _ = tokio::time::timeout(time, self.stopping.cancelled()).await;
     }
 
     /// Runs one attempt to its end, in its slot.
-    async fn run(self: Arc<Self>, claimed: ClaimedJob, slot: JobSlot) {
+    async fn run_job(self: Arc<Self>, claimed: ClaimedJob, slot: JobSlot) {
         let (job, module) = (claimed.job.clone(), claimed.module.clone());
         let (stop, _) = watch::channel(None);
         self.running.insert(job.id.clone(), stop.clone());
         if self.stopping.is_cancelled() {
             stop.send_replace(Some(StopReason::Shutdown));
         }
-        let counted = self.metrics.runs(&module.name);
+        let counted = self.metrics.count_start(&module.name);
         let (result, span) = self.attempts.run(claimed, &stop).await;
         self.running.remove(&job.id);
         drop(counted);
         match result {
-            RunResult::Ended(outcome) => self.end(&job, &module, outcome).instrument(span).await,
+            RunResult::Ended(outcome) => {
+                self.end_attempt(&job, &module, outcome).instrument(span).await
+            }
             RunResult::Left => self.hand_over(&job).await,
         }
         drop(slot);
@@ -286,8 +288,8 @@ impl DispatchState {
     }
 
     /// Writes how an attempt ended, and wakes the tasks that wait for it.
-    async fn end(&self, job: &JobRecord, module: &Module, outcome: AttemptOutcome) {
-        self.metrics.ended(&module.name, outcome.end);
+    async fn end_attempt(&self, job: &JobRecord, module: &Module, outcome: AttemptOutcome) {
+        self.metrics.count_end(&module.name, outcome.end);
         let record = match self.attempts.write_end(job, module, outcome).await {
             Ok(record) => record,
             Err(error) => {

@@ -62,7 +62,7 @@ impl DispatchState {
     ) -> Result<(), LedgerError> {
         let bus = &self.ledger.plane().bus;
         // The queue may have been removed while no dispatcher served it.
-        bus.declare(&module.name, &module.subscribes(), &[]).await?;
+        bus.declare(&module.name, &module.subscribed_types(), &[]).await?;
         let queue = bus.clone().subscribe(&module.name, module.concurrency).await?;
         let served = Arc::new(ServedModule {
             module: Arc::new(module),
@@ -72,7 +72,7 @@ impl DispatchState {
             stopping: self.stopping.child_token(),
             removed: AtomicBool::new(false),
         });
-        let former = self.served.all().insert(served.module.name.clone(), served.clone());
+        let former = self.served.lock().insert(served.module.name.clone(), served.clone());
         if let Some(former) = former {
             former.stopping.cancel();
         }
@@ -100,7 +100,7 @@ impl DispatchState {
                 Err(error) => Err(error),
             };
             warn_once(read, &mut unread, "the registered modules cannot be read");
-            self.rest(LOOK).await;
+            self.sleep_unless_stopped(LOOK).await;
             while tasks.try_join_next().is_some() {}
         }
         while tasks.join_next().await.is_some() {}
@@ -108,7 +108,7 @@ impl DispatchState {
 
     /// Removes the queue of a module that was removed. A subscription makes a removed queue again,
     /// so this happens after the dispatcher's own subscription has ended.
-    pub(super) async fn retire_if_removed(&self, served: &ServedModule) {
+    pub(super) async fn remove_retired_queue(&self, served: &ServedModule) {
         if !served.removed.load(Ordering::Relaxed) {
             return;
         }
@@ -116,7 +116,7 @@ impl DispatchState {
         let retired = async {
             // If the module is registered again at this moment, the messages that its queue loses
             // are sent again.
-            match self.ledger.registered().await?.module(name) {
+            match self.ledger.registered_modules().await?.module(name) {
                 Some(_) => Ok(()),
                 None => self.ledger.plane().bus.remove_queue(name).await,
             }
@@ -135,7 +135,7 @@ impl DispatchState {
         let mut watch = QueueWatch::default();
         while !self.stopping.is_cancelled() {
             watch.report_changes(&*self.ledger.plane().bus, &self.served.names()).await;
-            self.rest(QUEUES_LOOK).await;
+            self.sleep_unless_stopped(QUEUES_LOOK).await;
         }
     }
 
@@ -146,13 +146,13 @@ impl DispatchState {
         tasks: &mut JoinSet<()>,
     ) -> Result<Vec<DispatchNotice>, LedgerError> {
         let (mut changes, mut failed) = (Vec::new(), Ok(()));
-        let registered = self.ledger.registered().await?;
+        let registered = self.ledger.registered_modules().await?;
         let RegisteredModules { modules, registry } = &*registered;
         let wanted = modules.iter().filter(|module| wanted.has(module));
         let wanted: BTreeMap<&str, &Module> =
             wanted.map(|module| (module.name.as_str(), module)).collect();
         let gone: Vec<Arc<ServedModule>> = {
-            let mut served = self.served.all();
+            let mut served = self.served.lock();
             let names: Vec<String> =
                 served.keys().filter(|name| !wanted.contains_key(name.as_str())).cloned().collect();
             names.iter().filter_map(|name| served.remove(name)).collect()

@@ -92,7 +92,11 @@ impl Presence {
     }
 
     /// Removes the lock file and the document of a dead dispatcher.
-    pub(super) async fn forget(&self, ledger: &Ledger, id: &str) -> Result<(), StoreError> {
+    pub(super) async fn remove_neighbour(
+        &self,
+        ledger: &Ledger,
+        id: &str,
+    ) -> Result<(), StoreError> {
         ledger.plane().documents.delete(Collection::Dispatchers, id, vec![]).await?;
         let _ = std::fs::remove_file(lock_path(&self.folder, id));
         Ok(())
@@ -116,7 +120,10 @@ impl ServedWatch {
     ///
     /// # Errors
     /// When the documents cannot be read.
-    pub async fn look(&mut self, ledger: &Ledger) -> Result<Vec<String>, StoreError> {
+    pub async fn read_served_modules(
+        &mut self,
+        ledger: &Ledger,
+    ) -> Result<Vec<String>, StoreError> {
         #[derive(Deserialize)]
         struct DispatcherRecord {
             id: String,
@@ -140,5 +147,5 @@ impl ServedWatch {
 /// # Errors
 /// When the documents cannot be read.
 pub async fn served_modules(ledger: &Ledger) -> Result<Vec<String>, StoreError> {
-    ServedWatch::default().look(ledger).await
+    ServedWatch::default().read_served_modules(ledger).await
 }

@@ -15,25 +15,25 @@ type StopSender = watch::Sender<Option<StopReason>>;
 pub(super) struct RunningJobs(Mutex<HashMap<JobId, StopSender>>);
 
 impl RunningJobs {
-    fn all(&self) -> MutexGuard<'_, HashMap<JobId, StopSender>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<JobId, StopSender>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn insert(&self, job: JobId, stop: StopSender) {
-        self.all().insert(job, stop);
+        self.lock().insert(job, stop);
     }
 
     pub(super) fn remove(&self, job: &JobId) {
-        self.all().remove(job);
+        self.lock().remove(job);
     }
 
     pub(super) fn has(&self, job: &JobId) -> bool {
-        self.all().contains_key(job)
+        self.lock().contains_key(job)
     }
 
     /// Ends all of them.
     pub(super) fn stop_all(&self, reason: StopReason) {
-        for stop in self.all().values() {
+        for stop in self.lock().values() {
             stop.send_replace(Some(reason));
         }
     }

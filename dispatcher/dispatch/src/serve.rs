@@ -112,11 +112,11 @@ impl ModuleTask {
     async fn perform(&mut self, action: ServeAction) -> TaskProgress {
         match action {
             ServeAction::Claim(delivery) => self.begin_claim(delivery),
-            ServeAction::Finish(claimed) => return self.finish(claimed).await,
+            ServeAction::Finish(claimed) => return self.finish_claim(claimed).await,
             ServeAction::WarnOfQueue(error) => self.warn_of_queue(&error),
-            ServeAction::Rest => self.dispatch.rest(STORE_WAIT).await,
-            ServeAction::Pause => return self.pause().await,
-            ServeAction::Look => return TaskProgress::Looked(self.run_due().await),
+            ServeAction::Rest => self.dispatch.sleep_unless_stopped(STORE_WAIT).await,
+            ServeAction::Pause => return self.pause_queue().await,
+            ServeAction::Look => return TaskProgress::Looked(self.start_due_jobs().await),
             ServeAction::End => return TaskProgress::Ends,
         }
         TaskProgress::GoesOn
@@ -137,12 +137,12 @@ impl ModuleTask {
 
     /// Runs a job beside this task.
     pub(super) fn begin_job(&mut self, job: ClaimedJob, slot: JobSlot) {
-        self.jobs.spawn(self.dispatch.clone().run(job, slot));
+        self.jobs.spawn(self.dispatch.clone().run_job(job, slot));
     }
 
     /// Acknowledges a message whose job was claimed, and runs the job if this dispatcher holds it.
     /// The task ends when the dispatcher stops before the job was claimed.
-    async fn finish(&mut self, claimed: ClaimedMessage) -> TaskProgress {
+    async fn finish_claim(&mut self, claimed: ClaimedMessage) -> TaskProgress {
         let ClaimedMessage { tag, end } = claimed;
         if let ClaimEnd::Failed(error) = end {
             let (module, error) = (&self.served.module.name, error_chain(&error));
@@ -171,7 +171,7 @@ impl ModuleTask {
     /// Queues the messages that the bus has sent ahead in the ledger. They must not stay here
     /// unacknowledged for as long as a job may run; in the ledger any dispatcher with a free slot
     /// finds their jobs.
-    async fn pause(&mut self) -> TaskProgress {
+    async fn pause_queue(&mut self) -> TaskProgress {
         let ahead = match self.queue.pause().await {
             Ok(ahead) => ahead,
             Err(error) => {
@@ -183,7 +183,7 @@ impl ModuleTask {
         for delivery in ahead {
             let (dispatch, served) = (self.dispatch.clone(), self.served.clone());
             let claimed = dispatch.claim_patiently(served, delivery, ClaimIntent::Queue).await;
-            if self.finish(claimed).await == TaskProgress::Ends {
+            if self.finish_claim(claimed).await == TaskProgress::Ends {
                 return TaskProgress::Ends;
             }
         }
@@ -194,15 +194,15 @@ impl ModuleTask {
     async fn end(mut self) {
         while let Some(claimed) = self.claims.join_next().await {
             if let Some(claimed) = claimed_message(claimed) {
-                self.finish(claimed).await;
+                self.finish_claim(claimed).await;
             }
         }
         // The messages that the bus has sent ahead are queued in the ledger. Returning them would
         // count as a delivery.
-        self.pause().await;
+        self.pause_queue().await;
         let Self { dispatch, served, queue, mut jobs, .. } = self;
         drop(queue);
-        dispatch.retire_if_removed(&served).await;
+        dispatch.remove_retired_queue(&served).await;
         while jobs.join_next().await.is_some() {}
     }
 }

@@ -33,22 +33,22 @@ pub(super) struct ServedModule {
 pub(super) struct ServedModules(Mutex<HashMap<String, Arc<ServedModule>>>);
 
 impl ServedModules {
-    pub(super) fn all(&self) -> MutexGuard<'_, HashMap<String, Arc<ServedModule>>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<ServedModule>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn get(&self, name: &str) -> Option<Arc<ServedModule>> {
-        self.all().get(name).cloned()
+        self.lock().get(name).cloned()
     }
 
     pub(super) fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.all().keys().cloned().collect();
+        let mut names: Vec<String> = self.lock().keys().cloned().collect();
         names.sort();
         names
     }
 
     /// Notifies the module's task that a job waits in the ledger.
-    pub(super) fn ring(&self, name: &str) {
+    pub(super) fn wake_module(&self, name: &str) {
         if let Some(served) = self.get(name) {
             served.due.notify_one();
         }

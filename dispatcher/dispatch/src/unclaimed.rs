@@ -94,7 +94,7 @@ impl Unclaimed {
 
     /// Continues the walk for [`ROUND_TIME`], unless the last round began less than [`ROUND_EVERY`]
     /// ago.
-    pub(super) async fn round(&mut self, ledger: &Ledger) -> Result<(), LedgerError> {
+    pub(super) async fn run_round(&mut self, ledger: &Ledger) -> Result<(), LedgerError> {
         let begun = Instant::now();
         if self.last_round.is_some_and(|before| begun.duration_since(before) < ROUND_EVERY) {
             return Ok(());
@@ -115,7 +115,7 @@ impl Unclaimed {
             };
             let registered = match &registered {
                 Some(registered) => registered,
-                None => registered.insert(ledger.registered().await?),
+                None => registered.insert(ledger.registered_modules().await?),
             };
             self.handle_page(ledger, registered, &mut queues, page).await?;
         }
@@ -157,7 +157,7 @@ impl Unclaimed {
             }
         }
         if !claimed.is_empty() {
-            let (expect, durability) = (Ledger::unclaimed(), Durability::WithNextSync);
+            let (expect, durability) = (Ledger::unclaimed_conditions(), Durability::WithNextSync);
             documents.replace_all(Collection::Events, claimed, expect, durability).await?;
         }
         let mut failed = Ok(());

@@ -91,7 +91,7 @@ pub enum PrivateFileError {
 ///
 /// # Errors
 /// When other users may read the file too, or it cannot be read.
-pub fn read_private(path: &Path) -> Result<Vec<u8>, PrivateFileError> {
+pub fn read_private_file(path: &Path) -> Result<Vec<u8>, PrivateFileError> {
     let name = || path.display().to_string();
     let read = |source| PrivateFileError::Read { path: name(), source };
     let mode = path.metadata().map_err(read)?.permissions().mode();
@@ -156,7 +156,7 @@ impl Principal {
     }
 
     /// Returns whether the sender's token has this scope.
-    pub(super) fn may(&self, scope: Scope) -> bool {
+    pub(super) fn has_scope(&self, scope: Scope) -> bool {
         self.scopes.contains(&scope)
     }
 }
@@ -201,7 +201,7 @@ impl Tokens {
     /// # Errors
     /// When other users may read the file too, or it is not a list of tokens.
     pub fn load(path: &Path) -> Result<Self, TokensError> {
-        Self::parse(&String::from_utf8_lossy(&read_private(path)?))
+        Self::parse(&String::from_utf8_lossy(&read_private_file(path)?))
     }
 
     /// Returns a list with one token of one scope.
@@ -215,7 +215,7 @@ impl Tokens {
 
     /// Returns these tokens and the others. Two tokens with the same name are both accepted.
     #[must_use]
-    pub fn and(mut self, others: Self) -> Self {
+    pub fn merged_with(mut self, others: Self) -> Self {
         self.0.extend(others.0);
         self
     }
@@ -226,7 +226,11 @@ impl Tokens {
     }
 
     /// Returns the sender of a request with these headers, or the problem if they lack the scope.
-    pub(super) fn admit(&self, headers: &HeaderMap, scope: Scope) -> Result<Principal, Problem> {
+    pub(super) fn authorize(
+        &self,
+        headers: &HeaderMap,
+        scope: Scope,
+    ) -> Result<Principal, Problem> {
         if self.is_empty() {
             return Ok(Principal::anybody());
         }
@@ -238,7 +242,7 @@ impl Tokens {
             let detail = "send the header \"Authorization: Bearer TOKEN\" with a token of the \
                           gateway's list";
             return Err(Problem::new(ProblemKind::TokenNeeded, detail)
-                .header(header::WWW_AUTHENTICATE, ask("")));
+                .with_header(header::WWW_AUTHENTICATE, ask("")));
         };
         let presented = digest(presented);
         let (mut found, mut at) = (Choice::from(0), 0_u32);
@@ -252,7 +256,7 @@ impl Tokens {
             let asks = ask(", error=\"invalid_token\"");
             let detail = "the gateway does not know this token; send one of its list of tokens";
             return Err(Problem::new(ProblemKind::TokenNeeded, detail)
-                .header(header::WWW_AUTHENTICATE, asks));
+                .with_header(header::WWW_AUTHENTICATE, asks));
         };
         if !token.scopes.contains(&scope) {
             let scope = scope.as_str();
@@ -261,8 +265,9 @@ impl Tokens {
                 "token {:?} lacks the scope {scope}; add it in the gateway's list of tokens",
                 token.name
             );
-            let problem = Problem::new(ProblemKind::ScopeNeeded, detail).with("scope", scope);
-            return Err(problem.header(header::WWW_AUTHENTICATE, asks));
+            let problem =
+                Problem::new(ProblemKind::ScopeNeeded, detail).with_member("scope", scope);
+            return Err(problem.with_header(header::WWW_AUTHENTICATE, asks));
         }
         Ok(Principal { name: token.name.clone(), scopes: token.scopes.clone() })
     }
@@ -327,7 +332,7 @@ pub(super) struct AllowedHosts {
 impl AllowedHosts {
     /// Refuses requests that a page of another site sends, and requests for a host that is not this
     /// machine's.
-    pub(super) fn admit<B>(&self, request: &Request<B>) -> Result<(), Problem> {
+    pub(super) fn check_request<B>(&self, request: &Request<B>) -> Result<(), Problem> {
         let (method, headers) = (request.method(), request.headers());
         let host = host_of(request)?;
         // A request may name a host in its first line too. A proxy may act on that one, so both are
@@ -340,7 +345,7 @@ impl AllowedHosts {
         for named in [Some(host), in_target].into_iter().flatten() {
             let authority = named.parse::<Authority>().ok();
             let name = authority.as_ref().map_or("", Authority::host);
-            if !self.any && !self.knows(name) {
+            if !self.any && !self.answers_to(name) {
                 let named = quote(named);
                 let detail = format!(
                     "{named} is not a name of this machine; allow it with --gateway-host, or use \
@@ -376,7 +381,7 @@ impl AllowedHosts {
         Ok(())
     }
 
-    fn knows(&self, name: &str) -> bool {
+    fn answers_to(&self, name: &str) -> bool {
         let plain = name.trim_start_matches('[').trim_end_matches(']');
         let own = plain.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
         own || name.eq_ignore_ascii_case("localhost") || self.allows(name)
@@ -438,7 +443,8 @@ mod tests {
             "# who\n\nci events:write,events:read 0123456789abcdef\nops all sha256:{digest}\nend metrics:read 0123456789abcdeg\n"
         );
         let tokens = Tokens::parse(&list).unwrap();
-        let with = |token: &str, scope| tokens.admit(&headers(&[("authorization", token)]), scope);
+        let with =
+            |token: &str, scope| tokens.authorize(&headers(&[("authorization", token)]), scope);
         let name = |token: &str, scope| with(token, scope).map(|principal| principal.name).ok();
         let kind = |token: &str, scope| with(token, scope).map_err(|problem| problem.kind()).err();
         assert_eq!(name("Bearer 0123456789abcdef", Scope::EventsWrite).as_deref(), Some("ci"));
@@ -456,8 +462,8 @@ mod tests {
         {
             assert_eq!(kind(wrong, Scope::EventsRead), Some(ProblemKind::TokenNeeded), "{wrong}");
         }
-        assert!(tokens.admit(&HeaderMap::new(), Scope::EventsRead).is_err());
-        assert!(Tokens::default().admit(&HeaderMap::new(), Scope::EventsRead).is_ok());
+        assert!(tokens.authorize(&HeaderMap::new(), Scope::EventsRead).is_err());
+        assert!(Tokens::default().authorize(&HeaderMap::new(), Scope::EventsRead).is_ok());
     }
 
     #[test]
@@ -478,7 +484,10 @@ mod tests {
     fn pages_of_other_sites_are_refused_and_programs_are_not() {
         let hosts = AllowedHosts { allowed: vec!["ion.example".into()], any: false };
         let kind = |method: Method, pairs: &[(&'static str, &str)]| {
-            hosts.admit(&request(method, "/", pairs)).map_err(|problem| problem.kind()).err()
+            hosts
+                .check_request(&request(method, "/", pairs))
+                .map_err(|problem| problem.kind())
+                .err()
         };
         for host in ["localhost:8080", "127.0.0.1:8080", "127.8.9.1", "[::1]:8080", "ION.example"] {
             assert_eq!(kind(Method::POST, &[("host", host)]), None, "{host}");
@@ -508,7 +517,7 @@ mod tests {
         assert_eq!(kind(Method::POST, &quiet), Some(ProblemKind::ForeignOrigin));
         assert_eq!(kind(Method::GET, &quiet), None);
         let open = AllowedHosts { allowed: vec![], any: true };
-        assert!(open.admit(&request(Method::GET, "/", &[("host", "any.example")])).is_ok());
+        assert!(open.check_request(&request(Method::GET, "/", &[("host", "any.example")])).is_ok());
     }
 
     #[test]
@@ -517,7 +526,7 @@ mod tests {
         let open = AllowedHosts { allowed: vec![], any: true };
         let kind = |hosts: &AllowedHosts, target: &str, pairs: &[(&'static str, &str)]| {
             hosts
-                .admit(&request(Method::GET, target, pairs))
+                .check_request(&request(Method::GET, target, pairs))
                 .map_err(|problem| problem.kind())
                 .err()
         };
@@ -551,9 +560,9 @@ mod tests {
         }
         let mut old = request(Method::GET, "/", &[]);
         *old.version_mut() = Version::HTTP_10;
-        assert!(open.admit(&old).is_ok());
+        assert!(open.check_request(&old).is_ok());
         assert_eq!(
-            closed.admit(&old).map_err(|problem| problem.kind()).err(),
+            closed.check_request(&old).map_err(|problem| problem.kind()).err(),
             Some(ProblemKind::ForeignHost)
         );
     }

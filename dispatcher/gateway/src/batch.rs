@@ -30,9 +30,10 @@ use tokio::time::Instant;
 
 use super::auth::Principal;
 use super::body::BufferedBody;
-use super::cloudevent::{self, CloudEventData, DATA, values_of};
+use super::cloudevent::{self, CloudEventData, DATA, parse_values};
 use super::draft::{
-    EventDraft, EventIdentity, check_values, commit, made_answer, registered, uploads,
+    EventDraft, EventIdentity, check_values, commit, describe_created_event, new_uploads,
+    registered_modules,
 };
 use super::encoding::json_text;
 use super::looks::LookNeed;
@@ -76,7 +77,7 @@ enum MemberOutcome {
 }
 
 /// Reads an array of objects. Each object holds the values of one event.
-pub(super) fn of_objects(
+pub(super) fn from_objects(
     gate: &SharedState,
     sender: &Principal,
     event_type: &str,
@@ -84,8 +85,9 @@ pub(super) fn of_objects(
     held: BufferedBody,
 ) -> Result<Batch, Problem> {
     let limits = &gate.node.settings.limits;
-    let members =
-        members(&held, sender, |item, place| Ok((same.at(place), values_of(item, limits)?, None)))?;
+    let members = read_members(&held, sender, |item, place| {
+        Ok((same.in_batch(place), parse_values(item, limits)?, None))
+    })?;
     let is_pair = |member: &BatchMember| matches!(&member.data[..], [a, b] if a.key == "key" && b.key == "value");
     if !members.is_empty() && members.iter().all(is_pair) {
         let detail = "an array of objects with \"key\" and \"value\" could be the values of one event, or one event each; \
@@ -96,7 +98,7 @@ pub(super) fn of_objects(
 }
 
 /// Reads a batch of CloudEvents.
-pub(super) fn of_cloudevents(
+pub(super) fn from_cloudevents(
     gate: &SharedState,
     sender: &Principal,
     event_type: &str,
@@ -104,9 +106,9 @@ pub(super) fn of_cloudevents(
     held: BufferedBody,
 ) -> Result<Batch, Problem> {
     let limits = &gate.node.settings.limits;
-    let members = members(&held, sender, |item, place| {
+    let members = read_members(&held, sender, |item, place| {
         let (attributes, carried) = cloudevent::read_structured(item, limits)?;
-        let same = same.at(place).or_of(&attributes);
+        let same = same.in_batch(place).or_cloudevent(&attributes);
         let mut data = attributes.values;
         match carried {
             CloudEventData::Values(values) => {
@@ -121,17 +123,17 @@ pub(super) fn of_cloudevents(
 
 /// Reads each item into a member; `read` receives the item's text and its place. A problem names
 /// the place of its item.
-fn members(
+fn read_members(
     held: &BufferedBody,
     sender: &Principal,
     read: impl Fn(&[u8], usize) -> Result<(EventIdentity, Vec<KeyValue>, Option<Vec<u8>>), Problem>,
 ) -> Result<Vec<BatchMember>, Problem> {
     let member = |(place, item): (usize, &RawValue)| {
         let (same, data, file) =
-            read(item.get().as_bytes(), place).map_err(|problem| problem.of_event(place))?;
+            read(item.get().as_bytes(), place).map_err(|problem| problem.for_batch_event(place))?;
         Ok(BatchMember { ids: same.ids(sender), same, data, file })
     };
-    items(held)?.into_iter().enumerate().map(member).collect()
+    parse_items(held)?.into_iter().enumerate().map(member).collect()
 }
 
 impl Batch {
@@ -145,7 +147,7 @@ impl Batch {
         let mut known: HashMap<EventId, usize> = HashMap::new();
         let (mut members, mut places): (Vec<BatchMember>, Vec<usize>) = (Vec::new(), Vec::new());
         for (place, member) in all.into_iter().enumerate() {
-            check_values(gate, &member.data).map_err(|problem| problem.of_event(place))?;
+            check_values(gate, &member.data).map_err(|problem| problem.for_batch_event(place))?;
             let at = *known.entry(member.ids.0.clone()).or_insert(members.len());
             places.push(at);
             match members.get(at) {
@@ -154,7 +156,7 @@ impl Batch {
                 Some(_) => {
                     let detail =
                         "another event of the batch has the same source and id, but other content";
-                    return Err(Problem::new(ProblemKind::Differs, detail).of_event(place));
+                    return Err(Problem::new(ProblemKind::Differs, detail).for_batch_event(place));
                 }
             }
         }
@@ -162,7 +164,7 @@ impl Batch {
     }
 
     /// Commits the events, and answers with the outcome of each.
-    pub(super) async fn create(
+    pub(super) async fn commit_and_answer(
         self,
         gate: &SharedState,
         wait: Option<Duration>,
@@ -190,24 +192,24 @@ impl Batch {
         let outcomes: Vec<MemberOutcome> =
             stream::iter(commits).buffered(AT_A_TIME).collect().await;
         if outcomes.iter().all(|outcome| matches!(outcome, MemberOutcome::Committed(_))) {
-            return answer(gate, &outcomes, &places, wait).await;
+            return answer_all_committed(gate, &outcomes, &places, wait).await;
         }
-        Err(incomplete(outcomes, &places))
+        Err(incomplete_problem(outcomes, &places))
     }
 }
 
 impl BatchMember {
     async fn commit(self, gate: &SharedState, event_type: &str) -> Result<Event, Problem> {
-        let mut uploads = uploads(&self.ids, gate);
+        let mut uploads = new_uploads(&self.ids, gate);
         if let Some(bytes) = self.file {
-            uploads.take_bytes(DATA, bytes).await?;
+            uploads.store_bytes(DATA, bytes).await?;
         }
         commit(gate, EventDraft::new(event_type, self.ids, self.data), uploads, &self.same).await
     }
 }
 
 /// Answers when all events are committed. With `wait`, the answer states how each ended.
-async fn answer(
+async fn answer_all_committed(
     gate: &SharedState,
     outcomes: &[MemberOutcome],
     places: &[usize],
@@ -216,19 +218,23 @@ async fn answer(
     let deadline = wait.map(|wait| Instant::now() + wait);
     let mut running = wait.is_none();
     let mut said = Vec::with_capacity(outcomes.len());
-    let registered = registered(gate).await;
+    let registered = registered_modules(gate).await;
     for outcome in outcomes {
         let MemberOutcome::Committed(event) = outcome else { continue };
-        let mut made = made_answer(
+        let mut made = describe_created_event(
             (&event.id, &event.context.correlation_id),
             &event.event_type,
             registered.as_deref(),
         );
         if let Some(deadline) = deadline {
             let left = deadline.saturating_duration_since(Instant::now());
-            let seen =
-                trace::wait(gate, event.context.correlation_id.as_str(), left, LookNeed::Verdict)
-                    .await?;
+            let seen = trace::wait_for_end(
+                gate,
+                event.context.correlation_id.as_str(),
+                left,
+                LookNeed::Verdict,
+            )
+            .await?;
             running |= seen.verdict == Verdict::Running;
             made["outcome"] = seen.verdict.as_str().into();
         }
@@ -241,13 +247,15 @@ async fn answer(
 
 /// Answers when some events are not committed: with the problem of the first that failed, and the
 /// outcome of each.
-fn incomplete(outcomes: Vec<MemberOutcome>, places: &[usize]) -> Problem {
+fn incomplete_problem(outcomes: Vec<MemberOutcome>, places: &[usize]) -> Problem {
     let said: Vec<Value> = outcomes
         .iter()
         .map(|outcome| match outcome {
-            MemberOutcome::Committed(event) => {
-                made_answer((&event.id, &event.context.correlation_id), &event.event_type, None)
-            }
+            MemberOutcome::Committed(event) => describe_created_event(
+                (&event.id, &event.context.correlation_id),
+                &event.event_type,
+                None,
+            ),
             MemberOutcome::Failed(problem) => json!({"problem": problem.document()}),
             MemberOutcome::NotTried => json!({"problem": null}),
         })
@@ -261,7 +269,7 @@ fn incomplete(outcomes: Vec<MemberOutcome>, places: &[usize]) -> Problem {
     let (at, problem) =
         first.expect("an event that is not committed failed, or an earlier one did");
     let place = places.iter().position(|&one| one == at).unwrap_or_default();
-    problem.of_event(place).with("events", events)
+    problem.for_batch_event(place).with_member("events", events)
 }
 
 /// The elements of an array, at most [`EVENTS_MAX`].
@@ -302,7 +310,7 @@ impl<'de> Deserialize<'de> for BatchItems<'de> {
     }
 }
 
-fn items(held: &BufferedBody) -> Result<Vec<&RawValue>, Problem> {
+fn parse_items(held: &BufferedBody) -> Result<Vec<&RawValue>, Problem> {
     match serde_json::from_slice::<BatchItems<'_>>(json_text(held.bytes())?) {
         Ok(BatchItems { items, more: false }) => Ok(items),
         Ok(_) => {

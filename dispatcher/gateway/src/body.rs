@@ -87,13 +87,13 @@ impl IncomingBody {
 
     /// Returns the body decoded by `decode`, of at most as many bytes; `memory` is kept for the
     /// decoders.
-    pub(super) fn decoded(
+    pub(super) fn decode_with(
         self,
         decode: impl FnOnce(PieceStream) -> PieceStream,
         memory: MemoryReservation,
     ) -> Self {
         let most = self.most;
-        let source = BodySource::Decoded(decode(self.pieces().boxed()));
+        let source = BodySource::Decoded(decode(self.into_pieces().boxed()));
         Self { source, most, left: most, _memory: Some(memory) }
     }
 
@@ -110,7 +110,7 @@ impl IncomingBody {
 
     /// Returns the pieces as a stream. The stream yields to the runtime after each piece, so that a
     /// consumer that gathers all ready pieces receives one at a time.
-    pub(super) fn pieces(self) -> impl Stream<Item = Result<Bytes, BodyError>> + Send {
+    pub(super) fn into_pieces(self) -> impl Stream<Item = Result<Bytes, BodyError>> + Send {
         stream::unfold((self, false), |(mut incoming, again)| async move {
             if again {
                 tokio::task::yield_now().await;
@@ -124,8 +124,8 @@ impl IncomingBody {
     ///
     /// # Errors
     /// When the body cannot be read to its end, or `room` has too few bytes left.
-    pub(super) async fn whole(mut self, room: &BodyMemory) -> Result<BufferedBody, BodyError> {
-        let mut held = room.empty();
+    pub(super) async fn read_whole(mut self, room: &BodyMemory) -> Result<BufferedBody, BodyError> {
+        let mut held = room.new_buffer();
         while let Some(piece) = self.next().await? {
             held.add(&piece)?;
         }
@@ -178,12 +178,12 @@ impl BodyMemory {
     }
 
     /// Returns an empty buffer that reserves its memory here.
-    pub(super) fn empty(&self) -> BufferedBody {
-        BufferedBody { bytes: Vec::new(), reserved: self.reserve() }
+    pub(super) fn new_buffer(&self) -> BufferedBody {
+        BufferedBody { bytes: Vec::new(), reserved: self.new_reservation() }
     }
 
     /// Returns a reservation of zero bytes.
-    pub(super) fn reserve(&self) -> MemoryReservation {
+    pub(super) fn new_reservation(&self) -> MemoryReservation {
         MemoryReservation { bytes: 0, room: self.clone(), permits: None }
     }
 }
@@ -256,19 +256,19 @@ mod tests {
         let room = BodyMemory::new(4 * PERMIT);
         let sent = || body(vec![b"one ", b"two ", b"three"]);
         let stall = Duration::from_secs(5);
-        let held = IncomingBody::new(sent(), 13, stall).whole(&room).await.unwrap();
+        let held = IncomingBody::new(sent(), 13, stall).read_whole(&room).await.unwrap();
         assert_eq!(held.bytes(), b"one two three");
-        let over = IncomingBody::new(sent(), 12, stall).whole(&room).await;
+        let over = IncomingBody::new(sent(), 12, stall).read_whole(&room).await;
         assert!(matches!(over, Err(BodyError::TooBig(12))), "{over:?}");
     }
 
     #[tokio::test]
     async fn memory_is_taken_by_what_came_and_given_back() {
         let room = BodyMemory::new(2 * PERMIT);
-        let mut one = room.empty();
+        let mut one = room.new_buffer();
         one.add(&[0; PERMIT]).unwrap();
         one.add(&[0; PERMIT]).unwrap();
-        let mut other = room.empty();
+        let mut other = room.new_buffer();
         assert!(matches!(other.add(b"x"), Err(BodyError::NoRoom)));
         drop(one);
         other.add(b"x").unwrap();
@@ -288,7 +288,10 @@ mod tests {
         });
         let room = BodyMemory::new(1 << 20);
         assert!(
-            IncomingBody::new(Body::from_stream(slow), 1 << 20, stall).whole(&room).await.is_ok()
+            IncomingBody::new(Body::from_stream(slow), 1 << 20, stall)
+                .read_whole(&room)
+                .await
+                .is_ok()
         );
     }
 }

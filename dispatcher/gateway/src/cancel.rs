@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 
 use super::auth::Scope;
 use super::problem::{Problem, ProblemKind};
-use super::route::{Access, PathParams, Route, query};
-use super::trace::{find, wait_in};
+use super::route::{Access, PathParams, Route, parse_query};
+use super::trace::{find_event, parse_wait};
 use super::{SharedState, openapi};
 
 /// The least time that a request spends on the cancellation: most correlations are done by then.
@@ -30,19 +30,23 @@ pub(super) fn routes() -> Vec<Route> {
         Route::post(
             "/correlations/{correlation}/cancel",
             Access::Needs(Scope::JobsWrite),
-            correlation,
-            operation("cancelCorrelation", "Stop all that came of one first event", "correlation"),
+            cancel_correlation,
+            describe_operation(
+                "cancelCorrelation",
+                "Stop all that came of one first event",
+                "correlation",
+            ),
         ),
         Route::post(
             "/events/{event}/cancel",
             Access::Needs(Scope::JobsWrite),
-            event,
-            operation("cancelEvent", "Stop all that comes of an event", "event"),
+            cancel_event,
+            describe_operation("cancelEvent", "Stop all that comes of an event", "event"),
         ),
     ]
 }
 
-fn operation(id: &str, summary: &str, of: &str) -> Value {
+fn describe_operation(id: &str, summary: &str, of: &str) -> Value {
     let mut wait = openapi::wait_parameter();
     wait["description"] = json!(
         "How long to wait until jobs that run have stopped: 500ms, 30s, 2m; at most five minutes."
@@ -88,52 +92,53 @@ fn operation(id: &str, summary: &str, of: &str) -> Value {
     })
 }
 
-async fn correlation(
+async fn cancel_correlation(
     State(gate): State<SharedState>,
     PathParams(id): PathParams<String>,
     RawQuery(asked): RawQuery,
 ) -> Result<Response, Problem> {
     let of_it = vec![("context.correlationId", json!(id))];
     let one = Query::equal(Collection::Events, of_it).order_by("created").limit(1);
-    if gate.in_time(gate.ledger.plane().documents.find(one)).await?.is_empty() {
+    if gate.within_deadline(gate.ledger.plane().documents.find(one)).await?.is_empty() {
         return Err(Problem::new(
             ProblemKind::NotFound,
             format!("there is no correlation {}", quote(&id)),
         ));
     }
-    cancel(&gate, CancelOrder::for_correlation(CorrelationId::new(id)), asked.as_deref()).await
+    run_cancellation(&gate, CancelOrder::for_correlation(CorrelationId::new(id)), asked.as_deref())
+        .await
 }
 
-async fn event(
+async fn cancel_event(
     State(gate): State<SharedState>,
     PathParams(id): PathParams<String>,
     RawQuery(asked): RawQuery,
 ) -> Result<Response, Problem> {
-    let event = find(&gate, &id).await?;
-    cancel(&gate, CancelOrder::for_event(&event), asked.as_deref()).await
+    let event = find_event(&gate, &id).await?;
+    run_cancellation(&gate, CancelOrder::for_event(&event), asked.as_deref()).await
 }
 
-async fn cancel(
+async fn run_cancellation(
     gate: &SharedState,
     what: CancelOrder,
     asked: Option<&str>,
 ) -> Result<Response, Problem> {
-    let longest = wait_in(&query(asked, &["wait"])?)?.unwrap_or_default();
+    let longest = parse_wait(&parse_query(asked, &["wait"])?)?.unwrap_or_default();
     let deadline = Instant::now() + longest.max(AT_LEAST);
-    let mut cancellation = gate.in_time(Cancellation::begin(&gate.ledger, what)).await?;
+    let mut cancellation = gate.within_deadline(Cancellation::begin(&gate.ledger, what)).await?;
     let ended = loop {
         let soon = deadline.min(Instant::now() + LOOK);
-        if gate.in_time(cancellation.work_until(&gate.ledger, soon)).await? {
+        if gate.within_deadline(cancellation.work_until(&gate.ledger, soon)).await? {
             break true;
         }
         if Instant::now() >= deadline || gate.stopping.is_cancelled() {
             break false;
         }
-        if cancellation.done().running > 0 {
+        if cancellation.progress().running > 0 {
             tokio::time::sleep(LOOK).await;
         }
     };
     let status = if ended { StatusCode::OK } else { StatusCode::ACCEPTED };
-    let said = json!({"ended": ended, "done": cancellation.done()}).to_string();
+    let said = json!({"ended": ended, "done": cancellation.progress()}).to_string();
     Ok((status, [(header::CONTENT_TYPE, "application/json")], said).into_response())
 }

@@ -74,44 +74,44 @@ impl WatchedConnection {
     }
 
     /// Marks that the handling of a request begins.
-    pub(super) fn begins(&self, version: Version) {
+    pub(super) fn begin_request(&self, version: Version) {
         self.stage.working.store(version == Version::HTTP_11, Ordering::Relaxed);
     }
 
     /// Marks that the answer to the request comes next.
-    pub(super) fn answers(&self) {
+    pub(super) fn begin_answer(&self) {
         self.stage.working.store(false, Ordering::Relaxed);
     }
 
     /// Makes the connection end with a reset instead of a FIN: after a FIN, an HTTP/1.0 client
     /// would take an answer without a length for complete.
-    pub(super) fn is_to_be_reset(&self) {
+    pub(super) fn reset_on_close(&self) {
         let _ = sockopt::set_socket_linger(&self.stream, Some(Duration::ZERO));
     }
 
     /// Waits until the client has gone. The task that serves the connection must poll it, so that
     /// no probe is written between the pieces of an answer.
-    pub(super) async fn gone(&self) {
+    pub(super) async fn wait_until_gone(&self) {
         tokio::select! {
             // The error state is set by a reset and never cleared.
             _ = self.stream.ready(Interest::ERROR) => {}
-            () = self.does_not_take_questions() => {}
+            () = self.probe_until_refused() => {}
         }
     }
 
-    async fn does_not_take_questions(&self) {
+    async fn probe_until_refused(&self) {
         // Ready when the client has closed its side. Urgent data does not count: the socket is not
         // registered for it.
         let _ = self.stream.ready(Interest::PRIORITY).await;
         tokio::time::sleep(ASK_AFTER).await;
-        while self.can_be_asked() {
+        while self.try_to_probe() {
             tokio::time::sleep(ASK_EVERY).await;
         }
     }
 
     /// Sends a probe if the client must ignore one now. Returns false if the probe cannot be sent;
     /// a reset that answers it comes later.
-    fn can_be_asked(&self) -> bool {
+    fn try_to_probe(&self) -> bool {
         if !self.stage.working.load(Ordering::Relaxed)
             || !self.stage.all_written.load(Ordering::Relaxed)
         {
@@ -123,7 +123,7 @@ impl WatchedConnection {
         }
     }
 
-    fn poll_written(
+    fn poll_write_with(
         &self,
         context: &mut Context<'_>,
         length: usize,
@@ -170,7 +170,7 @@ impl AsyncWrite for WatchedConnection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_written(context, bytes.len(), |stream| stream.try_write(bytes))
+        self.poll_write_with(context, bytes.len(), |stream| stream.try_write(bytes))
     }
 
     fn poll_write_vectored(
@@ -179,7 +179,7 @@ impl AsyncWrite for WatchedConnection {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let length = pieces.iter().map(|piece| piece.len()).sum();
-        self.poll_written(context, length, |stream| stream.try_write_vectored(pieces))
+        self.poll_write_with(context, length, |stream| stream.try_write_vectored(pieces))
     }
 
     fn is_write_vectored(&self) -> bool {

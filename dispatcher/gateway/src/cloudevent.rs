@@ -117,7 +117,10 @@ pub(super) fn read_structured(
             ("data_base64", text) => {
                 data_base64 = Some(serde_json::from_str::<String>(text).map_err(wrong)?)
             }
-            (_, text) => values.push((format!("{PREFIX}{}", checked(&name)?), plain(&name, text)?)),
+            (_, text) => values.push((
+                format!("{PREFIX}{}", valid_attribute_name(&name)?),
+                attribute_text(&name, text)?,
+            )),
         }
     }
     let attributes = Attributes::new(values)?;
@@ -135,7 +138,7 @@ pub(super) fn read_structured(
             )
         }
         (Some(data), None) if data.starts_with('{') => {
-            CloudEventData::Values(values_of(data.as_bytes(), limits)?)
+            CloudEventData::Values(parse_values(data.as_bytes(), limits)?)
         }
         (Some(data), None) => CloudEventData::File(data.as_bytes().to_vec()),
     };
@@ -143,7 +146,7 @@ pub(super) fn read_structured(
 }
 
 /// Returns the name if an attribute may have it.
-fn checked(name: &str) -> Result<&str, Problem> {
+fn valid_attribute_name(name: &str) -> Result<&str, Problem> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     if name.is_empty() || !name.bytes().all(allowed) {
         return Err(malformed(format!(
@@ -155,7 +158,7 @@ fn checked(name: &str) -> Result<&str, Problem> {
 }
 
 /// Returns an attribute's value as text.
-fn plain(name: &str, text: &str) -> Result<String, Problem> {
+fn attribute_text(name: &str, text: &str) -> Result<String, Problem> {
     match text.as_bytes().first() {
         Some(b'"') => serde_json::from_str(text).map_err(|error| malformed(error.to_string())),
         Some(b'{' | b'[') => Err(malformed(format!(
@@ -176,7 +179,7 @@ struct Files {
 
 /// Returns the members of a JSON object as values. A member that is not a string becomes its JSON
 /// text.
-pub(super) fn values_of(object: &[u8], limits: &Limits) -> Result<Vec<KeyValue>, Problem> {
+pub(super) fn parse_values(object: &[u8], limits: &Limits) -> Result<Vec<KeyValue>, Problem> {
     let begins = object.trim_ascii_start().first();
     if begins.is_some_and(|&byte| byte != b'{') {
         return Err(malformed("a JSON object is needed; its members are the values".into()));

@@ -20,15 +20,17 @@ pub(super) struct Disposition {
 
 impl Disposition {
     /// Reads the header. Unknown parts of it are ignored.
-    pub(super) fn of(header: &[u8]) -> Self {
+    pub(super) fn parse(header: &[u8]) -> Self {
         let (mut name, mut file_name, mut extended) = (None, None, None);
-        let mut rest = after_kind(header);
-        while let Some((key, value, after)) = parameter(rest) {
+        let mut rest = skip_kind(header);
+        while let Some((key, value, after)) = next_parameter(rest) {
             rest = after;
             match key.to_ascii_lowercase().as_slice() {
-                b"name" => name = name.or_else(|| Some(plain(value))),
-                b"filename" => file_name = file_name.or_else(|| Some(plain(value))),
-                b"filename*" => extended = extended.or_else(|| rfc_8187(&raw(value))),
+                b"name" => name = name.or_else(|| Some(value_text(value))),
+                b"filename" => file_name = file_name.or_else(|| Some(value_text(value))),
+                b"filename*" => {
+                    extended = extended.or_else(|| decode_rfc_8187(&value_bytes(value)))
+                }
                 _ => {}
             }
         }
@@ -51,13 +53,13 @@ enum ParameterValue<'a> {
     Bare(&'a [u8]),
 }
 
-fn after_kind(header: &[u8]) -> &[u8] {
+fn skip_kind(header: &[u8]) -> &[u8] {
     header.iter().position(|&byte| byte == b';').map_or(&[], |at| &header[at..])
 }
 
 /// Returns the next parameter: its key, its value, and the rest of the header. Returns none after
 /// the last.
-fn parameter(text: &[u8]) -> Option<(&[u8], ParameterValue<'_>, &[u8])> {
+fn next_parameter(text: &[u8]) -> Option<(&[u8], ParameterValue<'_>, &[u8])> {
     let mut rest = text;
     loop {
         let begin = rest.iter().position(|byte| !matches!(byte, b';' | b' ' | b'\t'))?;
@@ -86,7 +88,9 @@ fn closing_quote(quoted: &[u8]) -> usize {
     while let Some(&byte) = quoted.get(at) {
         match byte {
             b'"' => return at,
-            b'\\' if quoted.get(at + 1) == Some(&b'"') && !is_behind(&quoted[at + 2..]) => at += 2,
+            b'\\' if quoted.get(at + 1) == Some(&b'"') && !can_follow_value(&quoted[at + 2..]) => {
+                at += 2
+            }
             b'\\' if quoted.get(at + 1) == Some(&b'\\') => at += 2,
             _ => at += 1,
         }
@@ -95,7 +99,7 @@ fn closing_quote(quoted: &[u8]) -> usize {
 }
 
 /// Returns whether this text can follow a value: it is empty, or another parameter.
-fn is_behind(text: &[u8]) -> bool {
+fn can_follow_value(text: &[u8]) -> bool {
     let text = text.trim_ascii_start();
     let Some(next) = text.strip_prefix(b";") else { return text.is_empty() };
     let next = next.trim_ascii_start().to_ascii_lowercase();
@@ -103,7 +107,7 @@ fn is_behind(text: &[u8]) -> bool {
 }
 
 /// Returns the bytes of a value, without the backslashes that escape quotes and backslashes.
-fn raw(value: ParameterValue<'_>) -> Vec<u8> {
+fn value_bytes(value: ParameterValue<'_>) -> Vec<u8> {
     match value {
         ParameterValue::Bare(bytes) => bytes.to_vec(),
         ParameterValue::Quoted(bytes) => {
@@ -122,12 +126,12 @@ fn raw(value: ParameterValue<'_>) -> Vec<u8> {
 }
 
 /// Returns a value as text.
-fn plain(value: ParameterValue<'_>) -> String {
-    let bytes = raw(value);
-    if let Some(word) = encoded_word(&bytes) {
+fn value_text(value: ParameterValue<'_>) -> String {
+    let bytes = value_bytes(value);
+    if let Some(word) = decode_words(&bytes) {
         return word;
     }
-    let text = text(bytes);
+    let text = decode_text(bytes);
     // Only the sequences that browsers write for characters that cannot stand in quotes are
     // decoded: any other `%` stands for itself.
     let mut plain = String::with_capacity(text.len());
@@ -151,23 +155,23 @@ fn plain(value: ParameterValue<'_>) -> String {
 }
 
 /// Reads bytes as UTF-8, or else as Latin-1, which older clients send.
-fn text(bytes: Vec<u8>) -> String {
-    String::from_utf8(bytes).unwrap_or_else(|error| latin_1(error.as_bytes()))
+fn decode_text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| decode_latin_1(error.as_bytes()))
 }
 
-fn latin_1(bytes: &[u8]) -> String {
+fn decode_latin_1(bytes: &[u8]) -> String {
     bytes.iter().map(|&byte| char::from(byte)).collect()
 }
 
 /// Decodes an RFC 8187 value, as in `utf-8'en'na%C3%AFve.txt`.
-fn rfc_8187(value: &[u8]) -> Option<String> {
+fn decode_rfc_8187(value: &[u8]) -> Option<String> {
     let mut parts = value.splitn(3, |&byte| byte == b'\'');
     let (charset, _language, encoded) = (parts.next()?, parts.next()?, parts.next()?);
-    decoded(charset, percent_decode(encoded).collect())
+    decode_charset(charset, percent_decode(encoded).collect())
 }
 
 /// Decodes RFC 2047 encoded words, as in `=?utf-8?B?bmHDr3Zl?=`, one or several.
-fn encoded_word(bytes: &[u8]) -> Option<String> {
+fn decode_words(bytes: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(bytes).ok()?;
     let mut words = String::new();
     for word in text.split_ascii_whitespace() {
@@ -182,15 +186,15 @@ fn encoded_word(bytes: &[u8]) -> Option<String> {
             .collect(),
             _ => return None,
         };
-        words.push_str(&decoded(charset.as_bytes(), bytes)?);
+        words.push_str(&decode_charset(charset.as_bytes(), bytes)?);
     }
     (!words.is_empty()).then_some(words)
 }
 
-fn decoded(charset: &[u8], bytes: Vec<u8>) -> Option<String> {
+fn decode_charset(charset: &[u8], bytes: Vec<u8>) -> Option<String> {
     match charset.to_ascii_lowercase().as_slice() {
         b"utf-8" => String::from_utf8(bytes).ok(),
-        b"iso-8859-1" | b"us-ascii" => Some(latin_1(&bytes)),
+        b"iso-8859-1" | b"us-ascii" => Some(decode_latin_1(&bytes)),
         _ => None,
     }
 }
@@ -303,14 +307,14 @@ mod tests {
                 name: name.map(str::to_owned),
                 file_name: file_name.map(str::to_owned),
             };
-            assert_eq!(Disposition::of(header), expected, "{who}");
+            assert_eq!(Disposition::parse(header), expected, "{who}");
         }
     }
 
     proptest! {
         #[test]
         fn any_header_is_read(header in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Disposition::of(&header);
+            let _ = Disposition::parse(&header);
         }
 
         /// Any name that a browser writes is read back.
@@ -322,7 +326,7 @@ mod tests {
             let means_another = |part: &str| name.to_ascii_lowercase().contains(part);
             prop_assume!(!means_another("%22") && !means_another("%0") && !name.starts_with("=?"));
             let header = format!("form-data; name=\"{written}\"; filename=\"{written}\"");
-            let read = Disposition::of(header.as_bytes());
+            let read = Disposition::parse(header.as_bytes());
             prop_assert_eq!(read.name.as_ref(), Some(&name));
         }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use ion_jobs::ledger::RegisteredModules;
-use ion_jobs::pipeline::starts_nothing;
+use ion_jobs::pipeline::why_nothing_starts;
 use ion_model::event::{Event, KeyValue};
 use ion_model::id::{CorrelationId, EventId};
 use ion_plane::commit::{Refusal, create_event};
@@ -42,7 +42,7 @@ pub(super) enum EventIdentity {
 
 impl EventIdentity {
     /// Reads the request's `Idempotency-Key`.
-    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+    pub(super) fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
         let Some(said) = headers.get("idempotency-key") else { return Ok(Self::None) };
         let wrong = || {
             let detail = format!(
@@ -67,7 +67,7 @@ impl EventIdentity {
         }
     }
 
-    pub(super) fn or_of(self, cloud: &Attributes) -> Self {
+    pub(super) fn or_cloudevent(self, cloud: &Attributes) -> Self {
         match self {
             Self::None => Self::Cloud(cloud.source.clone(), cloud.id.clone()),
             key => key,
@@ -75,7 +75,7 @@ impl EventIdentity {
     }
 
     /// Returns the identity of the event at this place of a batch.
-    pub(super) fn at(&self, place: usize) -> Self {
+    pub(super) fn in_batch(&self, place: usize) -> Self {
         match self {
             Self::Key(key) => Self::KeyAt(key.clone(), place),
             other => other.clone(),
@@ -155,15 +155,16 @@ pub(super) async fn commit(
         (CommitAnswer::Committed, EventIdentity::None) => Ok(event),
         (CommitAnswer::Committed, _) => {
             // If the event already existed with blobs of its own, these uploads are not needed.
-            if let Ok(Some(stored)) = gate.in_time(gate.ledger.visible_event(&event.id)).await
-                && !names_the_same(&stored, &event)
+            if let Ok(Some(stored)) =
+                gate.within_deadline(gate.ledger.visible_event(&event.id)).await
+                && !name_same_blobs(&stored, &event)
             {
-                uploads.are_not_named();
+                uploads.mark_unnamed();
             }
             Ok(event)
         }
         (CommitAnswer::Refused(Refusal::Differs(id)), same) => {
-            uploads.are_not_named();
+            uploads.mark_unnamed();
             Err(match same {
                 EventIdentity::Key(key) | EventIdentity::KeyAt(key, _) => Problem::new(
                     ProblemKind::KeyReused,
@@ -177,7 +178,7 @@ pub(super) async fn commit(
                     format!("event {id} exists with other content; send a new id"),
                 ),
             }
-            .with("eventId", id.to_string()))
+            .with_member("eventId", id.to_string()))
         }
         (CommitAnswer::Refused(refusal), _) => Err(refusal.into()),
     }
@@ -196,7 +197,7 @@ async fn try_commit(
     uploads: &mut Uploads,
 ) -> Result<CommitAnswer, Problem> {
     failpoint::hit("gateway.stored");
-    uploads.are_named();
+    uploads.mark_named();
     // The commit runs in its own task: a client that disconnects must not stop it between insert
     // and publish.
     let committing = gate.tasks.spawn({
@@ -224,7 +225,7 @@ async fn try_commit(
 }
 
 /// Commits and publishes an event whose id is new, so that any refusal is a problem.
-pub(super) async fn publish(
+pub(super) async fn commit_new(
     gate: &SharedState,
     event: &Event,
     uploads: &mut Uploads,
@@ -236,13 +237,13 @@ pub(super) async fn publish(
 }
 
 /// Returns an empty set of uploads for one request.
-pub(super) fn uploads(ids: &(EventId, CorrelationId), gate: &SharedState) -> Uploads {
+pub(super) fn new_uploads(ids: &(EventId, CorrelationId), gate: &SharedState) -> Uploads {
     // The prefix belongs to this request alone: another request with the same key writes elsewhere.
     Uploads::new(gate, format!("{}/{}/{}", ids.1, ids.0, Uuid::new_v4().simple()))
 }
 
 /// Returns whether two documents of one event name the same blobs.
-fn names_the_same(stored: &Event, event: &Event) -> bool {
+fn name_same_blobs(stored: &Event, event: &Event) -> bool {
     let keys = |event: &Event| -> Vec<String> {
         event.files.iter().chain(&event.file_list).map(|entry| entry.key.clone()).collect()
     };
@@ -251,20 +252,20 @@ fn names_the_same(stored: &Event, event: &Event) -> bool {
 
 /// Returns the registered modules, or none if they cannot be read: the event is committed all the
 /// same.
-pub(super) async fn registered(gate: &SharedState) -> Option<Arc<RegisteredModules>> {
-    gate.in_time(gate.ledger.registered()).await.ok()
+pub(super) async fn registered_modules(gate: &SharedState) -> Option<Arc<RegisteredModules>> {
+    gate.within_deadline(gate.ledger.registered_modules()).await.ok()
 }
 
 /// Returns the document that names a created event. If no registered module starts on the event,
 /// the document says so.
-pub(super) fn made_answer(
+pub(super) fn describe_created_event(
     (id, correlation): (&EventId, &CorrelationId),
     event_type: &str,
     registered: Option<&RegisteredModules>,
 ) -> Value {
     let mut said = json!({"eventId": id, "correlationId": correlation, "type": event_type});
     if let Some(words) =
-        registered.and_then(|registered| starts_nothing(event_type, &registered.modules))
+        registered.and_then(|registered| why_nothing_starts(event_type, &registered.modules))
     {
         said["startsNothing"] = words.into();
     }

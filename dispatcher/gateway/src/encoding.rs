@@ -44,7 +44,7 @@ enum Encoding {
 type EncodedReader = Box<dyn AsyncBufRead + Send + Unpin>;
 
 impl Encoding {
-    fn of(name: &str) -> Option<Self> {
+    fn from_name(name: &str) -> Option<Self> {
         match name {
             "gzip" | "x-gzip" => Some(Self::Gzip),
             "deflate" => Some(Self::Deflate),
@@ -54,7 +54,7 @@ impl Encoding {
     }
 
     /// Returns the maximum bytes of memory that a decoder takes.
-    fn memory(self) -> usize {
+    fn decoder_bytes_max(self) -> usize {
         match self {
             Self::Gzip | Self::Deflate => 2 * PIECE,
             Self::Zstd => (1 << ZSTD_WINDOW_LOG) + 4 * PIECE,
@@ -82,17 +82,17 @@ impl Encoding {
 }
 
 /// Returns the decoded body of a request. The decoders' memory is reserved in `room`.
-pub(super) fn decoded(
+pub(super) fn decode_body(
     headers: &HeaderMap,
     body: IncomingBody,
     room: &BodyMemory,
 ) -> Result<IncomingBody, Problem> {
-    let encodings = encodings(headers)?;
+    let encodings = parse_encodings(headers)?;
     if encodings.is_empty() {
         return Ok(body);
     }
-    let mut memory = room.reserve();
-    memory.add(encodings.iter().map(|encoding| encoding.memory()).sum())?;
+    let mut memory = room.new_reservation();
+    memory.add(encodings.iter().map(|encoding| encoding.decoder_bytes_max()).sum())?;
     let decode = |pieces: PieceStream| {
         let mut reader: EncodedReader =
             Box::new(StreamReader::new(pieces.map(|piece| piece.map_err(io::Error::other))));
@@ -102,7 +102,7 @@ pub(super) fn decoded(
         }
         ReaderStream::with_capacity(reader, PIECE).map(|piece| piece.map_err(body_error)).boxed()
     };
-    Ok(body.decoded(decode, memory))
+    Ok(body.decode_with(decode, memory))
 }
 
 /// Converts a decoder's error: either the body's own error, which decoders pass on, or undecodable
@@ -118,7 +118,7 @@ fn body_error(error: io::Error) -> BodyError {
 }
 
 /// Returns the encodings that the headers name, in the order in which they were applied.
-fn encodings(headers: &HeaderMap) -> Result<Vec<Encoding>, Problem> {
+fn parse_encodings(headers: &HeaderMap) -> Result<Vec<Encoding>, Problem> {
     let mut encodings = Vec::new();
     for line in headers.get_all(header::CONTENT_ENCODING) {
         let line = String::from_utf8_lossy(line.as_bytes());
@@ -127,19 +127,19 @@ fn encodings(headers: &HeaderMap) -> Result<Vec<Encoding>, Problem> {
             if lower == "identity" {
                 continue;
             }
-            let Some(encoding) = Encoding::of(&lower) else {
+            let Some(encoding) = Encoding::from_name(&lower) else {
                 let detail = format!(
                     "the Content-Encoding {} is not known; send the body plain, or encoded as \
                      {KNOWN}",
                     quote(name)
                 );
-                return Err(unknown(detail));
+                return Err(encoding_problem(detail));
             };
             encodings.push(encoding);
         }
     }
     if encodings.len() > DEPTH_MAX {
-        return Err(unknown(format!(
+        return Err(encoding_problem(format!(
             "the body was encoded more than {DEPTH_MAX} times; send it encoded once"
         )));
     }
@@ -148,12 +148,12 @@ fn encodings(headers: &HeaderMap) -> Result<Vec<Encoding>, Problem> {
 
 /// Returns whether the headers name an encoding of the body, known or not.
 pub(super) fn is_encoded(headers: &HeaderMap) -> bool {
-    encodings(headers).map_or(true, |encodings| !encodings.is_empty())
+    parse_encodings(headers).map_or(true, |encodings| !encodings.is_empty())
 }
 
-fn unknown(detail: String) -> Problem {
+fn encoding_problem(detail: String) -> Problem {
     let known = HeaderValue::from_static(KNOWN);
-    Problem::new(ProblemKind::UnknownEncoding, detail).header(header::ACCEPT_ENCODING, known)
+    Problem::new(ProblemKind::UnknownEncoding, detail).with_header(header::ACCEPT_ENCODING, known)
 }
 
 /// Refuses a part of a form that has an encoding of its own, which RFC 7578 advises against: the
@@ -176,7 +176,7 @@ pub(super) fn check_part(headers: &HeaderMap) -> Result<(), Problem> {
     let detail = format!(
         "a part of the form has the {name} {said}; send the parts plain, or encode the whole form"
     );
-    Err(unknown(detail))
+    Err(encoding_problem(detail))
 }
 
 /// Returns the text of a JSON document, without the byte order mark that some editors put before
@@ -204,7 +204,8 @@ mod tests {
     #[test]
     fn encodings_are_those_that_are_known_in_their_order() {
         let of = |lines: &[&'static str]| {
-            encodings(&headers(header::CONTENT_ENCODING, lines)).map_err(|problem| problem.kind())
+            parse_encodings(&headers(header::CONTENT_ENCODING, lines))
+                .map_err(|problem| problem.kind())
         };
         assert_eq!(of(&[]), Ok(vec![]));
         assert_eq!(of(&["identity"]), Ok(vec![]));

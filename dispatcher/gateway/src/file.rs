@@ -45,7 +45,7 @@ pub(super) fn routes() -> Vec<Route> {
     vec![Route::get(
         "/events/{event}/data/{*path}",
         Access::Needs(Scope::EventsRead),
-        file,
+        send_file,
         json!({
             "operationId": "file", "summary": "A file of an event, whole or a single range of it",
             "parameters": [
@@ -106,29 +106,29 @@ fn etag(entry: &FileEntry) -> String {
 }
 
 /// Returns whether a list of tags contains this one. With `weak`, weak tags (`W/`) count too.
-fn lists(list: &HeaderValue, tag: &str, weak: bool) -> bool {
+fn names_tag(list: &HeaderValue, tag: &str, weak: bool) -> bool {
     let list = list.to_str().unwrap_or_default();
     list.split(',').map(str::trim).any(|one| {
         one == "*" || one == tag || (weak && one.strip_prefix("W/").is_some_and(|one| one == tag))
     })
 }
 
-async fn file(
+async fn send_file(
     State(gate): State<SharedState>,
     PathParams((event, path)): PathParams<(String, String)>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let entry = find(&gate, &event, &path).await?;
+    let entry = find_file(&gate, &event, &path).await?;
     let tag = etag(&entry);
     let named = HeaderValue::try_from(&tag).expect("digits in quotes are a header");
-    if headers.get(header::IF_MATCH).is_some_and(|list| !lists(list, &tag, false)) {
+    if headers.get(header::IF_MATCH).is_some_and(|list| !names_tag(list, &tag, false)) {
         let detail = format!(
             "file {path:?} of event {event} has the ETag {tag}, which If-Match does not name"
         );
         return Err(Problem::new(ProblemKind::Changed, detail));
     }
-    if headers.get(header::IF_NONE_MATCH).is_some_and(|list| lists(list, &tag, true)) {
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|list| names_tag(list, &tag, true)) {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, named)]).into_response());
     }
     let same = headers.get(header::IF_RANGE).is_none_or(|one| one.as_bytes() == tag.as_bytes());
@@ -142,16 +142,18 @@ async fn file(
             let detail = format!("file {path:?} of event {event} has {} bytes", entry.size);
             let size = HeaderValue::try_from(format!("bytes */{}", entry.size))
                 .expect("digits are a header");
-            return Err(
-                Problem::new(ProblemKind::NoSuchRange, detail).header(header::CONTENT_RANGE, size)
-            );
+            return Err(Problem::new(ProblemKind::NoSuchRange, detail)
+                .with_header(header::CONTENT_RANGE, size));
         }
     };
     let length = range.end - range.start;
     let content_range =
         format!("bytes {}-{}/{}", range.start, range.end.saturating_sub(1), entry.size);
-    let body =
-        if method == Method::HEAD { Body::empty() } else { bytes(&gate, entry, range).await? };
+    let body = if method == Method::HEAD {
+        Body::empty()
+    } else {
+        stream_range(&gate, entry, range).await?
+    };
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let said = response.headers_mut();
@@ -172,12 +174,12 @@ async fn file(
 }
 
 /// Returns the entry of an event's file.
-async fn find(gate: &SharedState, event: &str, path: &str) -> Result<FileEntry, Problem> {
-    let found = trace::find(gate, event).await?;
+async fn find_file(gate: &SharedState, event: &str, path: &str) -> Result<FileEntry, Problem> {
+    let found = trace::find_event(gate, event).await?;
     let files = {
         // A long list of files is in memory as a whole, so few may be read at once.
-        let _look = gate.looks.reading().acquire().await;
-        gate.in_time(gate.node.plane.files_of(&found)).await?
+        let _look = gate.looks.read_permits().acquire().await;
+        gate.within_deadline(gate.node.plane.files_of(&found)).await?
     };
     let clean = clean_path(path);
     let file = files.into_iter().find(|file| Some(&file.name) == clean.as_ref());
@@ -190,7 +192,7 @@ async fn find(gate: &SharedState, event: &str, path: &str) -> Result<FileEntry, 
 
 /// Returns a body with the bytes of a range. The first piece is read before this returns, so that
 /// an unreadable file is answered with a problem and not with a body that breaks off.
-pub(super) async fn bytes(
+pub(super) async fn stream_range(
     gate: &SharedState,
     entry: FileEntry,
     range: Range<u64>,
@@ -198,12 +200,13 @@ pub(super) async fn bytes(
     if range.is_empty() {
         return Ok(Body::empty());
     }
-    let reader = BlobReader::new(gate.node.cache.open(&entry).map_err(|error| unreadable(&error))?);
+    let reader =
+        BlobReader::new(gate.node.cache.open(&entry).map_err(|error| cache_problem(&error))?);
     let read = async move |gate: &SharedState, reader: BlobReader, at: u64, end: u64| {
         let piece = async {
-            reader.read(at, PIECE.min(end - at)).await.map_err(|error| unreadable(&error))
+            reader.read(at, PIECE.min(end - at)).await.map_err(|error| cache_problem(&error))
         };
-        let piece = gate.in_time(piece).await?;
+        let piece = gate.within_deadline(piece).await?;
         Ok::<_, Problem>((piece, reader))
     };
     let (first, reader) = read(gate, reader, range.start, range.end).await?;
@@ -213,9 +216,14 @@ pub(super) async fn bytes(
             if at >= range.end {
                 return Ok(None);
             }
-            let (piece, reader) = read(&gate, reader, at, range.end).await.map_err(|_| broken())?;
+            let (piece, reader) =
+                read(&gate, reader, at, range.end).await.map_err(|_| broken_answer_error())?;
             let next = at + piece.len() as u64;
-            if piece.is_empty() { Err(broken()) } else { Ok(Some((piece, (gate, reader, next)))) }
+            if piece.is_empty() {
+                Err(broken_answer_error())
+            } else {
+                Ok(Some((piece, (gate, reader, next))))
+            }
         });
     Ok(Body::from_stream(
         stream::once(async move { Ok::<Bytes, std::io::Error>(first) }).chain(rest),
@@ -223,11 +231,11 @@ pub(super) async fn bytes(
 }
 
 /// The error that ends an answer that has begun. Its cause was logged where it happened.
-fn broken() -> std::io::Error {
+fn broken_answer_error() -> std::io::Error {
     std::io::Error::other("the rest of the file cannot be read")
 }
 
-fn unreadable(error: &CacheError) -> Problem {
+fn cache_problem(error: &CacheError) -> Problem {
     let detail = error_chain(error);
     match error {
         CacheError::Store { source: StoreError::Unavailable { .. }, .. } => {

@@ -11,8 +11,8 @@ use super::SharedState;
 use super::auth::Principal;
 use super::batch::{self, Batch};
 use super::body::{BodyError, BufferedBody};
-use super::cloudevent::{self, Attributes, BATCH, CloudEventData, DATA, STRUCTURED, values_of};
-use super::draft::{EventDraft, EventIdentity, uploads};
+use super::cloudevent::{self, Attributes, BATCH, CloudEventData, DATA, STRUCTURED, parse_values};
+use super::draft::{EventDraft, EventIdentity, new_uploads};
 use super::encoding::json_text;
 use super::problem::{Problem, ProblemKind};
 use super::upload::Uploads;
@@ -54,77 +54,77 @@ pub(super) async fn read(
             same,
         }))
     };
-    let form = BodyForm::of(headers)?;
+    let form = BodyForm::from_headers(headers)?;
     match form {
         BodyForm::BinaryCloudEvent { attributes, is_json } => {
-            let same = same.or_of(&attributes);
+            let same = same.or_cloudevent(&attributes);
             let ids = same.ids(sender);
-            let mut uploads = uploads(&ids, gate);
+            let mut uploads = new_uploads(&ids, gate);
             let mut data = attributes.values;
             if is_json {
-                let held = whole(gate, headers, body).await?;
+                let held = read_whole(gate, headers, body).await?;
                 match json_text(held.bytes())?.trim_ascii_start() {
                     [] => {}
-                    object @ [b'{', ..] => data.extend(values_of(object, limits)?),
-                    _ => uploads.take_bytes(DATA, held.bytes().to_vec()).await?,
+                    object @ [b'{', ..] => data.extend(parse_values(object, limits)?),
+                    _ => uploads.store_bytes(DATA, held.bytes().to_vec()).await?,
                 }
             } else {
-                uploads.take_body(DATA, gate.body_of_files(headers, body)?).await?;
+                uploads.store_body(DATA, gate.body_of_files(headers, body)?).await?;
             }
             Ok(one(ids, data, uploads, same))
         }
         BodyForm::CloudEvent => {
-            let held = whole(gate, headers, body).await?;
+            let held = read_whole(gate, headers, body).await?;
             let (attributes, carried) =
                 cloudevent::read_structured(json_text(held.bytes())?, limits)?;
-            let same = same.or_of(&attributes);
+            let same = same.or_cloudevent(&attributes);
             let ids = same.ids(sender);
-            let mut uploads = uploads(&ids, gate);
+            let mut uploads = new_uploads(&ids, gate);
             let mut data = attributes.values;
             match carried {
                 CloudEventData::Values(values) => data.extend(values),
-                CloudEventData::File(bytes) => uploads.take_bytes(DATA, bytes).await?,
+                CloudEventData::File(bytes) => uploads.store_bytes(DATA, bytes).await?,
             }
             Ok(one(ids, data, uploads, same))
         }
         BodyForm::CloudEvents => {
-            let held = whole(gate, headers, body).await?;
-            Ok(ParsedBody::Batch(batch::of_cloudevents(gate, sender, event_type, &same, held)?))
+            let held = read_whole(gate, headers, body).await?;
+            Ok(ParsedBody::Batch(batch::from_cloudevents(gate, sender, event_type, &same, held)?))
         }
         BodyForm::Multipart { boundary } => {
             let ids = same.ids(sender);
-            let mut uploads = uploads(&ids, gate);
-            let data = uploads.take_form(gate.body_of_files(headers, body)?, &boundary).await?;
+            let mut uploads = new_uploads(&ids, gate);
+            let data = uploads.read_form(gate.body_of_files(headers, body)?, &boundary).await?;
             Ok(one(ids, data, uploads, same))
         }
         BodyForm::UrlEncoded(_) | BodyForm::Json | BodyForm::Unsaid => {
-            let held = whole(gate, headers, body).await?;
+            let held = read_whole(gate, headers, body).await?;
             let data = match (&form, held.bytes()) {
                 (BodyForm::Unsaid, b"") => vec![],
                 (BodyForm::Unsaid, _) => return Err(wrong_form("no Content-Type")),
-                (BodyForm::UrlEncoded(charset), text) => values_of_form(text, *charset, limits)?,
+                (BodyForm::UrlEncoded(charset), text) => parse_form_values(text, *charset, limits)?,
                 (_, text) => match json_text(text)? {
                     array if array.trim_ascii_start().starts_with(b"[") => {
-                        return Ok(ParsedBody::Batch(batch::of_objects(
+                        return Ok(ParsedBody::Batch(batch::from_objects(
                             gate, sender, event_type, &same, held,
                         )?));
                     }
-                    object => values_of(object, limits)?,
+                    object => parse_values(object, limits)?,
                 },
             };
             let ids = same.ids(sender);
-            let uploads = uploads(&ids, gate);
+            let uploads = new_uploads(&ids, gate);
             Ok(one(ids, data, uploads, same))
         }
     }
 }
 
-async fn whole(
+async fn read_whole(
     gate: &SharedState,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<BufferedBody, Problem> {
-    Ok(gate.body_of_values(headers, body)?.whole(&gate.room).await?)
+    Ok(gate.body_of_values(headers, body)?.read_whole(&gate.room).await?)
 }
 
 /// The character encoding of a form without files.
@@ -159,7 +159,7 @@ enum BodyForm {
 }
 
 impl BodyForm {
-    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+    fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
         let said = match headers.get(header::CONTENT_TYPE) {
             Some(said) => {
                 said.to_str().map_err(|_| wrong_form("a Content-Type that is not text"))?
@@ -223,7 +223,7 @@ fn wrong_form(said: &str) -> Problem {
 
 /// Reads the values of a form without files: `a=1&b=two+words`. A name that occurs several times
 /// gives several values.
-fn values_of_form(
+fn parse_form_values(
     body: &[u8],
     charset: FormCharset,
     limits: &Limits,
@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     fn pairs(body: &str, charset: FormCharset) -> Result<Vec<(String, String)>, ProblemKind> {
-        let values = values_of_form(body.as_bytes(), charset, &Limits::default());
+        let values = parse_form_values(body.as_bytes(), charset, &Limits::default());
         let values = values.map_err(|problem| problem.kind())?;
         Ok(values.into_iter().map(|pair| (pair.key, pair.value)).collect())
     }
@@ -319,7 +319,7 @@ mod tests {
                     headers.insert(name, HeaderValue::from_static(value));
                 }
             }
-            match BodyForm::of(&headers) {
+            match BodyForm::from_headers(&headers) {
                 Ok(BodyForm::BinaryCloudEvent { is_json, .. }) => {
                     if is_json {
                         "binary json"

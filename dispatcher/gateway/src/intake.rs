@@ -32,13 +32,15 @@ use serde_json::{Value, json};
 
 use super::auth::{Principal, Scope};
 use super::cloudevent::{BATCH, STRUCTURED};
-use super::draft::{EventDraft, EventIdentity, commit, made_answer, registered, uploads};
+use super::draft::{
+    EventDraft, EventIdentity, commit, describe_created_event, new_uploads, registered_modules,
+};
 use super::encoding::json_text;
 use super::form::{self, OneEvent, ParsedBody};
 use super::looks::LookNeed;
 use super::problem::{Problem, ProblemKind};
-use super::route::{Access, PathParams, Route, query};
-use super::trace::{self, wait_in};
+use super::route::{Access, PathParams, Route, parse_query};
+use super::trace::{self, parse_wait};
 use super::{SharedState, batch, json_answer, openapi};
 
 /// The name and parent that older Ion's front API gives its events.
@@ -153,8 +155,8 @@ pub(super) fn routes() -> Vec<Route> {
         },
     });
     vec![
-        Route::post("/", Access::Needs(Scope::EventsWrite), front_api, front),
-        Route::post("/events/{event}", Access::Needs(Scope::EventsWrite), create_one, create),
+        Route::post("/", Access::Needs(Scope::EventsWrite), create_new_link, front),
+        Route::post("/events/{event}", Access::Needs(Scope::EventsWrite), create_events, create),
     ]
 }
 
@@ -187,14 +189,14 @@ struct NewLink {
 
 /// Handles `POST /`, for programs written for older Ion. It ignores the Content-Type, because these
 /// programs may send any.
-async fn front_api(
+async fn create_new_link(
     State(gate): State<SharedState>,
     Extension(sender): Extension<Principal>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let same = EventIdentity::of(&headers)?;
-    let held = gate.body_of_values(&headers, body)?.whole(&gate.room).await?;
+    let same = EventIdentity::from_headers(&headers)?;
+    let held = gate.body_of_values(&headers, body)?.read_whole(&gate.room).await?;
     let wanted = |why: String| {
         Problem::new(ProblemKind::Malformed, format!("{{\"url\": \"...\"}} is needed: {why}"))
     };
@@ -204,7 +206,7 @@ async fn front_api(
         return Err(wanted("the url is empty".into()));
     }
     let ids = same.ids(&sender);
-    let uploads = uploads(&ids, &gate);
+    let uploads = new_uploads(&ids, &gate);
     let data = vec![KeyValue { key: "url".into(), value: link.url }];
     let made = EventDraft { name: FRONT, parent: FRONT, ..EventDraft::new(FRONT_TYPE, ids, data) };
     let event = commit(&gate, made, uploads, &same).await?;
@@ -213,7 +215,7 @@ async fn front_api(
 }
 
 /// Handles `POST /events/<type>`.
-async fn create_one(
+async fn create_events(
     State(gate): State<SharedState>,
     Extension(sender): Extension<Principal>,
     PathParams(event_type): PathParams<String>,
@@ -229,29 +231,29 @@ async fn create_one(
         );
         return Err(Problem::new(ProblemKind::Malformed, detail));
     }
-    let wait = wait_in(&query(asked.as_deref(), &["wait"])?)?;
-    let same = EventIdentity::of(&headers)?;
+    let wait = parse_wait(&parse_query(asked.as_deref(), &["wait"])?)?;
+    let same = EventIdentity::from_headers(&headers)?;
     match form::read(&gate, &sender, &event_type, same, &headers, body).await? {
         ParsedBody::One(one) => {
             let OneEvent { made, uploads, same } = *one;
             let event = commit(&gate, made, uploads, &same).await?;
-            answer(&gate, &sender, &event, wait).await
+            answer_created(&gate, &sender, &event, wait).await
         }
-        ParsedBody::Batch(batch) => batch.create(&gate, wait).await,
+        ParsedBody::Batch(batch) => batch.commit_and_answer(&gate, wait).await,
     }
 }
 
 /// Answers the sender with the ids; with `wait`, also with the outcome; and with the trace, if the
 /// sender's token may read events.
-async fn answer(
+async fn answer_created(
     gate: &SharedState,
     sender: &Principal,
     event: &Event,
     wait: Option<Duration>,
 ) -> Result<Response, Problem> {
     let correlation = event.context.correlation_id.as_str();
-    let registered = registered(gate).await;
-    let mut said = made_answer(
+    let registered = registered_modules(gate).await;
+    let mut said = describe_created_event(
         (&event.id, &event.context.correlation_id),
         &event.event_type,
         registered.as_deref(),
@@ -259,9 +261,12 @@ async fn answer(
     let mut response = match wait {
         None => json_answer(StatusCode::ACCEPTED, &said),
         Some(wait) => {
-            let need =
-                if sender.may(Scope::EventsRead) { LookNeed::Documents } else { LookNeed::Verdict };
-            let seen = trace::wait(gate, correlation, wait, need).await?;
+            let need = if sender.has_scope(Scope::EventsRead) {
+                LookNeed::Documents
+            } else {
+                LookNeed::Verdict
+            };
+            let seen = trace::wait_for_end(gate, correlation, wait, need).await?;
             let running = seen.verdict == Verdict::Running;
             let status = if running { StatusCode::ACCEPTED } else { StatusCode::OK };
             said["outcome"] = seen.verdict.as_str().into();
@@ -271,7 +276,7 @@ async fn answer(
                     let mut before = said.to_string();
                     before.truncate(before.len() - 1);
                     before.push_str(",\"trace\":");
-                    trace::streamed(status, documents.body(before, "}".into()))
+                    trace::streamed_answer(status, documents.body(before, "}".into()))
                 }
             }
         }
@@ -291,7 +296,8 @@ mod tests {
     fn a_key_is_an_event_and_each_senders_own() {
         let key = |text: &'static str| {
             let headers = [("idempotency-key".parse().unwrap(), HeaderValue::from_static(text))];
-            EventIdentity::of(&headers.into_iter().collect()).map_err(|problem| problem.kind())
+            EventIdentity::from_headers(&headers.into_iter().collect())
+                .map_err(|problem| problem.kind())
         };
         let named = |name: &str| {
             let mut principal = Principal::anybody();

@@ -70,7 +70,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::auth::AllowedHosts;
-pub use self::auth::{PrivateFileError, Scope, TokenProblem, Tokens, TokensError, read_private};
+pub use self::auth::{
+    PrivateFileError, Scope, TokenProblem, Tokens, TokensError, read_private_file,
+};
 use self::body::{BodyMemory, IncomingBody};
 use self::looks::CorrelationLooks;
 pub use self::portal::Portal;
@@ -196,12 +198,15 @@ impl GatewayState {
             .saturating_add(VALUES_EXTRA);
         let body =
             IncomingBody::new(body, most.min(self.settings.upload_bytes_max), self.settings.stall);
-        encoding::decoded(headers, body, &self.room)
+        encoding::decode_body(headers, body, &self.room)
     }
 
     /// Returns what the stores answer. If they do not answer within the read deadline, returns the
     /// problem `stores-away`.
-    async fn in_time<T, E>(&self, asked: impl Future<Output = Result<T, E>>) -> Result<T, Problem>
+    async fn within_deadline<T, E>(
+        &self,
+        asked: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Problem>
     where
         Problem: From<E>,
     {
@@ -221,7 +226,7 @@ impl GatewayState {
     /// Returns the decoded body of a request that carries files.
     fn body_of_files(&self, headers: &HeaderMap, body: Body) -> Result<IncomingBody, Problem> {
         let body = IncomingBody::new(body, self.settings.upload_bytes_max, self.settings.stall);
-        encoding::decoded(headers, body, &self.room)
+        encoding::decode_body(headers, body, &self.room)
     }
 }
 
@@ -251,7 +256,7 @@ impl Gateway {
         if !address.ip().is_loopback() && settings.tokens.is_empty() {
             return Err(GatewayError::Unguarded(address));
         }
-        let staging = upload::staging(&node.settings.home);
+        let staging = upload::staging_folder(&node.settings.home);
         let made = make_private_folder(&staging);
         made.map_err(|source| GatewayError::Staging {
             path: staging.display().to_string(),
@@ -330,19 +335,19 @@ fn all_routes() -> Vec<Route> {
 fn router(gate: &SharedState, routes: Vec<Route>) -> Router {
     let mut router = Router::new();
     for route in routes {
-        router = router.route(route.path, route.behind_its_door(gate));
+        router = router.route(route.path, route.guarded_handler(gate));
     }
     router
         .fallback(answer_unknown_route)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn_with_state(gate.clone(), admit))
+        .method_not_allowed_fallback(answer_wrong_method)
+        .layer(middleware::from_fn_with_state(gate.clone(), check_host))
         .with_state(gate.clone())
 }
 
 /// Runs before every handler: checks that the request is for this host and was not sent by a page
 /// of another site.
-async fn admit(State(gate): State<SharedState>, request: Request, next: Next) -> Response {
-    let mut response = match gate.hosts.admit(&request) {
+async fn check_host(State(gate): State<SharedState>, request: Request, next: Next) -> Response {
+    let mut response = match gate.hosts.check_request(&request) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     };
@@ -359,7 +364,7 @@ async fn answer_unknown_route(request: Request) -> Problem {
     Problem::new(ProblemKind::NotFound, detail)
 }
 
-async fn wrong_method(request: Request) -> Problem {
+async fn answer_wrong_method(request: Request) -> Problem {
     let (method, path) = (request.method(), request.uri().path());
     Problem::new(
         ProblemKind::WrongMethod,

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::auth::Scope;
 use super::problem::{Problem, ProblemKind};
-use super::route::{Access, PathParams, Route, query};
+use super::route::{Access, PathParams, Route, parse_query};
 use super::{SharedState, openapi};
 
 /// The media type of server-sent events.
@@ -46,7 +46,7 @@ pub(super) fn routes() -> Vec<Route> {
     vec![Route::get(
         "/jobs/{job}/log",
         Access::Needs(Scope::JobsRead),
-        log,
+        send_log,
         json!({
             "operationId": "log", "summary": "What a job wrote to stdout and stderr",
             "description": "With `Accept: text/event-stream`, server-sent events until the job ends.",
@@ -81,13 +81,13 @@ impl From<LogError> for Problem {
     }
 }
 
-async fn log(
+async fn send_log(
     State(gate): State<SharedState>,
     PathParams(job): PathParams<String>,
     RawQuery(asked): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let asked = query(asked.as_deref(), &["attempt"])?;
+    let asked = parse_query(asked.as_deref(), &["attempt"])?;
     let number = |text: &String| {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
         let number = text.parse::<u32>().ok().filter(|_| digits);
@@ -99,9 +99,10 @@ async fn log(
         })
     };
     let only = asked.get("attempt").map(number).transpose()?;
-    let last = headers.get("last-event-id").map(place).transpose()?;
-    let job =
-        gate.in_time(async { Ok::<_, LogError>(gate.ledger.get(&JobId::new(job)).await?) }).await?;
+    let last = headers.get("last-event-id").map(parse_position).transpose()?;
+    let job = gate
+        .within_deadline(async { Ok::<_, LogError>(gate.ledger.get(&JobId::new(job)).await?) })
+        .await?;
     let accepts =
         headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let (form, body) = if accepts.contains(EVENT_STREAM) {
@@ -110,10 +111,13 @@ async fn log(
             Some(StreamPosition::After(attempt, at)) => (attempt, at),
             None => (only.unwrap_or(job.attempt), 0),
         };
-        (EVENT_STREAM, LogFollower::new(&gate, &job, attempt, at, only.is_some()).body().await?)
+        (
+            EVENT_STREAM,
+            LogFollower::new(&gate, &job, attempt, at, only.is_some()).into_body().await?,
+        )
     } else {
         let attempt = only.unwrap_or(job.attempt);
-        ("text/plain; charset=utf-8", text(&gate, &job, attempt, only.is_some()).await?)
+        ("text/plain; charset=utf-8", text_body(&gate, &job, attempt, only.is_some()).await?)
     };
     let mut response = Response::new(body);
     let said = response.headers_mut();
@@ -131,7 +135,7 @@ enum StreamPosition {
     End,
 }
 
-fn place(id: &HeaderValue) -> Result<StreamPosition, Problem> {
+fn parse_position(id: &HeaderValue) -> Result<StreamPosition, Problem> {
     let id = id.to_str().unwrap_or_default();
     let after = |id: &str| {
         let (attempt, at) = id.split_once(':')?;
@@ -151,7 +155,7 @@ fn place(id: &HeaderValue) -> Result<StreamPosition, Problem> {
 }
 
 /// Returns the log as it is now. A job that has not begun has an empty log.
-async fn text(
+async fn text_body(
     gate: &SharedState,
     job: &JobRecord,
     attempt: u32,
@@ -162,7 +166,9 @@ async fn text(
     }
     let mut log =
         LogReader::new(gate.ledger.clone(), &gate.node.settings.home, &job.id, attempt, 0);
-    let LogRead::More(first) = gate.in_time(log.next()).await? else { return Ok(Body::empty()) };
+    let LogRead::More(first) = gate.within_deadline(log.next()).await? else {
+        return Ok(Body::empty());
+    };
     let rest = stream::try_unfold(log, |mut log| async move {
         match log.next().await {
             Ok(LogRead::More(piece)) => Ok(Some((piece, log))),
@@ -215,12 +221,12 @@ impl LogFollower {
 
     /// Returns the stream. The first look is taken before this returns, so that an error is
     /// answered with a problem and not with a stream that breaks off.
-    async fn body(mut self) -> Result<Body, Problem> {
+    async fn into_body(mut self) -> Result<Body, Problem> {
         let gate = self.gate.clone();
         let first = if self.attempt == 0 {
             Bytes::new()
         } else {
-            gate.in_time(self.look()).await?.unwrap_or_default()
+            gate.within_deadline(self.read_news()).await?.unwrap_or_default()
         };
         let begin = stream::once(async move { Ok::<Bytes, LogError>(first) });
         let rest = stream::try_unfold(self, |mut this| async move {
@@ -233,7 +239,7 @@ impl LogFollower {
     /// Returns the bytes to send next, or none at the end.
     async fn next(&mut self) -> Result<Option<Bytes>, LogError> {
         while !self.ended && !self.gate.stopping.is_cancelled() {
-            if let Some(news) = self.look().await? {
+            if let Some(news) = self.read_news().await? {
                 self.pause = LOOK;
                 self.silent_since = Instant::now();
                 return Ok(Some(news));
@@ -252,7 +258,7 @@ impl LogFollower {
     }
 
     /// Reads the log once, and returns what is new.
-    async fn look(&mut self) -> Result<Option<Bytes>, LogError> {
+    async fn read_news(&mut self) -> Result<Option<Bytes>, LogError> {
         let said = if self.attempt == 0 { LogRead::Nothing } else { self.log.next().await? };
         match said {
             LogRead::More(piece) => {
@@ -267,21 +273,21 @@ impl LogFollower {
                     None if self.rest.len() > LINE_MAX => self.rest.len(),
                     None => return Ok(None),
                 };
-                Ok(Some(self.lines(whole)))
+                Ok(Some(self.take_lines(whole)))
             }
             LogRead::NothingYet => Ok(None),
-            LogRead::Nothing if !self.rest.is_empty() => Ok(Some(self.lines(self.rest.len()))),
-            LogRead::Nothing => self.after_the_attempt().await,
+            LogRead::Nothing if !self.rest.is_empty() => Ok(Some(self.take_lines(self.rest.len()))),
+            LogRead::Nothing => self.end_or_next_attempt().await,
         }
     }
 
     /// Takes the first bytes of the held text as an event.
-    fn lines(&mut self, bytes: usize) -> Bytes {
+    fn take_lines(&mut self, bytes: usize) -> Bytes {
         let text: Vec<u8> = self.rest.drain(..bytes).collect();
         self.ended_by_return = text.ends_with(b"\r");
         let text = String::from_utf8_lossy(&text);
         let mut event =
-            format!("id: {}:{}\n", self.attempt, self.log.at() - self.rest.len() as u64);
+            format!("id: {}:{}\n", self.attempt, self.log.offset() - self.rest.len() as u64);
         // A carriage return ends a line of the event stream as well.
         for line in text.strip_suffix(['\n', '\r']).unwrap_or(&text).split('\n') {
             for part in line.strip_suffix('\r').unwrap_or(line).split('\r') {
@@ -295,7 +301,7 @@ impl LogFollower {
     }
 
     /// Sends the end of the job, or goes on to its next attempt.
-    async fn after_the_attempt(&mut self) -> Result<Option<Bytes>, LogError> {
+    async fn end_or_next_attempt(&mut self) -> Result<Option<Bytes>, LogError> {
         let job = self.gate.ledger.get(&self.job).await?;
         if !self.only && job.attempt > self.attempt {
             self.attempt += 1;
@@ -329,7 +335,7 @@ mod tests {
     #[test]
     fn a_client_goes_on_where_it_was() {
         let at = |id: &'static str| {
-            place(&HeaderValue::from_static(id)).map_err(|problem| problem.kind())
+            parse_position(&HeaderValue::from_static(id)).map_err(|problem| problem.kind())
         };
         assert_eq!(at("2:1024"), Ok(StreamPosition::After(2, 1024)));
         assert_eq!(at("end"), Ok(StreamPosition::End));

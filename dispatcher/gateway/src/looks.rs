@@ -89,7 +89,7 @@ pub(super) struct CorrelationLook {
 impl CorrelationLook {
     /// Returns whether this look answers a client that asked at `asked`: it began after that, or it
     /// found the correlation running and is recent.
-    fn answers(&self, need: LookNeed, asked: Instant) -> bool {
+    fn can_answer(&self, need: LookNeed, asked: Instant) -> bool {
         let stands = (self.took * STANDS_TIMES).clamp(STANDS, STANDS_MAX);
         match need {
             LookNeed::Documents => self.documents.is_some() && self.begun >= asked,
@@ -112,13 +112,13 @@ impl CorrelationLooks {
     }
 
     /// Returns the semaphore that limits how many large lists may be read into memory at once.
-    pub(super) fn reading(&self) -> &Semaphore {
+    pub(super) fn read_permits(&self) -> &Semaphore {
         &self.reading
     }
 
     /// Returns a body of this text, which counts as an answer in memory until it is sent or
     /// dropped.
-    pub(super) fn body_of(&self, text: Vec<u8>) -> Result<Body, AnswersFull> {
+    pub(super) fn counted_body(&self, text: Vec<u8>) -> Result<Body, AnswersFull> {
         let permits = u32::try_from(text.len().div_ceil(PERMIT)).map_err(|_| AnswersFull)?;
         let held = self.answers.clone().try_acquire_many_owned(permits).map_err(|_| AnswersFull)?;
         let pieces = stream::unfold((Bytes::from(text), held), |(mut text, held)| async move {
@@ -129,7 +129,7 @@ impl CorrelationLooks {
     }
 
     /// Returns the shared looks at a correlation. A client keeps the value as long as it waits.
-    pub(super) fn at(&self, correlation: &str) -> Arc<WatchedCorrelation> {
+    pub(super) fn watched_correlation(&self, correlation: &str) -> Arc<WatchedCorrelation> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(watched) = open.get(correlation).and_then(Weak::upgrade) {
             return watched;
@@ -141,7 +141,7 @@ impl CorrelationLooks {
     }
 
     /// Returns a look that answers a client that asked at `asked`.
-    pub(super) async fn look(
+    pub(super) async fn get_or_read(
         &self,
         ledger: &Ledger,
         (correlation, watched): (&str, &WatchedCorrelation),
@@ -149,16 +149,16 @@ impl CorrelationLooks {
         asked: Instant,
     ) -> Result<Arc<CorrelationLook>, Problem> {
         let mut last = watched.last.lock().await;
-        if let Some(seen) = last.as_ref().filter(|seen| seen.answers(need, asked)) {
+        if let Some(seen) = last.as_ref().filter(|seen| seen.can_answer(need, asked)) {
             return Ok(seen.clone());
         }
         // The documents of the previous look are no longer needed.
         let before = last.take();
-        let seen = self.look_anew(ledger, correlation, need, before.as_deref()).await?;
+        let seen = self.read_correlation(ledger, correlation, need, before.as_deref()).await?;
         Ok(last.insert(Arc::new(seen)).clone())
     }
 
-    async fn look_anew(
+    async fn read_correlation(
         &self,
         ledger: &Ledger,
         correlation: &str,
@@ -191,7 +191,7 @@ impl CorrelationLooks {
         let wanted = need == LookNeed::Documents || verdict != Verdict::Running;
         let answers = self.answers.clone();
         let documents = tokio::task::spawn_blocking(move || {
-            wanted.then(|| SharedDocuments::of(&trace, answers)).transpose()
+            wanted.then(|| SharedDocuments::from_trace(&trace, answers)).transpose()
         });
         let documents = documents
             .await
@@ -233,12 +233,12 @@ struct AnswerPieces {
 }
 
 impl SharedDocuments {
-    fn of(trace: &Trace, room: Arc<Semaphore>) -> Result<Self, AnswersFull> {
+    fn from_trace(trace: &Trace, room: Arc<Semaphore>) -> Result<Self, AnswersFull> {
         let mut text =
             PieceWriter { all: Vec::new(), open: Vec::with_capacity(PIECE), room, held: None };
         text.put(b"[")?;
         let mut first = true;
-        trace.each_document(|document| {
+        trace.for_each_document(|document| {
             if !std::mem::replace(&mut first, false) {
                 text.put(b",")?;
             }

@@ -15,7 +15,7 @@ pub(super) fn routes() -> Vec<Route> {
     vec![Route::get(
         "/openapi.json",
         Access::Open,
-        show,
+        show_document,
         json!({
             "operationId": "openapi", "summary": "This document",
             "responses": {"200": json_answer("OpenAPI 3.1.", json!({"type": "object", "required": ["openapi", "paths"]}))},
@@ -110,7 +110,7 @@ pub(super) fn document(routes: &[Route], tokens: &Tokens) -> Value {
     })
 }
 
-async fn show(State(gate): State<SharedState>) -> Response {
+async fn show_document(State(gate): State<SharedState>) -> Response {
     let form = [(header::CONTENT_TYPE, "application/json")];
     (StatusCode::OK, form, gate.document.clone()).into_response()
 }

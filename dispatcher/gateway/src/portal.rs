@@ -38,7 +38,7 @@ use tokio::time::{Instant, sleep_until};
 use super::auth::Scope;
 use super::body::IncomingBody;
 use super::problem::{Problem, ProblemKind};
-use super::route::{Access, PathParams, Route, query};
+use super::route::{Access, PathParams, Route, parse_query};
 use super::{SharedState, draft, file, openapi};
 
 /// How long the first bytes of an answer are held back in case a link fails: most chains end within
@@ -87,7 +87,7 @@ pub(super) fn routes() -> Vec<Route> {
     vec![Route::post(
         "/chains/{chain}",
         Access::Needs(Scope::ChainsRun),
-        send_through,
+        run_chain,
         json!({
             "operationId": "runChain", "summary": "Send a payload through a chain",
             "description": "The body goes to the first link's stdin. The answer is what the last link writes to stdout; it \
@@ -116,7 +116,7 @@ pub(super) fn routes() -> Vec<Route> {
 }
 
 /// Handles `POST /chains/<name>`.
-async fn send_through(
+async fn run_chain(
     State(gate): State<SharedState>,
     PathParams(name): PathParams<String>,
     RawQuery(asked): RawQuery,
@@ -124,7 +124,7 @@ async fn send_through(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    query(asked.as_deref(), &[])?;
+    parse_query(asked.as_deref(), &[])?;
     if headers.contains_key("idempotency-key") {
         let detail =
             "a chain takes no Idempotency-Key, because each request is a new run; leave it out";
@@ -135,13 +135,13 @@ async fn send_through(
         && let Some(module) = portal.modules.get(&name)
     {
         let body = gate.body_of_files(&headers, body)?;
-        let running = begin(&gate, portal, module.clone(), ids, body).await?;
+        let running = begin_local_run(&gate, portal, module.clone(), ids, body).await?;
         return match version {
-            Version::HTTP_09 | Version::HTTP_10 => whole_answer(&gate, running).await,
-            _ => answer_as_it_comes(running).await,
+            Version::HTTP_09 | Version::HTTP_10 => answer_when_ended(&gate, running).await,
+            _ => stream_answer(running).await,
         };
     }
-    let module = match gate.in_time(gate.ledger.module(&name)).await? {
+    let module = match gate.within_deadline(gate.ledger.module(&name)).await? {
         Some(module) if !module.links.is_empty() => module,
         Some(_) => {
             let detail =
@@ -169,7 +169,7 @@ async fn first_event(
         correlation_id,
         name: draft::NAME.into(),
         parent: String::new(),
-        event_type: module.starts_on().unwrap_or_default().to_owned(),
+        event_type: module.first_start_type().unwrap_or_default().to_owned(),
         files,
         directories: vec![],
         data: vec![],
@@ -192,16 +192,16 @@ impl LocalRun {
     /// Returns why there is no whole answer.
     fn problem(&self, end: ChainEnd) -> Problem {
         let broke = self.broke.lock().unwrap_or_else(PoisonError::into_inner).take();
-        broke.unwrap_or_else(|| problem_of(end, &self.correlation))
+        broke.unwrap_or_else(|| end_problem(end, &self.correlation))
     }
 
     /// Waits for the end of the run.
-    async fn end(&mut self) -> ChainEnd {
+    async fn wait_for_end(&mut self) -> ChainEnd {
         (&mut self.running.ended).await.unwrap_or(ChainEnd::Cancelled)
     }
 }
 
-async fn begin(
+async fn begin_local_run(
     gate: &SharedState,
     portal: &Portal,
     module: Arc<Module>,
@@ -212,7 +212,7 @@ async fn begin(
     let correlation = event.context.correlation_id.clone();
     let broke: Arc<Mutex<Option<Problem>>> = Arc::default();
     let noted = broke.clone();
-    let input = body.pieces().map_err(move |error| {
+    let input = body.into_pieces().map_err(move |error| {
         let said = std::io::Error::other(error.to_string());
         *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.into());
         said
@@ -227,7 +227,7 @@ async fn begin(
 
 /// Answers with the output of the last link while the link writes it. If the run fails, the answer
 /// breaks off: it is sent in chunks, and the last chunk is never sent.
-async fn answer_as_it_comes(mut run: LocalRun) -> Result<Response, Problem> {
+async fn stream_answer(mut run: LocalRun) -> Result<Response, Problem> {
     let mut held = BytesMut::new();
     let mut until = None;
     let ended = loop {
@@ -242,7 +242,7 @@ async fn answer_as_it_comes(mut run: LocalRun) -> Result<Response, Problem> {
                     }
                 }
                 // All output is written; the run is now being recorded.
-                None => break Some(run.end().await),
+                None => break Some(run.wait_for_end().await),
             },
             () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => break None,
         }
@@ -251,30 +251,30 @@ async fn answer_as_it_comes(mut run: LocalRun) -> Result<Response, Problem> {
     match ended {
         None => {
             let correlation = run.correlation.clone();
-            Ok(answer_of(Body::from_stream(rest(held, run.running)), &correlation))
+            Ok(output_answer(Body::from_stream(rest_of_output(held, run.running)), &correlation))
         }
-        Some(ChainEnd::Well { .. }) => Ok(answer_of(Body::from(held), &run.correlation)),
+        Some(ChainEnd::Well { .. }) => Ok(output_answer(Body::from(held), &run.correlation)),
         Some(end) => Err(run.problem(end)),
     }
 }
 
 /// Answers once the run has ended. HTTP/1.0 has no chunks, so an answer that breaks off would look
 /// complete to the client and to each proxy on the way.
-async fn whole_answer(gate: &SharedState, mut run: LocalRun) -> Result<Response, Problem> {
+async fn answer_when_ended(gate: &SharedState, mut run: LocalRun) -> Result<Response, Problem> {
     while run.running.output.recv().await.is_some() {}
-    match run.end().await {
-        ChainEnd::Well { event } => stored_answer(gate, &event, &run.correlation).await,
+    match run.wait_for_end().await {
+        ChainEnd::Well { event } => answer_from_store(gate, &event, &run.correlation).await,
         end => Err(run.problem(end)),
     }
 }
 
 /// Answers with the output of the last link, read from the store.
-async fn stored_answer(
+async fn answer_from_store(
     gate: &SharedState,
     last: &EventId,
     correlation: &CorrelationId,
 ) -> Result<Response, Problem> {
-    let event = gate.in_time(gate.ledger.event(last)).await?;
+    let event = gate.within_deadline(gate.ledger.event(last)).await?;
     let Some(answer) = event.and_then(|event| event.files.into_iter().next()) else {
         return Err(Problem::new(
             ProblemKind::Internal,
@@ -282,13 +282,13 @@ async fn stored_answer(
         ));
     };
     let (length, all) = (answer.size, 0..answer.size);
-    let mut response = answer_of(file::bytes(gate, answer, all).await?, correlation);
+    let mut response = output_answer(file::stream_range(gate, answer, all).await?, correlation);
     response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     Ok(response)
 }
 
 /// Returns the held bytes and then the rest of the output; an error if the run does not end well.
-fn rest(
+fn rest_of_output(
     held: Bytes,
     running: ChainRun,
 ) -> impl futures_util::Stream<Item = std::io::Result<Bytes>> + Send + 'static {
@@ -308,7 +308,7 @@ fn rest(
     stream::iter([Ok(held)]).chain(rest)
 }
 
-fn answer_of(body: Body, correlation: &CorrelationId) -> Response {
+fn output_answer(body: Body, correlation: &CorrelationId) -> Response {
     let mut response = Response::new(body);
     let said = response.headers_mut();
     said.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -317,9 +317,9 @@ fn answer_of(body: Body, correlation: &CorrelationId) -> Response {
     response
 }
 
-fn problem_of(end: ChainEnd, correlation: &CorrelationId) -> Problem {
+fn end_problem(end: ChainEnd, correlation: &CorrelationId) -> Problem {
     let problem = match end {
-        ChainEnd::Failed(failure) => failed(failure),
+        ChainEnd::Failed(failure) => link_problem(failure),
         ChainEnd::Broken { reason } => {
             Problem::new(ProblemKind::StoresAway, format!("{reason}; try again later"))
         }
@@ -333,17 +333,17 @@ fn problem_of(end: ChainEnd, correlation: &CorrelationId) -> Problem {
         ),
         ChainEnd::Well { .. } => Problem::new(ProblemKind::Internal, "the run ended well"),
     };
-    problem.with("correlation", correlation.as_str())
+    problem.with_member("correlation", correlation.as_str())
 }
 
-fn failed(failure: LinkFailure) -> Problem {
+fn link_problem(failure: LinkFailure) -> Problem {
     let kind = if failure.timed_out { ProblemKind::LinkTimedOut } else { ProblemKind::LinkFailed };
     Problem::new(kind, format!("link {:?}: {}", failure.link, failure.reason))
-        .with("link", failure.link)
-        .with("linkId", failure.link_id)
-        .with("job", failure.job.to_string())
-        .with("exitCode", failure.exit_code)
-        .with("stderr", failure.stderr)
+        .with_member("link", failure.link)
+        .with_member("linkId", failure.link_id)
+        .with_member("job", failure.job.to_string())
+        .with_member("exitCode", failure.exit_code)
+        .with_member("stderr", failure.stderr)
 }
 
 // ---- runs elsewhere ----
@@ -354,27 +354,28 @@ async fn run_elsewhere(
     ids: (EventId, CorrelationId),
     body: IncomingBody,
 ) -> Result<Response, Problem> {
-    let served = async { gate.served.lock().await.look(&gate.ledger).await };
-    if !gate.in_time(served).await?.contains(&module.name) {
+    let served = async { gate.served.lock().await.read_served_modules(&gate.ledger).await };
+    if !gate.within_deadline(served).await?.contains(&module.name) {
         let detail =
             format!("no dispatcher serves chain {:?}; start one with `ion up`", module.name);
         return Err(Problem::new(ProblemKind::Busy, detail));
     }
     let correlation = ids.1.clone();
-    let mut uploads = draft::uploads(&ids, gate);
-    uploads.take_body(STDIN, body).await?;
+    let mut uploads = draft::new_uploads(&ids, gate);
+    uploads.store_body(STDIN, body).await?;
     let event = first_event(gate, &module, ids, uploads.entries().to_vec()).await?;
-    draft::publish(gate, &event, &mut uploads).await?;
+    draft::commit_new(gate, &event, &mut uploads).await?;
     let job = JobId::derive(&event.id, &module.name);
-    let record = final_record(gate, &module, &job).await;
-    let record = record.map_err(|problem| problem.with("correlation", correlation.as_str()))?;
+    let record = wait_for_job(gate, &module, &job).await;
+    let record =
+        record.map_err(|problem| problem.with_member("correlation", correlation.as_str()))?;
     let steps = derive_steps(&module, &event.id);
     if record.state != JobState::Succeeded {
-        let problem = failed(failure(gate, &module, &steps, &record).await?);
-        return Err(problem.with("correlation", correlation.as_str()));
+        let problem = link_problem(find_link_failure(gate, &module, &steps, &record).await?);
+        return Err(problem.with_member("correlation", correlation.as_str()));
     }
     match steps.last() {
-        Some((last, _)) => stored_answer(gate, last, &correlation).await,
+        Some((last, _)) => answer_from_store(gate, last, &correlation).await,
         None => Err(Problem::new(
             ProblemKind::Internal,
             format!("chain {:?} has no links", module.name),
@@ -383,18 +384,18 @@ async fn run_elsewhere(
 }
 
 /// Returns a job; none if no dispatcher has claimed it.
-async fn job_of(gate: &SharedState, job: &JobId) -> Result<Option<JobRecord>, Problem> {
+async fn find_job(gate: &SharedState, job: &JobId) -> Result<Option<JobRecord>, Problem> {
     let found = async {
         match gate.ledger.get(job).await {
             Err(LedgerError::NoSuchJob(_)) => Ok(None),
             found => found.map(Some),
         }
     };
-    gate.in_time(found).await
+    gate.within_deadline(found).await
 }
 
 /// Waits until the chain's job has ended. If the client stops waiting, the job is cancelled.
-async fn final_record(
+async fn wait_for_job(
     gate: &SharedState,
     module: &Module,
     job: &JobId,
@@ -405,8 +406,8 @@ async fn final_record(
     let cancel = CancelJob { gate: gate.clone(), job: Some(job.clone()) };
     let mut pause = PAUSE;
     loop {
-        if let Some(record) = job_of(gate, job).await?.filter(|record| record.state.is_final()) {
-            cancel.keep();
+        if let Some(record) = find_job(gate, job).await?.filter(|record| record.state.is_final()) {
+            cancel.disarm();
             return Ok(record);
         }
         if Instant::now() > over {
@@ -431,7 +432,7 @@ struct CancelJob {
 }
 
 impl CancelJob {
-    fn keep(mut self) {
+    fn disarm(mut self) {
         self.job = None;
     }
 }
@@ -453,7 +454,7 @@ impl Drop for CancelJob {
 }
 
 /// Returns which link of a run elsewhere failed, and how.
-async fn failure(
+async fn find_link_failure(
     gate: &SharedState,
     module: &Module,
     steps: &[(EventId, JobId)],
@@ -466,13 +467,14 @@ async fn failure(
             .unwrap_or_else(|| record.state.as_str().to_owned())
     };
     for (link, (_, job)) in module.links.iter().zip(steps) {
-        let record = job_of(gate, job).await?.filter(|record| record.state == JobState::Dead);
+        let record = find_job(gate, job).await?.filter(|record| record.state == JobState::Dead);
         let Some(record) = record else { continue };
         let attempt = record.attempts.last();
         let stderr = match attempt.and_then(|attempt| attempt.log.as_ref()) {
             Some(log) => {
                 let said = log.size.saturating_sub(SAID_MAX)..log.size;
-                let said = gate.in_time(gate.node.plane.blobs.get_range(&log.key, said)).await?;
+                let said =
+                    gate.within_deadline(gate.node.plane.blobs.get_range(&log.key, said)).await?;
                 format_tail(log.size, &said)
             }
             None => String::new(),

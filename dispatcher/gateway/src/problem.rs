@@ -198,31 +198,32 @@ impl Problem {
         let parts = ProblemParts { kind, detail, more: Map::new(), headers: vec![] };
         let mut problem = Self(Box::new(parts));
         if matches!(kind, ProblemKind::StoresAway | ProblemKind::Busy) {
-            problem = problem.header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+            problem =
+                problem.with_header(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
         }
         problem
     }
 
     /// Adds a member for programs.
     #[must_use]
-    pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+    pub(super) fn with_member(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.0.more.insert(name.to_owned(), value.into());
         self
     }
 
     /// Adds a header.
     #[must_use]
-    pub(super) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+    pub(super) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.headers.push((name, value));
         self
     }
 
     /// States that the problem is of one event of a batch, by its place.
     #[must_use]
-    pub(super) fn of_event(mut self, place: usize) -> Self {
+    pub(super) fn for_batch_event(mut self, place: usize) -> Self {
         self.0.detail =
             cut_owned(format!("event {place} of the batch: {}", self.0.detail), REASON_MAX);
-        self.with("index", place)
+        self.with_member("index", place)
     }
 
     /// Returns the problem document.
@@ -326,7 +327,7 @@ mod tests {
     #[test]
     fn a_problem_is_a_document_with_its_headers() {
         let response =
-            Problem::new(ProblemKind::Busy, "later").with("key", "value").into_response();
+            Problem::new(ProblemKind::Busy, "later").with_member("key", "value").into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()[header::CONTENT_TYPE], PROBLEM_JSON);
         assert_eq!(response.headers()[header::RETRY_AFTER], RETRY_AFTER);

@@ -70,9 +70,9 @@ impl Route {
     }
 
     /// Returns the handler, behind the check of its access rule.
-    pub(super) fn behind_its_door(self, gate: &SharedState) -> MethodRouter<SharedState> {
+    pub(super) fn guarded_handler(self, gate: &SharedState) -> MethodRouter<SharedState> {
         let door = RouteGuard { access: self.access, path: self.path, gate: gate.clone() };
-        self.serves.route_layer(middleware::from_fn_with_state(door, enter))
+        self.serves.route_layer(middleware::from_fn_with_state(door, check_access))
     }
 }
 
@@ -85,10 +85,16 @@ struct RouteGuard {
 
 /// Checks the access rule, and gives the handler the sender as a
 /// [`Principal`](super::auth::Principal).
-async fn enter(State(door): State<RouteGuard>, mut request: Request, next: Next) -> Response {
+async fn check_access(
+    State(door): State<RouteGuard>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let admitted = match door.access {
         Access::Open | Access::Signed => Ok(None),
-        Access::Needs(scope) => door.gate.settings.tokens.admit(request.headers(), scope).map(Some),
+        Access::Needs(scope) => {
+            door.gate.settings.tokens.authorize(request.headers(), scope).map(Some)
+        }
     };
     let response = match admitted {
         Ok(principal) => {
@@ -99,7 +105,7 @@ async fn enter(State(door): State<RouteGuard>, mut request: Request, next: Next)
         }
         Err(problem) => problem.into_response(),
     };
-    door.gate.metrics.answered(door.path, response.status().as_u16());
+    door.gate.metrics.count_answer(door.path, response.status().as_u16());
     response
 }
 
@@ -122,7 +128,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for PathPar
 }
 
 /// Returns the parameters after the question mark: only the allowed names, each at most once.
-pub(super) fn query(
+pub(super) fn parse_query(
     query: Option<&str>,
     allowed: &[&str],
 ) -> Result<HashMap<String, String>, Problem> {

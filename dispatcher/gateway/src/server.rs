@@ -76,11 +76,11 @@ pub(super) async fn serve(
         let service = service_fn({
             let client = client.clone();
             move |request: Request<Incoming>| {
-                client.begins(request.version());
+                client.begin_request(request.version());
                 let (answer, client) = (routed.call(request), client.clone());
                 async move {
                     let answer = answer.await;
-                    client.answers();
+                    client.begin_answer();
                     answer
                 }
             }
@@ -93,12 +93,12 @@ pub(super) async fn serve(
             .half_close(true)
             .serve_connection(TokioIo::new(Box::pin(stream)), service);
         let connection = graceful.watch(connection);
-        let open = open.rises();
+        let open = open.count_one();
         connections.spawn(async move {
             let _held = (slot, open);
             let ended = tokio::select! {
                 ended = connection => ended,
-                () = client.gone() => {
+                () = client.wait_until_gone() => {
                     tracing::debug!("a client has gone; its connection ends");
                     return;
                 }
@@ -110,7 +110,7 @@ pub(super) async fn serve(
                 );
                 // The gateway's answer broke off, not the client's connection.
                 if error.is_user() {
-                    client.is_to_be_reset();
+                    client.reset_on_close();
                 }
             }
         });

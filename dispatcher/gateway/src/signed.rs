@@ -44,7 +44,7 @@ pub(super) enum SignatureScheme {
 
 impl SignatureScheme {
     /// Returns the scheme of this name.
-    pub(super) fn of(name: &str) -> Option<Self> {
+    pub(super) fn from_name(name: &str) -> Option<Self> {
         match name {
             "github" => Some(Self::Github),
             "stripe" => Some(Self::Stripe),
@@ -60,7 +60,7 @@ impl SignatureScheme {
     }
 
     /// Reads the signature headers of a request. This needs no byte of the body.
-    pub(super) fn claim(self, headers: &HeaderMap) -> Result<SignatureClaim, Problem> {
+    pub(super) fn read_signatures(self, headers: &HeaderMap) -> Result<SignatureClaim, Problem> {
         let name = self.header();
         let said = headers
             .get(name)
@@ -89,7 +89,7 @@ impl SignatureScheme {
     }
 
     /// Returns the id and the kind of a delivery whose signature was checked.
-    pub(super) fn delivery(
+    pub(super) fn read_delivery(
         self,
         headers: &HeaderMap,
         body: &[u8],
@@ -184,7 +184,7 @@ impl WebhookSecrets {
     }
 
     /// Starts the check of a body. Its pieces follow by [`SignatureCheck::update`].
-    pub(super) fn check(&self, claim: SignatureClaim) -> SignatureCheck {
+    pub(super) fn begin_check(&self, claim: SignatureClaim) -> SignatureCheck {
         let mut made = self.0.clone();
         if let Some(time) = &claim.time {
             made.iter_mut().for_each(|mac| {
@@ -262,7 +262,8 @@ mod tests {
     ) -> Result<(), ProblemKind> {
         let secrets = WebhookSecrets::new(secrets.iter().map(|secret| secret.as_bytes())).unwrap();
         let run = || {
-            let mut check = secrets.check(scheme.claim(&headers(&[(scheme.header(), signature)]))?);
+            let mut check = secrets
+                .begin_check(scheme.read_signatures(&headers(&[(scheme.header(), signature)]))?);
             let (one, other) = body.split_at(body.len() / 2);
             check.update(one);
             check.update(other);
@@ -304,14 +305,19 @@ mod tests {
             Err(ProblemKind::Unsigned)
         );
         assert_eq!(
-            SignatureScheme::Github.claim(&HeaderMap::new()).map_err(|problem| problem.kind()),
+            SignatureScheme::Github
+                .read_signatures(&HeaderMap::new())
+                .map_err(|problem| problem.kind()),
             Err(ProblemKind::Unsigned)
         );
         let named = headers(&[("x-github-delivery", "72d3162e"), ("x-github-event", "push")]);
         let delivery = WebhookDelivery { id: "72d3162e".into(), event: "push".into() };
-        assert_eq!(SignatureScheme::Github.delivery(&named, b"").unwrap(), delivery);
+        assert_eq!(SignatureScheme::Github.read_delivery(&named, b"").unwrap(), delivery);
         for pairs in [&[][..], &[("x-github-delivery", "")], &[("x-github-delivery", "a b")]] {
-            assert!(SignatureScheme::Github.delivery(&headers(pairs), b"").is_err(), "{pairs:?}");
+            assert!(
+                SignatureScheme::Github.read_delivery(&headers(pairs), b"").is_err(),
+                "{pairs:?}"
+            );
         }
     }
 
@@ -347,12 +353,14 @@ mod tests {
             assert_eq!(of(&signature, 1_492_774_577), Err(ProblemKind::Unsigned), "{signature}");
         }
         let delivery = SignatureScheme::Stripe
-            .delivery(&HeaderMap::new(), b"{\"id\":\"evt_1\",\"type\":\"invoice.paid\"}");
+            .read_delivery(&HeaderMap::new(), b"{\"id\":\"evt_1\",\"type\":\"invoice.paid\"}");
         assert_eq!(
             delivery.unwrap(),
             WebhookDelivery { id: "evt_1".into(), event: "invoice.paid".into() }
         );
-        assert!(SignatureScheme::Stripe.delivery(&HeaderMap::new(), b"{\"type\":\"x\"}").is_err());
+        assert!(
+            SignatureScheme::Stripe.read_delivery(&HeaderMap::new(), b"{\"type\":\"x\"}").is_err()
+        );
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::auth::Scope;
 use super::looks::{CorrelationLook, LookNeed};
 use super::problem::{Problem, ProblemKind};
-use super::route::{Access, PathParams, Route, query};
+use super::route::{Access, PathParams, Route, parse_query};
 use super::{SharedState, openapi};
 
 /// The longest wait. Proxies cut off requests that stay silent for longer; a client that still
@@ -52,7 +52,7 @@ pub(super) fn routes() -> Vec<Route> {
         Route::get(
             "/correlations/{correlation}",
             Access::Needs(Scope::EventsRead),
-            correlation,
+            show_correlation,
             json!({
                 "operationId": "correlation", "summary": "All that came of one first event",
                 "parameters": [id("correlation", "The correlation's id."), openapi::wait_parameter()],
@@ -62,7 +62,7 @@ pub(super) fn routes() -> Vec<Route> {
         Route::get(
             "/events/{event}",
             Access::Needs(Scope::EventsRead),
-            event,
+            show_event,
             json!({
                 "operationId": "event", "summary": "An event's document",
                 "parameters": [id("event", "The event's id.")],
@@ -78,7 +78,9 @@ pub(super) fn routes() -> Vec<Route> {
 }
 
 /// Returns the parameter `wait` as a duration, at most [`WAIT_MAX`].
-pub(super) fn wait_in(parameters: &HashMap<String, String>) -> Result<Option<Duration>, Problem> {
+pub(super) fn parse_wait(
+    parameters: &HashMap<String, String>,
+) -> Result<Option<Duration>, Problem> {
     let Some(said) = parameters.get("wait") else { return Ok(None) };
     let (digits, unit) =
         said.split_at(said.find(|c: char| !c.is_ascii_digit()).unwrap_or(said.len()));
@@ -99,7 +101,7 @@ pub(super) fn wait_in(parameters: &HashMap<String, String>) -> Result<Option<Dur
 
 /// Waits until a correlation has ended, for at most `longest`. Returns the last look, with what
 /// `need` asks for.
-pub(super) async fn wait(
+pub(super) async fn wait_for_end(
     gate: &SharedState,
     correlation: &str,
     longest: Duration,
@@ -107,7 +109,7 @@ pub(super) async fn wait(
 ) -> Result<Arc<CorrelationLook>, Problem> {
     let asked = Instant::now();
     let deadline = asked + longest;
-    let watched = gate.looks.at(correlation);
+    let watched = gate.looks.watched_correlation(correlation);
     let mut pause = PAUSE;
     let mut ended = false;
     loop {
@@ -117,8 +119,8 @@ pub(super) async fn wait(
             true => (need, Instant::now().checked_sub(PAUSE_MAX).unwrap_or(asked).max(asked)),
             false => (if ended { need } else { LookNeed::Verdict }, asked),
         };
-        let look = gate.looks.look(&gate.ledger, (correlation, &watched), need_now, since);
-        let seen = gate.in_time(look).await?;
+        let look = gate.looks.get_or_read(&gate.ledger, (correlation, &watched), need_now, since);
+        let seen = gate.within_deadline(look).await?;
         ended = seen.verdict != Verdict::Running;
         if over || !seen.found || (ended && (seen.documents.is_some() || need == LookNeed::Verdict))
         {
@@ -135,26 +137,27 @@ pub(super) async fn wait(
     }
 }
 
-async fn correlation(
+async fn show_correlation(
     State(gate): State<SharedState>,
     PathParams(id): PathParams<String>,
     RawQuery(asked): RawQuery,
 ) -> Result<Response, Problem> {
-    let longest = wait_in(&query(asked.as_deref(), &["wait"])?)?.unwrap_or_default();
-    let seen = wait(&gate, &id, longest, LookNeed::Documents).await?;
+    let longest = parse_wait(&parse_query(asked.as_deref(), &["wait"])?)?.unwrap_or_default();
+    let seen = wait_for_end(&gate, &id, longest, LookNeed::Documents).await?;
     let Some(documents) = seen.documents.as_ref().filter(|_| seen.found) else {
         return Err(Problem::new(
             ProblemKind::NotFound,
             format!("there is no correlation {}", quote(&id)),
         ));
     };
-    let mut response = streamed(StatusCode::OK, documents.body(String::new(), String::new()));
+    let mut response =
+        streamed_answer(StatusCode::OK, documents.body(String::new(), String::new()));
     response.headers_mut().insert(OUTCOME, HeaderValue::from_static(seen.verdict.as_str()));
     Ok(response)
 }
 
 /// Builds an answer whose JSON document is sent as it is read.
-pub(super) fn streamed(status: StatusCode, (body, length): (Body, u64)) -> Response {
+pub(super) fn streamed_answer(status: StatusCode, (body, length): (Body, u64)) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     let said = response.headers_mut();
@@ -163,22 +166,22 @@ pub(super) fn streamed(status: StatusCode, (body, length): (Body, u64)) -> Respo
     response
 }
 
-async fn event(
+async fn show_event(
     State(gate): State<SharedState>,
     PathParams(id): PathParams<String>,
 ) -> Result<Response, Problem> {
-    let event = find(&gate, &id).await?;
+    let event = find_event(&gate, &id).await?;
     let text = serde_json::to_vec(&event)
         .map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))?;
     // A document with many values and files is large, and its reader may be slow, so it counts as
     // an answer in memory.
     let length = text.len() as u64;
-    Ok(streamed(StatusCode::OK, (gate.looks.body_of(text)?, length)))
+    Ok(streamed_answer(StatusCode::OK, (gate.looks.counted_body(text)?, length)))
 }
 
 /// Returns the event with this id.
-pub(super) async fn find(gate: &SharedState, id: &str) -> Result<Event, Problem> {
-    let found = gate.in_time(gate.ledger.visible_event(&EventId::new(id))).await?;
+pub(super) async fn find_event(gate: &SharedState, id: &str) -> Result<Event, Problem> {
+    let found = gate.within_deadline(gate.ledger.visible_event(&EventId::new(id))).await?;
     found.ok_or_else(|| {
         Problem::new(ProblemKind::NotFound, format!("there is no event {}", quote(id)))
     })
@@ -190,13 +193,13 @@ mod tests {
 
     #[test]
     fn a_wait_is_a_time_and_has_an_end() {
-        let wait = |said: &str| wait_in(&HashMap::from([("wait".to_owned(), said.to_owned())]));
+        let wait = |said: &str| parse_wait(&HashMap::from([("wait".to_owned(), said.to_owned())]));
         assert_eq!(wait("250ms").unwrap(), Some(Duration::from_millis(250)));
         assert_eq!(wait("2m").unwrap(), Some(Duration::from_secs(120)));
         assert_eq!(wait("9999m").unwrap(), Some(WAIT_MAX));
         for wrong in ["", "s", "30", "30 s", "-1s", "1h", "00030s", "1s "] {
             assert!(wait(wrong).is_err(), "{wrong}");
         }
-        assert!(wait_in(&HashMap::new()).unwrap().is_none());
+        assert!(parse_wait(&HashMap::new()).unwrap().is_none());
     }
 }

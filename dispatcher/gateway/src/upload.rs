@@ -52,7 +52,7 @@ pub(super) struct Uploads {
 impl Uploads {
     /// Returns an empty set of uploads. No other request may store anything below `prefix`.
     pub(super) fn new(gate: &SharedState, prefix: String) -> Self {
-        let values = gate.room.reserve();
+        let values = gate.room.new_reservation();
         Self {
             gate: gate.clone(),
             prefix,
@@ -74,17 +74,21 @@ impl Uploads {
     }
 
     /// Marks the blobs as named by an event: from now on they are kept.
-    pub(super) fn are_named(&mut self) {
+    pub(super) fn mark_named(&mut self) {
         self.unnamed = false;
     }
 
     /// Marks the blobs as not named by any event: they are removed on drop.
-    pub(super) fn are_not_named(&mut self) {
+    pub(super) fn mark_unnamed(&mut self) {
         self.unnamed = true;
     }
 
     /// Stages and stores the file `name` from its pieces.
-    async fn take(&mut self, name: String, pieces: &mut impl FilePieces) -> Result<(), Problem> {
+    async fn store_file(
+        &mut self,
+        name: String,
+        pieces: &mut impl FilePieces,
+    ) -> Result<(), Problem> {
         let limits = &self.gate.node.settings.limits;
         let too_long = name.len() as u64 > limits.path_bytes
             || name.split('/').count() as u64 > limits.path_depth;
@@ -143,21 +147,21 @@ impl Uploads {
     }
 
     /// Stores a body as the file `name`.
-    pub(super) async fn take_body(
+    pub(super) async fn store_body(
         &mut self,
         name: &str,
         mut body: IncomingBody,
     ) -> Result<(), Problem> {
-        self.take(name.to_owned(), &mut body).await
+        self.store_file(name.to_owned(), &mut body).await
     }
 
     /// Stores bytes from memory as the file `name`.
-    pub(super) async fn take_bytes(&mut self, name: &str, bytes: Vec<u8>) -> Result<(), Problem> {
-        self.take(name.to_owned(), &mut Some(Bytes::from(bytes))).await
+    pub(super) async fn store_bytes(&mut self, name: &str, bytes: Vec<u8>) -> Result<(), Problem> {
+        self.store_file(name.to_owned(), &mut Some(Bytes::from(bytes))).await
     }
 
     /// Reads a form: stores its files, and returns its fields as values.
-    pub(super) async fn take_form(
+    pub(super) async fn read_form(
         &mut self,
         body: IncomingBody,
         boundary: &str,
@@ -165,7 +169,7 @@ impl Uploads {
         // `body` limits the size of the whole form.
         let limits = Constraints::new().size_limit(SizeLimit::new().whole_stream(u64::MAX));
         let since = Arc::new(AtomicU64::new(0));
-        let body = HeadLimitedBody { body: Box::pin(body.pieces()), since: since.clone() };
+        let body = HeadLimitedBody { body: Box::pin(body.into_pieces()), since: since.clone() };
         let mut form = Multipart::with_constraints(body, boundary, limits);
         let (mut values, mut value_bytes) = (Vec::new(), 0);
         while let Some(field) = form.next_field().await.map_err(form_problem)? {
@@ -173,7 +177,7 @@ impl Uploads {
             let mut field = FormPart { field, since: &since };
             encoding::check_part(field.field.headers())?;
             let said = field.field.headers().get(CONTENT_DISPOSITION);
-            let called = said.map(|said| Disposition::of(said.as_bytes())).unwrap_or_default();
+            let called = said.map(|said| Disposition::parse(said.as_bytes())).unwrap_or_default();
             match (called.file_name, called.name) {
                 // A browser sends an empty file name when no file was chosen.
                 (Some(name), _) if name.is_empty() => while field.next().await?.is_some() {},
@@ -185,10 +189,10 @@ impl Uploads {
                             format!("{name} is not a path below the event's files"),
                         )
                     })?;
-                    self.take(path, &mut field).await?;
+                    self.store_file(path, &mut field).await?;
                 }
                 (None, Some(key)) if !key.is_empty() => {
-                    let value = self.value(&key, &mut field, &mut value_bytes).await?;
+                    let value = self.read_value(&key, &mut field, &mut value_bytes).await?;
                     values.push(KeyValue { key, value });
                 }
                 (None, _) => {
@@ -207,7 +211,7 @@ impl Uploads {
         Ok(values)
     }
 
-    async fn value(
+    async fn read_value(
         &mut self,
         key: &str,
         field: &mut impl FilePieces,
@@ -340,6 +344,6 @@ fn form_problem(error: multer::Error) -> Problem {
 }
 
 /// Returns the staging folder of a gateway, below a home.
-pub(super) fn staging(home: &std::path::Path) -> PathBuf {
+pub(super) fn staging_folder(home: &std::path::Path) -> PathBuf {
     home.join("gateway")
 }

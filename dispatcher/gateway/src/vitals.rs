@@ -69,12 +69,12 @@ impl Vitals {
     }
 
     /// Marks the process as ready: it takes work from now on.
-    pub fn begins(&self) {
+    pub fn mark_ready(&self) {
         self.ready.store(true, Ordering::Relaxed);
     }
 
     /// Marks the process as not ready: it takes no more work.
-    pub fn ends(&self) {
+    pub fn mark_not_ready(&self) {
         self.ready.store(false, Ordering::Relaxed);
     }
 
@@ -82,7 +82,7 @@ impl Vitals {
         self.ready.load(Ordering::Relaxed)
     }
 
-    fn numbers(&self) -> Response {
+    fn metrics_response(&self) -> Response {
         let written =
             encode_openmetrics(&self.registry.lock().unwrap_or_else(PoisonError::into_inner));
         match written {
@@ -122,10 +122,10 @@ impl MetricsServer {
         let address = listener.local_addr().map_err(failed)?;
         let hosts = Arc::new(AllowedHosts { allowed: vec![], any: !tokens.is_empty() });
         let router = Router::new()
-            .route("/metrics", get(guarded_numbers))
-            .route("/ready", get(taking_work))
+            .route("/metrics", get(show_guarded_metrics))
+            .route("/ready", get(show_readiness))
             .route("/healthz", get(healthz))
-            .layer(middleware::from_fn_with_state(hosts, admit_reader))
+            .layer(middleware::from_fn_with_state(hosts, check_reader_host))
             .with_state((vitals, tokens));
         let terms = ConnectionLimits {
             connections_max: READERS_MAX,
@@ -152,26 +152,26 @@ impl MetricsServer {
 
 /// Checks the request as a gateway does: without a token a page of another site must not read the
 /// metrics.
-async fn admit_reader(
+async fn check_reader_host(
     State(hosts): State<Arc<AllowedHosts>>,
     request: Request,
     next: Next,
 ) -> Response {
-    match hosts.admit(&request) {
+    match hosts.check_request(&request) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     }
 }
 
-async fn guarded_numbers(
+async fn show_guarded_metrics(
     State((vitals, tokens)): State<(Arc<Vitals>, Tokens)>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    tokens.admit(&headers, Scope::MetricsRead)?;
-    Ok(vitals.numbers())
+    tokens.authorize(&headers, Scope::MetricsRead)?;
+    Ok(vitals.metrics_response())
 }
 
-async fn taking_work(
+async fn show_readiness(
     State((vitals, _)): State<(Arc<Vitals>, Tokens)>,
 ) -> (StatusCode, &'static str) {
     if vitals.is_ready() {
@@ -214,7 +214,7 @@ pub(super) fn routes() -> Vec<Route> {
         Route::get(
             "/metrics",
             Access::Needs(Scope::MetricsRead),
-            metrics,
+            show_metrics,
             json!({
                 "operationId": "metrics", "summary": "Metrics for Prometheus, in the OpenMetrics text format",
                 "responses": {"200": {
@@ -267,6 +267,6 @@ async fn readyz(State(gate): State<SharedState>) -> Result<Response, Problem> {
     Ok(json_answer(StatusCode::OK, &json!({"status": "ready"})))
 }
 
-async fn metrics(State(gate): State<SharedState>) -> Response {
-    gate.vitals.numbers()
+async fn show_metrics(State(gate): State<SharedState>) -> Response {
+    gate.vitals.metrics_response()
 }

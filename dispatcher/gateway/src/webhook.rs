@@ -138,8 +138,8 @@ impl Webhook {
         if !is_event_type(event_type) {
             return Err(WebhookProblem::EventType(event_type.to_owned()));
         }
-        let scheme =
-            SignatureScheme::of(scheme).ok_or_else(|| WebhookProblem::Scheme(scheme.to_owned()))?;
+        let scheme = SignatureScheme::from_name(scheme)
+            .ok_or_else(|| WebhookProblem::Scheme(scheme.to_owned()))?;
         let texts = words.map(|file| read(file.into())).collect::<Result<Vec<_>, _>>()?;
         if texts.is_empty() {
             return Err(WebhookProblem::NoSecret);
@@ -177,11 +177,11 @@ pub(super) fn routes() -> Vec<Route> {
             "507": openapi::problem("The gateway's disk is full."),
         },
     });
-    vec![Route::post("/webhooks/{webhook}", Access::Signed, take, operation)]
+    vec![Route::post("/webhooks/{webhook}", Access::Signed, take_delivery, operation)]
 }
 
 /// Handles `POST /webhooks/<name>`.
-async fn take(
+async fn take_delivery(
     State(gate): State<SharedState>,
     PathParams(name): PathParams<String>,
     headers: HeaderMap,
@@ -199,24 +199,24 @@ async fn take(
                       Content-Encoding";
         return Err(Problem::new(ProblemKind::UnknownEncoding, detail));
     }
-    let mut check = webhook.secrets.check(webhook.scheme.claim(&headers)?);
+    let mut check = webhook.secrets.begin_check(webhook.scheme.read_signatures(&headers)?);
     let mut body =
         IncomingBody::new(body, BODY_MAX.min(gate.settings.upload_bytes_max), gate.settings.stall);
-    let mut held = gate.webhook_room.empty();
+    let mut held = gate.webhook_room.new_buffer();
     while let Some(piece) = body.next().await? {
         check.update(&piece);
         held.add(&piece)?;
     }
     check.finish(clock::now())?;
 
-    let delivery = webhook.scheme.delivery(&headers, held.bytes())?;
+    let delivery = webhook.scheme.read_delivery(&headers, held.bytes())?;
     if webhook.scheme == SignatureScheme::Github && delivery.event == "ping" {
         return Ok(json_answer(StatusCode::OK, &json!({"ping": "the webhook is set up well"})));
     }
     let same = EventIdentity::Delivery(webhook.name.clone(), delivery.id.clone());
     let ids = same.ids(&Principal::anybody());
-    let mut uploads = draft::uploads(&ids, &gate);
-    uploads.take_bytes(FILE, document(&headers, held.bytes())?).await?;
+    let mut uploads = draft::new_uploads(&ids, &gate);
+    uploads.store_bytes(FILE, json_payload(&headers, held.bytes())?).await?;
     let values = [
         ("webhook", webhook.name.clone()),
         ("webhook-id", delivery.id),
@@ -234,8 +234,9 @@ async fn take(
                 && problem.kind() == ProblemKind::Differs => {}
         Err(problem) => return Err(problem),
     }
-    let registered = draft::registered(&gate).await;
-    let said = draft::made_answer((&ids.0, &ids.1), &webhook.event_type, registered.as_deref());
+    let registered = draft::registered_modules(&gate).await;
+    let said =
+        draft::describe_created_event((&ids.0, &ids.1), &webhook.event_type, registered.as_deref());
     let mut response = json_answer(StatusCode::ACCEPTED, &said);
     let location = HeaderValue::try_from(format!("/correlations/{}", ids.1));
     response
@@ -246,7 +247,7 @@ async fn take(
 
 /// Returns the JSON document of a body. GitHub sends it as a field of a form unless it is
 /// configured otherwise.
-fn document(headers: &HeaderMap, body: &[u8]) -> Result<Vec<u8>, Problem> {
+fn json_payload(headers: &HeaderMap, body: &[u8]) -> Result<Vec<u8>, Problem> {
     let said =
         headers.get(header::CONTENT_TYPE).and_then(|said| said.to_str().ok()).unwrap_or_default();
     let essence = said.split(';').next().unwrap_or_default().trim();

@@ -130,14 +130,14 @@ impl Cancellation {
         match Registry::begin_cancelling(&ledger.plane().documents, &order).await? {
             true => {
                 failpoint::hit("cancel.begun");
-                Ok(Self::of_order(order))
+                Ok(Self::from_order(order))
             }
             false => Err(LedgerError::TooManyCancellations),
         }
     }
 
     /// Returns a cancellation that is in the registry already.
-    fn of_order(order: CancelOrder) -> Self {
+    fn from_order(order: CancelOrder) -> Self {
         Self {
             order,
             events: None,
@@ -150,7 +150,7 @@ impl Cancellation {
     }
 
     /// Returns what was done so far.
-    pub fn done(&self) -> CancelProgress {
+    pub fn progress(&self) -> CancelProgress {
         self.done
     }
 
@@ -193,7 +193,7 @@ impl Cancellation {
                 }
                 continue;
             };
-            let registered = ledger.registered().await?;
+            let registered = ledger.registered_modules().await?;
             for chunk in page.chunks(EVENTS_AT_A_TIME) {
                 let outcomes = chunk.iter().map(|event| cancel_jobs_of(ledger, &registered, event));
                 let outcomes = try_join_all(outcomes).await?;
@@ -249,7 +249,7 @@ async fn cancel_jobs_of(
         outcomes.push(cancel_job(ledger, job).await?);
     }
     let has_job = |name: &str| jobs.iter().any(|job| job.module == name);
-    for module in registered.expected(event).filter(|module| !has_job(&module.name)) {
+    for module in registered.modules_for(event).filter(|module| !has_job(&module.name)) {
         outcomes.push(match ledger.claim_cancelled(module, event).await? {
             ClaimOutcome::Won(_) => JobCancelOutcome::CancelledUnclaimed,
             ClaimOutcome::Known(job) => cancel_job(ledger, &job).await?,
@@ -323,12 +323,12 @@ impl CancelledEvents {
     async fn next(&mut self, ledger: &Ledger) -> Result<Option<Vec<Event>>, StoreError> {
         let documents = &*ledger.plane().documents;
         match self {
-            Self::Correlation(pages) => Ok(pages.next(documents).await?.map(events)),
+            Self::Correlation(pages) => Ok(pages.next(documents).await?.map(decode_events)),
             Self::Event { root, path } => {
                 if let Some(id) = root {
                     let found = documents.get(Collection::Events, id).await?;
                     path.extend(root.take().map(ChildPages::new));
-                    return Ok(Some(events(found.into_iter().collect())));
+                    return Ok(Some(decode_events(found.into_iter().collect())));
                 }
                 while let Some(parent) = path.last_mut() {
                     if let Some(id) = parent.unvisited.pop() {
@@ -340,7 +340,7 @@ impl CancelledEvents {
                     }
                     match parent.pages.next(documents).await? {
                         Some(page) => {
-                            let page = events(page);
+                            let page = decode_events(page);
                             parent.unvisited.extend(page.iter().map(|event| event.id.to_string()));
                             return Ok(Some(page));
                         }
@@ -355,7 +355,7 @@ impl CancelledEvents {
 
 /// Returns the events among the documents; the collection also holds insights and logs. An event
 /// that cannot be decoded is left out: it starts nothing, and `ion check` reports it.
-fn events(documents: Vec<Value>) -> Vec<Event> {
+fn decode_events(documents: Vec<Value>) -> Vec<Event> {
     let kind = DocumentType::EventMeta.as_str();
     let events =
         documents.into_iter().filter(|document| document["context"]["documentType"] == kind);
@@ -376,7 +376,7 @@ pub struct OldCancellations {
 impl OldCancellations {
     /// Continues one cancellation that has been in the registry for [`GRACE`].
     pub async fn continue_one(&mut self, ledger: &Ledger) -> Result<(), LedgerError> {
-        let registered = ledger.registered().await?;
+        let registered = ledger.registered_modules().await?;
         let all: Vec<&CancelOrder> = registered.registry.cancel_orders().collect();
         let ages = self.seen.update(all.iter().map(|order| (order.id(), order.since)));
         let old = all.into_iter().zip(ages).filter(|(_, age)| *age >= GRACE);
@@ -390,7 +390,7 @@ impl OldCancellations {
             return Ok(());
         };
         self.last.clone_from(id);
-        let of_order = || Cancellation::of_order((*order).clone());
+        let of_order = || Cancellation::from_order((*order).clone());
         let at_work = self.at_work.entry(id.clone()).or_insert_with(of_order);
         if at_work.work_until(ledger, Instant::now() + TIME_SLICE).await? {
             let done = at_work.done;

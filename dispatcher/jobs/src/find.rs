@@ -54,7 +54,7 @@ pub async fn find_event(ledger: &Ledger, id: &str) -> Result<Event, FindError> {
     let is_event =
         |document: &Value| document["context"]["documentType"] == json!(DocumentType::EventMeta);
     let only = find_only(ledger, Collection::Events, "event", id, is_event).await?;
-    ledger.event(&EventId::new(only)).await?.ok_or_else(|| nothing("event", id))
+    ledger.event(&EventId::new(only)).await?.ok_or_else(|| nothing_found("event", id))
 }
 
 /// Returns the job with this id, or the only job whose id begins with it.
@@ -69,10 +69,10 @@ pub async fn find_job(ledger: &Ledger, id: &str) -> Result<JobRecord, FindError>
     }
     let only = find_only(ledger, Collection::Jobs, "job", id, |_| true).await?;
     let job = ledger.plane().documents.get(Collection::Jobs, &only).await?;
-    Ok(decode(Collection::Jobs, job.ok_or_else(|| nothing("job", id))?)?)
+    Ok(decode(Collection::Jobs, job.ok_or_else(|| nothing_found("job", id))?)?)
 }
 
-fn nothing(kind: &'static str, id: &str) -> FindError {
+fn nothing_found(kind: &'static str, id: &str) -> FindError {
     let hint = if kind == "job" { "; `ion job list` shows all jobs" } else { "" };
     FindError::Nothing { kind, id: id.to_owned(), hint }
 }
@@ -100,7 +100,7 @@ async fn find_only(
             }
         }
     }
-    found.ok_or_else(|| nothing(kind, beginning))
+    found.ok_or_else(|| nothing_found(kind, beginning))
 }
 
 /// Returns the correlation with this id, or the only correlation whose id begins with it, or the
@@ -130,7 +130,7 @@ pub async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String, FindE
         }
         _ => match find_event(ledger, id).await {
             Ok(event) => Ok(event.context.correlation_id.to_string()),
-            Err(FindError::Nothing { .. }) => Err(nothing("correlation and no event", id)),
+            Err(FindError::Nothing { .. }) => Err(nothing_found("correlation and no event", id)),
             Err(error) => Err(error),
         },
     }

@@ -17,7 +17,7 @@ use ion_model::record::{
 use ion_stores::StoreError;
 
 use crate::ledger::{JobFilter, Ledger, RegisteredModules};
-use crate::pipeline::{Module, OnDead, reachable};
+use crate::pipeline::{Module, OnDead, reachable_types};
 
 /// Whether a gathering job may start.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,9 +52,11 @@ pub async fn readiness(
     let correlation = waiting.correlation_id.to_string();
     let filter = JobFilter { correlation: Some(correlation.clone()), ..JobFilter::default() };
     let jobs = ledger.list(&filter, usize::MAX >> 1).await?;
-    let events = ledger.events_of(&correlation).await?;
+    let events = ledger.correlation_events(&correlation).await?;
     let readiness = judge(waiting, module, registered, &jobs, &events);
-    if matches!(readiness, Readiness::Ready(..)) && !ledger.is_still(registered).await? {
+    if matches!(readiness, Readiness::Ready(..))
+        && !ledger.is_registry_unchanged(registered).await?
+    {
         return Ok(Readiness::Unsettled);
     }
     Ok(readiness)
@@ -68,13 +70,13 @@ fn judge(
     jobs: &[JobRecord],
     events: &[Event],
 ) -> Readiness {
-    let below = below(waiting, events);
+    let below = events_below(waiting, events);
     let gathered = module.gather.as_deref().unwrap_or_default();
     // Another gathering module counts as work below only if its events can lead to events that are
     // gathered here. Otherwise two gathering modules that cannot feed each other would wait for
     // each other.
     let counts = |other: &Module| {
-        let feeds = || reachable(&registered.modules, &other.emits).contains(gathered);
+        let feeds = || reachable_types(&registered.modules, &other.emits).contains(gathered);
         other.gather.is_none() || (other.name != module.name && feeds())
     };
     let mut jobs_of: BTreeMap<&str, BTreeMap<&str, &JobRecord>> = BTreeMap::new();
@@ -84,7 +86,7 @@ fn judge(
     let (mut open, mut dead, mut without) = (Vec::new(), Vec::new(), MissingJobs::default());
     for event in &below {
         let mut jobs = jobs_of.remove(event.id.as_str()).unwrap_or_default();
-        for other in registered.expected(event) {
+        for other in registered.modules_for(event) {
             let job = jobs.remove(other.name.as_str());
             if !counts(other) {
                 continue;
@@ -108,7 +110,8 @@ fn judge(
         }
         // The remaining jobs are of modules that the event is not for any more: these were removed,
         // or removed and registered again.
-        let former = jobs.into_values().filter(|job| goes_on(job, registered.module(&job.module)));
+        let former =
+            jobs.into_values().filter(|job| may_still_commit(job, registered.module(&job.module)));
         let former = former.filter(|job| registered.module(&job.module).is_none_or(counts));
         open.extend(former.map(|job| OpenJob {
             job: job.id.clone(),
@@ -127,14 +130,14 @@ fn judge(
 
 /// Returns whether a job may still commit something: an active job goes on to its end without its
 /// module, and a queued job is claimed if a module of that name is registered.
-fn goes_on(job: &JobRecord, module: Option<&Module>) -> bool {
+fn may_still_commit(job: &JobRecord, module: Option<&Module>) -> bool {
     let has_to_tell = job.state == JobState::Succeeded && job.outbox;
     job.state.is_active() || has_to_tell || (module.is_some() && !job.state.is_final())
 }
 
 /// Returns the job's event and everything below it, sorted by time and id. What an earlier attempt
 /// of the job itself has published is left out: the job does not wait for it.
-fn below<'a>(waiting: &JobRecord, events: &'a [Event]) -> Vec<&'a Event> {
+fn events_below<'a>(waiting: &JobRecord, events: &'a [Event]) -> Vec<&'a Event> {
     let root = waiting.event_id.as_str();
     let mut children: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
     for event in events.iter().filter(|event| event.job_id.as_ref() != Some(&waiting.id)) {

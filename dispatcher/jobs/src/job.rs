@@ -84,7 +84,7 @@ pub struct AttemptOutcome {
 
 impl AttemptOutcome {
     /// Returns an end of which no more is known than its kind.
-    pub fn of(end: AttemptEnd) -> Self {
+    pub fn from_end(end: AttemptEnd) -> Self {
         Self {
             end,
             exit_code: None,
@@ -97,7 +97,7 @@ impl AttemptOutcome {
 
     /// Returns the end of an attempt that failed before its process ran.
     pub fn failed(reason: impl Into<String>) -> Self {
-        Self { reason: Some(reason.into()), ..Self::of(AttemptEnd::Failed) }
+        Self { reason: Some(reason.into()), ..Self::from_end(AttemptEnd::Failed) }
     }
 }
 
@@ -123,7 +123,7 @@ pub struct IllegalStep {
 }
 
 impl Transition {
-    fn word(&self) -> &'static str {
+    fn as_str(&self) -> &'static str {
         match self {
             Self::Gathered => "gathered for",
             Self::WaitsFor(_) => "waiting",
@@ -145,7 +145,7 @@ impl Transition {
 ///
 /// # Errors
 /// [`IllegalStep`] when `happening` is not allowed in the state of the job.
-pub fn next(
+pub fn next_record(
     job: &JobRecord,
     happening: &Transition,
     now: Millis,
@@ -180,7 +180,7 @@ pub fn next(
             set_term(&mut job, now, *lease);
         }
         (JobState::Starting | JobState::Running, Transition::Ended(ended)) => {
-            end(&mut job, ended, now)
+            end_attempt(&mut job, ended, now)
         }
         (JobState::Starting | JobState::Running, Transition::CancelAsked) => job.cancel = true,
         (JobState::Waiting | JobState::Queued | JobState::Dead, Transition::CancelAsked) => {
@@ -193,7 +193,7 @@ pub fn next(
             job.ended = None;
             queue(&mut job, now, 0);
         }
-        (state, happening) => return Err(IllegalStep { state, happening: happening.word() }),
+        (state, happening) => return Err(IllegalStep { state, happening: happening.as_str() }),
     }
     Ok(job)
 }
@@ -222,7 +222,7 @@ fn finish(job: &mut JobRecord, state: JobState, now: Millis) {
     job.outbox = state == JobState::Dead;
 }
 
-fn end(job: &mut JobRecord, ended: &EndedAttempt, now: Millis) {
+fn end_attempt(job: &mut JobRecord, ended: &EndedAttempt, now: Millis) {
     let outcome = &ended.outcome;
     if let Some(attempt) = job.attempts.last_mut() {
         attempt.ended = Some(now);
@@ -317,14 +317,14 @@ mod tests {
 
     fn ended(end: AttemptEnd) -> Transition {
         Transition::Ended(EndedAttempt {
-            outcome: AttemptOutcome::of(end),
+            outcome: AttemptOutcome::from_end(end),
             retries: 1,
             jitter: 0.0,
         })
     }
 
     /// Returns a happening of this kind.
-    fn one_of(kind: HappeningKind) -> Transition {
+    fn happening_of_kind(kind: HappeningKind) -> Transition {
         let (holder, lease) = ("h".into(), 9);
         match kind {
             HappeningKind::Gathered => Transition::Gathered,
@@ -345,7 +345,7 @@ mod tests {
     #[test]
     fn every_state_meets_every_happening() {
         use JobState::{Cancelled, Dead, Queued, Running, Starting, Succeeded, Waiting};
-        let one = one_of;
+        let one = happening_of_kind;
         let (waits, gathers) = (HappeningKind::WaitsFor, HappeningKind::Gathers);
         let (claimed, renewed) = (HappeningKind::Claimed, HappeningKind::Renewed);
         let (left, adopted) = (HappeningKind::Left, HappeningKind::Adopted);
@@ -393,15 +393,15 @@ mod tests {
         for (state, allowed) in table {
             for (happening, becomes) in &allowed {
                 assert_eq!(
-                    next(&job(state), happening, 5).unwrap().state,
+                    next_record(&job(state), happening, 5).unwrap().state,
                     *becomes,
                     "{state:?} {happening:?}"
                 );
             }
             for kind in HappeningKind::iter() {
-                let happening = one_of(kind);
+                let happening = happening_of_kind(kind);
                 let legal = allowed.iter().any(|(one, _)| HappeningKind::from(one) == kind);
-                let step = next(&job(state), &happening, 5);
+                let step = next_record(&job(state), &happening, 5);
                 assert_eq!(step.is_ok(), legal, "{state:?} {happening:?}");
             }
         }
@@ -411,7 +411,7 @@ mod tests {
     fn retries_run_out_and_losses_have_a_bound_of_their_own() {
         let claimed = Transition::Claimed { holder: "h".into(), lease: 9 };
         let again = |record: &JobRecord, end| {
-            next(&next(record, &claimed, 5).unwrap(), &ended(end), 6).unwrap()
+            next_record(&next_record(record, &claimed, 5).unwrap(), &ended(end), 6).unwrap()
         };
         let once = again(&job(JobState::Queued), AttemptEnd::Failed);
         assert_eq!(
@@ -426,7 +426,7 @@ mod tests {
             assert_eq!((lost.state, lost.failures), (JobState::Queued, 0));
         }
         assert_eq!(again(&lost, AttemptEnd::Lost).state, JobState::Dead);
-        assert_eq!(next(&twice, &Transition::Revived, 7).unwrap().failures, 0);
+        assert_eq!(next_record(&twice, &Transition::Revived, 7).unwrap().failures, 0);
     }
 
     #[test]
@@ -442,7 +442,7 @@ mod tests {
         let mut running = job(JobState::Running);
         running.cancel = true;
         assert_eq!(
-            next(&running, &ended(AttemptEnd::Failed), 5).unwrap().state,
+            next_record(&running, &ended(AttemptEnd::Failed), 5).unwrap().state,
             JobState::Cancelled
         );
     }

@@ -24,7 +24,7 @@ use ion_system::failpoint;
 use ion_system::patience::StateAges;
 use serde_json::{Value, json};
 
-use crate::job::{AttemptOutcome, EndedAttempt, IllegalStep, Transition, next};
+use crate::job::{AttemptOutcome, EndedAttempt, IllegalStep, Transition, next_record};
 use crate::pipeline::Module;
 
 /// How often a write is tried when other writes come first. Each lost race means that another
@@ -46,7 +46,7 @@ pub type LeaseMark = (u32, Millis);
 /// The holder gives the job up before three quarters of the lease are over. A dispatcher looks once
 /// in a sixth of the lease, so the job is taken within a lease and a sixth, and never before its
 /// holder gave it up.
-fn taken_after(lease: Millis) -> Millis {
+fn takeover_wait(lease: Millis) -> Millis {
     lease / 6 * 5
 }
 
@@ -54,7 +54,7 @@ fn taken_after(lease: Millis) -> Millis {
 /// `stood`. `over` says that the lease has ended by the clock, on whatever host it was written.
 /// `ledger/model.rs` explores what clocks, stores and dispatchers may do meanwhile.
 fn is_expired(lease: Millis, stood: Millis, over: bool) -> bool {
-    let watched = taken_after(lease);
+    let watched = takeover_wait(lease);
     // A lease of a day, as `ion-handler` takes, is not watched for a day. The clock alone proves
     // nothing, because it may have stepped: the lease must also have been watched for `WATCHED_MAX`
     // without a renewal.
@@ -63,7 +63,7 @@ fn is_expired(lease: Millis, stood: Millis, over: bool) -> bool {
 
 /// Returns the stored definition if it is not the registered one. Then another process has defined
 /// the module meanwhile, and may have registered it before this one did.
-fn defined_otherwise(registered: &Module, defined: Option<Module>) -> Option<Module> {
+fn other_definition(registered: &Module, defined: Option<Module>) -> Option<Module> {
     defined.filter(|defined| defined != registered)
 }
 
@@ -134,14 +134,18 @@ impl RegisteredModules {
     }
 
     /// Returns the modules that an event is for.
-    pub fn expected<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a Module> {
+    pub fn modules_for<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = &'a Module> {
         self.registry.modules_for(event).filter_map(|name| self.module(name))
     }
 
     /// Returns the modules that subscribe to an event's type and whose `where` kept the event from
     /// them, each with a term that the event does not meet, in words.
-    pub fn kept_from<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = (&'a Module, String)> {
-        let is_subscribed = |module: &&Module| module.subscribes().contains(&event.event_type);
+    pub fn modules_with_unmet_terms<'a>(
+        &'a self,
+        event: &'a Event,
+    ) -> impl Iterator<Item = (&'a Module, String)> {
+        let is_subscribed =
+            |module: &&Module| module.subscribed_types().contains(&event.event_type);
         let is_for = |module: &&Module| {
             event.expected_by.as_ref().is_none_or(|names| names.contains(&module.name))
         };
@@ -218,7 +222,7 @@ impl Ledger {
     /// When a store fails.
     pub async fn put_module(&self, module: &Module) -> Result<Option<Module>, StoreError> {
         let former = self.module(&module.name).await?;
-        let subscribes = module.subscribes();
+        let subscribes = module.subscribed_types();
         let gone = self.former_types(module, former.as_ref(), &subscribes).await?;
         let bus = &self.plane.bus;
         bus.declare(&module.name, &[&subscribes[..], &gone].concat(), &[]).await?;
@@ -237,7 +241,7 @@ impl Ledger {
                 self.plane.documents.put(Collection::Modules, encode(&registered), None).await?;
                 continue;
             };
-            match defined_otherwise(&registered, Some(defined)) {
+            match other_definition(&registered, Some(defined)) {
                 Some(other) => registered = other,
                 None => break,
             }
@@ -246,7 +250,7 @@ impl Ledger {
         // Not before the registry has changed: until then, committed events of the former types are
         // for the module, and an unbound queue would miss them.
         if !gone.is_empty() {
-            bus.declare(&module.name, &registered.subscribes(), &gone).await?;
+            bus.declare(&module.name, &registered.subscribed_types(), &gone).await?;
         }
         Ok(former.filter(|former| former != module))
     }
@@ -263,7 +267,7 @@ impl Ledger {
         let registry = Registry::read(&self.plane.documents).await?;
         let registered =
             registry.registration(&module.name).map(Registration::event_types).unwrap_or_default();
-        let mut gone = former.map(Module::subscribes).unwrap_or_default();
+        let mut gone = former.map(Module::subscribed_types).unwrap_or_default();
         gone.extend_from_slice(registered);
         gone.retain(|event_type| !subscribes.contains(event_type));
         gone.sort();
@@ -273,7 +277,7 @@ impl Ledger {
 
     /// Returns the registered modules, by name.
     pub async fn modules(&self) -> Result<Vec<Module>, StoreError> {
-        Ok(self.registered().await?.modules.clone())
+        Ok(self.registered_modules().await?.modules.clone())
     }
 
     /// Returns the registered modules, and which events are for them. The modules are read again
@@ -281,7 +285,7 @@ impl Ledger {
     ///
     /// # Errors
     /// When the documents cannot be read.
-    pub async fn registered(&self) -> Result<Arc<RegisteredModules>, StoreError> {
+    pub async fn registered_modules(&self) -> Result<Arc<RegisteredModules>, StoreError> {
         let documents = &self.plane.documents;
         // The registry is read first: the definitions of the modules that it names are stored
         // already.
@@ -303,7 +307,10 @@ impl Ledger {
     ///
     /// # Errors
     /// When the documents cannot be read.
-    pub async fn is_still(&self, registered: &RegisteredModules) -> Result<bool, StoreError> {
+    pub async fn is_registry_unchanged(
+        &self,
+        registered: &RegisteredModules,
+    ) -> Result<bool, StoreError> {
         // Every change raises the registry's version.
         Ok(Registry::read(&self.plane.documents).await? == registered.registry)
     }
@@ -336,11 +343,11 @@ impl Ledger {
     /// Returns the published events that are marked as not yet claimed by all their modules, oldest
     /// first.
     pub fn unclaimed_events() -> Pages {
-        Pages::new(Query::equal(Collection::Events, Self::unclaimed()), "created")
+        Pages::new(Query::equal(Collection::Events, Self::unclaimed_conditions()), "created")
     }
 
     /// Returns the conditions that select those events.
-    pub fn unclaimed() -> Vec<Equals> {
+    pub fn unclaimed_conditions() -> Vec<Equals> {
         vec![("unclaimed", json!(true)), ("publication", json!(PublicationState::Published))]
     }
 
@@ -351,7 +358,7 @@ impl Ledger {
     /// When the bus fails.
     pub async fn send_again(&self, module: &Module, event: &Event) -> Result<(), StoreError> {
         let bus = &self.plane.bus;
-        bus.declare(&module.name, &module.subscribes(), &[]).await?;
+        bus.declare(&module.name, &module.subscribed_types(), &[]).await?;
         bus.send(&module.name, &event.message()).await
     }
 
@@ -369,9 +376,10 @@ impl Ledger {
         let queued = new_record(module, event);
         let record = match (queued.state, holder) {
             (JobState::Waiting, _) | (_, None) => queued,
-            (_, Some((holder, lease))) => {
-                step(&queued, &Transition::Claimed { holder: holder.to_owned(), lease })?
-            }
+            (_, Some((holder, lease))) => apply_transition(
+                &queued,
+                &Transition::Claimed { holder: holder.to_owned(), lease },
+            )?,
         };
         self.insert(record).await
     }
@@ -382,7 +390,7 @@ impl Ledger {
         module: &Module,
         event: &Event,
     ) -> Result<ClaimOutcome, LedgerError> {
-        self.insert(step(&new_record(module, event), &Transition::CancelAsked)?).await
+        self.insert(apply_transition(&new_record(module, event), &Transition::CancelAsked)?).await
     }
 
     async fn insert(&self, record: JobRecord) -> Result<ClaimOutcome, LedgerError> {
@@ -436,7 +444,7 @@ impl Ledger {
     ) -> Result<JobRecord, LedgerError> {
         let mut current = job.clone();
         for _ in 0..RACES_MAX {
-            let after = step(&current, happening)?;
+            let after = apply_transition(&current, happening)?;
             if self.write(&current, &after).await? {
                 return Ok(after);
             }
@@ -455,7 +463,7 @@ impl Ledger {
     pub async fn mark_lost(&self, job: &JobRecord, reason: &str) -> Result<JobRecord, LedgerError> {
         let outcome = AttemptOutcome {
             reason: Some(reason.to_owned()),
-            ..AttemptOutcome::of(AttemptEnd::Lost)
+            ..AttemptOutcome::from_end(AttemptEnd::Lost)
         };
         let lost = Transition::Ended(EndedAttempt { outcome, retries: 0, jitter: 0.0 });
         self.advance(job, &lost).await
@@ -469,10 +477,10 @@ impl Ledger {
     ) -> Result<JobRecord, LedgerError> {
         for _ in 0..RACES_MAX {
             let current = self.get(id).await?;
-            let after = step(&current, happening)?;
+            let after = apply_transition(&current, happening)?;
             if self.write(&current, &after).await? {
                 if current.state == JobState::Dead {
-                    self.forget_letter(&after).await;
+                    self.remove_dead_letter(&after).await;
                 }
                 return Ok(after);
             }
@@ -530,7 +538,8 @@ impl Ledger {
         lease: Millis,
     ) -> Result<Option<JobRecord>, LedgerError> {
         for job in due {
-            let claimed = step(job, &Transition::Claimed { holder: holder.to_owned(), lease })?;
+            let claimed =
+                apply_transition(job, &Transition::Claimed { holder: holder.to_owned(), lease })?;
             if self.write(job, &claimed).await? {
                 return Ok(Some(claimed));
             }
@@ -545,7 +554,7 @@ impl Ledger {
         &self,
         seen: &mut StateAges<LeaseMark>,
     ) -> Result<Vec<JobRecord>, StoreError> {
-        let active = self.active().await?;
+        let active = self.active_jobs().await?;
         let stood =
             seen.update(active.iter().map(|job| (job.id.to_string(), (job.attempt, job.due))));
         let expired = active.into_iter().zip(stood).filter(|(job, stood)| {
@@ -554,7 +563,7 @@ impl Ledger {
         Ok(expired.map(|(job, _)| job).collect())
     }
 
-    async fn active(&self) -> Result<Vec<JobRecord>, StoreError> {
+    async fn active_jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
         let mut active = Vec::new();
         for state in [JobState::Starting, JobState::Running] {
             let query =
@@ -565,8 +574,8 @@ impl Ledger {
     }
 
     /// Returns the active jobs that a dispatcher holds.
-    pub async fn held_by(&self, holder: &str) -> Result<Vec<JobRecord>, StoreError> {
-        let mut held = self.active().await?;
+    pub async fn jobs_held_by(&self, holder: &str) -> Result<Vec<JobRecord>, StoreError> {
+        let mut held = self.active_jobs().await?;
         held.retain(|job| job.holder.as_deref() == Some(holder));
         Ok(held)
     }
@@ -594,7 +603,7 @@ impl Ledger {
             if current.state.is_final() {
                 return Ok(None);
             }
-            let after = step(&current, &Transition::CancelAsked)?;
+            let after = apply_transition(&current, &Transition::CancelAsked)?;
             if self.write(&current, &after).await? {
                 return Ok(Some(after));
             }
@@ -613,8 +622,8 @@ impl Ledger {
 
     /// Removes the job's dead letter. The record is the truth: if the broker is unavailable and the
     /// letter stays, people see one letter too many, and nothing else is wrong.
-    async fn forget_letter(&self, job: &JobRecord) {
-        if let Err(error) = self.plane.bus.remove_dead_letters(&[letter_of(job)]).await {
+    async fn remove_dead_letter(&self, job: &JobRecord) {
+        if let Err(error) = self.plane.bus.remove_dead_letters(&[dead_letter_key(job)]).await {
             tracing::warn!(
                 job = %job.id,
                 error = error_chain(&error),
@@ -624,9 +633,9 @@ impl Ledger {
     }
 
     /// Returns the gathering jobs that have begun without the events of this job.
-    pub async fn ran_without(&self, job: &JobRecord) -> Result<Vec<JobRecord>, StoreError> {
+    pub async fn gathers_without(&self, job: &JobRecord) -> Result<Vec<JobRecord>, StoreError> {
         let documents = &*self.plane.documents;
-        let registered = self.registered().await?;
+        let registered = self.registered_modules().await?;
         let mut found = Vec::new();
         for module in registered.modules.iter().filter(|module| module.gather.is_some()) {
             let of_module =
@@ -645,7 +654,7 @@ impl Ledger {
     }
 
     /// Returns the visible events of a correlation, oldest first.
-    pub async fn events_of(&self, correlation: &str) -> Result<Vec<Event>, StoreError> {
+    pub async fn correlation_events(&self, correlation: &str) -> Result<Vec<Event>, StoreError> {
         let equals = vec![
             ("context.correlationId", json!(correlation)),
             ("context.documentType", json!("eventMeta")),
@@ -715,7 +724,7 @@ impl Ledger {
 }
 
 /// Returns the key of a job's dead letter: its module and the id of its event.
-pub(crate) fn letter_of(job: &JobRecord) -> (String, String) {
+pub(crate) fn dead_letter_key(job: &JobRecord) -> (String, String) {
     (job.module.clone(), job.event_id.to_string())
 }
 
@@ -726,8 +735,8 @@ fn new_record(module: &Module, event: &Event) -> JobRecord {
 }
 
 /// Returns the record after `happening`, with its version raised.
-fn step(job: &JobRecord, happening: &Transition) -> Result<JobRecord, LedgerError> {
-    let after = next(job, happening, clock::now());
+fn apply_transition(job: &JobRecord, happening: &Transition) -> Result<JobRecord, LedgerError> {
+    let after = next_record(job, happening, clock::now());
     let mut after = after.map_err(|source| LedgerError::Illegal { id: job.id.clone(), source })?;
     after.version += 1;
     Ok(after)

@@ -12,7 +12,7 @@ use ion_model::id::JobId;
 use ion_plane::node::live_log_path;
 use ion_stores::StoreError;
 
-pub use self::kept::{HEAD, KeptOutput, LogPiece, read_piece, without_hole};
+pub use self::kept::{HEAD, KeptOutput, LogPiece, copy_without_hole, read_piece};
 use crate::ledger::{Ledger, LedgerError};
 
 /// How many bytes of a log are read at once, at most. A smaller number means more requests to a
@@ -76,7 +76,7 @@ impl LogReader {
     }
 
     /// Returns the offset of the next byte.
-    pub fn at(&self) -> u64 {
+    pub fn offset(&self) -> u64 {
         self.at
     }
 
@@ -107,11 +107,13 @@ impl LogReader {
                 piece
             }
             None => {
-                let read = self.live_piece().await;
+                let read = self.read_live_piece().await;
                 let piece =
                     read.map_err(|source| LogError::Local { job: self.job.clone(), source })?;
                 self.at += piece.length();
-                [piece.words().unwrap_or_default().into_bytes(), piece.bytes].concat().into()
+                [piece.left_out_line().unwrap_or_default().into_bytes(), piece.bytes]
+                    .concat()
+                    .into()
             }
         };
         Ok(match (piece.is_empty(), attempt.ended) {
@@ -121,7 +123,7 @@ impl LogReader {
         })
     }
 
-    async fn live_piece(&self) -> io::Result<LogPiece> {
+    async fn read_live_piece(&self) -> io::Result<LogPiece> {
         let (path, at) = (self.live.clone(), self.at);
         let read = tokio::task::spawn_blocking(move || match File::open(&path) {
             Ok(file) => read_piece(&file, at, PIECE as usize),

@@ -51,22 +51,22 @@ impl DispatchMetrics {
     }
 
     /// Counts an attempt that starts. It counts as running until the returned guard is dropped.
-    pub fn runs(&self, module: &str) -> GaugeGuard {
+    pub fn count_start(&self, module: &str) -> GaugeGuard {
         let of = ModuleLabel { module: module.to_owned() };
         self.started.get_or_create(&of).inc();
-        CountGauge(self.running.get_or_create_owned(&of)).rises()
+        CountGauge(self.running.get_or_create_owned(&of)).count_one()
     }
 
     /// Counts an attempt that has ended.
-    pub fn ended(&self, module: &str, end: AttemptEnd) {
+    pub fn count_end(&self, module: &str, end: AttemptEnd) {
         self.ended
             .get_or_create(&EndLabels { module: module.to_owned(), verdict: end.as_str() })
             .inc();
     }
 
     /// Counts the claim of a job that a message announced, by its outcome.
-    pub fn claimed(&self, claim: &ClaimOutcome) {
-        self.claim(match claim {
+    pub fn count_claim(&self, claim: &ClaimOutcome) {
+        self.count_outcome(match claim {
             ClaimOutcome::Won(job) if job.holder.is_some() => "started",
             ClaimOutcome::Won(_) => "queued",
             ClaimOutcome::Known(_) => "known",
@@ -74,16 +74,16 @@ impl DispatchMetrics {
     }
 
     /// Counts a queued job that this dispatcher has claimed from the ledger.
-    pub fn taken(&self) {
-        self.claim("taken");
+    pub fn count_taken(&self) {
+        self.count_outcome("taken");
     }
 
     /// Counts a job that this dispatcher has adopted from another one.
-    pub fn adopted(&self) {
-        self.claim("adopted");
+    pub fn count_adopted(&self) {
+        self.count_outcome("adopted");
     }
 
-    fn claim(&self, outcome: &'static str) {
+    fn count_outcome(&self, outcome: &'static str) {
         self.claims.get_or_create(&ClaimLabel { outcome }).inc();
     }
 }
@@ -117,13 +117,13 @@ impl ChainMetrics {
     }
 
     /// Counts a process that is used, by whether it was started ahead or only when it was needed.
-    pub fn process(&self, ahead: bool) {
+    pub fn count_process(&self, ahead: bool) {
         let start = if ahead { "ahead" } else { "late" };
         self.processes.get_or_create(&StartLabel { start }).inc();
     }
 
     /// Counts a run that has ended.
-    pub fn ran(&self, module: &str, verdict: &'static str) {
+    pub fn count_run(&self, module: &str, verdict: &'static str) {
         self.runs.get_or_create(&EndLabels { module: module.to_owned(), verdict }).inc();
     }
 }
@@ -160,7 +160,7 @@ impl GatewayMetrics {
     }
 
     /// Counts a request that was answered.
-    pub fn answered(&self, route: &'static str, status: u16) {
+    pub fn count_answer(&self, route: &'static str, status: u16) {
         self.requests.get_or_create(&AnswerLabels { route, status }).inc();
     }
 }
@@ -171,7 +171,7 @@ pub struct CountGauge(Gauge);
 
 impl CountGauge {
     /// Counts one more until the returned guard is dropped.
-    pub fn rises(&self) -> GaugeGuard {
+    pub fn count_one(&self) -> GaugeGuard {
         self.0.inc();
         GaugeGuard(self.0.clone())
     }

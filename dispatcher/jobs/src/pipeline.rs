@@ -27,10 +27,12 @@ use ion_model::term::{Term, TermError, Terms};
 use serde::{Deserialize, Serialize};
 use serde_saphyr::{Location, Spanned};
 
-pub use self::bounds::{AT_A_TIME_MAX, BoundError, TIME_MAX, TimeBounds, at_a_time, time_within};
-use self::chain::{ChainEntry, LinkEntry, LinkTerms, chain, link_of};
+pub use self::bounds::{
+    AT_A_TIME_MAX, BoundError, TIME_MAX, TimeBounds, parse_at_a_time, parse_time_within,
+};
+use self::chain::{ChainEntry, LinkEntry, LinkTerms, build_chain, single_link};
 pub use self::container::{Container, ExecutorKind, Network};
-use self::container::{ContainerTerms, check_beside};
+use self::container::{ContainerTerms, check_image_fields};
 pub use self::cycles::find_cycles;
 use self::error::Mistake;
 pub use self::error::{PipelineError, PipelineProblem};
@@ -39,8 +41,8 @@ pub use self::kubernetes::{KubernetesTerms, Toleration};
 pub use self::link::{Link, LinkSettings, OUTPUT_MAX};
 use self::module::default_concurrency;
 pub use self::module::{ANY_TYPE, Module, ModuleApi, OnDead, ProgramError};
-pub use self::nothing::{find_slips, starts_nothing};
-use self::older::older_words;
+pub use self::nothing::{find_misspelled_types, why_nothing_starts};
+use self::older::set_older_fields;
 pub use self::resources::Resources;
 
 /// The most retries that a module may set: with a minute between two attempts, they take most of a
@@ -91,7 +93,7 @@ impl PlaneSection {
     /// # Errors
     /// [`PlaneSectionError::Unset`] when a variable is not set, [`PlaneSectionError::Unclosed`] when
     /// a `${` has no `}`.
-    pub fn expanded(
+    pub fn expand_variables(
         &self,
         variable: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, PlaneSectionError> {
@@ -185,7 +187,7 @@ impl Pipeline {
         let bytes = std::fs::read(file).map_err(unreadable)?;
         let file = std::path::absolute(file).map_err(unreadable)?;
         let directory = file.parent().unwrap_or(Path::new("/"));
-        let parsed = Self::parse(utf8(&bytes, &name)?, directory);
+        let parsed = Self::parse(utf8_text(&bytes, &name)?, directory);
         let (mut pipeline, places) = parsed.map_err(|mistake| mistake.in_file(&name))?;
         pipeline.check_programs(&places, &name, path)?;
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -199,7 +201,7 @@ impl Pipeline {
     /// # Errors
     /// The first mistake, with its line and column.
     pub fn from_bytes(bytes: &[u8], name: &str, directory: &Path) -> Result<Self, PipelineError> {
-        match Self::parse(utf8(bytes, name)?, directory) {
+        match Self::parse(utf8_text(bytes, name)?, directory) {
             Ok((pipeline, _)) => Ok(pipeline),
             Err(mistake) => Err(mistake.in_file(name)),
         }
@@ -214,7 +216,7 @@ impl Pipeline {
         for module in &self.modules {
             module.check_programs(path).map_err(|error| {
                 let place = places.get(&module.name).copied().unwrap_or(Location::UNKNOWN);
-                PipelineProblem::from(error).of_module(&module.name).at(place).in_file(file)
+                PipelineProblem::from(error).of_module(&module.name).at_place(place).in_file(file)
             })?;
         }
         Ok(())
@@ -223,12 +225,12 @@ impl Pipeline {
     /// Reads and checks everything but the programs. Also returns the location of each module's
     /// `run`.
     fn parse(text: &str, directory: &Path) -> Result<(Self, BTreeMap<String, Location>), Mistake> {
-        build(mistake::read(text)?, directory)
+        build(mistake::parse_file(text)?, directory)
     }
 }
 
 /// Returns the text of the file `path`.
-fn utf8<'a>(bytes: &'a [u8], path: &str) -> Result<&'a str, PipelineError> {
+fn utf8_text<'a>(bytes: &'a [u8], path: &str) -> Result<&'a str, PipelineError> {
     std::str::from_utf8(bytes).map_err(|error| {
         let before = bytes[..error.valid_up_to()].iter();
         PipelineError::Wrong {
@@ -250,42 +252,42 @@ fn build(
     if let Some(links) = file.chain {
         if let Some(modules) = file.modules {
             let words = "\"Chain\" and \"modules\" exclude each other in one file";
-            return Err(PipelineProblem::Together(words).at(modules.referenced));
+            return Err(PipelineProblem::Together(words).at_place(modules.referenced));
         }
         let place = links.referenced;
-        let module = chain(&name, links, of_chain, directory)?;
+        let module = build_chain(&name, links, of_chain, directory)?;
         let places = BTreeMap::from([(module.name.clone(), place)]);
         return Ok((Pipeline { name, modules: vec![module], plane: file.plane }, places));
     }
-    if let Some((place, field)) = of_chain.stray() {
+    if let Some((place, field)) = of_chain.first_set_field() {
         let what = "belongs beside \"Chain\", or in a module";
-        return Err(PipelineProblem::Field { field, what }.at(place));
+        return Err(PipelineProblem::Field { field, what }.at_place(place));
     }
     let Some(entries) = file.modules else {
-        return Err(PipelineProblem::NoModules.at(Location::UNKNOWN));
+        return Err(PipelineProblem::NoModules.at_place(Location::UNKNOWN));
     };
     if entries.value.is_empty() {
         let what = "is empty";
-        return Err(PipelineProblem::Field { field: "modules", what }.at(entries.referenced));
+        return Err(PipelineProblem::Field { field: "modules", what }.at_place(entries.referenced));
     }
     let mut places = BTreeMap::new();
     let mut gathers = BTreeMap::new();
     let mut modules = Vec::new();
     for (name, entry) in entries.value {
         let place = entry.referenced;
-        let in_module = |wrong: Mistake| wrong.problem.of_module(&name).at(wrong.place);
+        let in_module = |wrong: Mistake| wrong.problem.of_module(&name).at_place(wrong.place);
         if !is_event_type(&name) {
-            return Err(PipelineProblem::ModuleName(name).at(place));
+            return Err(PipelineProblem::ModuleName(name).at_place(place));
         }
         places.insert(name.clone(), entry.value.run.as_ref().map_or(place, |run| run.referenced));
         gathers.extend(entry.value.gather.as_ref().map(|gather| (name.clone(), gather.referenced)));
-        modules.push(module(&name, entry.value, place, directory).map_err(in_module)?);
+        modules.push(build_module(&name, entry.value, place, directory).map_err(in_module)?);
     }
     check_gathers(&modules, &gathers)?;
     Ok((Pipeline { name, modules, plane: file.plane }, places))
 }
 
-fn module(
+fn build_module(
     name: &str,
     entry: ModuleEntry,
     place: Location,
@@ -293,29 +295,31 @@ fn module(
 ) -> Result<Module, Mistake> {
     let ModuleEntry { image, executor, network, resources, user, kubernetes, .. } = entry;
     let (executor, container) =
-        ContainerTerms { image, executor, network, resources, user }.read(directory)?;
+        ContainerTerms { image, executor, network, resources, user }.resolve(directory)?;
     let run = match (entry.run, &container) {
         (Some(run), _) if run.value.first().is_none_or(String::is_empty) => {
             let what = "is empty: the program and its arguments are needed";
-            return Err(PipelineProblem::Field { field: "run", what }.at(run.referenced));
+            return Err(PipelineProblem::Field { field: "run", what }.at_place(run.referenced));
         }
         (Some(run), _) => run.value,
         (None, Some(_)) => vec![],
         (None, None) => {
             let what = "is missing: the program and its arguments, as in run: [./sample.sh] (or \
                         an \"image\" that names it)";
-            return Err(PipelineProblem::Field { field: "run", what }.at(place));
+            return Err(PipelineProblem::Field { field: "run", what }.at_place(place));
         }
     };
     let kubernetes = match (kubernetes, executor) {
         (Some(terms), ExecutorKind::Kubernetes) => terms.value,
         (Some(terms), _) => {
             let what = "belongs to \"executor: kubernetes\"";
-            return Err(PipelineProblem::Field { field: "kubernetes", what }.at(terms.referenced));
+            return Err(
+                PipelineProblem::Field { field: "kubernetes", what }.at_place(terms.referenced)
+            );
         }
         (None, _) => KubernetesTerms::default(),
     };
-    let privileged = privileged_of(entry.privileged, container.is_some(), entry.stdio)?;
+    let privileged = parse_privileged(entry.privileged, container.is_some(), entry.stdio)?;
     let mut module = Module {
         executor,
         container,
@@ -323,23 +327,23 @@ fn module(
         privileged,
         ..Module::new(name, run, directory.to_owned())
     };
-    subscribe(&mut module, entry.on, entry.gather, entry.per, place)?;
-    module.terms = terms_of(&entry.terms)?;
-    module.emits = event_types(entry.emits.unwrap_or_default())?;
-    older_words(&mut module, entry.env, entry.api, entry.commit, entry.urls)?;
-    check_beside(&module).map_err(|problem| problem.at(place))?;
+    set_start_events(&mut module, entry.on, entry.gather, entry.per, place)?;
+    module.terms = parse_where(&entry.terms)?;
+    module.emits = parse_event_types(entry.emits.unwrap_or_default())?;
+    set_older_fields(&mut module, entry.env, entry.api, entry.commit, entry.urls)?;
+    check_image_fields(&module).map_err(|problem| problem.at_place(place))?;
     let of_links = LinkTerms { warm: entry.warm, idle: entry.idle, output: entry.output };
     if entry.stdio {
-        module.links = vec![link_of(&module)];
+        module.links = vec![single_link(&module)];
         if module.emits.len() != 1 || module.gather.is_some() {
             let words = "with \"stdio: true\" the module's stdout becomes one event: \"on\" and \
                          exactly one type in \"emits\" are needed";
-            return Err(PipelineProblem::Together(words).at(place));
+            return Err(PipelineProblem::Together(words).at_place(place));
         }
         of_links.apply(&mut module)?;
-    } else if let Some((place, field)) = of_links.stray() {
+    } else if let Some((place, field)) = of_links.first_set_field() {
         let what = "belongs to \"stdio: true\"";
-        return Err(PipelineProblem::Field { field, what }.at(place));
+        return Err(PipelineProblem::Field { field, what }.at_place(place));
     }
     module.on_dead = entry.on_dead.unwrap_or_default();
     if let Some(retries) = entry.retries {
@@ -348,19 +352,19 @@ fn module(
             let allowed = format!("0 to {RETRIES_MAX} are allowed");
             let number = retries.value as usize;
             let problem = PipelineProblem::Number { field: "retries", number, allowed };
-            return Err(problem.at(retries.referenced));
+            return Err(problem.at_place(retries.referenced));
         }
     }
-    terms(&mut module, entry.timeout, entry.concurrency)?;
+    set_run_limits(&mut module, entry.timeout, entry.concurrency)?;
     for (name, value) in entry.limits {
         let set = module.limits.set(&name, &value.value);
-        set.map_err(|wrong| PipelineProblem::from(wrong).at(value.referenced))?;
+        set.map_err(|wrong| PipelineProblem::from(wrong).at_place(value.referenced))?;
     }
     Ok(module)
 }
 
 /// Sets which events start a module: its `on`, or its `gather` and `per`.
-fn subscribe(
+fn set_start_events(
     module: &mut Module,
     on: Option<Spanned<Vec<Spanned<String>>>>,
     gather: Option<Spanned<String>>,
@@ -371,38 +375,40 @@ fn subscribe(
         (Some(on), None, None) => {
             if on.value.is_empty() {
                 let what = "is empty: no event would ever start it";
-                return Err(PipelineProblem::Field { field: "on", what }.at(on.referenced));
+                return Err(PipelineProblem::Field { field: "on", what }.at_place(on.referenced));
             }
-            module.on = event_types(on.value)?;
+            module.on = parse_event_types(on.value)?;
         }
         (None, Some(gather), Some(per)) => {
-            module.gather = event_types(vec![gather])?.pop();
-            module.per = event_types(vec![per])?.pop();
+            module.gather = parse_event_types(vec![gather])?.pop();
+            module.per = parse_event_types(vec![per])?.pop();
         }
         (None, Some(gather), None) => {
             let what = "needs \"per\": the event type below which it gathers";
-            return Err(PipelineProblem::Field { field: "gather", what }.at(gather.referenced));
+            return Err(
+                PipelineProblem::Field { field: "gather", what }.at_place(gather.referenced)
+            );
         }
         (None, None, Some(per)) => {
             let what = "belongs to \"gather\"";
-            return Err(PipelineProblem::Field { field: "per", what }.at(per.referenced));
+            return Err(PipelineProblem::Field { field: "per", what }.at_place(per.referenced));
         }
         (None, None, None) => {
             let what = "is missing: the event types it starts on (or \"gather\" and \"per\")";
-            return Err(PipelineProblem::Field { field: "on", what }.at(place));
+            return Err(PipelineProblem::Field { field: "on", what }.at_place(place));
         }
         (Some(on), _, _) => {
             let words = "\"on\" and \"gather\" exclude each other";
-            return Err(PipelineProblem::Together(words).at(on.referenced));
+            return Err(PipelineProblem::Together(words).at_place(on.referenced));
         }
     }
     Ok(())
 }
 
 /// Reads the terms of a module's `where`.
-fn terms_of(texts: &[Spanned<String>]) -> Result<Terms, Mistake> {
+fn parse_where(texts: &[Spanned<String>]) -> Result<Terms, Mistake> {
     let unreadable = |source: TermError, place| {
-        PipelineProblem::Unreadable { field: "where", source: source.into() }.at(place)
+        PipelineProblem::Unreadable { field: "where", source: source.into() }.at_place(place)
     };
     for text in texts {
         text.value.parse::<Term>().map_err(|wrong| unreadable(wrong, text.referenced))?;
@@ -414,7 +420,7 @@ fn terms_of(texts: &[Spanned<String>]) -> Result<Terms, Mistake> {
 
 /// Returns whether the module keeps the daemon's rights. Only a program of this machine that works
 /// with files can have them.
-fn privileged_of(
+fn parse_privileged(
     said: Option<Spanned<bool>>,
     container: bool,
     stdio: bool,
@@ -430,52 +436,52 @@ fn privileged_of(
         }
         (false, false) => return Ok(true),
     };
-    Err(PipelineProblem::Together(words).at(said.referenced))
+    Err(PipelineProblem::Together(words).at_place(said.referenced))
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-fn terms(
+fn set_run_limits(
     module: &mut Module,
     timeout: Option<Spanned<String>>,
     concurrency: Option<Spanned<usize>>,
 ) -> Result<(), Mistake> {
     if let Some(timeout) = timeout {
-        module.timeout = duration("timeout", timeout)?;
+        module.timeout = parse_time("timeout", timeout)?;
     }
     if let Some(concurrency) = concurrency {
         if !(1..=AT_A_TIME_MAX).contains(&concurrency.value) {
             let allowed = format!("1 to {AT_A_TIME_MAX} jobs at a time are allowed");
             let number = concurrency.value;
             let problem = PipelineProblem::Number { field: "concurrency", number, allowed };
-            return Err(problem.at(concurrency.referenced));
+            return Err(problem.at_place(concurrency.referenced));
         }
         module.concurrency = concurrency.value;
     }
     Ok(())
 }
 
-fn duration(field: &'static str, said: Spanned<String>) -> Result<Duration, Mistake> {
+fn parse_time(field: &'static str, said: Spanned<String>) -> Result<Duration, Mistake> {
     // A shorter time is over before a process has started.
-    let time = time_within(&said.value, Duration::from_millis(100), TIME_MAX);
-    time.map_err(|source| PipelineProblem::Time { field, source }.at(said.referenced))
+    let time = parse_time_within(&said.value, Duration::from_millis(100), TIME_MAX);
+    time.map_err(|source| PipelineProblem::Time { field, source }.at_place(said.referenced))
 }
 
-fn event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Mistake> {
+fn parse_event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Mistake> {
     let checked = |event_type: Spanned<String>| {
         if is_event_type(&event_type.value) {
             Ok(event_type.value)
         } else {
-            Err(PipelineProblem::EventType(event_type.value).at(event_type.referenced))
+            Err(PipelineProblem::EventType(event_type.value).at_place(event_type.referenced))
         }
     };
     types.into_iter().map(checked).collect()
 }
 
 /// Returns `from` and all event types that the modules can make of events of these types.
-pub(crate) fn reachable(modules: &[Module], from: &[String]) -> BTreeSet<String> {
+pub(crate) fn reachable_types(modules: &[Module], from: &[String]) -> BTreeSet<String> {
     let mut found: BTreeSet<String> = from.iter().cloned().collect();
     loop {
         let before = found.len();
@@ -498,12 +504,12 @@ fn check_gathers(modules: &[Module], places: &BTreeMap<String, Location>) -> Res
         let place = places.get(&module.name).copied().unwrap_or(Location::UNKNOWN);
         let problem = if !modules.iter().any(|other| other.emits.contains(gather)) {
             PipelineProblem::GathersNothing(gather.clone())
-        } else if reachable(modules, &module.emits).contains(gather) {
+        } else if reachable_types(modules, &module.emits).contains(gather) {
             PipelineProblem::GathersItself(gather.clone())
         } else {
             continue;
         };
-        return Err(problem.of_module(&module.name).at(place));
+        return Err(problem.of_module(&module.name).at_place(place));
     }
     Ok(())
 }

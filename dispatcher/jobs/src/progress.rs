@@ -10,7 +10,7 @@ use ion_model::record::{GatherObstacles, InsightRecord, JobRecord, JobState};
 use ion_stores::{Collection, Query, StoreError, encode};
 use serde_json::{Value, json};
 
-pub use self::obstacles::{Obstacle, obstacles};
+pub use self::obstacles::{Obstacle, find_obstacles};
 use crate::gather::{Readiness, readiness};
 use crate::ledger::{JobFilter, Ledger, RegisteredModules};
 
@@ -40,7 +40,7 @@ const UNDER_WAY: usize = 8;
 impl CorrelationStatus {
     /// Returns whether something has failed for good: a job is dead or cancelled, or a gathering
     /// job waits for dead jobs only.
-    pub fn failed(&self) -> bool {
+    pub fn has_failed(&self) -> bool {
         self.held_back > 0
             || self.jobs.iter().any(|job| matches!(job.state, JobState::Dead | JobState::Cancelled))
     }
@@ -62,7 +62,7 @@ impl CorrelationStatus {
 
     /// Returns the verdict of this state.
     pub fn verdict(&self) -> Verdict {
-        match (self.ended, self.failed()) {
+        match (self.ended, self.has_failed()) {
             (false, _) => Verdict::Running,
             (true, false) => Verdict::Succeeded,
             (true, true) => Verdict::Failed,
@@ -70,7 +70,7 @@ impl CorrelationStatus {
     }
 
     /// Returns how many jobs of each module are in each state.
-    pub fn by_module(&self) -> BTreeMap<&str, BTreeMap<&'static str, usize>> {
+    pub fn count_jobs_by_module(&self) -> BTreeMap<&str, BTreeMap<&'static str, usize>> {
         let mut counts: BTreeMap<&str, BTreeMap<&'static str, usize>> = BTreeMap::new();
         for job in &self.jobs {
             *counts.entry(&job.module).or_default().entry(job.state.as_str()).or_default() += 1;
@@ -116,8 +116,8 @@ impl Trace {
     /// # Errors
     /// When a store cannot be read.
     pub async fn read(ledger: &Ledger, correlation: &str) -> Result<Self, StoreError> {
-        let registered = ledger.registered().await?;
-        let status = status(ledger, correlation, &registered).await?;
+        let registered = ledger.registered_modules().await?;
+        let status = correlation_status(ledger, correlation, &registered).await?;
         let equals = vec![
             ("context.correlationId", json!(correlation)),
             ("context.documentType", json!("insight")),
@@ -132,7 +132,7 @@ impl Trace {
     /// Returns its documents: events, insights, jobs.
     pub fn documents(&self) -> Vec<Value> {
         let mut documents = Vec::new();
-        let gathered = self.each_document(|document| {
+        let gathered = self.for_each_document(|document| {
             documents.push(document.clone());
             Ok::<_, std::convert::Infallible>(())
         });
@@ -145,7 +145,10 @@ impl Trace {
     ///
     /// # Errors
     /// The first error that `take` returns.
-    pub fn each_document<E>(&self, mut take: impl FnMut(&Value) -> Result<(), E>) -> Result<(), E> {
+    pub fn for_each_document<E>(
+        &self,
+        mut take: impl FnMut(&Value) -> Result<(), E>,
+    ) -> Result<(), E> {
         self.status.events.iter().try_for_each(|event| take(&encode(event)))?;
         self.insights.values().try_for_each(|insight| take(&encode(insight)))?;
         self.status.jobs.iter().try_for_each(|job| take(&encode(job)))
@@ -154,19 +157,19 @@ impl Trace {
 
 /// Reads the state of a correlation. The jobs are read before the events, and the registry before
 /// and after both, for the reason that [`readiness`] gives.
-pub async fn status(
+pub async fn correlation_status(
     ledger: &Ledger,
     correlation: &str,
     registered: &RegisteredModules,
 ) -> Result<CorrelationStatus, StoreError> {
     let filter = JobFilter { correlation: Some(correlation.to_owned()), ..JobFilter::default() };
     let jobs = ledger.list(&filter, usize::MAX >> 1).await?;
-    let events = ledger.events_of(correlation).await?;
+    let events = ledger.correlation_events(correlation).await?;
     let claimed: std::collections::BTreeSet<(&str, &str)> =
         jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();
     let unclaimed: Vec<JobId> = events
         .iter()
-        .flat_map(|event| registered.expected(event).map(move |module| (event, module)))
+        .flat_map(|event| registered.modules_for(event).map(move |module| (event, module)))
         .filter(|(event, module)| !claimed.contains(&(event.id.as_str(), module.name.as_str())))
         .map(|(event, module)| JobId::derive(&event.id, &module.name))
         .collect();
@@ -198,7 +201,7 @@ pub async fn status(
     }
     let unpublished = events.iter().any(|event| event.publication == PublicationState::Unpublished);
     let ended = unclaimed.is_empty() && open == 0 && !unpublished && !events.is_empty();
-    let ended = ended && ledger.is_still(registered).await?;
+    let ended = ended && ledger.is_registry_unchanged(registered).await?;
     let room = UNDER_WAY - under_way.len();
     under_way.extend(unclaimed.iter().take(room).cloned());
     Ok(CorrelationStatus {

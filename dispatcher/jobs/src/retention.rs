@@ -14,8 +14,8 @@ use ion_stores::{Collection, Durability, Query, StoreError};
 use ion_system::failpoint;
 use serde_json::{Value, json};
 
-use crate::ledger::{Ledger, RegisteredModules, letter_of};
-use crate::progress::status;
+use crate::ledger::{Ledger, RegisteredModules, dead_letter_key};
+use crate::progress::correlation_status;
 
 /// What was dropped, or would be dropped in a dry run.
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ pub async fn drop_old_correlations(
     how: GcMode,
 ) -> Result<DroppedCorrelations, StoreError> {
     let before = clock::now() - millis(age);
-    let registered = ledger.registered().await?;
+    let registered = ledger.registered_modules().await?;
     let of_events = vec![("context.documentType", json!(DocumentType::EventMeta))];
     let events = Query::equal(Collection::Events, of_events).order_by("created");
     let mut latest: BTreeMap<CorrelationId, Millis> = BTreeMap::new();
@@ -69,20 +69,20 @@ async fn drop_correlation(
     retired: &mut DroppedCorrelations,
 ) -> Result<(), StoreError> {
     let plane = ledger.plane();
-    let status = status(ledger, correlation.as_str(), registered).await?;
+    let status = correlation_status(ledger, correlation.as_str(), registered).await?;
     let old = status.jobs.iter().all(|job| job.ended.unwrap_or(job.created) < before);
     if !status.ended || !old {
         return Ok(());
     }
     let rest =
         Query::equal(Collection::Events, vec![("context.correlationId", json!(correlation))]);
-    let rest = children_first(plane.documents.find(rest).await?);
+    let rest = sort_children_first(plane.documents.find(rest).await?);
     if how == GcMode::Remove {
         let dead = status.jobs.iter().filter(|job| job.state == JobState::Dead);
         // The letters are removed first: a letter without its job would be taken for a message that
         // could not be read.
-        plane.bus.remove_dead_letters(&dead.map(letter_of).collect::<Vec<_>>()).await?;
-        expect_nothing(ledger, &rest).await?;
+        plane.bus.remove_dead_letters(&dead.map(dead_letter_key).collect::<Vec<_>>()).await?;
+        clear_expected_modules(ledger, &rest).await?;
         for job in &status.jobs {
             // A person may have retried the job meanwhile: then its correlation has not ended.
             let same = vec![("version", json!(job.version))];
@@ -112,7 +112,7 @@ async fn drop_correlation(
 /// Notes in the events of an ended correlation that they are for no module any more, durably.
 /// Without their jobs they would look like events that start modules, and if the deletion is
 /// interrupted, a dispatcher would send them again.
-async fn expect_nothing(ledger: &Ledger, documents: &[Value]) -> Result<(), StoreError> {
+async fn clear_expected_modules(ledger: &Ledger, documents: &[Value]) -> Result<(), StoreError> {
     let starts = |document: &&Value| {
         let by = document["expectedBy"].as_array();
         document["unclaimed"] == json!(true) || by.is_some_and(|names| !names.is_empty())
@@ -130,7 +130,7 @@ async fn expect_nothing(ledger: &Ledger, documents: &[Value]) -> Result<(), Stor
 
 /// Sorts a correlation's documents: children before their parents. If the deletion is interrupted,
 /// what remains of a lineage still has its beginning.
-fn children_first(mut documents: Vec<Value>) -> Vec<Value> {
+fn sort_children_first(mut documents: Vec<Value>) -> Vec<Value> {
     let is_event = |document: &Value| document["id"] == document["context"]["eventId"];
     let of = |document: &Value, key: &str| {
         document["context"][key].as_str().unwrap_or_default().to_owned()
@@ -169,7 +169,7 @@ mod tests {
             document("c", "c", "b"),
             document("own", "own", "own"),
         ];
-        let ordered = children_first(all);
+        let ordered = sort_children_first(all);
         let at = |id: &str| ordered.iter().position(|document| document["id"] == id).unwrap();
         assert_eq!(ordered.len(), 5);
         assert!(at("log") < at("c") && at("c") < at("b") && at("b") < at("a"), "{ordered:?}");

@@ -300,7 +300,7 @@ impl Chains {
         let flow = Flow { used: &used, module: &module, recording: &recording };
         let mut outcome = flow.run(input, live, stop).await;
         let end = recording.record_rest(&mut outcome).await;
-        self.metrics.ran(&module.name, end.as_str());
+        self.metrics.count_run(&module.name, end.as_str());
         ChainResult { end, left: ChainRemains { links: outcome.links, _used: used } }
     }
 

@@ -26,7 +26,7 @@ use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 
-use super::complain;
+use super::print_message;
 
 /// The module's folder if neither a flag nor the environment names one.
 const BASE_DIR: &str = "/ion";
@@ -348,11 +348,11 @@ impl HandlerSettings {
         arguments: Arguments,
         matches: &ArgMatches,
     ) -> Result<Self, HandlerSettingsError> {
-        log(&arguments)?;
-        for secret in SECRETS.iter().filter(|name| from_command_line(matches, name)) {
+        start_log(&arguments)?;
+        for secret in SECRETS.iter().filter(|name| is_from_command_line(matches, name)) {
             let variable =
                 secret.to_uppercase().replace('.', "_").replace("SHAREDSECRET", "SHARED_SECRET");
-            complain(&format!(
+            print_message(&format!(
                 "--{secret} in the command line can be read by every user of this machine; set \
                  {variable} instead"
             ));
@@ -369,7 +369,7 @@ impl HandlerSettings {
                 .unwrap_or_else(|| BASE_DIR.into()),
         };
         let limits = LimitOverrides::from_arguments(&arguments.limits)?.apply_to(Limits::default());
-        let printable = printable(&arguments, &base_dir, &stores);
+        let printable = printable_settings(&arguments, &base_dir, &stores);
         let said = |text: Option<String>| text.filter(|text| !text.is_empty());
         let emits = arguments.valideventtypes.iter().map(|name| name.trim().to_owned());
         Ok(Self {
@@ -395,11 +395,11 @@ impl HandlerSettings {
     }
 }
 
-fn from_command_line(matches: &ArgMatches, name: &str) -> bool {
+fn is_from_command_line(matches: &ArgMatches, name: &str) -> bool {
     matches.value_source(name) == Some(ValueSource::CommandLine)
 }
 
-fn log(arguments: &Arguments) -> Result<(), HandlerSettingsError> {
+fn start_log(arguments: &Arguments) -> Result<(), HandlerSettingsError> {
     let level = arguments.loglevel.as_str();
     let others = if arguments.loglevel == Level::Error { level } else { "warn" };
     let spans = ion_system::spans::TARGET;
@@ -409,7 +409,7 @@ fn log(arguments: &Arguments) -> Result<(), HandlerSettingsError> {
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(filter))
         .with_target(false)
-        .fmt_fields(harmless_fields());
+        .fmt_fields(escaped_fields());
     match &arguments.logfile {
         Some(path) if !path.as_os_str().is_empty() => {
             let file = std::fs::File::options().create(true).append(true).open(path);
@@ -427,7 +427,7 @@ fn log(arguments: &Arguments) -> Result<(), HandlerSettingsError> {
 
 /// Formats the fields of log messages: each field is in one line, and a long one is cut, because
 /// modules choose some of them.
-fn harmless_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
+fn escaped_fields() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
     let field = |out: &mut Writer<'_>, field: &Field, value: &dyn std::fmt::Debug| {
         if field.name() != "message" {
             write!(out, "{}=", field.name())?;
@@ -457,7 +457,7 @@ struct Azure {
 
 impl std::fmt::Debug for HandlerStores {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}", self.shown())
+        write!(formatter, "{}", self.to_json())
     }
 }
 
@@ -470,13 +470,13 @@ impl HandlerStores {
         }
         let azure = match &arguments.blobs {
             Some(_) => None,
-            None => azure(&arguments.azure)?,
+            None => read_azure(&arguments.azure)?,
         };
         let documents = match &arguments.documents {
             Some(url) => Some(url.clone()),
-            None => cosmos(&arguments.mongo)?,
+            None => cosmos_url(&arguments.mongo)?,
         };
-        if arguments.bus.is_none() && is_used(&arguments.service_bus) {
+        if arguments.bus.is_none() && uses_service_bus(&arguments.service_bus) {
             return Err(HandlerSettingsError::ServiceBus);
         }
         let urls = StoreUrls {
@@ -505,16 +505,16 @@ impl HandlerStores {
     }
 
     /// Returns where events are, for people: the URL of the documents without credentials.
-    pub(super) fn documents(&self) -> String {
+    pub(super) fn documents_url(&self) -> String {
         without_credentials(&self.urls.documents)
     }
 
-    fn shown(&self) -> Value {
+    fn to_json(&self) -> Value {
         let blobs = match &self.azure {
             Some(azure) => format!("az://{}", azure.container),
             None => without_credentials(&self.urls.blobs),
         };
-        json!({"blobs": blobs, "documents": self.documents(), "bus": without_credentials(&self.urls.bus)})
+        json!({"blobs": blobs, "documents": self.documents_url(), "bus": without_credentials(&self.urls.bus)})
     }
 }
 
@@ -522,7 +522,7 @@ impl HandlerStores {
 ///
 /// # Errors
 /// [`HandlerSettingsError::Missing`], which names the flag.
-fn needed(
+fn require_flag(
     group: &'static str,
     flag: &'static str,
     value: Option<&String>,
@@ -531,12 +531,13 @@ fn needed(
     value.cloned().ok_or(HandlerSettingsError::Missing { group, flag })
 }
 
-fn azure(group: &AzureArguments) -> Result<Option<Azure>, HandlerSettingsError> {
+fn read_azure(group: &AzureArguments) -> Result<Option<Azure>, HandlerSettingsError> {
     let given = group.account.is_some() || group.key.is_some() || group.container.is_some();
     if !group.azure_enabled.unwrap_or(given) {
         return Ok(None);
     }
-    let needed = |flag, value: &Option<String>| needed("azureblobprovider", flag, value.as_ref());
+    let needed =
+        |flag, value: &Option<String>| require_flag("azureblobprovider", flag, value.as_ref());
     Ok(Some(Azure {
         account: needed("blobaccountname", &group.account)?,
         key: needed("blobaccountkey", &group.key)?,
@@ -546,18 +547,19 @@ fn azure(group: &AzureArguments) -> Result<Option<Azure>, HandlerSettingsError> 
 
 /// Returns the URL of the Cosmos DB account that older Ion connected to; `None` if the group is not
 /// used.
-fn cosmos(group: &MongoArguments) -> Result<Option<String>, HandlerSettingsError> {
+fn cosmos_url(group: &MongoArguments) -> Result<Option<String>, HandlerSettingsError> {
     let given = group.account.is_some() || group.password.is_some() || group.collection.is_some();
     if !group.mongo_enabled.unwrap_or(given) {
         return Ok(None);
     }
-    let needed = |flag, value: &Option<String>| needed("mongodbdocprovider", flag, value.as_ref());
+    let needed =
+        |flag, value: &Option<String>| require_flag("mongodbdocprovider", flag, value.as_ref());
     let name = needed("name", &group.account)?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-';
     if !name.chars().all(allowed) {
         return Err(HandlerSettingsError::CosmosName(name));
     }
-    let password = escaped(&needed("password", &group.password)?);
+    let password = escape_for_url(&needed("password", &group.password)?);
     let port = group.port;
     Ok(Some(format!(
         "mongodb://{name}:{password}@{name}.documents.azure.com:{port}/{name}?tls=true&replicaSet=globaldb&retryWrites=false&maxIdleTimeMS=120000"
@@ -565,20 +567,24 @@ fn cosmos(group: &MongoArguments) -> Result<Option<String>, HandlerSettingsError
 }
 
 /// Escapes a password for a URL.
-fn escaped(password: &str) -> String {
+fn escape_for_url(password: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     let escape =
         |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
     password.bytes().map(escape).collect()
 }
 
-fn is_used(group: &ServiceBusArguments) -> bool {
+fn uses_service_bus(group: &ServiceBusArguments) -> bool {
     let given = [&group.namespace, &group.topic, &group.key, &group.rule];
     group.bus_enabled.unwrap_or_else(|| given.into_iter().any(Option::is_some))
 }
 
 /// Returns what `--printconfig` prints.
-fn printable(arguments: &Arguments, base_dir: &std::path::Path, stores: &HandlerStores) -> Value {
+fn printable_settings(
+    arguments: &Arguments,
+    base_dir: &std::path::Path,
+    stores: &HandlerStores,
+) -> Value {
     let hidden = |secret: &Option<String>| if secret.is_some() { "***" } else { "" };
     let (azure, mongo, bus) = (&arguments.azure, &arguments.mongo, &arguments.service_bus);
     json!({
@@ -597,7 +603,7 @@ fn printable(arguments: &Arguments, base_dir: &std::path::Path, stores: &Handler
         "logLevel": arguments.loglevel.as_str(),
         "logFile": arguments.logfile,
         "development": {"enabled": arguments.development, "baseDir": arguments.development_basedir},
-        "stores": stores.shown(),
+        "stores": stores.to_json(),
         "azureBlobProvider": {
             "enabled": azure.azure_enabled,
             "blobAccountName": azure.account,

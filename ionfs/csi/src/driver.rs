@@ -336,7 +336,7 @@ impl Driver {
                     ));
                 }
                 // A process may still have a file open; no new file can be opened.
-                if timeout(TREE_END_WAIT, mounted.ended()).await.is_err() {
+                if timeout(TREE_END_WAIT, mounted.wait_for_end()).await.is_err() {
                     tracing::warn!(
                         ticket = note.ticket_id(),
                         "a pod's tree is still used after its end"

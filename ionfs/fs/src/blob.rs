@@ -14,7 +14,7 @@ pub(crate) fn open_blob(
     daemon: &Daemon,
     entry: &FileEntry,
 ) -> Result<Arc<CachedBlob>, ReadFailure> {
-    daemon.cache.open(entry).map_err(|error| ReadFailure::of_blob(&error))
+    daemon.cache.open(entry).map_err(|error| ReadFailure::from_cache_error(&error))
 }
 
 /// Reads a blob within the daemon's deadline.
@@ -27,5 +27,5 @@ pub(crate) async fn read_blob(
     let read = reader.read(offset, length);
     let answered = tokio::time::timeout(daemon.settings.read_deadline, read).await;
     let unanswered = |_| ReadFailure::unanswered(Some(&reader.blob().entry().key));
-    answered.map_err(unanswered)?.map_err(|error| ReadFailure::of_blob(&error))
+    answered.map_err(unanswered)?.map_err(|error| ReadFailure::from_cache_error(&error))
 }

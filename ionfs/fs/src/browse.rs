@@ -209,7 +209,7 @@ async fn failed_jobs(daemon: Arc<Daemon>, module: String) -> BrowseResult<Direct
 struct EventDirectoryNames(HashMap<String, HashMap<String, String>>);
 
 impl EventDirectoryNames {
-    async fn of(
+    async fn find_name(
         &mut self,
         daemon: &Daemon,
         correlation: &str,
@@ -233,7 +233,7 @@ async fn links_to_jobs(daemon: &Daemon, jobs: Vec<JobRecord>) -> BrowseResult<Di
     let mut items = Vec::new();
     for job in jobs {
         let correlation = job.correlation_id.as_str();
-        if let Some(event) = names.of(daemon, correlation, job.event_id.as_str()).await? {
+        if let Some(event) = names.find_name(daemon, correlation, job.event_id.as_str()).await? {
             let target = format!("../../../correlations/{correlation}/{event}/jobs/{}", job.module);
             items.push((format!("{}-{}", job.event_type, job.id.short()), ViewItem::Link(target)));
         }
@@ -264,7 +264,7 @@ async fn events_of_type(daemon: Arc<Daemon>, event_type: String) -> BrowseResult
     let mut items = Vec::new();
     for event in events(&daemon, vec![("type", json!(event_type))]).await? {
         let correlation = event.context.correlation_id.as_str();
-        if let Some(name) = names.of(&daemon, correlation, event.id.as_str()).await? {
+        if let Some(name) = names.find_name(&daemon, correlation, event.id.as_str()).await? {
             items.push((
                 format!("{}-{name}", event.context.correlation_id.short()),
                 ViewItem::Link(format!("../../correlations/{correlation}/{name}")),

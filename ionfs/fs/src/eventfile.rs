@@ -63,7 +63,7 @@ pub(crate) enum EventDecision {
 
 impl EventState {
     /// Notes that the content changed.
-    pub(crate) fn changed(&mut self, change: ContentChange) {
+    pub(crate) fn note_change(&mut self, change: ContentChange) {
         self.version += 1;
         self.wrote |= change == ContentChange::Written;
         self.refused = None;
@@ -87,7 +87,7 @@ impl EventState {
     }
 
     /// Notes that the content of a version was refused, so that it is not tried again.
-    pub(crate) fn was_refused(&mut self, version: u64, errno: Errno) {
+    pub(crate) fn note_refusal(&mut self, version: u64, errno: Errno) {
         self.committing = false;
         self.refused = (self.version == version).then_some(errno);
     }
@@ -157,12 +157,12 @@ mod tests {
     fn a_shells_early_close_and_a_builtins_pieces_commit_once_complete() {
         let mut state = EventState::default();
         assert_eq!(decide(&mut state, DecisionTrigger::Flush, ""), EventDecision::Nothing);
-        state.changed(ContentChange::Written);
+        state.note_change(ContentChange::Written);
         assert_eq!(
             decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":"),
             EventDecision::Nothing
         );
-        state.changed(ContentChange::Written);
+        state.note_change(ContentChange::Written);
         assert!(matches!(
             decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":\"a\"}"),
             EventDecision::Commit(_)
@@ -172,13 +172,13 @@ mod tests {
     #[test]
     fn a_second_flush_without_news_does_nothing_and_answers_as_the_first() {
         let mut state = EventState::default();
-        state.changed(ContentChange::Written);
+        state.note_change(ContentChange::Written);
         assert!(matches!(
             decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":\"a\"}"),
             EventDecision::Commit(_)
         ));
         assert_eq!(state.previous_answer(), Ok(()));
-        state.was_refused(state.version(), Errno::NOENT);
+        state.note_refusal(state.version(), Errno::NOENT);
         assert_eq!(state.previous_answer(), Err(Errno::NOENT));
         assert_eq!(
             decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":\"a\"}"),
@@ -188,7 +188,7 @@ mod tests {
             decide(&mut state, DecisionTrigger::Final, "{\"eventType\":\"a\"}"),
             EventDecision::Nothing
         );
-        state.changed(ContentChange::Written);
+        state.note_change(ContentChange::Written);
         assert_eq!(state.previous_answer(), Ok(()));
         assert!(matches!(
             decide(&mut state, DecisionTrigger::Flush, "{\"eventType\":\"b\"}"),
@@ -200,13 +200,13 @@ mod tests {
     fn what_is_left_at_the_end_is_final() {
         let mut state = EventState::default();
         assert_eq!(decide(&mut state, DecisionTrigger::Final, ""), EventDecision::Nothing);
-        state.changed(ContentChange::Written);
+        state.note_change(ContentChange::Written);
         assert!(matches!(
             decide(&mut state, DecisionTrigger::Final, "{\"eventType\""),
             EventDecision::Refuse(_)
         ));
         let mut emptied = EventState::default();
-        emptied.changed(ContentChange::Written);
+        emptied.note_change(ContentChange::Written);
         assert!(matches!(
             decide(&mut emptied, DecisionTrigger::Final, ""),
             EventDecision::Refuse(_)
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn what_can_never_be_a_document_is_refused_at_once() {
         let mut state = EventState::default();
-        state.changed(ContentChange::Written);
+        state.note_change(ContentChange::Written);
         assert!(matches!(
             decide(&mut state, DecisionTrigger::Flush, "hello"),
             EventDecision::Refuse(_)

@@ -28,8 +28,8 @@ use fuser::{
 pub(crate) use self::kernel::Kernel;
 use self::kernel::MARGIN;
 use self::reply::{
-    file_attr, file_type, fuse_errno, maker, missing_attr, reply_attr, reply_data, reply_empty,
-    reply_written, reply_xattr, set_id_bits_for, time_change,
+    file_attr, file_type, fuse_errno, missing_attr, owner_of_request, reply_attr, reply_data,
+    reply_empty, reply_written, reply_xattr, set_id_bits_for, time_change,
 };
 use self::requests::RequestKind;
 use crate::answer::Answer;
@@ -142,7 +142,7 @@ impl Filesystem for Kernel {
         reply: ReplyEntry,
     ) {
         self.mount.requests.count(RequestKind::Mknod);
-        let made = self.mount.tree.mknod(parent.0, name, mode, maker(req));
+        let made = self.mount.tree.mknod(parent.0, name, mode, owner_of_request(req));
         self.mount.reply_entry(reply, made);
     }
 
@@ -156,7 +156,7 @@ impl Filesystem for Kernel {
         reply: ReplyEntry,
     ) {
         self.mount.requests.count(RequestKind::Mkdir);
-        let made = self.mount.tree.mkdir(parent.0, name, mode, maker(req));
+        let made = self.mount.tree.mkdir(parent.0, name, mode, owner_of_request(req));
         self.mount.reply_entry(reply, made);
     }
 
@@ -179,7 +179,7 @@ impl Filesystem for Kernel {
         reply: ReplyEntry,
     ) {
         self.mount.requests.count(RequestKind::Symlink);
-        let made = self.mount.tree.symlink(parent.0, link_name, target, maker(req));
+        let made = self.mount.tree.symlink(parent.0, link_name, target, owner_of_request(req));
         self.mount.reply_entry(reply, made);
     }
 
@@ -203,7 +203,8 @@ impl Filesystem for Kernel {
             RenameOver::AllButEvents
         };
         let tree = &self.mount.tree;
-        let renamed = tree.rename(parent.0, name, newparent.0, newname, over, maker(req));
+        let renamed =
+            tree.rename(parent.0, name, newparent.0, newname, over, owner_of_request(req));
         self.answer_commit(renamed, move |outcome| reply_empty(reply, outcome));
     }
 
@@ -216,7 +217,7 @@ impl Filesystem for Kernel {
         reply: ReplyEntry,
     ) {
         self.mount.requests.count(RequestKind::Link);
-        let linked = self.mount.tree.link(ino.0, newparent.0, newname, maker(req));
+        let linked = self.mount.tree.link(ino.0, newparent.0, newname, owner_of_request(req));
         let mount = self.mount.clone();
         self.answer_commit(linked, move |outcome| mount.reply_entry(reply, outcome));
     }
@@ -224,7 +225,7 @@ impl Filesystem for Kernel {
     fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.mount.requests.count(RequestKind::Open);
         let how = OpenRequest { flags: flags.0, set_id_bits: set_id_bits_for(req) };
-        if let Err(errno) = self.mount.handles.may_open() {
+        if let Err(errno) = self.mount.handles.check_may_open() {
             return reply.error(fuse_errno(errno));
         }
         let opened = self.mount.tree.open(node.0, how);
@@ -250,8 +251,8 @@ impl Filesystem for Kernel {
         let (mount, tree) = (&self.mount, &self.mount.tree);
         let created = mount
             .handles
-            .may_open()
-            .and_then(|()| tree.create(parent.0, name, mode, maker(req), how));
+            .check_may_open()
+            .and_then(|()| tree.create(parent.0, name, mode, owner_of_request(req), how));
         let (attr, open) = match created {
             Ok(created) => created,
             Err(errno) => return reply.error(fuse_errno(errno)),
@@ -370,7 +371,7 @@ impl Filesystem for Kernel {
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.mount.requests.count(RequestKind::Opendir);
-        if let Err(errno) = self.mount.handles.may_open() {
+        if let Err(errno) = self.mount.handles.check_may_open() {
             return reply.error(fuse_errno(errno));
         }
         let open = self.mount.tree.open_directory();
@@ -389,7 +390,7 @@ impl Filesystem for Kernel {
         self.mount.requests.count(RequestKind::Readdir);
         self.list(ino, fh, offset, move |tree, directory| {
             let read = directory.and_then(|directory| {
-                tree.list_behind(&directory, offset, ListingDetail::Names, |place, name, listed| {
+                tree.list_after(&directory, offset, ListingDetail::Names, |place, name, listed| {
                     reply.add(INodeNo(listed.ino), place, file_type(listed.kind), name)
                 })
             });
@@ -422,7 +423,7 @@ impl Filesystem for Kernel {
                 full
             };
             let read = directory.and_then(|directory| {
-                tree.list_behind(&directory, offset, ListingDetail::Attributes, &mut add)
+                tree.list_after(&directory, offset, ListingDetail::Attributes, &mut add)
             });
             // Count them before the kernel receives them: it might forget them at once.
             tree.remember_listed(&given);

@@ -222,7 +222,7 @@ impl JobTree {
             rejections: self.output.rejections().into_values().collect(),
             exceeded: self.output.exceeded(),
             no_room: self.output.no_room(),
-            failed_reads: self.reads.so_far(),
+            failed_reads: self.reads.failed_reads(),
         }
     }
 }
@@ -361,7 +361,7 @@ fn events_item(
                 records(move || output.rejections(), |rejection: &Rejection| rejection.at),
             ));
             let numbered = move || {
-                let failed = reads.so_far().first.into_iter().enumerate();
+                let failed = reads.failed_reads().first.into_iter().enumerate();
                 failed.map(|(n, read)| (n.to_string(), read)).collect()
             };
             items.push(("failed-reads".into(), records(numbered, |read: &FailedRead| read.at)));

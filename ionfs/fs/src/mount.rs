@@ -119,7 +119,7 @@ impl ServedMount {
     ///
     /// # Errors
     /// The error that ended the session, if it was not an unmount.
-    pub async fn ended(&mut self) -> io::Result<()> {
+    pub async fn wait_for_end(&mut self) -> io::Result<()> {
         match (&mut self.served).await {
             Ok(outcome) => outcome,
             Err(error) => Err(io::Error::other(error)),
@@ -144,7 +144,7 @@ impl ServedMount {
                 return Ok(UnmountOutcome::InUse);
             }
         }
-        self.ended().await.map(|()| UnmountOutcome::Whole)
+        self.wait_for_end().await.map(|()| UnmountOutcome::Whole)
     }
 }
 

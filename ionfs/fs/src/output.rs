@@ -156,7 +156,7 @@ impl Output {
 
     /// Returns the limits on what the job may use.
     pub(crate) fn limits(&self) -> &Limits {
-        self.staging.limits().most()
+        self.staging.limits().job_limits()
     }
 
     /// Returns the staging limit that the job exceeded, in words. Exceeding it fails the job.
@@ -219,7 +219,7 @@ impl Output {
             maker,
             how.staging_flags(),
         )?;
-        let staged = self.content.handle(&mut table, ino, opened, how.without_truncation())?;
+        let staged = self.content.add_handle(&mut table, ino, opened, how.without_truncation())?;
         Ok((self.staging.attr(&table, ino)?, staged))
     }
 
@@ -283,7 +283,7 @@ impl Output {
     ) -> Result<()> {
         match self.content.write(staged, offset, data, set_id_bits)? {
             WriteEffect::None => {}
-            WriteEffect::BeginUpload => self.uploads.begin_early(staged.ino()),
+            WriteEffect::BeginUpload => self.uploads.begin_early_upload(staged.ino()),
         }
         Ok(())
     }

@@ -36,7 +36,7 @@ pub(crate) struct ReadFailure {
 
 impl ReadFailure {
     /// Makes the failure of a read of a blob.
-    pub(crate) fn of_blob(error: &CacheError) -> Self {
+    pub(crate) fn from_cache_error(error: &CacheError) -> Self {
         let (key, cause) = match error {
             CacheError::Store { key, source } => (key, cause_of(source)),
             CacheError::Corrupt { key, .. } | CacheError::Block { key, .. } => {
@@ -54,7 +54,7 @@ impl ReadFailure {
     }
 
     /// Makes the failure of a read of a document or of a list of files.
-    pub(crate) fn of_store(error: &StoreError) -> Self {
+    pub(crate) fn from_store_error(error: &StoreError) -> Self {
         let blob = match error {
             StoreError::NoSuchBlob(key) | StoreError::DamagedBlob(key) => Some(key.clone()),
             _ => None,
@@ -90,18 +90,18 @@ fn cause_of(error: &StoreError) -> ReadFailureCause {
 
 /// Returns one failed read: of a file of an event, because of its blob.
 pub fn failed_read_of_blob(name: &str, error: &CacheError) -> FailedReads {
-    failed_read(&format!("in/data/{name}"), &ReadFailure::of_blob(error))
+    failed_read(&format!("in/data/{name}"), &ReadFailure::from_cache_error(error))
 }
 
 /// Returns one failed read: the event's files could not be listed.
 pub(crate) fn failed_listing(error: &StoreError) -> FailedReads {
-    failed_read("in/data", &ReadFailure::of_store(error))
+    failed_read("in/data", &ReadFailure::from_store_error(error))
 }
 
 fn failed_read(path: &str, failure: &ReadFailure) -> FailedReads {
     let log = ReadLog::default();
     log.note(path, failure);
-    log.so_far()
+    log.failed_reads()
 }
 
 /// The failed reads of one tree, shared by everything that reads for it.
@@ -112,7 +112,7 @@ impl ReadLog {
     /// Records a failed read of the file or folder at `path`, as seen from `ION_DIR`. Returns the
     /// errno that the module receives.
     pub(crate) fn note(&self, path: &str, failure: &ReadFailure) -> Errno {
-        let (path, reason) = (shortened(path), shortened(&failure.reason));
+        let (path, reason) = (shorten(path), shorten(&failure.reason));
         let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |one: &FailedRead| {
             one.path == path && one.blob == failure.blob && one.cause == failure.cause
@@ -137,12 +137,12 @@ impl ReadLog {
     }
 
     /// Returns the reads that have failed so far.
-    pub(crate) fn so_far(&self) -> FailedReads {
+    pub(crate) fn failed_reads(&self) -> FailedReads {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-fn shortened(text: &str) -> String {
+fn shorten(text: &str) -> String {
     if text.len() <= TEXT_MAX {
         return text.to_owned();
     }
@@ -157,12 +157,12 @@ mod tests {
     #[test]
     fn a_file_is_recorded_once_for_each_cause_and_what_goes_beyond_the_bound_is_counted() {
         let log = ReadLog::default();
-        let missing = ReadFailure::of_store(&StoreError::NoSuchBlob("k".into()));
+        let missing = ReadFailure::from_store_error(&StoreError::NoSuchBlob("k".into()));
         for n in 0..RECORDED_MAX + 3 {
             assert_eq!(log.note(&format!("in/data/{n}"), &missing), Errno::IO);
             log.note("in/data/0", &missing);
         }
-        let failed = log.so_far();
+        let failed = log.failed_reads();
         assert_eq!((failed.first.len(), failed.more), (RECORDED_MAX, 3));
         assert_eq!(failed.first[0].cause, ReadFailureCause::Missing);
         assert_eq!(
@@ -175,6 +175,6 @@ mod tests {
     fn long_paths_are_cut_between_characters() {
         let log = ReadLog::default();
         log.note(&"ä".repeat(TEXT_MAX), &ReadFailure::unanswered(None));
-        assert_eq!(log.so_far().first[0].path.len(), TEXT_MAX + 3);
+        assert_eq!(log.failed_reads().first[0].path.len(), TEXT_MAX + 3);
     }
 }

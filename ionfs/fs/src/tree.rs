@@ -90,7 +90,7 @@ impl Tree {
     /// Returns the part that answers for an inode. Returns EROFS for an inode below `out/` of a
     /// tree without an output.
     fn part(&self, ino: Ino) -> Result<TreePart<'_>> {
-        let ino = self.current(ino);
+        let ino = self.current_inode(ino);
         if is_staged(ino) {
             Ok(TreePart::Staged(self.output()?, ino))
         } else {
@@ -113,8 +113,8 @@ impl Tree {
     }
 
     /// Returns the inode that the kernel means by this number now.
-    fn current(&self, ino: Ino) -> Ino {
-        if is_staged(ino) { ino } else { self.view.current(ino) }
+    fn current_inode(&self, ino: Ino) -> Ino {
+        if is_staged(ino) { ino } else { self.view.current_inode(ino) }
     }
 
     /// Returns the attributes of a staged inode under the number by which the kernel knows it.
@@ -192,7 +192,7 @@ impl Tree {
         match &self.output {
             Some(output) if is_staged(ino) => output.names.remember(ino),
             // It was moved to `out/`, and the kernel knows it by its old number.
-            Some(_) if is_staged(self.view.current(ino)) => self.view.remember(ino),
+            Some(_) if is_staged(self.view.current_inode(ino)) => self.view.remember(ino),
             _ => {}
         }
     }

@@ -86,13 +86,13 @@ impl Listing {
     }
 
     /// Returns the entries whose names sort after `name`, which need not be in the listing.
-    pub(super) fn after(&self, name: &str) -> impl Iterator<Item = (&str, &ViewItem)> {
+    pub(super) fn entries_after(&self, name: &str) -> impl Iterator<Item = (&str, &ViewItem)> {
         let from = self.0.partition_point(|(one, _)| one.as_str() <= name);
         self.0[from..].iter().map(|(name, item)| (name.as_str(), item))
     }
 
     /// Returns the name and the item at a position, counted from 0.
-    pub(super) fn at(&self, place: usize) -> Option<(&str, &ViewItem)> {
+    pub(super) fn entry_at(&self, place: usize) -> Option<(&str, &ViewItem)> {
         self.0.get(place).map(|(name, item)| (name.as_str(), item))
     }
 }
@@ -294,7 +294,7 @@ impl View {
 
     /// Returns the inode that the kernel means by this number: the staged inode if `mv` moved it to
     /// `out/`, otherwise `ino` itself.
-    pub fn current(&self, ino: Ino) -> Ino {
+    pub fn current_inode(&self, ino: Ino) -> Ino {
         self.lock().moved_to_output.get(&ino).copied().unwrap_or(ino)
     }
 
@@ -368,7 +368,7 @@ impl View {
         from: usize,
     ) -> Result<Option<(DirEntry, usize)>> {
         for place in from.. {
-            let Some((name, item)) = listing.at(place) else { break };
+            let Some((name, item)) = listing.entry_at(place) else { break };
             if !self.is_moved_away(ino, name) {
                 let attr = self.entry(ino, name, item, EntryUse::Listing)?;
                 return Ok(Some((DirEntry { name: name.into(), attr }, place + 1)));
@@ -472,7 +472,7 @@ impl View {
         let listing = listed.map_err(|error| {
             let path = self.path(ino);
             tracing::error!(path, error = error_chain(&error), "a folder cannot be listed");
-            self.reads.note(&path, &ReadFailure::of_store(&error))
+            self.reads.note(&path, &ReadFailure::from_store_error(&error))
         })?;
         if let Some(inode) = self.lock().inodes.get_mut(&ino) {
             inode.listing = Some((Instant::now(), listing.clone()));
@@ -615,10 +615,10 @@ mod tests {
         });
         let view = View::new(ViewItem::fixed([("lineage".to_owned(), lost)]), reads.clone());
         assert!(view.lookup(ROOT, "lineage").await.unwrap().found().is_some());
-        assert!(reads.so_far().is_empty());
+        assert!(reads.failed_reads().is_empty());
         let ino = directory_of(&view, "lineage");
         assert_eq!(view.list(ino).await.unwrap_err(), Errno::IO);
-        let failed = reads.so_far();
+        let failed = reads.failed_reads();
         assert_eq!((failed.first.len(), &*failed.first[0].path), (1, "lineage"));
         assert_eq!(failed.first[0].cause, ReadFailureCause::Damaged);
         assert_eq!(failed.first[0].blob.as_deref(), Some("k"));

@@ -55,7 +55,7 @@ impl DirectoryWalks {
             if self.walks.len() == WALKS_MAX {
                 self.walks.remove(0);
             }
-            self.walks.push(DirectoryWalk::at(directory, name));
+            self.walks.push(DirectoryWalk::new(directory, name));
             return vec![];
         };
         // The walk that was used last stays at the end.
@@ -67,7 +67,7 @@ impl DirectoryWalks {
 }
 
 impl DirectoryWalk {
-    fn at(directory: Ino, name: &str) -> Self {
+    fn new(directory: Ino, name: &str) -> Self {
         Self { directory, last: name.to_owned(), ahead: name.to_owned(), left: 0, window: 1 }
     }
 
@@ -75,9 +75,9 @@ impl DirectoryWalk {
         if name == self.last {
             return vec![];
         }
-        let passed = listing.after(&self.last).take(SKIPPED_MAX + 1);
+        let passed = listing.entries_after(&self.last).take(SKIPPED_MAX + 1);
         let Some(steps) = passed.map(|(passed, _)| passed).position(|passed| passed == name) else {
-            *self = Self::at(self.directory, name);
+            *self = Self::new(self.directory, name);
             return vec![];
         };
         self.last = name.to_owned();
@@ -90,7 +90,7 @@ impl DirectoryWalk {
         let from = if self.ahead.as_str() > name { self.ahead.clone() } else { name.to_owned() };
         let mut bytes = 0;
         let mut files = Vec::new();
-        for (name, item) in listing.after(&from).take(self.window - self.left) {
+        for (name, item) in listing.entries_after(&from).take(self.window - self.left) {
             let ViewItem::Blob(entry) = item else { continue };
             bytes += entry.size;
             if entry.size > SMALL || bytes > AHEAD_BYTES_MAX {

@@ -380,7 +380,7 @@ fn many_who_wait_for_one_large_correlation_are_one_look() {
         slowest = slowest.max(asked.elapsed());
     }
     let outcome =
-        AttemptOutcome { exit_code: Some(0), ..AttemptOutcome::of(AttemptEnd::Succeeded) };
+        AttemptOutcome { exit_code: Some(0), ..AttemptOutcome::from_end(AttemptEnd::Succeeded) };
     let ended = Transition::Ended(EndedAttempt { outcome, retries: 0, jitter: 0.0 });
     runtime.block_on(ledger.advance(&job, &ended)).unwrap();
     for http in &mut waiters {

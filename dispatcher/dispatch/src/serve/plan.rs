@@ -156,7 +156,7 @@ mod tests {
         Delivery { tag: 7, message: Err(unreadable) }
     }
 
-    fn failure() -> StoreError {
+    fn queue_failure() -> StoreError {
         StoreError::Unavailable {
             store: "bus".into(),
             what: "it is closed".into(),
@@ -165,7 +165,7 @@ mod tests {
     }
 
     /// A plan after its first look, which found this.
-    fn looked(found: DueLook, begun: Instant, slot: SlotState) -> ServePlan {
+    fn plan_after_look(found: DueLook, begun: Instant, slot: SlotState) -> ServePlan {
         let mut plan = ServePlan::new(begun);
         let first = plan.decide(ServeHappening::Woken, begun, slot);
         assert!(matches!(first[..], [ServeAction::Look]), "{first:?}");
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn the_ledger_is_looked_into_at_its_times_and_when_a_job_waits() {
         let begun = Instant::now();
-        let mut plan = looked(DueLook::Nothing, begun, SlotState::Free);
+        let mut plan = plan_after_look(DueLook::Nothing, begun, SlotState::Free);
         let early = plan.decide(ServeHappening::Woken, begun + LOOK / 2, SlotState::Free);
         assert!(early.is_empty(), "{early:?}");
         let rung = plan.decide(ServeHappening::JobWaits, begun + LOOK / 2, SlotState::Free);
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn a_free_slot_is_used_at_once_for_jobs_that_a_look_left_behind() {
         let begun = Instant::now();
-        let mut plan = looked(DueLook::Behind, begun, SlotState::Taken);
+        let mut plan = plan_after_look(DueLook::Behind, begun, SlotState::Taken);
         assert!(plan.is_behind());
         let still = plan.decide(ServeHappening::Woken, begun, SlotState::Taken);
         assert!(still.is_empty(), "{still:?}");
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn messages_are_not_kept_while_all_slots_are_taken_for_long() {
         let begun = Instant::now();
-        let mut plan = looked(DueLook::Nothing, begun, SlotState::Taken);
+        let mut plan = plan_after_look(DueLook::Nothing, begun, SlotState::Taken);
         plan.next_look = begun + FULL * 10;
         let early = plan.decide(ServeHappening::Woken, begun + FULL / 2, SlotState::Taken);
         assert!(early.is_empty(), "{early:?}");
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn a_message_is_claimed_and_then_finished() {
         let begun = Instant::now();
-        let mut plan = looked(DueLook::Nothing, begun, SlotState::Free);
+        let mut plan = plan_after_look(DueLook::Nothing, begun, SlotState::Free);
         let claim = plan.decide(ServeHappening::Delivered(delivery()), begun, SlotState::Free);
         assert!(matches!(&claim[..], [ServeAction::Claim(claimed)] if claimed.tag == 7));
         let claimed = ClaimedMessage { tag: 7, end: ClaimEnd::NothingToRun };
@@ -231,9 +231,9 @@ mod tests {
     #[test]
     fn a_queue_that_fails_is_warned_of_once_until_it_delivers_again() {
         let begun = Instant::now();
-        let mut plan = looked(DueLook::Nothing, begun, SlotState::Free);
+        let mut plan = plan_after_look(DueLook::Nothing, begun, SlotState::Free);
         let fail = |plan: &mut ServePlan| {
-            plan.decide(ServeHappening::QueueFailed(failure()), begun, SlotState::Free)
+            plan.decide(ServeHappening::QueueFailed(queue_failure()), begun, SlotState::Free)
         };
         let first = fail(&mut plan);
         let warns = |actions: &[ServeAction]| {

@@ -89,14 +89,14 @@ impl CancelState {
         }
     }
 
-    fn mark(&mut self, cancelling: bool, fault: CancelFault) {
+    fn set_cancelling(&mut self, cancelling: bool, fault: CancelFault) {
         if fault != CancelFault::NotInTheRegistry {
             self.registry = CancelRegistry { version: self.registry.version + 1, cancelling };
         }
     }
 
     /// Returns all states that one step leads to.
-    fn next(self, fault: CancelFault) -> Vec<Self> {
+    fn next_states(self, fault: CancelFault) -> Vec<Self> {
         let mut all = Vec::new();
         let mut step = |change: &dyn Fn(&mut Self)| {
             let mut after = self;
@@ -142,7 +142,7 @@ impl CancelState {
         }
         match self.sweep {
             Sweep::NotBegun => step(&|state| {
-                state.mark(true, fault);
+                state.set_cancelling(true, fault);
                 state.sweep = Sweep::At { parent: false, child: false };
             }),
             Sweep::At { parent: true, child: true } => step(&|state| {
@@ -150,7 +150,7 @@ impl CancelState {
                     || (fault == CancelFault::OneRound && state.rounds.clean_in_a_row > 0);
                 state.sweep = Sweep::At { parent: false, child: false };
                 if enough {
-                    state.mark(false, fault);
+                    state.set_cancelling(false, fault);
                     state.sweep = Sweep::Over;
                 }
             }),
@@ -159,14 +159,14 @@ impl CancelState {
             Sweep::At { parent, child } => {
                 if !parent {
                     step(&|state| {
-                        state.parent = state.look_at(state.parent, fault);
+                        state.parent = state.visit_job(state.parent, fault);
                         state.sweep = Sweep::At { parent: true, child };
                     });
                 }
                 if !child {
                     step(&|state| {
                         if state.commit == (CancelledCommit::Inserted { for_a_module: true }) {
-                            state.child = state.look_at(state.child, fault);
+                            state.child = state.visit_job(state.child, fault);
                         }
                         state.sweep = Sweep::At { parent, child: true };
                     });
@@ -179,14 +179,14 @@ impl CancelState {
 
     /// Returns whether the step to `next` commits an event for a module while the cancellation is
     /// under way.
-    fn goes_on_in(&self, next: &Self) -> bool {
+    fn commits_for_module(&self, next: &Self) -> bool {
         let for_a_module = CancelledCommit::Inserted { for_a_module: true };
         matches!(self.sweep, Sweep::At { .. })
             && self.commit != for_a_module
             && next.commit == for_a_module
     }
 
-    fn look_at(&mut self, job: CancelledJob, fault: CancelFault) -> CancelledJob {
+    fn visit_job(&mut self, job: CancelledJob, fault: CancelFault) -> CancelledJob {
         match job {
             CancelledJob::Unclaimed if fault == CancelFault::UnclaimedPassedBy => {
                 CancelledJob::Unclaimed
@@ -215,8 +215,8 @@ fn explore(fault: CancelFault, strict: bool) -> (Option<CancelState>, usize) {
         if state.sweep == Sweep::Over && (runs(state.parent) || runs(state.child)) {
             return (Some(state), seen.len());
         }
-        for next in state.next(fault) {
-            if strict && state.goes_on_in(&next) {
+        for next in state.next_states(fault) {
+            if strict && state.commits_for_module(&next) {
                 return (Some(next), seen.len());
             }
             if seen.insert(next) {

@@ -21,8 +21,8 @@ use self::rules::GatherPlane;
 use self::scenarios::{
     BACK, FAILING, GROWING, GatherFault, MIXED, OUTLIVING, RENAMED, SHRINKING, Scenario,
 };
-use self::verdicts::{began_wrongly, is_done, is_over};
-use crate::job::{AttemptOutcome, EndedAttempt, Transition, next};
+use self::verdicts::{begin_complaint, has_succeeded, is_done};
+use crate::job::{AttemptOutcome, EndedAttempt, Transition, next_record};
 
 /// All possible jobs: a module, and the number of the event it works on.
 const SLOTS: [(&str, usize); 10] = [
@@ -46,7 +46,7 @@ const TYPES: [&str; 7] = ["root", "piece", "piece", "done", "done", "done", "don
 
 /// Returns the event that a job of `work` or `work2` commits. None: `fan` commits the pieces, and
 /// the other jobs commit nothing.
-fn made_by(slot: usize) -> Option<usize> {
+fn event_made_by(slot: usize) -> Option<usize> {
     (2..=5).contains(&slot).then_some(slot + 1)
 }
 
@@ -120,7 +120,7 @@ struct GatherState {
 }
 
 impl GatherPlane {
-    fn first(&self) -> GatherState {
+    fn initial_state(&self) -> GatherState {
         let Scenario { changes, losses, failures, revivals, .. } = self.scenario;
         let mut events = [Committed::No; TYPES.len()];
         events[0] = Committed::At(0);
@@ -149,7 +149,7 @@ impl GatherPlane {
 
     /// Returns all states that one step leads to, and whether the step is fair: no operator and no
     /// failure causes it.
-    fn next(&self, state: &GatherState) -> Vec<(GatherState, bool)> {
+    fn next_states(&self, state: &GatherState) -> Vec<(GatherState, bool)> {
         let mut all = Vec::new();
         let mut step = |fair, change: &dyn Fn(&mut GatherState) -> Option<()>| {
             let mut after = *state;
@@ -166,7 +166,7 @@ impl GatherPlane {
                 state.changes = state.changes.checked_sub(1)?;
                 let before = self.registry(state.registry);
                 let on = self.modules.iter().find(|module| module.name == *name)?.selector();
-                state.registry = self.known_as(
+                state.registry = self.version_number(
                     before.without_module(name).or_else(|| before.with_module(name, &on, ""))?,
                 );
                 Some(())
@@ -174,17 +174,19 @@ impl GatherPlane {
         }
         for slot in 0..SLOTS.len() {
             self.claim_or_take(slot, &mut step);
-            step(true, &|state| self.work(state, slot));
+            step(true, &|state| self.continue_job(state, slot));
             step(true, &|state| reveal(state, slot));
             // `fan` may end with any number of pieces.
-            step(true, &|state| (slot == FAN).then(|| end(state, slot, AttemptEnd::Succeeded))?);
+            step(true, &|state| {
+                (slot == FAN).then(|| end_attempt(state, slot, AttemptEnd::Succeeded))?
+            });
             step(false, &|state| {
                 state.losses = state.losses.checked_sub(1)?;
-                (slot != FAN).then(|| end(state, slot, AttemptEnd::Lost))?
+                (slot != FAN).then(|| end_attempt(state, slot, AttemptEnd::Lost))?
             });
             step(false, &|state| {
                 state.failures = state.failures.checked_sub(1)?;
-                (slot > ALL).then(|| end(state, slot, AttemptEnd::Failed))?
+                (slot > ALL).then(|| end_attempt(state, slot, AttemptEnd::Failed))?
             });
             step(false, &|state| {
                 state.revivals = state.revivals.checked_sub(1)?;
@@ -198,7 +200,7 @@ impl GatherPlane {
                 dead.then(|| advance(state, slot, &Transition::CancelAsked))?.map(drop)
             });
         }
-        self.gather(&mut step);
+        self.add_gather_steps(&mut step);
         all
     }
 
@@ -210,14 +212,14 @@ impl GatherPlane {
                 let knows = if by_b { state.known_to_b } else { state.registry };
                 let served = match state.jobs[slot] {
                     None => self.is_for(state, knows, slot),
-                    Some(job) => job.state == JobState::Queued && self.has(knows, slot),
+                    Some(job) => job.state == JobState::Queued && self.is_registered(knows, slot),
                 };
                 if !served {
                     return None;
                 }
                 let registered = match state.jobs[slot] {
                     None => self.is_for(state, state.registry, slot),
-                    Some(_) => self.has(state.registry, slot),
+                    Some(_) => self.is_registered(state.registry, slot),
                 };
                 state.unforeseen |= u16::from(!registered && state.reading.jobs.is_some()) << slot;
                 state.jobs[slot].get_or_insert(GatherJob::new(JobState::Queued));
@@ -225,7 +227,7 @@ impl GatherPlane {
                 let state = advance(state, slot, &claimed)?;
                 if slot == ALL {
                     state.adopted = false;
-                    state.read_anew();
+                    state.restart_reading();
                 }
                 Some(())
             });
@@ -233,7 +235,7 @@ impl GatherPlane {
     }
 
     /// A job's process continues: it commits an event, or succeeds.
-    fn work(&self, state: &mut GatherState, slot: usize) -> Option<()> {
+    fn continue_job(&self, state: &mut GatherState, slot: usize) -> Option<()> {
         if !state.jobs[slot]?.state.is_active() {
             return None;
         }
@@ -247,9 +249,9 @@ impl GatherPlane {
             ALL => {
                 state.gathered?;
                 state.successes += 1;
-                end(state, slot, AttemptEnd::Succeeded)
+                end_attempt(state, slot, AttemptEnd::Succeeded)
             }
-            _ => match made_by(slot).filter(|event| state.events[*event] == Committed::No) {
+            _ => match event_made_by(slot).filter(|event| state.events[*event] == Committed::No) {
                 Some(event) if self.scenario.on_success => {
                     state.events[event] = Committed::Staged;
                     Some(())
@@ -258,20 +260,20 @@ impl GatherPlane {
                     state.events[event] = Committed::At(state.registry);
                     Some(())
                 }
-                None => end(state, slot, AttemptEnd::Succeeded),
+                None => end_attempt(state, slot, AttemptEnd::Succeeded),
             },
         }
     }
 
     /// The gathering is judged: by a dispatcher's housekeeping while the job waits, and by the
     /// dispatcher that has claimed it.
-    fn gather(&self, step: &mut GatherSteps<'_>) {
+    fn add_gather_steps(&self, step: &mut GatherSteps<'_>) {
         let judged = |state: &GatherState| {
             let all = state.jobs[ALL].map(|all| all.state)?;
             (all == JobState::Waiting || (all == JobState::Starting && state.gathered.is_none()))
                 .then_some(all)
         };
-        step(true, &|state| judged(state).and_then(|_| self.read(state)));
+        step(true, &|state| judged(state).and_then(|_| self.read_next(state)));
         step(true, &|state| {
             let all = judged(state)?;
             match (all, self.conclude(state)?) {
@@ -280,25 +282,25 @@ impl GatherPlane {
                     state.found_ready = true;
                     state.gathered = (self.fault == GatherFault::NotJudgedAgain).then_some(found);
                 }
-                (_, Conclusion::Ready(gathered)) => state.begin(gathered),
+                (_, Conclusion::Ready(gathered)) => state.begin_attempt(gathered),
                 // The adopted attempt is left again, and adopted later.
                 (_, Conclusion::Waits)
                     if state.adopted && self.fault != GatherFault::AdoptedIsPutBack => {}
                 (_, Conclusion::Waits) if self.fault == GatherFault::PutBackFails => {
-                    end(state, ALL, AttemptEnd::Failed)?;
+                    end_attempt(state, ALL, AttemptEnd::Failed)?;
                 }
                 (_, Conclusion::Waits) => drop(advance(state, ALL, &Transition::WaitsAgain)?),
             }
-            state.read_anew();
+            state.restart_reading();
             Some(())
         });
         // The dispatcher of the attempt goes, and another one adopts the attempt.
         step(false, &|state| {
-            (self.scenario.outlives && state.runs()).then_some(())?;
+            (self.scenario.outlives && state.is_running()).then_some(())?;
             state.losses = state.losses.checked_sub(1)?;
             advance(state, ALL, &Transition::Adopted { holder: "d".into(), lease: 9 })?;
             (state.gathered, state.adopted) = (None, true);
-            state.read_anew();
+            state.restart_reading();
             Some(())
         });
         step(true, &|state| {
@@ -307,7 +309,7 @@ impl GatherPlane {
                 state.jobs[ALL].as_mut()?.state = JobState::Waiting;
             }
             advance(state, ALL, &Transition::Gathered)?;
-            state.read_anew();
+            state.restart_reading();
             Some(())
         });
     }
@@ -332,14 +334,14 @@ impl GatherPlane {
             }
             // More events cannot make the gathering ready.
             (Some(_), None) if self.fault != GatherFault::RegistryLast => {
-                judge(state.visible()).is_none().then_some(Conclusion::Waits)
+                judge(state.visible_events()).is_none().then_some(Conclusion::Waits)
             }
             _ => None,
         }
     }
 
     /// Makes the next reading.
-    fn read(&self, state: &mut GatherState) -> Option<()> {
+    fn read_next(&self, state: &mut GatherState) -> Option<()> {
         let reading = &mut state.reading;
         let jobs_first = self.fault != GatherFault::EventsFirst;
         if reading.registry.is_none() {
@@ -348,7 +350,7 @@ impl GatherPlane {
         } else if reading.jobs.is_none() && (jobs_first || reading.events.is_some()) {
             reading.jobs = Some(state.jobs.map(|job| job.map(|job| (job.state, job.outbox))));
         } else if reading.events.is_none() {
-            state.reading.events = Some(state.visible());
+            state.reading.events = Some(state.visible_events());
         } else {
             return None;
         }
@@ -357,27 +359,27 @@ impl GatherPlane {
 }
 
 impl GatherState {
-    fn read_anew(&mut self) {
+    fn restart_reading(&mut self) {
         self.reading = Reading::default();
         self.unforeseen = 0;
     }
 
     /// The attempt runs from now on, with what it gathers. If its pod exists already, the pod goes
     /// on with what it gathered before.
-    fn begin(&mut self, gathered: u8) {
+    fn begin_attempt(&mut self, gathered: u8) {
         let pod = self.pod.filter(|(attempt, _)| *attempt == self.attempt);
         let (_, gathered) = *self.pod.insert(pod.unwrap_or((self.attempt, gathered)));
         self.gathered = Some(gathered);
     }
 
     /// Returns the visible events, a bit for each.
-    fn visible(&self) -> u8 {
+    fn visible_events(&self) -> u8 {
         let seen = |event: &usize| matches!(self.events[*event], Committed::At(_));
         (0..TYPES.len()).filter(seen).fold(0, |all, event| all | 1 << event)
     }
 
     /// Returns whether the attempt of the gathering job has begun to run.
-    fn runs(&self) -> bool {
+    fn is_running(&self) -> bool {
         self.gathered.is_some() && self.jobs[ALL].is_some_and(|all| all.state.is_active())
     }
 }
@@ -392,7 +394,7 @@ fn advance<'a>(
     if slot == ALL {
         before.attempt = state.attempt.into();
     }
-    let after = next(&before, happening, 0).ok()?;
+    let after = next_record(&before, happening, 0).ok()?;
     if slot == ALL {
         state.attempt = u8::try_from(after.attempt).ok()?;
     }
@@ -400,14 +402,14 @@ fn advance<'a>(
     Some(state)
 }
 
-fn end(state: &mut GatherState, slot: usize, end: AttemptEnd) -> Option<()> {
-    let staged = made_by(slot).is_some_and(|event| state.events[event] == Committed::Staged);
-    let outcome = AttemptOutcome { staged, ..AttemptOutcome::of(end) };
+fn end_attempt(state: &mut GatherState, slot: usize, end: AttemptEnd) -> Option<()> {
+    let staged = event_made_by(slot).is_some_and(|event| state.events[event] == Committed::Staged);
+    let outcome = AttemptOutcome { staged, ..AttemptOutcome::from_end(end) };
     let ended = EndedAttempt { outcome, retries: 0, jitter: 0.0 };
     let state = advance(state, slot, &Transition::Ended(ended))?;
     if slot == ALL {
         (state.gathered, state.pod) = (None, None);
-        state.read_anew();
+        state.restart_reading();
     }
     Some(())
 }
@@ -416,7 +418,7 @@ fn end(state: &mut GatherState, slot: usize, end: AttemptEnd) -> Option<()> {
 /// says that this was done.
 fn reveal(state: &mut GatherState, slot: usize) -> Option<()> {
     let job = state.jobs[slot].filter(|job| job.outbox)?;
-    let staged = made_by(slot).filter(|event| state.events[*event] == Committed::Staged);
+    let staged = event_made_by(slot).filter(|event| state.events[*event] == Committed::Staged);
     match staged.filter(|_| job.state == JobState::Succeeded) {
         Some(event) => state.events[event] = Committed::At(state.registry),
         None => state.jobs[slot] = Some(GatherJob { outbox: false, ..job }),
@@ -427,18 +429,18 @@ fn reveal(state: &mut GatherState, slot: usize) -> Option<()> {
 /// Explores all states. Returns the first complaint, and the number of states.
 fn explore(scenario: Scenario, fault: GatherFault) -> (Option<String>, usize) {
     let plane = GatherPlane::new(scenario, fault);
-    let mut known = HashMap::from([(plane.first(), 0)]);
-    let mut states = vec![plane.first()];
+    let mut known = HashMap::from([(plane.initial_state(), 0)]);
+    let mut states = vec![plane.initial_state()];
     // For each state, the states from which a fair step leads to it.
     let mut from: Vec<Vec<u32>> = vec![vec![]];
     let mut at = 0;
     while let Some(state) = states.get(at).copied() {
         at += 1;
-        if is_over(&state) && fault != GatherFault::ReadyIsForced {
+        if has_succeeded(&state) && fault != GatherFault::ReadyIsForced {
             continue;
         }
-        for (after, fair) in plane.next(&state) {
-            let wrong = began_wrongly(&plane, &state, &after);
+        for (after, fair) in plane.next_states(&state) {
+            let wrong = begin_complaint(&plane, &state, &after);
             if let Some(complaint) = wrong.or((after.successes > 1).then(|| "it ran twice".into()))
             {
                 return (Some(format!("{complaint}: {state:#?} became {after:#?}")), states.len());

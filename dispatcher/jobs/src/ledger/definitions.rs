@@ -10,7 +10,7 @@ use ion_model::term::TermSubject;
 use ion_stores::registry::Registry;
 use serde_json::json;
 
-use super::defined_otherwise;
+use super::other_definition;
 use crate::pipeline::Module;
 
 const MODULE: &str = "m";
@@ -67,7 +67,7 @@ fn step(state: &DefinitionState, dispatcher: usize, looks: bool) -> Option<Defin
             if looks { Next::Look(definition) } else { Next::Read }
         }
         Next::Look(definition) => {
-            match defined_otherwise(&module(definition), state.defined.map(module)) {
+            match other_definition(&module(definition), state.defined.map(module)) {
                 Some(other) => Next::Register(TYPES.iter().position(|on| other.on == [*on])?),
                 None => Next::Read,
             }

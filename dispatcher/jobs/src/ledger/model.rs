@@ -93,7 +93,7 @@ enum LedgerFault {
 }
 
 impl LedgerState {
-    fn first() -> Self {
+    fn initial() -> Self {
         let watcher = LeaseWatcher { stood: None, looked: 0 };
         Self {
             holder: Holder::Works(0),
@@ -107,14 +107,14 @@ impl LedgerState {
     }
 
     /// A renewal is written: the watcher sees a changed lease from now on.
-    fn write(&mut self, fault: LedgerFault) {
+    fn write_renewal(&mut self, fault: LedgerFault) {
         self.stands = 0;
         if fault != LedgerFault::RenewalUnseen {
             self.watcher.stood = None;
         }
     }
 
-    fn next(&self, fault: LedgerFault) -> Vec<Self> {
+    fn next_states(&self, fault: LedgerFault) -> Vec<Self> {
         let mut all = Vec::new();
         let mut step = |change: &dyn Fn(&mut Self) -> Option<()>| {
             let mut after = *self;
@@ -135,7 +135,7 @@ impl LedgerState {
         step(&|state| {
             let renewal = state.renewal.filter(|renewal| !renewal.written)?;
             state.renewal = Some(Renewal { written: true, ..renewal });
-            state.write(fault);
+            state.write_renewal(fault);
             Some(())
         });
         step(&|state| {
@@ -145,10 +145,10 @@ impl LedgerState {
             Some(())
         });
         // The store answers that it failed; it may still write the renewal later.
-        step(&|state| state.goes_unanswered(fault));
+        step(&|state| state.fail_renewal(fault));
         step(&|state| {
             std::mem::take(&mut state.late).then_some(())?;
-            state.write(fault);
+            state.write_renewal(fault);
             Some(())
         });
         step(&|state| {
@@ -157,7 +157,7 @@ impl LedgerState {
             Some(())
         });
         for over in [false, true] {
-            step(&|state| state.look(over, fault));
+            step(&|state| state.check_lease(over, fault));
         }
         step(&|state| {
             state.starts = state.starts.checked_sub(1)?;
@@ -193,7 +193,7 @@ impl LedgerState {
 
     /// The holder receives no answer, or the answer that the store failed. It gives the lease up if
     /// it is time.
-    fn goes_unanswered(&mut self, fault: LedgerFault) -> Option<()> {
+    fn fail_renewal(&mut self, fault: LedgerFault) -> Option<()> {
         let Holder::Works(renewed) = self.holder else { return None };
         let renewal = self.renewal.take()?;
         if renewed > GIVEN_UP_AFTER && fault != LedgerFault::NeverGivesUp {
@@ -204,7 +204,7 @@ impl LedgerState {
     }
 
     /// The dispatcher looks at the lease, and takes the job if the rule allows it.
-    fn look(&mut self, over: bool, fault: LedgerFault) -> Option<()> {
+    fn check_lease(&mut self, over: bool, fault: LedgerFault) -> Option<()> {
         let stood = *self.watcher.stood.get_or_insert(0);
         self.watcher.looked = 0;
         let expired = is_expired(LEASE, TICK * i64::from(stood), over);
@@ -232,15 +232,15 @@ impl LedgerState {
 /// Explores all states. Returns the first complaint, the number of states, and whether the job was
 /// taken in one of them.
 fn explore(fault: LedgerFault) -> (Option<String>, usize, bool) {
-    let mut seen = HashSet::from([LedgerState::first()]);
-    let mut todo = vec![LedgerState::first()];
+    let mut seen = HashSet::from([LedgerState::initial()]);
+    let mut todo = vec![LedgerState::initial()];
     let mut taken = false;
     while let Some(state) = todo.pop() {
         if let Some(complaint) = state.complaint() {
             return (Some(format!("{complaint}: {state:#?}")), seen.len(), taken);
         }
         taken |= state.taken;
-        for next in state.next(fault) {
+        for next in state.next_states(fault) {
             if seen.insert(next) {
                 todo.push(next);
             }

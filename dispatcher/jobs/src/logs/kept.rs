@@ -86,9 +86,9 @@ impl KeptOutput {
         self.lost += (piece.len() - kept.len()) as u64;
         self.write();
         if self.pending.is_empty() && self.lost > 0 {
-            self.tell_lost();
+            self.write_lost_note();
         }
-        self.give_back();
+        self.punch_hole();
     }
 
     fn write(&mut self) {
@@ -106,7 +106,7 @@ impl KeptOutput {
         }
     }
 
-    fn tell_lost(&mut self) {
+    fn write_lost_note(&mut self) {
         let why = if self.has_holes {
             "the disk had no room for them"
         } else {
@@ -119,7 +119,7 @@ impl KeptOutput {
     }
 
     /// Gives the middle back to the disk, once it has [`STEP`] more bytes.
-    fn give_back(&mut self) {
+    fn punch_hole(&mut self) {
         let end = self.length.saturating_sub(TAIL) / BLOCK * BLOCK;
         if !self.has_holes || end < self.hole_end + STEP {
             return;
@@ -139,7 +139,7 @@ impl KeptOutput {
     pub fn finish(mut self) -> u64 {
         self.write();
         if self.pending.is_empty() && self.lost > 0 {
-            self.tell_lost();
+            self.write_lost_note();
         }
         self.pending.len() as u64 + self.lost
     }
@@ -156,8 +156,8 @@ pub struct LogPiece {
 
 impl LogPiece {
     /// Returns the line to print in place of the bytes that are not kept; none if all are kept.
-    pub fn words(&self) -> Option<String> {
-        (self.left_out > 0).then(|| left_out_words(self.left_out))
+    pub fn left_out_line(&self) -> Option<String> {
+        (self.left_out > 0).then(|| format_left_out(self.left_out))
     }
 
     /// Returns how many bytes of the log this piece stands for.
@@ -166,7 +166,7 @@ impl LogPiece {
     }
 }
 
-fn left_out_words(bytes: u64) -> String {
+fn format_left_out(bytes: u64) -> String {
     format!(
         "\nion: {bytes} bytes are left out here: only the beginning and the end of a long log are \
          kept\n"
@@ -179,13 +179,13 @@ fn left_out_words(bytes: u64) -> String {
 /// The disk's error.
 pub fn read_piece(file: &File, at: u64, most: usize) -> io::Result<LogPiece> {
     for _ in 0..LOOKS {
-        let from = data_from(file, at)?;
+        let from = next_data_offset(file, at)?;
         let most =
             if from < HEAD { most.min(usize::try_from(HEAD - from).unwrap_or(most)) } else { most };
         let mut bytes = vec![0; most];
         let length = file.read_at(&mut bytes, from)?;
         bytes.truncate(length);
-        if data_from(file, from)? == from {
+        if next_data_offset(file, from)? == from {
             return Ok(LogPiece { left_out: from - at, bytes });
         }
     }
@@ -193,7 +193,7 @@ pub fn read_piece(file: &File, at: u64, most: usize) -> io::Result<LogPiece> {
 }
 
 /// Returns the offset of the first byte from `at` on that is kept.
-fn data_from(file: &File, at: u64) -> io::Result<u64> {
+fn next_data_offset(file: &File, at: u64) -> io::Result<u64> {
     if at < HEAD {
         return Ok(at);
     }
@@ -213,14 +213,14 @@ fn data_from(file: &File, at: u64) -> io::Result<u64> {
 ///
 /// # Errors
 /// The disk's error.
-pub fn without_hole(log: &File, folder: &Path) -> io::Result<Option<File>> {
-    let (length, from) = (log.metadata()?.len(), data_from(log, HEAD)?);
+pub fn copy_without_hole(log: &File, folder: &Path) -> io::Result<Option<File>> {
+    let (length, from) = (log.metadata()?.len(), next_data_offset(log, HEAD)?);
     if length <= HEAD || from == HEAD {
         return Ok(None);
     }
     let mut whole = tempfile::tempfile_in(folder)?;
     copy(log, 0, HEAD, &mut whole)?;
-    whole.write_all(left_out_words(from - HEAD).as_bytes())?;
+    whole.write_all(format_left_out(from - HEAD).as_bytes())?;
     copy(log, from, length, &mut whole)?;
     whole.rewind()?;
     Ok(Some(whole))
@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     /// Returns numbered lines of 64 bytes each.
-    fn numbered(bytes: u64) -> Vec<u8> {
+    fn numbered_lines(bytes: u64) -> Vec<u8> {
         (0..bytes / 64).flat_map(|n| format!("{n:063}\n").into_bytes()).collect()
     }
 
@@ -259,7 +259,7 @@ mod tests {
         File::create(&path).unwrap();
         let mut kept = KeptOutput::open(&path).unwrap();
         let reader = kept.reader().unwrap();
-        let all = numbered(HEAD + TAIL + 5 * STEP);
+        let all = numbered_lines(HEAD + TAIL + 5 * STEP);
         let mut most_on_disk = 0;
         for piece in all.chunks(1 << 20) {
             kept.add(piece);
@@ -277,7 +277,7 @@ mod tests {
             let piece = read_piece(&reader, at, 100_000).unwrap();
             let from = (at + piece.left_out) as usize;
             assert_eq!(piece.bytes, all[from..from + piece.bytes.len()]);
-            if let Some(words) = piece.words() {
+            if let Some(words) = piece.left_out_line() {
                 jumps.push((at, words));
             }
             if piece.length() == 0 {
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(at, all.len() as u64);
         let [(HEAD, words)] = &jumps[..] else { panic!("{jumps:?}") };
 
-        let whole = without_hole(&reader, folder.path()).unwrap().unwrap();
+        let whole = copy_without_hole(&reader, folder.path()).unwrap().unwrap();
         let mut text = vec![0; whole.metadata().unwrap().len() as usize];
         whole.read_exact_at(&mut text, 0).unwrap();
         let end = &text[HEAD as usize + words.len()..];
@@ -311,7 +311,7 @@ mod tests {
         kept.add(b"hello");
         let reader = kept.reader().unwrap();
         assert_eq!(kept.finish(), 0);
-        assert!(without_hole(&reader, folder.path()).unwrap().is_none());
+        assert!(copy_without_hole(&reader, folder.path()).unwrap().is_none());
         assert_eq!(
             read_piece(&reader, 1, 3).unwrap(),
             LogPiece { left_out: 0, bytes: b"ell".to_vec() }

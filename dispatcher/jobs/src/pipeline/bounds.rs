@@ -57,7 +57,11 @@ impl fmt::Display for TimeBounds {
 ///
 /// # Errors
 /// What is wrong with the text, and what is allowed.
-pub fn time_within(text: &str, least: Duration, most: Duration) -> Result<Duration, BoundError> {
+pub fn parse_time_within(
+    text: &str,
+    least: Duration,
+    most: Duration,
+) -> Result<Duration, BoundError> {
     let (said, between) = (|| text.to_owned(), TimeBounds { least, most });
     match humantime::parse_duration(text) {
         Ok(time) if (least..=most).contains(&time) => Ok(time),
@@ -70,7 +74,7 @@ pub fn time_within(text: &str, least: Duration, most: Duration) -> Result<Durati
 ///
 /// # Errors
 /// [`BoundError::AtATime`], which says what is allowed.
-pub fn at_a_time(text: &str) -> Result<usize, BoundError> {
+pub fn parse_at_a_time(text: &str) -> Result<usize, BoundError> {
     match text.parse() {
         Ok(number) if (1..=AT_A_TIME_MAX).contains(&number) => Ok(number),
         _ => Err(BoundError::AtATime(text.to_owned())),
@@ -83,15 +87,15 @@ mod tests {
 
     #[test]
     fn what_is_out_of_bounds_is_told_what_is_allowed() {
-        let time = |text| time_within(text, Duration::from_secs(1), TIME_MAX);
+        let time = |text| parse_time_within(text, Duration::from_secs(1), TIME_MAX);
         assert_eq!(time("90s"), Ok(Duration::from_secs(90)));
         for wrong in ["0s", "999ms", "2years", "99999999999999999999s", "soon", ""] {
             assert!(time(wrong).unwrap_err().to_string().contains("1s to "), "{wrong}");
         }
-        assert_eq!((at_a_time("1"), at_a_time("10000")), (Ok(1), Ok(10_000)));
+        assert_eq!((parse_at_a_time("1"), parse_at_a_time("10000")), (Ok(1), Ok(10_000)));
         for wrong in ["0", "-1", "10001", "9223372036854775807", "many"] {
             assert!(
-                at_a_time(wrong).unwrap_err().to_string().contains("1 to 10000 are allowed"),
+                parse_at_a_time(wrong).unwrap_err().to_string().contains("1 to 10000 are allowed"),
                 "{wrong}"
             );
         }

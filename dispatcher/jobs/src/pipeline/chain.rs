@@ -9,7 +9,8 @@ use serde::Deserialize;
 use serde_saphyr::{Location, Spanned};
 
 use super::{
-    Link, Mistake, Module, PipelineProblem, ProgramError, default_concurrency, duration, terms,
+    Link, Mistake, Module, PipelineProblem, ProgramError, default_concurrency, parse_time,
+    set_run_limits,
 };
 
 /// How many runs of one chain a dispatcher has at the same time, for each processor. More than one,
@@ -54,18 +55,18 @@ pub(super) struct LinkEntry {
 impl ChainEntry {
     /// Returns the first field that is set, with its location. A file without a chain must not set
     /// any.
-    pub(super) fn stray(&self) -> Option<(Location, &'static str)> {
+    pub(super) fn first_set_field(&self) -> Option<(Location, &'static str)> {
         let at = |spanned: Option<Location>, key| spanned.map(|place| (place, key));
         at(self.timeout.as_ref().map(|one| one.referenced), "timeout")
             .or_else(|| at(self.concurrency.as_ref().map(|one| one.referenced), "concurrency"))
-            .or_else(|| self.links.stray())
+            .or_else(|| self.links.first_set_field())
     }
 }
 
 impl LinkTerms {
     /// Returns the first field that is set, with its location. A module without links must not set
     /// any.
-    pub(super) fn stray(&self) -> Option<(Location, &'static str)> {
+    pub(super) fn first_set_field(&self) -> Option<(Location, &'static str)> {
         let text = |spanned: &Option<Spanned<String>>| spanned.as_ref().map(|one| one.referenced);
         let said = [
             (self.warm.as_ref().map(|one| one.referenced), "warm"),
@@ -82,16 +83,16 @@ impl LinkTerms {
                 let allowed = format!("each is a process; at most {WARM_MAX} are allowed");
                 let problem =
                     PipelineProblem::Number { field: "warm", number: warm.value, allowed };
-                return Err(problem.at(warm.referenced));
+                return Err(problem.at_place(warm.referenced));
             }
             module.link_settings.warm = warm.value;
         }
         if let Some(idle) = self.idle {
-            module.link_settings.idle = duration("idle", idle)?;
+            module.link_settings.idle = parse_time("idle", idle)?;
         }
         if let Some(output) = self.output {
             let bytes = parse_bytes(&output.value).map_err(|wrong| {
-                PipelineProblem::unreadable("output", wrong).at(output.referenced)
+                PipelineProblem::unreadable("output", wrong).at_place(output.referenced)
             })?;
             module.link_settings.output_bytes = bytes;
         }
@@ -101,7 +102,7 @@ impl LinkTerms {
 
 /// Returns the one link of a module with `stdio: true`. A link without a command runs the program
 /// that its image names.
-pub(super) fn link_of(module: &Module) -> Link {
+pub(super) fn single_link(module: &Module) -> Link {
     let mut run = module.run.iter().cloned();
     Link {
         name: module.name.clone(),
@@ -116,7 +117,7 @@ pub(super) fn link_of(module: &Module) -> Link {
 }
 
 /// Returns the module of a chain. The file's `name` is the module's name.
-pub(super) fn chain(
+pub(super) fn build_chain(
     name: &str,
     links: Spanned<Vec<Spanned<LinkEntry>>>,
     entry: ChainEntry,
@@ -124,11 +125,11 @@ pub(super) fn chain(
 ) -> Result<Module, Mistake> {
     let place = links.referenced;
     if !is_event_type(name) {
-        return Err(PipelineProblem::ChainName(name.to_owned()).at(place));
+        return Err(PipelineProblem::ChainName(name.to_owned()).at_place(place));
     }
     if links.value.is_empty() {
         let what = "is empty: it needs links, each with a \"Command\"";
-        return Err(PipelineProblem::Field { field: "Chain", what }.at(place));
+        return Err(PipelineProblem::Field { field: "Chain", what }.at_place(place));
     }
     let mut module = Module::new(name, vec![], directory.to_owned());
     module.on = vec![format!("{CHAIN}{name}")];
@@ -142,18 +143,18 @@ pub(super) fn chain(
         let Some(command) = command.filter(|command| !command.value.is_empty()) else {
             let words =
                 "the link has no \"Command\": the program that reads stdin and writes stdout";
-            return Err(PipelineProblem::Together(words).at(place));
+            return Err(PipelineProblem::Together(words).at_place(place));
         };
         let command = command.value;
         let own = || command.rsplit('/').next().unwrap_or(&command).to_owned();
         let link = Link { name: name.unwrap_or_else(own), image, command, arguments };
-        let container = module.container_of(&link);
+        let container = module.link_container(&link);
         container.map_err(|wrong| {
-            PipelineProblem::from(ProgramError::from(wrong).of_link(&link.name)).at(place)
+            PipelineProblem::from(ProgramError::from(wrong).of_link(&link.name)).at_place(place)
         })?;
         module.links.push(link);
     }
-    terms(&mut module, entry.timeout, entry.concurrency)?;
+    set_run_limits(&mut module, entry.timeout, entry.concurrency)?;
     entry.links.apply(&mut module)?;
     Ok(module)
 }

@@ -62,7 +62,7 @@ pub struct Container {
 
 impl Container {
     /// Returns a container of this image, with the defaults of all other fields.
-    pub fn of(image: ImageReference) -> Self {
+    pub fn from_image(image: ImageReference) -> Self {
         Self { image, network: Network::default(), resources: Resources::default(), user: None }
     }
 }
@@ -78,7 +78,7 @@ pub(super) struct ContainerTerms {
 
 impl ContainerTerms {
     /// Checks the fields. Returns the module's executor, and its container if it has an image.
-    pub(super) fn read(
+    pub(super) fn resolve(
         self,
         directory: &Path,
     ) -> Result<(ExecutorKind, Option<Container>), Mistake> {
@@ -90,31 +90,31 @@ impl ContainerTerms {
                 "kubernetes" => ExecutorKind::Kubernetes,
                 other => {
                     let problem = PipelineProblem::Executor(other.to_owned());
-                    return Err(problem.at(executor.referenced));
+                    return Err(problem.at_place(executor.referenced));
                 }
             }),
         };
         let Some(image) = &self.image else {
-            if let Some((place, field)) = self.stray() {
+            if let Some((place, field)) = self.first_image_field() {
                 let what = "belongs to \"image\"";
-                return Err(PipelineProblem::Field { field, what }.at(place));
+                return Err(PipelineProblem::Field { field, what }.at_place(place));
             }
             return match (said, &self.executor) {
                 (Some(ExecutorKind::Container | ExecutorKind::Kubernetes), Some(executor)) => {
                     let problem = PipelineProblem::NeedsImage(executor.value.clone());
-                    Err(problem.at(executor.referenced))
+                    Err(problem.at_place(executor.referenced))
                 }
                 _ => Ok((ExecutorKind::Local, None)),
             };
         };
         if let (Some(ExecutorKind::Local), Some(executor)) = (said, &self.executor) {
             let words = "an image needs executor: container or kubernetes";
-            return Err(PipelineProblem::Together(words).at(executor.referenced));
+            return Err(PipelineProblem::Together(words).at_place(executor.referenced));
         }
         let place = image.referenced;
         let image = ImageReference::parse(&image.value, directory)
-            .map_err(|wrong| PipelineProblem::from(wrong).at(place))?;
-        let mut container = Container::of(image);
+            .map_err(|wrong| PipelineProblem::from(wrong).at_place(place))?;
+        let mut container = Container::from_image(image);
         if let Some(network) = self.network {
             container.network = match &*network.value {
                 "none" => Network::None,
@@ -122,7 +122,7 @@ impl ContainerTerms {
                 other => {
                     let (value, allowed) = (other.to_owned(), "none, host");
                     let problem = PipelineProblem::Value { field: "network", value, allowed };
-                    return Err(problem.at(network.referenced));
+                    return Err(problem.at_place(network.referenced));
                 }
             };
         }
@@ -131,21 +131,21 @@ impl ContainerTerms {
             container
                 .resources
                 .set(&name, &value.value)
-                .map_err(|wrong| PipelineProblem::unreadable("resources", wrong).at(place))?;
+                .map_err(|wrong| PipelineProblem::unreadable("resources", wrong).at_place(place))?;
             if name == "gpu" && said != Some(ExecutorKind::Kubernetes) {
                 let words = "\"resources\": executor: container gives no GPU; allowed: cpu, memory";
-                return Err(PipelineProblem::Together(words).at(place));
+                return Err(PipelineProblem::Together(words).at_place(place));
             }
         }
         if let Some(user) = self.user {
-            container.user = Some(checked_user(user)?);
+            container.user = Some(parse_user(user)?);
         }
         Ok((said.unwrap_or(ExecutorKind::Container), Some(container)))
     }
 
     /// Returns the first field that needs an image, with its location. A module without an image
     /// must not set any.
-    fn stray(&self) -> Option<(Location, &'static str)> {
+    fn first_image_field(&self) -> Option<(Location, &'static str)> {
         let text = |spanned: &Option<Spanned<String>>| spanned.as_ref().map(|one| one.referenced);
         let said = [
             (text(&self.network), "network"),
@@ -157,7 +157,7 @@ impl ContainerTerms {
 }
 
 /// Refuses the other fields of a module that do not work with its image.
-pub(super) fn check_beside(module: &Module) -> Result<(), PipelineProblem> {
+pub(super) fn check_image_fields(module: &Module) -> Result<(), PipelineProblem> {
     let Some(container) = &module.container else { return Ok(()) };
     if module.api == ModuleApi::Sidecar && container.network == Network::None {
         return Err(PipelineProblem::Together(
@@ -168,7 +168,7 @@ pub(super) fn check_beside(module: &Module) -> Result<(), PipelineProblem> {
     Ok(())
 }
 
-fn checked_user(user: Spanned<String>) -> Result<String, Mistake> {
+fn parse_user(user: Spanned<String>) -> Result<String, Mistake> {
     let part = |text: &str| {
         !text.is_empty()
             && text.len() <= 64
@@ -178,5 +178,5 @@ fn checked_user(user: Spanned<String>) -> Result<String, Mistake> {
     if part(name) && part(group) {
         return Ok(user.value);
     }
-    Err(PipelineProblem::User(user.value).at(user.referenced))
+    Err(PipelineProblem::User(user.value).at_place(user.referenced))
 }

@@ -9,13 +9,13 @@ use super::Module;
 pub fn find_cycles(modules: &[Module]) -> Vec<String> {
     let mut subscribers: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (index, module) in modules.iter().enumerate() {
-        for event_type in module.subscribes() {
+        for event_type in module.subscribed_types() {
             subscribers.entry(event_type).or_default().push(index);
         }
     }
     let mut found: BTreeMap<BTreeSet<usize>, String> = BTreeMap::new();
     for start in 0..modules.len() {
-        if let Some(steps) = way_back(modules, &subscribers, start) {
+        if let Some(steps) = shortest_cycle(modules, &subscribers, start) {
             let names = steps
                 .iter()
                 .map(|(module, event_type)| format!("{} -> {event_type}", modules[*module].name));
@@ -28,7 +28,7 @@ pub fn find_cycles(modules: &[Module]) -> Vec<String> {
 
 /// Returns the shortest path from a module back to itself: the modules, each with the type that it
 /// emits for the next one.
-fn way_back<'a>(
+fn shortest_cycle<'a>(
     modules: &'a [Module],
     subscribers: &BTreeMap<String, Vec<usize>>,
     start: usize,

@@ -157,7 +157,7 @@ pub(super) struct Mistake {
 
 impl PipelineProblem {
     /// Returns the problem with its place in the file.
-    pub(super) fn at(self, place: Location) -> Mistake {
+    pub(super) fn at_place(self, place: Location) -> Mistake {
         Mistake { place, problem: Box::new(self) }
     }
 

@@ -56,13 +56,13 @@ pub struct LinkSettings {
     /// Processes of each link that are started ahead.
     pub warm: usize,
     /// How long an unused link keeps its processes.
-    #[serde(with = "milliseconds", rename = "idleMs", default = "idle")]
+    #[serde(with = "milliseconds", rename = "idleMs", default = "default_idle")]
     pub idle: Duration,
     /// Bytes that one link may write in one run.
     pub output_bytes: u64,
 }
 
-fn idle() -> Duration {
+fn default_idle() -> Duration {
     IDLE
 }
 

@@ -16,27 +16,27 @@ use super::{AT_A_TIME_MAX, Mistake, PipelineFile, PipelineProblem, RETRIES_MAX};
 const ASIDE: &str = "x-";
 
 /// Reads the text of a pipeline file.
-pub(super) fn read(text: &str) -> Result<PipelineFile, Mistake> {
+pub(super) fn parse_file(text: &str) -> Result<PipelineFile, Mistake> {
     let mut keys = Vec::new();
     let read = serde_saphyr::with_deserializer_from_str(text, |yaml| {
         let mut track = serde_path_to_error::Track::new();
         let file =
             WithoutAside::deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track));
-        file.inspect_err(|_| keys = track.path().iter().filter_map(key).collect())
+        file.inspect_err(|_| keys = track.path().iter().filter_map(segment_key).collect())
     });
     match read {
         Ok(WithoutAside(file)) => Ok(file),
         Err(error) => {
             let place = error.location().unwrap_or(Location::UNKNOWN);
             let words = explain_mistake(&error.without_snippet().to_string(), &keys);
-            Err(PipelineProblem::Syntax(words).at(place))
+            Err(PipelineProblem::Syntax(words).at_place(place))
         }
     }
 }
 
 /// Returns a key on the path to the mistake. [`serde_saphyr::Spanned`] keeps each value one step
 /// below its key, as `value`: that step is left out.
-fn key(segment: &Segment) -> Option<String> {
+fn segment_key(segment: &Segment) -> Option<String> {
     match segment {
         Segment::Map { key } if key != "value" => Some(key.clone()),
         _ => None,
@@ -133,7 +133,7 @@ fn explain_mistake(message: &str, keys: &[String]) -> String {
         [.., map, name] if matches!(map.as_str(), "env" | "limits" | "resources") => {
             format!("{name:?} of {map:?} has to be a text, as in {map}: {{{name}: {}}}", example_of(map))
         }
-        [.., field] => match allowed(field) {
+        [.., field] => match allowed_values(field) {
             Some(allowed) => format!("{field:?} has to be {allowed}"),
             None => format!("{field:?}: {message}"),
         },
@@ -149,7 +149,7 @@ fn example_of(map: &str) -> &'static str {
 }
 
 /// Returns what a field may be, with an example where its values are not listed.
-fn allowed(field: &str) -> Option<String> {
+fn allowed_values(field: &str) -> Option<String> {
     let fixed = match field {
         "name" => "a text, as in name: video",
         "plane" => "a map of the stores' URLs, as in plane: {blobs: \"s3://bucket\"}",

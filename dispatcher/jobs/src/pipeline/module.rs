@@ -254,7 +254,7 @@ impl Module {
     }
 
     /// Returns the names of the fields in which another definition differs.
-    pub fn differs_in(&self, other: &Self) -> Vec<String> {
+    pub fn differing_fields(&self, other: &Self) -> Vec<String> {
         let (one, other) = (encode(self), encode(other));
         let all =
             [&one, &other].into_iter().flat_map(|fields| fields.as_object().into_iter().flatten());
@@ -267,13 +267,13 @@ impl Module {
     }
 
     /// Returns the event types whose messages reach its queue.
-    pub fn subscribes(&self) -> Vec<String> {
+    pub fn subscribed_types(&self) -> Vec<String> {
         self.on.iter().chain(&self.per).cloned().collect()
     }
 
     /// Returns which events start it.
     pub fn selector(&self) -> EventSelector {
-        EventSelector { on: self.subscribes(), terms: self.terms.clone() }
+        EventSelector { on: self.subscribed_types(), terms: self.terms.clone() }
     }
 
     /// Returns the program and its arguments. A program with a slash is joined to the module's
@@ -288,7 +288,7 @@ impl Module {
 
     /// Returns the program and the arguments of one of its links. Paths are treated as in
     /// [`Module::argv`].
-    pub fn argv_of(&self, link: &Link) -> Vec<String> {
+    pub fn link_argv(&self, link: &Link) -> Vec<String> {
         let argv = [&link.command].into_iter().chain(&link.arguments).cloned().collect();
         if link.image.is_empty() { self.resolve_program(argv) } else { argv }
     }
@@ -297,12 +297,12 @@ impl Module {
     ///
     /// # Errors
     /// When the link's image is not a valid image reference.
-    pub fn container_of(&self, link: &Link) -> Result<Option<Container>, ImageReferenceError> {
+    pub fn link_container(&self, link: &Link) -> Result<Option<Container>, ImageReferenceError> {
         match (&self.container, &*link.image) {
             (Some(container), _) => Ok(Some(container.clone())),
             (None, "") => Ok(None),
             (None, image) => {
-                ImageReference::parse(image, &self.directory).map(Container::of).map(Some)
+                ImageReference::parse(image, &self.directory).map(Container::from_image).map(Some)
             }
         }
     }
@@ -318,7 +318,7 @@ impl Module {
 
     /// Returns the type of the event that starts it when the event is created from outside: the
     /// first of its types.
-    pub fn starts_on(&self) -> Option<&str> {
+    pub fn first_start_type(&self) -> Option<&str> {
         self.on.first().map(String::as_str)
     }
 
@@ -336,8 +336,8 @@ impl Module {
             return check(self.container.clone(), self.argv());
         }
         self.links.iter().try_for_each(|link| {
-            let container = self.container_of(link).map_err(ProgramError::from);
-            let checked = container.and_then(|container| check(container, self.argv_of(link)));
+            let container = self.link_container(link).map_err(ProgramError::from);
+            let checked = container.and_then(|container| check(container, self.link_argv(link)));
             checked.map_err(|error| error.of_link(&link.name))
         })
     }

@@ -13,8 +13,8 @@ const NAMED_MAX: usize = 10;
 
 /// Returns why an event of this type starts nothing, with the type that may have been meant; none
 /// if a module subscribes to it.
-pub fn starts_nothing(event_type: &str, modules: &[Module]) -> Option<String> {
-    let types: BTreeSet<String> = modules.iter().flat_map(Module::subscribes).collect();
+pub fn why_nothing_starts(event_type: &str, modules: &[Module]) -> Option<String> {
+    let types: BTreeSet<String> = modules.iter().flat_map(Module::subscribed_types).collect();
     if types.contains(event_type) {
         return None;
     }
@@ -38,7 +38,7 @@ pub fn starts_nothing(event_type: &str, modules: &[Module]) -> Option<String> {
 /// Returns a warning for each pair of types that are probably meant to be the same: a module emits
 /// the first type and no module waits for it; another module waits for the second type and no
 /// module emits it.
-pub fn find_slips(modules: &[Module]) -> Vec<String> {
+pub fn find_misspelled_types(modules: &[Module]) -> Vec<String> {
     let emitted: BTreeSet<&String> = modules.iter().flat_map(|module| &module.emits).collect();
     let wanted: BTreeSet<&String> = modules
         .iter()
@@ -76,17 +76,24 @@ mod tests {
             ..Module::new(name, vec!["cat".into()], "/".into())
         };
         let sample = module("sample", "new_video", &["frames", "sound"]);
-        let slip = find_slips(&[sample.clone(), module("detect", "frame", &[])]);
+        let slip = find_misspelled_types(&[sample.clone(), module("detect", "frame", &[])]);
         assert_eq!(slip.len(), 1);
         assert!(
             slip[0].contains("\"detect\" waits for \"frame\"")
                 && slip[0].contains("\"sample\" emits \"frames\"")
         );
         // A type that comes from outside, or that no module waits for, is not a misspelling.
-        assert!(find_slips(&[sample.clone(), module("detect", "frames", &["faces"])]).is_empty());
         assert!(
-            find_slips(&[sample, module("detect", "frames", &[]), module("frame", "frame", &[])])
+            find_misspelled_types(&[sample.clone(), module("detect", "frames", &["faces"])])
                 .is_empty()
+        );
+        assert!(
+            find_misspelled_types(&[
+                sample,
+                module("detect", "frames", &[]),
+                module("frame", "frame", &[])
+            ])
+            .is_empty()
         );
     }
 }

@@ -17,7 +17,7 @@ const SYSTEM_FOLDERS: [&str; 14] = [
 ];
 
 /// Checks `env`, `api`, `commit` and `urls`, and sets them in the module.
-pub(super) fn older_words(
+pub(super) fn set_older_fields(
     module: &mut Module,
     env: Option<Spanned<BTreeMap<String, String>>>,
     api: Option<Spanned<String>>,
@@ -26,7 +26,7 @@ pub(super) fn older_words(
 ) -> Result<(), Mistake> {
     if let Some(env) = env {
         module.env = env.value;
-        check_base_dir(&module.env).map_err(|problem| problem.at(env.referenced))?;
+        check_base_dir(&module.env).map_err(|problem| problem.at_place(env.referenced))?;
     }
     if let Some(api) = api {
         module.api = match &*api.value {
@@ -35,7 +35,7 @@ pub(super) fn older_words(
             other => {
                 let (value, allowed) = (other.to_owned(), "none, sidecar");
                 let problem = PipelineProblem::Value { field: "api", value, allowed };
-                return Err(problem.at(api.referenced));
+                return Err(problem.at_place(api.referenced));
             }
         };
     }
@@ -47,8 +47,9 @@ pub(super) fn older_words(
     };
     module.commit = commit.unwrap_or(usual);
     module.urls = match urls {
-        Some(named) => FileUrls::parse(&named.value)
-            .map_err(|wrong| PipelineProblem::unreadable("urls", wrong).at(named.referenced))?,
+        Some(named) => FileUrls::parse(&named.value).map_err(|wrong| {
+            PipelineProblem::unreadable("urls", wrong).at_place(named.referenced)
+        })?,
         None => usually,
     };
     Ok(())

@@ -79,12 +79,13 @@ impl Resources {
         let positive = |value: Option<u64>| value.filter(|value| *value > 0);
         match name {
             "cpu" => {
-                let millis = positive(quantity(text, 3));
+                let millis = positive(parse_quantity(text, 3));
                 self.cpu_millis =
                     Some(millis.ok_or_else(|| wrong("processors as in 500m, 0.5 or 2"))?);
             }
             "memory" => {
-                let bytes = positive(quantity(text, 0)).filter(|bytes| *bytes >= MEMORY_LEAST);
+                let bytes =
+                    positive(parse_quantity(text, 0)).filter(|bytes| *bytes >= MEMORY_LEAST);
                 self.memory_bytes =
                     Some(bytes.ok_or_else(|| wrong("bytes as in 256Mi or 2G, from 4Mi on,"))?);
             }
@@ -105,7 +106,7 @@ impl Resources {
 
 /// Reads a quantity in units of `10^-places`, rounded up as Kubernetes does; none if it is not
 /// valid.
-fn quantity(text: &str, places: i32) -> Option<u64> {
+fn parse_quantity(text: &str, places: i32) -> Option<u64> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(end);
@@ -116,12 +117,13 @@ fn quantity(text: &str, places: i32) -> Option<u64> {
         return None;
     }
     let mantissa: u128 = format!("{whole}{fraction}").parse().ok()?;
-    let (twos, tens) = match (SUFFIXES.iter().find(|(name, _)| *name == suffix), exponent(suffix)) {
-        (Some((_, Factor::Twos(twos))), _) => (*twos, 0),
-        (Some((_, Factor::Tens(tens))), _) => (0, *tens),
-        (None, Some(tens)) => (0, tens),
-        (None, None) => return None,
-    };
+    let (twos, tens) =
+        match (SUFFIXES.iter().find(|(name, _)| *name == suffix), parse_exponent(suffix)) {
+            (Some((_, Factor::Twos(twos))), _) => (*twos, 0),
+            (Some((_, Factor::Tens(tens))), _) => (0, *tens),
+            (None, Some(tens)) => (0, tens),
+            (None, None) => return None,
+        };
     let tens = tens + places - i32::try_from(fraction.len()).ok()?;
     let scaled = mantissa.checked_mul(1 << twos)?;
     let power = 10_u128.checked_pow(tens.unsigned_abs())?;
@@ -130,7 +132,7 @@ fn quantity(text: &str, places: i32) -> Option<u64> {
 }
 
 /// Reads an exponent: `e3` or `E3`; an empty text is `e0`.
-fn exponent(suffix: &str) -> Option<i32> {
+fn parse_exponent(suffix: &str) -> Option<i32> {
     if suffix.is_empty() {
         return Some(0);
     }
@@ -151,7 +153,7 @@ mod tests {
             (".1", 100),
             ("1e1", 10_000),
         ] {
-            assert_eq!(quantity(text, 3), Some(millis), "{text}");
+            assert_eq!(parse_quantity(text, 3), Some(millis), "{text}");
         }
         for (text, bytes) in [
             ("256Mi", 256 << 20),
@@ -160,7 +162,7 @@ mod tests {
             ("129e6", 129_000_000),
             ("1500m", 2),
         ] {
-            assert_eq!(quantity(text, 0), Some(bytes), "{text}");
+            assert_eq!(parse_quantity(text, 0), Some(bytes), "{text}");
         }
         for text in [
             "",
@@ -174,7 +176,7 @@ mod tests {
             "99999999999Ei",
             "9999999999999999999",
         ] {
-            assert_eq!(quantity(text, 0), None, "{text}");
+            assert_eq!(parse_quantity(text, 0), None, "{text}");
         }
     }
 }

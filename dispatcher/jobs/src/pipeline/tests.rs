@@ -26,7 +26,7 @@ fn a_whole_file_is_read() {
     );
     assert_eq!(sample.commit, CommitMode::OnSuccess);
     assert_eq!(sample.argv(), ["/somewhere/./sample.sh"]);
-    assert_eq!(sheet.subscribes(), ["new_video"]);
+    assert_eq!(sheet.subscribed_types(), ["new_video"]);
     assert_eq!(sheet.argv(), ["python3", "sheet.py"]);
     assert_eq!(sheet.on_dead, OnDead::Go);
 }
@@ -56,7 +56,7 @@ fn a_module_of_an_image_says_what_it_may_take() {
     let [a, b] = [&modules[0], &modules[1]].map(|module| module.container.clone().unwrap());
     assert_eq!((a.image.to_string(), a.network), ("oci:/somewhere/i:v1".into(), Network::Host));
     assert_eq!((a.resources.cpu_millis, a.resources.memory_bytes), (Some(500), Some(256 << 20)));
-    assert_eq!(b, Container::of(ImageReference::Registry("i".into())));
+    assert_eq!(b, Container::from_image(ImageReference::Registry("i".into())));
     assert!(modules[0].run.is_empty() && modules[1].argv() == ["cat"]);
     let stored = serde_json::to_value(&modules[0]).unwrap();
     assert_eq!(serde_json::from_value::<Module>(stored).unwrap(), modules[0]);
@@ -89,7 +89,7 @@ fn a_chain_is_a_module_of_links() {
     let names: Vec<&str> = module.links.iter().map(|link| &*link.name).collect();
     assert_eq!(names, ["cat", "n"]);
     assert_eq!(
-        (&*module.links[1].image, module.argv_of(&module.links[1])),
+        (&*module.links[1].image, module.link_argv(&module.links[1])),
         ("i", vec!["xargs".into(), "-n".into(), "1".into()])
     );
 }

@@ -94,7 +94,7 @@ impl fmt::Display for Obstacle {
 }
 
 /// Returns what keeps a correlation from ending. The obstacles that need a person come first.
-pub fn obstacles(
+pub fn find_obstacles(
     status: &CorrelationStatus,
     registered: &RegisteredModules,
     served: &[String],
@@ -103,7 +103,7 @@ pub fn obstacles(
         status.jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();
     let mut queued: BTreeMap<&str, usize> = BTreeMap::new();
     for event in &status.events {
-        for module in registered.expected(event) {
+        for module in registered.modules_for(event) {
             if !claimed.contains(&(event.id.as_str(), module.name.as_str())) {
                 *queued.entry(&module.name).or_default() += 1;
             }

@@ -121,7 +121,7 @@ impl Pools {
 
     /// Returns the link's pool. A new one begins to fill.
     fn find_or_create(&self, module: &Module, link: &Link) -> Arc<Pool> {
-        let container = module.container_of(link);
+        let container = module.link_container(link);
         let kind = (
             link.id(),
             module.directory.clone(),
@@ -138,7 +138,7 @@ impl Pools {
             .into_iter()
             .chain([("ION_MODULE".to_owned(), module.name.clone())])
             .collect();
-        let argv = module.argv_of(link);
+        let argv = module.link_argv(link);
         let covers =
             self.places.covers.for_program(&module.directory, argv.first().map(String::as_str));
         let command = SandboxCommand {
@@ -223,7 +223,7 @@ impl PoolLease {
     pub(super) async fn take_processes(&self) -> Vec<Result<PipedStreams, LinkStartError>> {
         join_all(self.pools.iter().map(async |pool| {
             let taken = pool.take_ready();
-            self.metrics.process(taken.is_some());
+            self.metrics.count_process(taken.is_some());
             match taken {
                 Some(piped) => Ok(piped),
                 None => pool.start_process().await,

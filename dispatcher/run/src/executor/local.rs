@@ -431,7 +431,7 @@ impl LocalExecutor {
             let _ = tokio::fs::remove_dir(plain).await;
             unmount.map(|unmounted| unmounted.map(drop))
         } else {
-            tokio::time::timeout(GONE_WAIT, mounted.ended()).await
+            tokio::time::timeout(GONE_WAIT, mounted.wait_for_end()).await
         };
         match gone {
             Ok(Ok(())) => {}

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use ion_jobs::job::AttemptOutcome;
-use ion_jobs::logs::{KeptOutput, without_hole};
+use ion_jobs::logs::{KeptOutput, copy_without_hole};
 use ion_model::clock;
 use ion_model::errors::{error_chain, is_no_room};
 use ion_model::event::{Context, DocumentType};
@@ -162,7 +162,7 @@ impl JobLog {
             let log = File::open(&path)?;
             let length = log.metadata()?.len();
             let folder = path.parent().unwrap_or(Path::new("."));
-            let whole = without_hole(&log, folder)?.map_or(log, |whole| whole);
+            let whole = copy_without_hole(&log, folder)?.map_or(log, |whole| whole);
             Ok::<_, io::Error>((length, whole))
         });
         let opened = opened.await.map_err(io::Error::other).flatten();

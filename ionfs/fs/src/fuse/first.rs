@@ -21,7 +21,7 @@ pub(super) struct FirstRead {
 }
 
 impl FirstRead {
-    pub(super) fn of(tree: &Tree) -> Self {
+    pub(super) fn new(tree: &Tree) -> Self {
         let of_job = tree.job_span().map(|span| (tree.daemon().metrics.clone(), span.clone()));
         Self { of_job, mounted: OnceLock::new(), answered: AtomicBool::new(false) }
     }

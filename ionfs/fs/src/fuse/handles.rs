@@ -65,7 +65,7 @@ impl Handles {
 
     /// Returns EMFILE if no further file may be open. Each open file takes a descriptor of the
     /// daemon, which all jobs share.
-    pub(super) fn may_open(&self) -> Result<()> {
+    pub(super) fn check_may_open(&self) -> Result<()> {
         let most = self.tree.open_files_max();
         if (self.lock().by_number.len() as u64) < most { Ok(()) } else { Err(Errno::MFILE) }
     }

@@ -39,9 +39,9 @@ pub(super) struct MountState {
 
 impl Kernel {
     pub(crate) fn new(tree: Arc<Tree>, runtime: Runtime) -> Self {
-        let first_read = FirstRead::of(&tree);
+        let first_read = FirstRead::new(&tree);
         let handles = Handles::new(tree.clone());
-        let requests = Requests::of(&tree.daemon().metrics);
+        let requests = Requests::new(&tree.daemon().metrics);
         let mount = MountState { tree, runtime, handles, first_read, requests };
         Self { mount: Arc::new(mount) }
     }

@@ -86,7 +86,7 @@ pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, outcome: Result<Vec<u8>>
     }
 }
 
-pub(super) fn maker(request: &Request) -> NewOwner {
+pub(super) fn owner_of_request(request: &Request) -> NewOwner {
     NewOwner { uid: request.uid(), gid: request.gid() }
 }
 

@@ -81,7 +81,7 @@ const LABELS: [&str; 32] = [
 pub(super) struct Requests([Counter; LABELS.len()]);
 
 impl Requests {
-    pub(super) fn of(metrics: &PlaneMetrics) -> Self {
+    pub(super) fn new(metrics: &PlaneMetrics) -> Self {
         Self(LABELS.map(|label| metrics.request_counter(label)))
     }
 
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn each_kind_has_its_own_label() {
         let metrics = PlaneMetrics::default();
-        let requests = Requests::of(&metrics);
+        let requests = Requests::new(&metrics);
         requests.count(RequestKind::Lookup);
         requests.count(RequestKind::CopyFileRange);
         requests.count(RequestKind::CopyFileRange);

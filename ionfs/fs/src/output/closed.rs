@@ -29,18 +29,18 @@ impl<T> ClosedFiles<T> {
         Arc::new(Self { workers_max, state })
     }
 
-    fn with<R>(&self, work: impl FnOnce(&mut QueueState<T>) -> R) -> R {
+    fn with_state<R>(&self, work: impl FnOnce(&mut QueueState<T>) -> R) -> R {
         work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Adds a file.
     pub(super) fn add(&self, file: T) {
-        self.with(|state| state.waiting.push_back(file));
+        self.with_state(|state| state.waiting.push_back(file));
     }
 
     /// Returns how many more workers to start: as many as there is work for, within the limit.
-    fn hire(&self) -> usize {
-        self.with(|state| {
+    fn hire_workers(&self) -> usize {
+        self.with_state(|state| {
             let wanted = state.waiting.len().min(self.workers_max);
             let hired = wanted.saturating_sub(state.workers);
             state.workers += hired;
@@ -50,7 +50,7 @@ impl<T> ClosedFiles<T> {
 
     /// Returns a worker's next file. None: nothing is left, and the worker ends.
     fn next(&self) -> Option<T> {
-        self.with(|state| {
+        self.with_state(|state| {
             let next = state.waiting.pop_front();
             state.workers -= usize::from(next.is_none());
             next
@@ -68,7 +68,7 @@ impl<T: Send + 'static> ClosedFiles<T> {
     ) where
         W: Future<Output = ()> + Send,
     {
-        for _ in 0..self.hire() {
+        for _ in 0..self.hire_workers() {
             let (files, of_job, work) = (self.clone(), tasks.clone(), work.clone());
             tasks.spawn(async move {
                 while let Some(file) = files.next() {
@@ -95,7 +95,7 @@ mod tests {
             store.add(ino);
         }
         decide.add(7);
-        let hired = (store.hire(), decide.hire());
+        let hired = (store.hire_workers(), decide.hire_workers());
         assert_eq!(hired.0, 4);
         assert_eq!(hired.1, 1);
         let mut done: Vec<u64> = Vec::new();
@@ -104,8 +104,8 @@ mod tests {
         }
         done.extend(std::iter::from_fn(|| decide.next()));
         assert_eq!(done.len(), 100_001);
-        assert_eq!((store.hire(), decide.hire()), (0, 0));
+        assert_eq!((store.hire_workers(), decide.hire_workers()), (0, 0));
         decide.add(8);
-        assert_eq!(decide.hire(), 1, "a worker that ended is replaced");
+        assert_eq!(decide.hire_workers(), 1, "a worker that ended is replaced");
     }
 }

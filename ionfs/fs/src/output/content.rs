@@ -110,11 +110,11 @@ impl StagedContent {
         if how.truncates() {
             clear_set_id_bits(&backing, how.set_id_bits)?;
         }
-        self.handle(&mut table, ino, backing, how)
+        self.add_handle(&mut table, ino, backing, how)
     }
 
     /// Makes the handle of a file that was just opened on the disk.
-    pub(super) fn handle(
+    pub(super) fn add_handle(
         &self,
         table: &mut OutputTable,
         ino: Ino,
@@ -131,7 +131,7 @@ impl StagedContent {
         if how.truncates() {
             file.reference = None;
             file.failed = None;
-            file.changes(ContentChange::Resized);
+            file.note_change(ContentChange::Resized);
             file.in_order = Some(InOrder::default());
             table.charge(ino, 0, u64::MAX);
         }
@@ -169,16 +169,16 @@ impl StagedContent {
             let mut table = self.staging.lock();
             let file = table.file_mut(staged.ino())?;
             file.check_change()?;
-            if file.event.is_some() && end > self.staging.limits().most().event_bytes {
+            if file.event.is_some() && end > self.staging.limits().job_limits().event_bytes {
                 return Err(Errno::FBIG);
             }
             let in_order = file.in_order.take().filter(|in_order| in_order.total() == offset);
-            file.changes(ContentChange::Written);
+            file.note_change(ContentChange::Written);
             if let Some(reference) = &mut file.reference {
                 reference.note_write();
             }
             let in_order = in_order.map(|in_order| (file.generation, in_order));
-            (self.staging.limits().charge_to(&mut table, staged.ino(), end), in_order)
+            (self.staging.limits().raise_charge(&mut table, staged.ino(), end), in_order)
         };
         staged.writer().note_write();
         let in_order = in_order.map(|(generation, mut in_order)| {
@@ -242,11 +242,11 @@ impl StagedContent {
         let mut table = self.staging.lock();
         let file = table.file_mut(staged.ino())?;
         file.check_change()?;
-        file.changes(ContentChange::Written);
+        file.note_change(ContentChange::Written);
         let flags = fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
         if !flags.intersects(fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::COLLAPSE_RANGE) {
             let end = offset.saturating_add(length);
-            self.staging.limits().charge_to(&mut table, staged.ino(), end)?;
+            self.staging.limits().raise_charge(&mut table, staged.ino(), end)?;
         }
         self.staging.limits().remember_no_room(fs::fallocate(staged.file(), flags, offset, length))
     }
@@ -303,9 +303,9 @@ impl StagedContent {
             if from_refers || file.reference.is_some() || file.event.is_some() {
                 return Err(Errno::OPNOTSUPP);
             }
-            file.changes(ContentChange::Written);
+            file.note_change(ContentChange::Written);
             let end = to_offset.saturating_add(length);
-            self.staging.limits().charge_to(&mut table, to.ino(), end)?;
+            self.staging.limits().raise_charge(&mut table, to.ino(), end)?;
         }
         to.writer().note_write();
         let length = usize::try_from(length.min(1 << 30)).unwrap_or(1 << 30);

@@ -159,8 +159,8 @@ impl EventFiles {
         let Some(version) = self.version_to_decide(ino, trigger)? else { return Ok(()) };
         let _room = self.wait_for_memory(ino).await?;
         let content = self.event_content(ino).await;
-        let parsed =
-            content.map(|content| event::parse_within(&content, self.staging.limits().most()));
+        let parsed = content
+            .map(|content| event::parse_within(&content, self.staging.limits().job_limits()));
         let decision = {
             let mut table = self.staging.lock();
             let Some(state) = &mut table.file_mut(ino)?.event else { return Ok(()) };
@@ -180,7 +180,7 @@ impl EventFiles {
         if let Ok(file) = self.staging.lock().file_mut(ino)
             && let Some(state) = &mut file.event
         {
-            state.was_refused(version, errno);
+            state.note_refusal(version, errno);
         }
         Err(errno)
     }
@@ -248,7 +248,7 @@ impl EventFiles {
     async fn event_content(&self, ino: Ino) -> Result<Vec<u8>> {
         self.content.fill_content(ino).await?;
         let file = self.staging.open_file(&self.staging.lock(), ino, OFlags::RDONLY)?;
-        let most = self.staging.limits().most().event_bytes;
+        let most = self.staging.limits().job_limits().event_bytes;
         ion_system::run_blocking(move || {
             let mut content = Vec::new();
             io::Read::read_to_end(&mut io::Read::take(&file, most + 1), &mut content)
@@ -261,7 +261,7 @@ impl EventFiles {
     /// Waits for memory to read an event file. The caller holds it until the file is decided.
     async fn wait_for_memory(&self, ino: Ino) -> Result<SemaphorePermit<'_>> {
         let size = self.staging.getattr(ino)?.size;
-        let read = size.min(self.staging.limits().most().event_bytes);
+        let read = size.min(self.staging.limits().job_limits().event_bytes);
         let units = u32::try_from(read.div_ceil(READING_UNIT).max(1)).unwrap_or(u32::MAX);
         let units = units.min(READING_UNITS as u32);
         Ok(self.reading.acquire_many(units).await.expect("the semaphore is never closed"))
@@ -270,7 +270,7 @@ impl EventFiles {
     /// Returns the refusal of an event file whose own content cannot be read.
     fn unreadable(&self, name: &str, error: Errno) -> Refusal {
         if error == Errno::TOOBIG {
-            let most = bytes_in_words(self.staging.limits().most().event_bytes);
+            let most = bytes_in_words(self.staging.limits().job_limits().event_bytes);
             return Refusal::TooBig(format!("an event file may have at most {most}"));
         }
         Refusal::Unreadable { path: name.to_owned(), source: error.into() }
@@ -303,7 +303,7 @@ impl EventFiles {
     /// for each file that cannot be decided because a process may still write to it.
     pub(super) async fn decide_all(&self) -> Vec<Rejection> {
         let mut open = Vec::new();
-        for ino in self.undecided() {
+        for ino in self.undecided_files() {
             let Some(file) = self.decided_file(ino) else { continue };
             match self.uploads.wait_until_closed(ino, &file.name).await {
                 // A refusal is recorded by `decide` itself.
@@ -321,7 +321,7 @@ impl EventFiles {
     /// Decides what is left after the module has ended, because its content is final now. Waits
     /// until the commits have ended.
     pub(super) async fn finish(&self) {
-        for ino in self.undecided() {
+        for ino in self.undecided_files() {
             // The processes that had it open are gone.
             if let Ok(file) = self.staging.lock().file_mut(ino) {
                 file.writers.clear();
@@ -340,7 +340,7 @@ impl EventFiles {
 
     /// Returns the files of `out/events`, and those kept for analysis, that are not committed as
     /// events.
-    fn undecided(&self) -> Vec<Ino> {
+    fn undecided_files(&self) -> Vec<Ino> {
         let table = self.staging.lock();
         let events = table.files_in(EVENTS).into_iter();
         let insights =
@@ -357,10 +357,10 @@ impl EventFiles {
     /// the end. It was not meant as a draft, and its module must not look as if it had published
     /// the event.
     async fn refuse_whole_drafts(&self) {
-        for ino in self.undecided() {
+        for ino in self.undecided_files() {
             let Some(name) = self.doubtful_draft(ino) else { continue };
             let Ok(content) = self.event_content(ino).await else { continue };
-            let parsed = event::parse_within(&content, self.staging.limits().most());
+            let parsed = event::parse_within(&content, self.staging.limits().job_limits());
             if matches!(parsed, ParsedEventFile::Complete(file) if file.event_type.is_some()) {
                 self.reject(&name, &Refusal::Invalid(DOUBTFUL_DRAFT_REASON.into()));
             }

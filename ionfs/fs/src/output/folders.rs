@@ -44,7 +44,7 @@ impl OpenFolders {
         &self.root
     }
 
-    fn below(&self) -> MutexGuard<'_, FoldersBelow> {
+    fn lock_below(&self) -> MutexGuard<'_, FoldersBelow> {
         self.below.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -53,7 +53,7 @@ impl OpenFolders {
         if ino == OUT {
             return Some(self.root.clone());
         }
-        let mut below = self.below();
+        let mut below = self.lock_below();
         below.uses += 1;
         let used = below.uses;
         let kept = below.folders.get_mut(&ino)?;
@@ -63,7 +63,7 @@ impl OpenFolders {
 
     /// Keeps the folder of a directory open.
     pub(super) fn keep(&self, ino: Ino, folder: Arc<Folder>) {
-        let mut below = self.below();
+        let mut below = self.lock_below();
         if below.folders.len() >= FOLDERS_MAX {
             let oldest =
                 below.folders.iter().min_by_key(|(_, kept)| kept.used).map(|(ino, _)| *ino);
@@ -75,6 +75,6 @@ impl OpenFolders {
 
     /// Drops the folder of a removed directory.
     pub(super) fn forget(&self, ino: Ino) {
-        self.below().folders.remove(&ino);
+        self.lock_below().folders.remove(&ino);
     }
 }

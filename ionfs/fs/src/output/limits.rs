@@ -40,7 +40,7 @@ impl StagingLimits {
     }
 
     /// Returns the most that the job may use.
-    pub(super) fn most(&self) -> &Limits {
+    pub(super) fn job_limits(&self) -> &Limits {
         &self.most
     }
 
@@ -75,7 +75,7 @@ impl StagingLimits {
         })
     }
 
-    fn exceed(&self, exceeded: StagingLimit) -> Errno {
+    fn note_exceeded(&self, exceeded: StagingLimit) -> Errno {
         if self.exceeded.set(exceeded).is_ok() {
             tracing::info!(job = %self.job, "the job exceeded a staging limit");
         }
@@ -84,32 +84,32 @@ impl StagingLimits {
 
     /// Sets the bytes that a file's content counts against the job's limit.
     pub(super) fn charge(&self, table: &mut OutputTable, ino: Ino, bytes: u64) -> Result<()> {
-        self.within_bytes(table, |table, most| table.charge(ino, bytes, most))
+        self.check_bytes(table, |table, most| table.charge(ino, bytes, most))
     }
 
     /// Sets the bytes that an inode counts in addition to its content.
     pub(super) fn charge_extra(&self, table: &mut OutputTable, ino: Ino, bytes: u64) -> Result<()> {
-        self.within_bytes(table, |table, most| table.charge_extra(ino, bytes, most))
+        self.check_bytes(table, |table, most| table.charge_extra(ino, bytes, most))
     }
 
     /// Returns EDQUOT if the job may not stage `bytes` more.
-    pub(super) fn may_take(&self, table: &mut OutputTable, bytes: u64) -> Result<()> {
-        self.within_bytes(table, |table, most| table.has_room_for(bytes, most))
+    pub(super) fn check_room_for(&self, table: &mut OutputTable, bytes: u64) -> Result<()> {
+        self.check_bytes(table, |table, most| table.has_room_for(bytes, most))
     }
 
     /// Returns EDQUOT if the job may not make one more inode.
-    pub(super) fn may_make(&self, table: &OutputTable) -> Result<()> {
+    pub(super) fn check_new_inode(&self, table: &OutputTable) -> Result<()> {
         if table.counted_inodes() < self.most.staged_files {
             Ok(())
         } else {
-            Err(self.exceed(StagingLimit::Files))
+            Err(self.note_exceeded(StagingLimit::Files))
         }
     }
 
     /// Returns EDQUOT unless the job stays within its limit of bytes, which `fits` checks. If it
     /// does not fit at first, drops the content that is still held of removed files and checks
     /// again.
-    fn within_bytes(
+    fn check_bytes(
         &self,
         table: &mut OutputTable,
         fits: impl Fn(&mut OutputTable, u64) -> bool,
@@ -118,12 +118,12 @@ impl StagingLimits {
         if fits(table, most) || (table.drop_held() && fits(table, most)) {
             return Ok(());
         }
-        Err(self.exceed(StagingLimit::Bytes))
+        Err(self.note_exceeded(StagingLimit::Bytes))
     }
 
     /// Like [`StagingLimits::charge`], for a file that now reaches `end`. The charge never becomes
     /// lower.
-    pub(super) fn charge_to(&self, table: &mut OutputTable, ino: Ino, end: u64) -> Result<()> {
+    pub(super) fn raise_charge(&self, table: &mut OutputTable, ino: Ino, end: u64) -> Result<()> {
         let now = table.file(ino)?.charged;
         if end > now { self.charge(table, ino, end) } else { Ok(()) }
     }

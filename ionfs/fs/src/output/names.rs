@@ -42,7 +42,7 @@ impl StagedNames {
 
     /// Passes the names of a directory behind position `place` of its listing to `take`, each with
     /// its own position, inode and kind, until `take` returns true.
-    pub(crate) fn names_behind(
+    pub(crate) fn names_after(
         &self,
         ino: Ino,
         place: u64,
@@ -50,7 +50,7 @@ impl StagedNames {
     ) -> Result<()> {
         let table = self.staging.lock();
         let directory = table.directory(ino)?;
-        for (at, name, child) in directory.behind(place) {
+        for (at, name, child) in directory.entries_after(place) {
             let Ok(node) = table.node(child) else { continue };
             if take(at, name, child, node.body.kind()) {
                 break;
@@ -61,14 +61,14 @@ impl StagedNames {
 
     /// Like [`StagedNames::names_behind`], but passes the current attributes. Leaves out a name
     /// whose inode is gone.
-    pub(crate) fn entries_behind(
+    pub(crate) fn entries_after(
         &self,
         ino: Ino,
         place: u64,
         mut take: impl FnMut(u64, &OsStr, &Attr) -> bool,
     ) -> Result<()> {
         let table = self.staging.lock();
-        for (at, name, child) in table.directory(ino)?.behind(place) {
+        for (at, name, child) in table.directory(ino)?.entries_after(place) {
             match self.staging.attr(&table, child) {
                 Ok(attr) if take(at, name, &attr) => break,
                 Ok(_) | Err(Errno::NOENT | Errno::STALE) => {}
@@ -117,7 +117,7 @@ impl StagedNames {
         if let NodeBody::File(file) = &table.node(ino)?.body {
             file.check_change()?;
         }
-        let remains = self.remains(&table, ino)?;
+        let remains = self.remains_to_keep(&table, ino)?;
         self.staging.folder(&table, parent)?.remove_file(name)?;
         table.unlink(parent, name, remains)?;
         Ok(table.take_orphans())
@@ -130,7 +130,7 @@ impl StagedNames {
         if ino == DATA || ino == EVENTS {
             return Err(Errno::PERM);
         }
-        let remains = self.remains(&table, ino)?;
+        let remains = self.remains_to_keep(&table, ino)?;
         self.staging.folder(&table, parent)?.remove_folder(name)?;
         self.staging.close_folder(ino);
         table.unlink(parent, name, remains)
@@ -163,7 +163,8 @@ impl StagedNames {
         {
             file.check_move()?;
         }
-        let remains = target.map(|target| self.remains(&table, target)).transpose()?.flatten();
+        let remains =
+            target.map(|target| self.remains_to_keep(&table, target)).transpose()?.flatten();
         let from = self.staging.folder(&table, parent)?;
         let to = self.staging.folder(&table, newparent)?;
         from.rename(name, &to, newname)?;
@@ -208,7 +209,7 @@ impl StagedNames {
     /// Returns what must be kept of an inode whose last name is about to be removed: the content of
     /// an open file; for another inode that the kernel knows, its content (a file, while there is
     /// room) or its attributes.
-    fn remains(&self, table: &OutputTable, ino: Ino) -> Result<Option<UnnamedRemains>> {
+    fn remains_to_keep(&self, table: &OutputTable, ino: Ino) -> Result<Option<UnnamedRemains>> {
         let node = table.node(ino)?;
         if node.links.len() > 1 {
             return Ok(None);

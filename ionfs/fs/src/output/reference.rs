@@ -26,7 +26,7 @@ pub(super) struct Reference {
 
 impl Reference {
     /// Makes a reference to the first `length` bytes of a blob.
-    pub(super) fn to(entry: Arc<FileEntry>, length: u64) -> Self {
+    pub(super) fn new(entry: Arc<FileEntry>, length: u64) -> Self {
         Self { entry, length, own: BTreeSet::new(), touched: false }
     }
 
@@ -72,7 +72,7 @@ impl Reference {
     }
 
     /// Returns the blocks of the blob that `range` touches and that are not in the staged file.
-    pub(super) fn missing(&self, range: &Range<u64>) -> Vec<u64> {
+    pub(super) fn missing_blocks(&self, range: &Range<u64>) -> Vec<u64> {
         let block = self.block_size();
         let blocks = range.start / block..range.end.min(self.length).div_ceil(block);
         blocks.filter(|index| !self.own.contains(index)).collect()
@@ -90,7 +90,7 @@ impl Reference {
     }
 
     /// Returns where the bytes from `at` on lie, and up to which offset, at most `end`.
-    pub(super) fn piece(&self, at: u64, end: u64) -> ReferencePiece {
+    pub(super) fn piece_at(&self, at: u64, end: u64) -> ReferencePiece {
         if at >= self.length {
             return ReferencePiece::OfFile(end);
         }
@@ -130,32 +130,32 @@ mod tests {
             checksums: checksum::of(&[]),
         };
         let nothing = FileEntry { size: 0, ..entry.clone() };
-        assert!(Reference::to(Arc::new(nothing), 0).missing(&(0..u64::MAX)).is_empty());
-        let mut reference = Reference::to(Arc::new(entry.clone()), entry.size);
+        assert!(Reference::new(Arc::new(nothing), 0).missing_blocks(&(0..u64::MAX)).is_empty());
+        let mut reference = Reference::new(Arc::new(entry.clone()), entry.size);
         assert!(reference.is_whole());
-        assert_eq!(reference.piece(7, u64::MAX), ReferencePiece::OfBlob(entry.size));
-        assert_eq!(reference.piece(entry.size, u64::MAX), ReferencePiece::OfFile(u64::MAX));
+        assert_eq!(reference.piece_at(7, u64::MAX), ReferencePiece::OfBlob(entry.size));
+        assert_eq!(reference.piece_at(entry.size, u64::MAX), ReferencePiece::OfFile(u64::MAX));
         reference.own.extend([2, 10]);
         assert_eq!(
-            reference.piece(BLOCK_BYTES, 9 * BLOCK_BYTES),
+            reference.piece_at(BLOCK_BYTES, 9 * BLOCK_BYTES),
             ReferencePiece::OfBlob(2 * BLOCK_BYTES)
         );
         assert_eq!(
-            reference.piece(2 * BLOCK_BYTES + 1, 9 * BLOCK_BYTES),
+            reference.piece_at(2 * BLOCK_BYTES + 1, 9 * BLOCK_BYTES),
             ReferencePiece::OfFile(3 * BLOCK_BYTES)
         );
         assert_eq!(
-            reference.piece(3 * BLOCK_BYTES, u64::MAX),
+            reference.piece_at(3 * BLOCK_BYTES, u64::MAX),
             ReferencePiece::OfBlob(10 * BLOCK_BYTES)
         );
-        assert_eq!(reference.missing(&(BLOCK_BYTES - 1..3 * BLOCK_BYTES)), [0, 1]);
-        assert_eq!(reference.missing(&(0..u64::MAX)).len(), 9);
+        assert_eq!(reference.missing_blocks(&(BLOCK_BYTES - 1..3 * BLOCK_BYTES)), [0, 1]);
+        assert_eq!(reference.missing_blocks(&(0..u64::MAX)).len(), 9);
         reference.resize(5 * BLOCK_BYTES + 1);
         assert!(!reference.is_whole() && !reference.takes_room_at(5 * BLOCK_BYTES + 1));
         reference.resize(8 * BLOCK_BYTES);
         assert!(reference.takes_room_at(1));
         assert_eq!(
-            reference.piece(5 * BLOCK_BYTES, u64::MAX),
+            reference.piece_at(5 * BLOCK_BYTES, u64::MAX),
             ReferencePiece::OfBlob(5 * BLOCK_BYTES + 1),
             "the rest is the file's own"
         );

@@ -100,7 +100,7 @@ impl StagingArea {
             return Err(Errno::EXIST);
         }
         check_length(&table.path_in(parent, name)?, || 0)?;
-        self.limits.may_make(table)?;
+        self.limits.check_new_inode(table)?;
         self.folder(table, parent)
     }
 

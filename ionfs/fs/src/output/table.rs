@@ -115,12 +115,12 @@ impl FileNode {
     }
 
     /// Notes that the content changes.
-    pub(super) fn changes(&mut self, change: ContentChange) {
+    pub(super) fn note_change(&mut self, change: ContentChange) {
         self.generation += 1;
         self.in_order = None;
         self.shown = None;
         if let Some(event) = &mut self.event {
-            event.changed(change);
+            event.note_change(change);
         }
     }
 
@@ -218,7 +218,10 @@ impl DirectoryNames {
     }
 
     /// Returns the names behind a position, each with its own position and its inode.
-    pub(super) fn behind(&self, place: u64) -> impl Iterator<Item = (u64, &Arc<OsStr>, Ino)> {
+    pub(super) fn entries_after(
+        &self,
+        place: u64,
+    ) -> impl Iterator<Item = (u64, &Arc<OsStr>, Ino)> {
         let from = place.max(DOT_DOT).saturating_add(1);
         self.entries.range(from..).map(|(place, (name, ino))| (*place, name, *ino))
     }
@@ -488,7 +491,7 @@ impl OutputTable {
     }
 
     /// Records that a file is gone: nothing can name its blob any more.
-    fn orphan(&mut self, node: OutputNode) {
+    fn add_orphan(&mut self, node: OutputNode) {
         let known = match node.remains {
             Some(UnnamedRemains::Known(pinned)) => Some(pinned),
             _ => None,
@@ -521,7 +524,7 @@ impl OutputTable {
             self.unused.remove(&ino);
             self.held.remove(&ino);
             if let Some(node) = self.nodes.remove(&ino) {
-                self.orphan(node);
+                self.add_orphan(node);
             }
             return;
         }

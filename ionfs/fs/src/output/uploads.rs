@@ -244,7 +244,7 @@ impl StagedUploads {
             Some((generation, sums, upload)) => (Some((generation, sums)), upload),
             None => (None, None),
         };
-        let stored = match self.finish_early(early).await {
+        let stored = match self.finish_early_upload(early).await {
             Some(stored) => stored,
             None => {
                 let file = self.open_own_content(ino).map_err(unreadable)?;
@@ -380,7 +380,7 @@ impl Staging for StagedUploads {
     }
 
     fn files_max(&self) -> u64 {
-        self.staging.limits().most().event_files
+        self.staging.limits().job_limits().event_files
     }
 
     fn uploaded_bytes(&self) -> u64 {

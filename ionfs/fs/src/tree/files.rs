@@ -117,7 +117,7 @@ impl Tree {
             && reader.note_first_read()
             && reader.blob().entry().size <= SMALL
         {
-            self.fetch_next_of_walk(self.current(ino));
+            self.fetch_next_of_walk(self.current_inode(ino));
             reader.blob().prefetch_whole();
         }
     }

@@ -29,7 +29,7 @@ pub(crate) struct ListedEntry {
 }
 
 impl ListedEntry {
-    fn with(attr: Attr) -> Self {
+    fn from_attr(attr: Attr) -> Self {
         Self { ino: attr.ino, kind: attr.kind, attr: Some(attr) }
     }
 }
@@ -80,7 +80,7 @@ impl Tree {
     /// with its own position, until `take` returns true. An entry whose attributes cannot be read
     /// is an error only if no entry was passed before it; otherwise the next request returns the
     /// error.
-    pub(crate) fn list_behind(
+    pub(crate) fn list_after(
         &self,
         directory: &ListedDirectory,
         place: u64,
@@ -100,7 +100,7 @@ impl Tree {
             }
         }
         let ListedDirectory::View(_, listing) = directory else {
-            return self.list_staged_behind(ino, at, wanted, take);
+            return self.list_staged_after(ino, at, wanted, take);
         };
         // In the root, `out/` stands before the entries of the view.
         let before = DOT_DOT + u64::from(ino == ROOT && self.output.is_some());
@@ -116,14 +116,14 @@ impl Tree {
             found => found?,
         } {
             (next, at) = (after, after as u64 + before);
-            if take(at, &entry.name, ListedEntry::with(entry.attr)) {
+            if take(at, &entry.name, ListedEntry::from_attr(entry.attr)) {
                 break;
             }
         }
         Ok(())
     }
 
-    fn list_staged_behind(
+    fn list_staged_after(
         &self,
         ino: Ino,
         place: u64,
@@ -132,12 +132,12 @@ impl Tree {
     ) -> Result<()> {
         let names = &self.output()?.names;
         match wanted {
-            ListingDetail::Names => names.names_behind(ino, place, |at, name, ino, kind| {
+            ListingDetail::Names => names.names_after(ino, place, |at, name, ino, kind| {
                 let ino = self.view.kernel_number_of(ino).unwrap_or(ino);
                 take(at, name, ListedEntry { ino, kind, attr: None })
             }),
-            ListingDetail::Attributes => names.entries_behind(ino, place, |at, name, attr| {
-                take(at, name, ListedEntry::with(self.with_kernel_number(*attr)))
+            ListingDetail::Attributes => names.entries_after(ino, place, |at, name, attr| {
+                take(at, name, ListedEntry::from_attr(self.with_kernel_number(*attr)))
             }),
         }
     }

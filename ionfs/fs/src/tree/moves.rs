@@ -41,7 +41,7 @@ impl Tree {
                     if over == RenameOver::Nothing && exists {
                         return Err(Errno::EXIST);
                     }
-                    tree.move_in(parent, &name, newparent, &newname, maker).await
+                    tree.move_into_output(parent, &name, newparent, &newname, maker).await
                 }
             }
         })
@@ -63,7 +63,7 @@ impl Tree {
         match self.part(ino) {
             Err(error) => Answer::Now(Err(error)),
             Ok(TreePart::View(ino)) => {
-                Answer::Now(self.link_in(output, ino, newparent, newname, maker))
+                Answer::Now(self.link_into_output(output, ino, newparent, newname, maker))
             }
             Ok(TreePart::Staged(_, ino)) => {
                 let (tree, output) = (self.clone(), output.clone());
@@ -77,7 +77,7 @@ impl Tree {
     }
 
     /// Handles `ln` of a file of `in/` into `out/data`.
-    fn link_in(
+    fn link_into_output(
         &self,
         output: &Output,
         ino: Ino,
@@ -93,7 +93,7 @@ impl Tree {
     /// Handles `mv` of a file or directory of `in/data` into `out/data`: removes the name from
     /// `in/data` and makes a reference in `out/data`. Only the job's own view changes; the event
     /// keeps its files.
-    async fn move_in(
+    async fn move_into_output(
         &self,
         parent: Ino,
         name: &OsStr,

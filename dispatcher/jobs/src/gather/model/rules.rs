@@ -74,7 +74,7 @@ impl GatherPlane {
     }
 
     /// Returns the number of a registry in the states.
-    pub(super) fn known_as(&self, registry: Registry) -> u8 {
+    pub(super) fn version_number(&self, registry: Registry) -> u8 {
         let mut all = self.registries.borrow_mut();
         let at = all.iter().position(|known| *known == registry).unwrap_or_else(|| {
             all.push(registry);
@@ -83,7 +83,7 @@ impl GatherPlane {
         u8::try_from(at).unwrap()
     }
 
-    pub(super) fn has(&self, version: u8, slot: usize) -> bool {
+    pub(super) fn is_registered(&self, version: u8, slot: usize) -> bool {
         self.registries.borrow()[usize::from(version)].registration(SLOTS[slot].0).is_some()
     }
 
@@ -130,10 +130,10 @@ impl GatherPlane {
             .judged
             .borrow_mut()
             .entry((reading, known))
-            .or_insert_with(|| self.judge_anew(reading, &known))
+            .or_insert_with(|| self.judge_uncached(reading, &known))
     }
 
-    fn judge_anew(&self, reading: Reading, known: &[Committed]) -> Option<u8> {
+    fn judge_uncached(&self, reading: Reading, known: &[Committed]) -> Option<u8> {
         let registry = self.registry(reading.registry.unwrap());
         let modules =
             self.modules.iter().filter(|module| registry.registration(&module.name).is_some());

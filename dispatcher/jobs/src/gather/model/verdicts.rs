@@ -3,17 +3,17 @@
 use ion_model::record::JobState;
 
 use super::rules::GatherPlane;
-use super::{ALL, GatherState, SLOTS, made_by};
+use super::{ALL, GatherState, SLOTS, event_made_by};
 
 /// Returns what is wrong with a gathering that begins to run in this step; none if nothing is
 /// wrong, or if it does not begin.
-pub(super) fn began_wrongly(
+pub(super) fn begin_complaint(
     plane: &GatherPlane,
     before: &GatherState,
     after: &GatherState,
 ) -> Option<String> {
     // An adopted attempt began earlier.
-    if before.runs() || !after.runs() || before.adopted {
+    if before.is_running() || !after.is_running() || before.adopted {
         return None;
     }
     let unforeseen = |slot: usize| before.unforeseen & (1 << slot) != 0;
@@ -27,12 +27,12 @@ pub(super) fn began_wrongly(
         let dead = job.is_some_and(|job| job.state == JobState::Dead);
         let begins = tells
             || job.is_some_and(|job| job.state.is_active())
-            || (job.is_some() && plane.has(after.registry, slot));
+            || (job.is_some() && plane.is_registered(after.registry, slot));
         let expected = plane.is_for(after, after.registry, slot);
         if (expected && (dead || !ended)) || (begins && !ended) {
             return Some(format!("it begins, and {:?} has not ended", SLOTS[slot]));
         }
-        let made = made_by(slot).map_or(0, |event| after.visible() & (1 << event));
+        let made = event_made_by(slot).map_or(0, |event| after.visible_events() & (1 << event));
         if made & !after.gathered.unwrap_or_default() != 0 {
             return Some(format!("it begins without what {:?} has made", SLOTS[slot]));
         }
@@ -42,7 +42,7 @@ pub(super) fn began_wrongly(
 
 /// Returns whether everything is done that will be done without an operator.
 pub(super) fn is_done(plane: &GatherPlane, state: &GatherState) -> bool {
-    if is_over(state) {
+    if has_succeeded(state) {
         return true;
     }
     let mut dead = false;
@@ -54,7 +54,7 @@ pub(super) fn is_done(plane: &GatherPlane, state: &GatherState) -> bool {
             }
             continue;
         };
-        let orphaned = job.state == JobState::Queued && !plane.has(state.registry, slot);
+        let orphaned = job.state == JobState::Queued && !plane.is_registered(state.registry, slot);
         if job.outbox || !(job.state.is_final() || orphaned) {
             return false;
         }
@@ -64,6 +64,6 @@ pub(super) fn is_done(plane: &GatherPlane, state: &GatherState) -> bool {
 }
 
 /// Returns whether the gathering has succeeded: later steps do not matter to it.
-pub(super) fn is_over(state: &GatherState) -> bool {
+pub(super) fn has_succeeded(state: &GatherState) -> bool {
     state.jobs[ALL].is_some_and(|all| all.state == JobState::Succeeded)
 }

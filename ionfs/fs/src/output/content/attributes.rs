@@ -78,7 +78,7 @@ impl StagedContent {
             Some(reference) if size > 0 => reference.resize(size),
             reference => *reference = None,
         }
-        file.changes(ContentChange::Resized);
+        file.note_change(ContentChange::Resized);
         file.in_order = (size == 0).then(InOrder::default);
         Ok(())
     }

@@ -87,7 +87,7 @@ impl StagedContent {
         let mut all = BytesMut::new();
         while at < end {
             let (of_blob, upto) = match &self.staging.lock().file(staged.ino())?.reference {
-                Some(reference) => match reference.piece(at, end) {
+                Some(reference) => match reference.piece_at(at, end) {
                     ReferencePiece::OfBlob(end) => (Some(reference.entry().clone()), end),
                     ReferencePiece::OfFile(end) => (None, end),
                 },
@@ -149,8 +149,8 @@ impl StagedContent {
         // The kernel accepts at most 4 GiB less a page as the answer.
         let end = end.min(held + (u64::from(u32::MAX) & !0xfff));
         to.file().set_len(end).map_err(|error| errno(&error))?;
-        file.changes(ContentChange::Written);
-        file.reference = Some(Reference::to(entry.clone(), end));
+        file.note_change(ContentChange::Written);
+        file.reference = Some(Reference::new(entry.clone(), end));
         to.writer().note_write();
         Ok(end - held)
     }
@@ -197,10 +197,10 @@ impl StagedContent {
         let (entry, missing, block) = {
             let mut table = self.staging.lock();
             let Some(reference) = &mut table.file_mut(ino)?.reference else { return Ok(()) };
-            let (entry, missing) = (reference.entry().clone(), reference.missing(&range));
+            let (entry, missing) = (reference.entry().clone(), reference.missing_blocks(&range));
             let (length, block) = (reference.length(), reference.block_size());
             // In the end the whole content may lie on the staging disk, so charge all of it.
-            self.staging.limits().charge_to(&mut table, ino, length)?;
+            self.staging.limits().raise_charge(&mut table, ino, length)?;
             (entry, missing, block)
         };
         let reader = self.open_reader(&entry)?;
@@ -220,7 +220,8 @@ impl StagedContent {
         let mut table = self.staging.lock();
         let node = table.file_mut(ino)?;
         let all = |reference: &Reference| {
-            reference.entry().key == entry.key && reference.missing(&(0..u64::MAX)).is_empty()
+            reference.entry().key == entry.key
+                && reference.missing_blocks(&(0..u64::MAX)).is_empty()
         };
         if node.reference.as_ref().is_some_and(all) {
             node.reference = None;

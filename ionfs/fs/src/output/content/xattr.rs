@@ -29,7 +29,7 @@ pub(crate) fn no_attribute(name: &OsStr) -> Errno {
 }
 
 impl StagedContent {
-    fn pinned(&self, ino: Ino) -> Result<Arc<Pinned>> {
+    fn pin(&self, ino: Ino) -> Result<Arc<Pinned>> {
         self.staging.pin(&self.staging.lock(), ino)
     }
 
@@ -38,7 +38,7 @@ impl StagedContent {
         if !belongs_to_users(name) {
             return Err(no_attribute(name));
         }
-        self.pinned(ino)?.xattr(name)
+        self.pin(ino)?.xattr(name)
     }
 
     /// Sets an extended attribute.
@@ -70,7 +70,7 @@ impl StagedContent {
 
     /// Returns the names of the extended attributes, each with a zero byte at its end.
     pub(crate) fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
-        let names = self.pinned(ino)?.xattrs()?;
+        let names = self.pin(ino)?.xattrs()?;
         let users =
             names.split_inclusive(|byte| *byte == 0).filter(|name| name.starts_with(b"user."));
         Ok(users.flatten().copied().collect())

@@ -116,7 +116,7 @@ impl EventFiles {
             Ok(content) => content,
             Err(error) => return Err(self.reject(file.name, &self.unreadable(file.name, error))),
         };
-        Ok(match event::parse_within(&content, self.staging.limits().most()) {
+        Ok(match event::parse_within(&content, self.staging.limits().job_limits()) {
             ParsedEventFile::Complete(event) => EventDecision::Commit(event),
             ParsedEventFile::Invalid(reason) => EventDecision::Refuse(reason),
             ParsedEventFile::TooBig(reason) => EventDecision::TooBig(reason),

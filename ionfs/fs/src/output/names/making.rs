@@ -53,7 +53,7 @@ impl StagedNames {
         let mut table = self.staging.lock();
         table.check_place(parent, name, FileKind::Symlink)?;
         let folder = self.staging.folder_for_new(&table, parent, name)?;
-        self.staging.limits().may_take(&mut table, target.as_os_str().len() as u64)?;
+        self.staging.limits().check_room_for(&mut table, target.as_os_str().len() as u64)?;
         self.staging.limits().remember_no_room(folder.make_symlink(name, target))?;
         set_owner_and_mode(&folder, name, 0, maker)?;
         let ino = table.add(parent, name, NodeBody::Symlink)?;
@@ -155,8 +155,8 @@ impl StagedNames {
         pinned.set_mode(permissions(mode))?;
         if entry.size > 0 {
             let file = table.file_mut(ino)?;
-            file.changes(ContentChange::Resized);
-            file.reference = Some(Reference::to(entry.clone(), entry.size));
+            file.note_change(ContentChange::Resized);
+            file.reference = Some(Reference::new(entry.clone(), entry.size));
         }
         self.staging.attr(&table, ino)
     }

@@ -16,7 +16,7 @@ use crate::output::in_order::EarlyUpload;
 
 impl StagedUploads {
     /// Begins to upload a file that is being written, if there is a permit for one more upload.
-    pub(in crate::output) fn begin_early(&self, ino: Ino) {
+    pub(in crate::output) fn begin_early_upload(&self, ino: Ino) {
         let mut table = self.staging.lock();
         let Some(path) = table.path(ino) else { return };
         let Ok(Some(in_order)) = table.file_mut(ino).map(|file| file.in_order.as_mut()) else {
@@ -43,7 +43,7 @@ impl StagedUploads {
 
     /// Waits for an upload that followed its writer, and returns its outcome. Returns none if there
     /// was no such upload or the store failed: the caller then stores the file again.
-    pub(super) async fn finish_early(
+    pub(super) async fn finish_early_upload(
         &self,
         upload: Option<EarlyUpload>,
     ) -> Option<Result<FileEntry, UploadError>> {

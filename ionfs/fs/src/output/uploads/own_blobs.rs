@@ -51,7 +51,7 @@ impl JobBlobs {
         Arc::new(Self { store, runtime, prefix, keys, state, removed })
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut JobBlobsState) -> T) -> T {
+    fn with_state<T>(&self, work: impl FnOnce(&mut JobBlobsState) -> T) -> T {
         work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -64,19 +64,20 @@ impl JobBlobs {
 
     /// Notes that a blob of this key may be in the store from now on.
     pub(super) fn note_upload(&self, key: &str) {
-        self.with(|state| state.fates.insert(key.to_owned(), BlobFate::Unnamed));
+        self.with_state(|state| state.fates.insert(key.to_owned(), BlobFate::Unnamed));
     }
 
     /// Marks a blob that an event is about to name, so that it stays. Returns false if the blob is
     /// removed or being removed. Must be called before the event's document is written: `ion gc`
     /// removes a blob that no event names, but an event whose blob is missing is lost data.
     pub(super) fn keep_for_event(&self, key: &str) -> bool {
-        self.with(|state| state.fates.get_mut(key).map(|fate| *fate = BlobFate::Named)).is_some()
+        self.with_state(|state| state.fates.get_mut(key).map(|fate| *fate = BlobFate::Named))
+            .is_some()
     }
 
     /// Removes a blob that its file no longer needs, unless an event has named it.
     pub(super) fn discard(self: &Arc<Self>, key: &str) {
-        let begins = self.with(|state| {
+        let begins = self.with_state(|state| {
             if state.fates.get(key) != Some(&BlobFate::Unnamed) {
                 return false;
             }
@@ -92,7 +93,7 @@ impl JobBlobs {
 
     async fn remove_discarded(&self) {
         loop {
-            let keys = self.with(|state| {
+            let keys = self.with_state(|state| {
                 let some = state.discarded.len().saturating_sub(REMOVED_AT_ONCE);
                 let keys = state.discarded.split_off(some);
                 state.removing = !keys.is_empty();
@@ -120,7 +121,7 @@ impl JobBlobs {
     /// Removes all blobs that no event names, and waits until they are removed. Called when the job
     /// has ended.
     pub(super) async fn discard_unnamed(self: &Arc<Self>) {
-        let unnamed: Vec<String> = self.with(|state| {
+        let unnamed: Vec<String> = self.with_state(|state| {
             let unnamed = state.fates.iter().filter(|(_, fate)| **fate == BlobFate::Unnamed);
             unnamed.map(|(key, _)| key.clone()).collect()
         });
@@ -129,7 +130,7 @@ impl JobBlobs {
         }
         loop {
             let removed = self.removed.notified();
-            if !self.with(|state| state.removing) {
+            if !self.with_state(|state| state.removing) {
                 return;
             }
             removed.await;

@@ -80,7 +80,7 @@ pub(super) fn directory_content(
     while let Some((path, ino)) = todo.pop() {
         let Ok(directory) = table.directory(ino) else {
             below.files.push(path);
-            if below.files.len() as u64 > staging.limits().most().event_files {
+            if below.files.len() as u64 > staging.limits().job_limits().event_files {
                 // The event will be refused: the rest of a large tree need not be walked.
                 break;
             }
@@ -110,5 +110,9 @@ pub(super) fn directory_content(
 
 /// Returns a refusal if an event may not name this path.
 pub(super) fn check_name(staging: &StagingArea, path: &str) -> Result<(), Refusal> {
-    staging.limits().most().check_path(path).map_err(|error| Refusal::TooLong(error.to_string()))
+    staging
+        .limits()
+        .job_limits()
+        .check_path(path)
+        .map_err(|error| Refusal::TooLong(error.to_string()))
 }
