@@ -33,7 +33,7 @@ async fn put(blobs: &dyn Blobs, key: &str, body: Vec<u8>) {
     assert_eq!(stored, body.len() as u64);
 }
 
-/// The process of an upload dies in the middle. No listing shows the upload, and `abandon_uploads`
+/// The process of an upload dies in the middle. No listing shows the upload, and `end_unfinished_uploads`
 /// ends it.
 fn an_upload_left_behind_is_found(open: impl Fn() -> ObjectBlobs) {
     let dying = tokio::runtime::Runtime::new().unwrap();

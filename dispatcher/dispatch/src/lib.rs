@@ -9,7 +9,7 @@
 //! housekeeping ([`housekeeping`]): the outbox, expired leases, gathering.
 //!
 //! What a module's task and the holder of a lease do next is decided by functions without I/O
-//! ([`serve::plan`], [`lease`]).
+//! (`serve::plan`, [`lease`]).
 //!
 //! # After a crash
 //! No state is in memory only. Another dispatcher, or this one after a restart, finds the job's

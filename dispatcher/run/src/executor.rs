@@ -52,7 +52,7 @@ pub struct AttemptStart {
 
 impl AttemptStart {
     /// Returns the attempt's span. The caller runs the attempt inside it, and adds the verdict with
-    /// [`AttemptOutcome::tell`].
+    /// [`record_verdict`].
     pub fn span(&self) -> Span {
         info_span!(
             target: spans::TARGET, parent: None, "job",

@@ -91,7 +91,7 @@ pub struct SandboxCommand {
     /// The working folder.
     pub cwd: PathBuf,
     /// Where the module sees the tree: `/ion`; unused in [`SandboxMode::Plain`]. None: it has no
-    /// tree, and starts without [`Sandbox::go`].
+    /// tree, and starts without [`Sandbox::start_module`].
     pub mount_at: Option<PathBuf>,
     /// How it is separated from the machine.
     pub mode: SandboxMode,
@@ -200,7 +200,7 @@ struct ForkServerProcess {
 /// the module's output.
 #[derive(Debug)]
 pub struct SpawnedProcess {
-    /// The processes, waiting for [`Sandbox::go`].
+    /// The processes, waiting for [`Sandbox::start_module`].
     pub sandbox: Sandbox,
     /// The FUSE device that is mounted for the module but not served yet.
     pub device: Option<OwnedFd>,
@@ -221,7 +221,7 @@ pub struct PipedStreams {
     pub stderr: Receiver,
 }
 
-/// Forks a `job-init`, which prepares the namespaces; the module starts at [`Sandbox::go`].
+/// Forks a `job-init`, which prepares the namespaces; the module starts at [`Sandbox::start_module`].
 pub async fn spawn(
     server: &ForkServer,
     command: SandboxCommand,

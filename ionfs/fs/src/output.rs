@@ -6,7 +6,7 @@
 //!
 //! - [`names`]: what the module makes, lists, renames and removes.
 //! - [`content`]: what open files hold. A file that is copied, linked or moved from `in/data` is a
-//!   [`reference`]: a hole in the staging folder and the name of a blob, until the module writes to
+//!   [`mod@reference`]: a hole in the staging folder and the name of a blob, until the module writes to
 //!   it.
 //! - [`uploads`]: closed files become blobs in the background, and long ones while they are
 //!   written. A commit waits only for what is not stored yet.

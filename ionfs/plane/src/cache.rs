@@ -260,7 +260,7 @@ impl Cache {
 
     /// Adds a blob that a job of this node has made. `file` is the blob's staged file, so that its
     /// readers need not ask the store. Returns whether the caller must call
-    /// [`Cache::producer_ended`] when the job has ended.
+    /// [`Cache::end_staged_file`] when the job has ended.
     pub fn add_staged_file(&self, entry: &FileEntry, file: File) -> bool {
         if self.shared.blobs.open_local(&entry.key).is_some() {
             return false;

@@ -123,7 +123,7 @@ impl Node {
 
     /// Waits for an upload permit, then stores an open file that nobody writes to any more, from
     /// its beginning to its end, whatever its position. Returns its entry under `name`. `key`
-    /// returns the key for each [try](in_tries).
+    /// returns the key for each [try](store_with_retries).
     ///
     /// # Errors
     /// When the file cannot be read, or the store fails.

@@ -3,7 +3,7 @@
 //!
 //! A store's answer may be lost although the store did its work. So when a put fails after all
 //! bytes were sent, the blob is looked up, and used if it holds those bytes. If it does not,
-//! [`in_tries`] or a caller that repeats the whole operation puts the file again under another key.
+//! [`store_with_retries`] or a caller that repeats the whole operation puts the file again under another key.
 //! If the store completes the first try late, the result is a blob that no event names.
 
 use std::fs::File;
@@ -65,7 +65,7 @@ pub enum UploadError {
 }
 
 /// Calls `store`, and calls it again if the store fails, three times at most. `store` receives the
-/// number of the try, from 0, and must use another key for each try: see [`try_suffix`].
+/// number of the try, from 0, and must use another key for each try: see [`retry_suffix`].
 ///
 /// # Errors
 /// The error of the last try. An error that another try would not fix is returned at once.
@@ -86,7 +86,7 @@ where
     TRIES.run(async |number| store(number).await, again).await
 }
 
-/// Returns the suffix that makes a key different for each try of [`in_tries`].
+/// Returns the suffix that makes a key different for each try of [`store_with_retries`].
 pub fn retry_suffix(number: u32) -> String {
     if number == 0 { String::new() } else { format!(".{number}") }
 }

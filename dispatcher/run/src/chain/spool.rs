@@ -28,7 +28,7 @@ pub(super) struct SpooledBlob {
     /// Its entry in an event's list of files.
     pub(super) entry: FileEntry,
     /// The bytes of a small blob, which is not durable yet. Who writes the documents that name it
-    /// must pass them to `append_event` or `insert_with_blobs`.
+    /// must pass them to `create_with_documents` or `insert_with_blobs`.
     pub(super) not_durable: Option<Bytes>,
 }
 

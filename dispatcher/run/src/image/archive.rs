@@ -164,7 +164,7 @@ impl<R: Read> ArchiveEntries<R> {
         };
         let mut parser = Parser::new(limits);
         parser.set_allow_empty_path(true);
-        // Times before 1970 are valid. `checked` validates all numbers.
+        // Times before 1970 are valid. `check_entry` validates all numbers.
         parser.set_ignore_pax_errors(true);
         Self {
             bytes,
@@ -185,7 +185,7 @@ impl<R: Read> ArchiveEntries<R> {
         self.read
     }
 
-    /// Returns the next entry, whose content [`Self::piece`] returns; skips the unread content of
+    /// Returns the next entry, whose content [`Self::next_piece`] returns; skips the unread content of
     /// the last entry.
     pub(super) fn next(&mut self) -> Result<Option<ArchiveEntry>, ArchiveRefusal> {
         self.skip_content()?;

@@ -59,7 +59,7 @@ impl StagedNames {
         Ok(())
     }
 
-    /// Like [`StagedNames::names_behind`], but passes the current attributes. Leaves out a name
+    /// Like [`StagedNames::names_after`], but passes the current attributes. Leaves out a name
     /// whose inode is gone.
     pub(crate) fn entries_after(
         &self,

@@ -6,7 +6,7 @@
 //! budgets, any of them may die after any step, and any write may go unanswered: it is done, or not
 //! done, or done later, when nobody expects it any more.
 //!
-//! The invariants are the functions `whole`, `announced`, `in_effect_once` and so on below.
+//! The invariants are the functions `blobs_are_whole`, `published_is_visible`, `starts_once` and so on.
 //! Protocols with one deliberate fault ([`CommitFault`]) show that the checker can find violations:
 //! each must be refuted.
 

@@ -2,7 +2,7 @@
 //! and no clock.
 //!
 //! Every party that carries out a commit (a closer, a relay, the end of an on-success job) calls
-//! [`CommitStep::after`] for the next step. So the code that runs is the code that the model checker
+//! [`CommitStep::next_step`] for the next step. So the code that runs is the code that the model checker
 //! explores in `model.rs`.
 
 use ion_model::event::PublicationState;

@@ -44,7 +44,7 @@ fn named_indexes(
     indexes(collection).iter().map(move |fields| (name(fields), *fields))
 }
 
-/// Rebuilds a collection's table in the layout of [`schema`] if an older Ion made it.
+/// Rebuilds a collection's table in the layout of [`schema_sql`] if an older Ion made it.
 pub(super) fn rebuild_older_table(
     connection: &Connection,
     collection: Collection,
@@ -264,7 +264,7 @@ fn result_sql(query: &Query) -> String {
     format!("json_extract(document, {}, '$.id')", paths.join(", "))
 }
 
-/// Makes a document of the results of [`result`].
+/// Makes a document of the result_sqls of [`result_sql`].
 fn document_from_fields(fields: &[&str], values: Value) -> Value {
     let Value::Array(values) = values else { return values };
     let mut document = json!({});
