@@ -29,7 +29,7 @@ use ionfs::event::FileEntry;
 use ionfs::first::FirstEvent;
 use ionfs::id::{CorrelationId, EventId, JobId};
 use ionfs::stores::open::{StoreUrls, open};
-use ionfs::stores::{Collection, Durability, encode};
+use ionfs::stores::{Collection, Durability, Query, encode};
 use ionfs::upload::store_path;
 use support::Home;
 use support::mount::{Mount, Passthrough, first_event, runtime, stored};
@@ -278,12 +278,9 @@ fn dispatch() {
             plane.bus.publish(&event.message()).await.unwrap();
         });
     }
-    let ledger = dispatcher::ledger::Ledger::new(plane.clone());
-    let succeeded = dispatcher::ledger::JobFilter {
-        state: Some(ionfs::record::JobState::Succeeded),
-        ..Default::default()
-    };
-    let ended = || runtime.block_on(ledger.list(&succeeded, JOBS)).unwrap().len();
+    let succeeded = vec![("state", serde_json::json!("succeeded"))];
+    let succeeded = Query::equal(Collection::Jobs, succeeded).limit(JOBS);
+    let ended = || runtime.block_on(plane.documents.count(succeeded.clone())).unwrap();
     let up = home.up_with(&["--jobs", &AT_A_TIME.to_string()], &pipeline);
     let (before, began) = (ended(), Instant::now());
     // The queue is polled first, because that costs the dispatcher nothing noticeable.

@@ -1,13 +1,18 @@
 //! `ion dead`: jobs with no retries left, and messages that no job could be made from.
 
+use std::collections::VecDeque;
+
 use clap::{Args, Subcommand};
 use dispatcher::find::find_job;
-use dispatcher::ledger::{JobFilter, Ledger, LedgerError};
+use dispatcher::ledger::{Ledger, LedgerError};
+use dispatcher::list::{JobFilter, ListPart, ListRows, TimeRange};
+use ionfs::clock;
 use ionfs::errors::error_chain;
 use ionfs::id::{EventId, JobId};
 use ionfs::record::{JobRecord, JobState};
-use ionfs::stores::DeadLetter;
+use ionfs::stores::{Collection, DeadLetter, decode};
 
+use crate::list::ListPartArgs;
 use crate::settings::CommandSettings;
 use crate::{CommandFailure, CommandResult, CommandVerdict, job, output};
 
@@ -18,12 +23,21 @@ const LETTERS_MAX: usize = 1000;
 /// List dead jobs and unreadable messages, and retry or drop them
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadCommand {
-    /// List dead jobs and unreadable messages
-    List,
+    List(DeadListArgs),
     /// Let dead jobs run again, with all their retries
     Retry(WhichArgs),
     /// Give dead jobs up; gathering jobs that wait for them go on without them
     Drop(DropArgs),
+}
+
+/// List dead jobs, those that died last at the end, and unreadable messages
+#[derive(Debug, Args)]
+pub(crate) struct DeadListArgs {
+    /// Only jobs and messages of this module
+    #[arg(short, long)]
+    module: Option<String>,
+    #[command(flatten)]
+    part: ListPartArgs,
 }
 
 /// Which dead jobs.
@@ -64,10 +78,11 @@ pub(crate) struct DropArgs {
 pub(crate) async fn run(settings: &CommandSettings, command: DeadCommand) -> CommandResult {
     let ledger = Ledger::new(settings.open_existing_plane().await?);
     match command {
-        DeadCommand::List => list(settings, &ledger).await,
+        DeadCommand::List(args) => list(settings, &ledger, args).await,
         DeadCommand::Retry(which) => {
             let mut tally = DeadJobTally::default();
-            for job in chosen_jobs(&ledger, &which.ids, which.module).await? {
+            let mut chosen = ChosenJobs::new(&ledger, &which.ids, which.module).await?;
+            while let Some(job) = chosen.next(&ledger).await? {
                 match ledger.retry(&job.id).await {
                     Ok(job) => {
                         output::print_message(&format!(
@@ -87,7 +102,8 @@ pub(crate) async fn run(settings: &CommandSettings, command: DeadCommand) -> Com
         }
         DeadCommand::Drop(args) => {
             let mut tally = DeadJobTally::default();
-            for job in chosen_jobs(&ledger, &args.ids, args.module).await? {
+            let mut chosen = ChosenJobs::new(&ledger, &args.ids, args.module).await?;
+            while let Some(job) = chosen.next(&ledger).await? {
                 match ledger.cancel(&job.id).await {
                     Ok(_) => {
                         output::print_message(&format!(
@@ -147,40 +163,63 @@ async fn drop_unreadable(ledger: &Ledger, module: Option<&str>) -> CommandResult
     Ok(CommandVerdict::Well)
 }
 
-async fn dead_jobs(
-    ledger: &Ledger,
-    module: Option<String>,
-) -> Result<Vec<JobRecord>, CommandFailure> {
-    let filter = JobFilter { module, state: Some(JobState::Dead), correlation: None };
-    Ok(ledger.list(&filter, usize::MAX >> 1).await?)
+fn dead_filter(module: Option<String>) -> JobFilter {
+    JobFilter { module, state: Some(JobState::Dead), ..JobFilter::default() }
 }
 
-/// Returns the dead jobs with these ids. Without ids it returns all dead jobs, or those of the
-/// module.
-///
-/// # Errors
-/// When an id names no job, several jobs, or a job that is not dead.
-async fn chosen_jobs(
-    ledger: &Ledger,
-    ids: &[String],
-    module: Option<String>,
-) -> Result<Vec<JobRecord>, CommandFailure> {
-    if ids.is_empty() {
-        return dead_jobs(ledger, module).await;
-    }
-    let mut jobs = Vec::new();
-    for id in ids {
-        let found = find_job(ledger, id).await?;
-        if found.state != JobState::Dead {
-            return Err(CommandFailure(format!(
-                "job {} is not dead but {}",
-                found.id,
-                found.state.as_str()
-            )));
+/// The dead jobs that a command is for, read one page at a time.
+#[derive(Debug)]
+struct ChosenJobs {
+    /// The jobs that were read.
+    jobs: VecDeque<JobRecord>,
+    /// The rest of the list of dead jobs; none if jobs were named.
+    rows: Option<ListRows>,
+}
+
+impl ChosenJobs {
+    /// Chooses the dead jobs with these ids. Without ids it chooses all jobs that are dead now, or
+    /// those of the module.
+    ///
+    /// # Errors
+    /// When an id names no job, several jobs, or a job that is not dead.
+    async fn new(
+        ledger: &Ledger,
+        ids: &[String],
+        module: Option<String>,
+    ) -> Result<Self, CommandFailure> {
+        let mut jobs = VecDeque::new();
+        for id in ids {
+            let found = find_job(ledger, id).await?;
+            if found.state != JobState::Dead {
+                return Err(CommandFailure(format!(
+                    "job {} is not dead but {}",
+                    found.id,
+                    found.state.as_str()
+                )));
+            }
+            jobs.push_back(found);
         }
-        jobs.push(found);
+        if !ids.is_empty() {
+            return Ok(Self { jobs, rows: None });
+        }
+        // A job that dies again after it was retried is not met twice.
+        let time = TimeRange { until: Some(clock::now()), ..TimeRange::default() };
+        let list = JobFilter { time, ..dead_filter(module) }.list();
+        let documents = &*ledger.plane().documents;
+        let rows = list.rows(documents, ListPart::Latest, usize::MAX >> 1).await?;
+        Ok(Self { jobs, rows: Some(rows) })
     }
-    Ok(jobs)
+
+    async fn next(&mut self, ledger: &Ledger) -> Result<Option<JobRecord>, CommandFailure> {
+        if self.jobs.is_empty()
+            && let Some(rows) = &mut self.rows
+        {
+            for document in rows.next(&*ledger.plane().documents).await?.unwrap_or_default() {
+                self.jobs.push_back(decode(Collection::Jobs, document)?);
+            }
+        }
+        Ok(self.jobs.pop_front())
+    }
 }
 
 /// Returns the messages that no job could be made from: the dead letters without a job in the
@@ -198,9 +237,11 @@ async fn unreadable_letters(ledger: &Ledger) -> Result<Vec<DeadLetter>, CommandF
     Ok(unreadable)
 }
 
-async fn list(settings: &CommandSettings, ledger: &Ledger) -> CommandResult {
-    job::print_jobs(settings, &dead_jobs(ledger, None).await?);
-    let unreadable = unreadable_letters(ledger).await?;
+async fn list(settings: &CommandSettings, ledger: &Ledger, args: DeadListArgs) -> CommandResult {
+    let mut unreadable = unreadable_letters(ledger).await?;
+    unreadable.retain(|letter| args.module.as_ref().is_none_or(|name| *name == letter.module));
+    let filter = JobFilter { time: args.part.time(), ..dead_filter(args.module) };
+    job::print_jobs(settings, ledger, filter, &args.part).await?;
     if !settings.json && !unreadable.is_empty() {
         output::print_line(
             "messages that no job could be made from (`ion dead drop --unreadable` removes them):",

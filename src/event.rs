@@ -1,29 +1,38 @@
 //! `ion event`: create, get, peek.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use dispatcher::find::find_event;
+use dispatcher::find::{find_correlation, find_event};
 use dispatcher::ledger::Ledger;
+use dispatcher::list::{EventFilter, ListWatch};
 use dispatcher::pipeline::why_nothing_starts;
 use ionfs::commit::{Refusal, create_event};
 use ionfs::errors::error_chain;
-use ionfs::event::{Event, KeyValue, is_event_type};
+use ionfs::event::{Event, FileEntry, KeyValue, is_event_type};
 use ionfs::first::FirstEvent;
 use ionfs::id::{CorrelationId, EventId};
-use ionfs::stores::{DataPlane, ID_BYTES_MAX};
+use ionfs::stores::{Collection, DataPlane, ID_BYTES_MAX, decode, encode};
+use ionfs::text::cut;
 
-use crate::files::{StoredFiles, store_files};
+use crate::files::{StoredFiles, copy_files, store_files};
+use crate::list::{ListFormat, ListPartArgs, ShownList, print_list};
 use crate::settings::{ArgumentError, CommandSettings, parse_wait_limit};
 use crate::wait::wait_for_correlation;
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
+
+/// The most bytes of an event's values in a row of a list.
+const VALUES_BYTES_MAX: usize = 80;
 
 /// Create events, and look at them
 #[derive(Debug, Subcommand)]
 pub(crate) enum EventCommand {
     Create(EventCreateArgs),
+    List(EventListArgs),
     Get(GetArgs),
+    Files(EventFilesArgs),
     Peek(PeekArgs),
 }
 
@@ -70,6 +79,36 @@ pub(crate) struct GetArgs {
     id: String,
 }
 
+/// List events, the latest last
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ion event list --type crop --since 2026-05-01      the crops of this day and after it
+  ion event list --watch                             go on, and print events as they are committed
+  ion --json event list --after 3f2b91c0             one document a line, from this event on")]
+pub(crate) struct EventListArgs {
+    /// Only events of this type
+    #[arg(short = 't', long = "type", value_name = "TYPE")]
+    event_type: Option<String>,
+    /// Only events of this correlation
+    #[arg(short, long)]
+    correlation: Option<String>,
+    #[command(flatten)]
+    part: ListPartArgs,
+}
+
+/// List an event's files, or copy them into a folder
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ion event files 3f2b91c0                 their names and sizes
+  ion event files 3f2b91c0 --to crops      copy them, checked against their checksums")]
+pub(crate) struct EventFilesArgs {
+    /// The event's id, or the beginning of one
+    id: String,
+    /// The folder to copy them to; it is made, or must be empty
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+}
+
 /// Print the messages that wait in a module's queue, and leave them there
 #[derive(Debug, Args)]
 pub(crate) struct PeekArgs {
@@ -101,7 +140,9 @@ fn parse_id(text: &str) -> Result<String, ArgumentError> {
 pub(crate) async fn run(settings: &CommandSettings, command: EventCommand) -> CommandResult {
     match command {
         EventCommand::Create(args) => create(settings, args).await,
+        EventCommand::List(args) => list(settings, args).await,
         EventCommand::Get(args) => get(settings, args).await,
+        EventCommand::Files(args) => files(settings, args).await,
         EventCommand::Peek(args) => peek(settings, args).await,
     }
 }
@@ -218,11 +259,78 @@ async fn get(settings: &CommandSettings, args: GetArgs) -> CommandResult {
     Ok(CommandVerdict::Well)
 }
 
+async fn list(settings: &CommandSettings, args: EventListArgs) -> CommandResult {
+    let ledger = Ledger::new(settings.open_existing_plane().await?);
+    let correlation = match &args.correlation {
+        Some(id) => Some(find_correlation(&ledger, id).await?),
+        None => None,
+    };
+    let filter = EventFilter { event_type: args.event_type, correlation, time: args.part.time() };
+    let place = match args.part.place_id() {
+        Some(id) => Some(encode(&find_event(&ledger, id).await?)),
+        None => None,
+    };
+    let list = ShownList { query: filter.list(), place, watch: ListWatch::events(&filter) };
+    let format = ListFormat {
+        heading: &["EVENT", "TYPE", "CREATED", "BY", "FILES", "DATA", "CORRELATION"],
+        row: &|document| Ok(event_row(&decode(Collection::Events, document)?)),
+    };
+    print_list(settings, &*ledger.plane().documents, list, &args.part, &format).await
+}
+
+fn event_row(event: &Event) -> Vec<String> {
+    let bytes: u64 = event.files.iter().map(|file| file.size).sum();
+    let files = match (&event.file_list, event.files.len()) {
+        (Some(_), _) => "many".to_owned(),
+        (None, 0) => String::new(),
+        (None, count) => format!("{count} ({})", output::format_size(bytes)),
+    };
+    let values: Vec<String> =
+        event.data.iter().map(|pair| format!("{}={}", pair.key, pair.value)).collect();
+    vec![
+        event.id.short().to_owned(),
+        event.event_type.clone(),
+        output::format_age(event.created),
+        event.context.name.clone(),
+        files,
+        cut(&values.join(" "), VALUES_BYTES_MAX).into_owned(),
+        event.context.correlation_id.short().to_owned(),
+    ]
+}
+
+async fn files(settings: &CommandSettings, args: EventFilesArgs) -> CommandResult {
+    let ledger = Ledger::new(settings.open_existing_plane().await?);
+    let event = find_event(&ledger, &args.id).await?;
+    let files = ledger.plane().files_of(&event).await?;
+    match args.to {
+        Some(folder) => {
+            let (count, bytes) = copy_files(ledger.plane(), &files, &event, &folder).await?;
+            output::print_message(&format!(
+                "{count} files ({}) are in {}",
+                output::format_size(bytes),
+                folder.display()
+            ));
+        }
+        None if settings.json => files.iter().for_each(output::print_json_line),
+        None => {
+            let row = |file: &FileEntry| {
+                let (size, time) =
+                    (output::format_size(file.size), output::format_time(file.mtime));
+                vec![size, time, file.name.clone()]
+            };
+            let mut table = output::Table::new(&["SIZE", "MODIFIED", "NAME"]);
+            table.print_rows(files.iter().map(row).collect());
+            table.print_heading();
+        }
+    }
+    Ok(CommandVerdict::Well)
+}
+
 async fn peek(settings: &CommandSettings, args: PeekArgs) -> CommandResult {
     let plane = settings.open_existing_plane().await?;
     let messages = plane.bus.peek(&args.module, args.limit).await?;
     if settings.json {
-        output::print_json(&messages);
+        messages.iter().for_each(output::print_json_line);
     } else {
         let row = |m: &ionfs::event::Message| {
             vec![
@@ -232,10 +340,9 @@ async fn peek(settings: &CommandSettings, args: PeekArgs) -> CommandResult {
                 m.context.correlation_id.to_string(),
             ]
         };
-        output::print_table(
-            &["EVENT", "TYPE", "BY", "CORRELATION"],
-            &messages.iter().map(row).collect::<Vec<_>>(),
-        );
+        let mut table = output::Table::new(&["EVENT", "TYPE", "BY", "CORRELATION"]);
+        table.print_rows(messages.iter().map(row).collect());
+        table.print_heading();
     }
     Ok(CommandVerdict::Well)
 }

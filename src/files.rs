@@ -1,14 +1,15 @@
-//! Stores the files and folders that the command line names as the files of an event.
+//! Stores the files and folders that the command line names as the files of an event, and copies
+//! the files of an event into a folder.
 //!
-//! All of them are found and checked before the first one is stored. A file that cannot be stored
-//! is refused by its name, before anything has been stored.
+//! All files to store are found and checked before the first one is stored. A file that cannot be
+//! stored is refused by its name, before anything has been stored.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::Metadata;
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +18,8 @@ use std::time::{Duration, Instant};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use indicatif::{ProgressBar, ProgressStyle};
 use ionfs::commit::{FileNames, check_directories};
-use ionfs::event::{FileEntry, clean_path};
+use ionfs::event::{Event, FileEntry, clean_path};
+use ionfs::fetch::{fetch_files, placeable_files};
 use ionfs::limits::Limits;
 use ionfs::stores::DataPlane;
 use ionfs::upload::{UploadError, open_regular, retry_suffix, store_open_file, store_with_retries};
@@ -374,4 +376,62 @@ fn describe_progress(files: (usize, usize), bytes: (u64, u64), took: Duration) -
         output::format_size(bytes.1),
         output::format_size(rate as u64)
     )
+}
+
+/// Copies the files and empty folders of an event into a folder, which is made or must be empty.
+/// Returns how many files there are, and how many bytes they have.
+///
+/// # Errors
+/// When the folder is not empty, or a file does not arrive as it was written or cannot be written.
+pub(crate) async fn copy_files(
+    plane: &DataPlane,
+    files: &[FileEntry],
+    event: &Event,
+    folder: &Path,
+) -> Result<(usize, u64), CommandFailure> {
+    if !is_new_or_empty(folder) {
+        return Err(CommandFailure(format!(
+            "{} is not empty; --to needs a new folder or an empty one",
+            folder.display()
+        )));
+    }
+    let files = placeable_files(files)?;
+    let directories = event.directories.iter().filter_map(|name| clean_path(name));
+    for path in std::iter::once(folder.to_owned()).chain(directories.map(|name| folder.join(name)))
+    {
+        std::fs::create_dir_all(&path).map_err(|error| cannot(&path, "made", &error))?;
+    }
+    for file in &files {
+        let path = folder.join(&file.name);
+        let made = || {
+            std::fs::create_dir_all(path.parent().unwrap_or(folder))?;
+            File::create_new(&path)?.set_len(file.size)
+        };
+        made().map_err(|error| cannot(&path, "made", &error))?;
+    }
+    let target = folder.to_owned();
+    let open = move |file: &FileEntry| OpenOptions::new().write(true).open(target.join(&file.name));
+    fetch_files(plane, &files, Arc::new(open)).await?;
+    for file in &files {
+        let path = folder.join(&file.name);
+        let finished = || {
+            let opened = OpenOptions::new().write(true).open(&path)?;
+            opened.set_modified(file.modified())?;
+            opened.set_permissions(Permissions::from_mode(file.mode & 0o777))
+        };
+        finished().map_err(|error| cannot(&path, "given its attributes", &error))?;
+    }
+    Ok((files.len(), files.iter().map(|file| file.size).sum()))
+}
+
+fn cannot(path: &Path, what: &str, error: &io::Error) -> CommandFailure {
+    CommandFailure(format!("{} cannot be {what}: {error}", path.display()))
+}
+
+/// Returns whether nothing is at this path, or an empty folder.
+pub(crate) fn is_new_or_empty(folder: &Path) -> bool {
+    match std::fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
 }

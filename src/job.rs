@@ -1,14 +1,18 @@
 //! `ion job`: list, get, logs, cancel, retry.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use dispatcher::find::find_job;
-use dispatcher::ledger::{JobFilter, Ledger};
+use dispatcher::find::{find_correlation, find_job};
+use dispatcher::ledger::Ledger;
+use dispatcher::list::{JobFilter, ListPart, ListWatch};
 use dispatcher::logs::{LogRead, LogReader};
 use ionfs::clock;
 use ionfs::record::{JobRecord, JobState};
+use ionfs::stores::{Collection, decode, encode};
 
+use crate::list::{ListFormat, ListPartArgs, ShownList, print_list};
 use crate::settings::{ArgumentError, CommandSettings};
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
@@ -37,6 +41,11 @@ pub(crate) struct IdArgs {
 
 /// List jobs, the latest last
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ion job list                               the latest jobs
+  ion job list --state dead --since 1h       jobs that died in the last hour, with their reasons
+  ion job list --module detect --watch       go on, and print each change of state
+  ion --json job list --after 3f2b91c0       one document a line, from this job on")]
 pub(crate) struct ListArgs {
     /// Only jobs of this module
     #[arg(short, long)]
@@ -47,19 +56,21 @@ pub(crate) struct ListArgs {
     /// Only jobs of this correlation
     #[arg(short, long)]
     correlation: Option<String>,
-    /// How many jobs to list at most; the latest ones are listed
-    #[arg(long, default_value_t = 1000)]
-    limit: usize,
+    #[command(flatten)]
+    part: ListPartArgs,
 }
 
 /// Print what a job wrote to stdout and stderr
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
-    /// The job's id, or the beginning of one
-    id: String,
+    /// The job's id, or the beginning of one [default: the job that failed last]
+    id: Option<String>,
     /// The number of the attempt [default: the latest]
     #[arg(long)]
     attempt: Option<u32>,
+    /// Print only the last lines
+    #[arg(long, value_name = "N", conflicts_with = "follow")]
+    tail: Option<usize>,
     /// Go on printing until the attempt ends
     #[arg(short, long)]
     follow: bool,
@@ -73,17 +84,13 @@ pub(crate) async fn run(settings: &CommandSettings, command: JobCommand) -> Comm
     let ledger = Ledger::new(settings.open_existing_plane().await?);
     match command {
         JobCommand::List(args) => {
-            let filter =
-                JobFilter { module: args.module, state: args.state, correlation: args.correlation };
-            let mut jobs = ledger.list(&filter, args.limit.saturating_add(1)).await?;
-            if jobs.len() > args.limit {
-                jobs.remove(0);
-                output::print_message(&format!(
-                    "the latest {} jobs; --limit shows more",
-                    args.limit
-                ));
-            }
-            print_jobs(settings, &jobs);
+            let correlation = match &args.correlation {
+                Some(id) => Some(find_correlation(&ledger, id).await?),
+                None => None,
+            };
+            let (module, state, time) = (args.module, args.state, args.part.time());
+            let filter = JobFilter { module, state, correlation, time };
+            return print_jobs(settings, &ledger, filter, &args.part).await;
         }
         JobCommand::Get(args) => output::print_json(&find_job(&ledger, &args.id).await?),
         JobCommand::Logs(args) => return print_log(settings, &ledger, args).await,
@@ -116,37 +123,74 @@ pub(crate) async fn print_gathers_without(
     Ok(())
 }
 
-/// Prints jobs as a table or as documents.
-pub(crate) fn print_jobs(settings: &CommandSettings, jobs: &[JobRecord]) {
-    if settings.json {
-        return output::print_json(&jobs);
-    }
-    let row = |job: &JobRecord| {
-        let last = job.attempts.last();
-        let took = last.map(|a| {
-            output::format_duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0))
-        });
-        let reason =
-            last.and_then(|a| a.reason.clone()).filter(|_| job.state != JobState::Succeeded);
-        vec![
-            job.id.short().to_owned(),
-            job.module.clone(),
-            job.state.as_str().to_owned(),
-            job.attempt.to_string(),
-            took.unwrap_or_default(),
-            output::format_age(job.created),
-            format!("{} {}", job.event_type, job.event_id.short()),
-            reason.unwrap_or_default(),
-        ]
+/// Prints a part of a list of jobs as a table or as documents.
+pub(crate) async fn print_jobs(
+    settings: &CommandSettings,
+    ledger: &Ledger,
+    filter: JobFilter,
+    part: &ListPartArgs,
+) -> CommandResult {
+    let place = match part.place_id() {
+        Some(id) => Some(encode(&find_job(ledger, id).await?)),
+        None => None,
     };
-    output::print_table(
-        &["JOB", "MODULE", "STATE", "ATTEMPT", "TOOK", "CREATED", "EVENT", "REASON"],
-        &jobs.iter().map(row).collect::<Vec<_>>(),
-    );
+    let list = ShownList { query: filter.list(), place, watch: ListWatch::jobs(filter) };
+    let heading = &["JOB", "MODULE", "STATE", "ATTEMPT", "TOOK", "CREATED", "EVENT", "REASON"];
+    let format =
+        ListFormat { heading, row: &|document| Ok(job_row(&decode(Collection::Jobs, document)?)) };
+    print_list(settings, &*ledger.plane().documents, list, part, &format).await
+}
+
+fn job_row(job: &JobRecord) -> Vec<String> {
+    let last = job.attempts.last();
+    let took = last
+        .map(|a| output::format_duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0)));
+    let reason = last.and_then(|a| a.reason.clone()).filter(|_| job.state != JobState::Succeeded);
+    vec![
+        job.id.short().to_owned(),
+        job.module.clone(),
+        job.state.as_str().to_owned(),
+        job.attempt.to_string(),
+        took.unwrap_or_default(),
+        output::format_age(job.created),
+        format!("{} {}", job.event_type, job.event_id.short()),
+        reason.unwrap_or_default(),
+    ]
+}
+
+/// Returns the job that failed last.
+///
+/// # Errors
+/// When no job is dead, or the documents cannot be read.
+async fn latest_failed_job(ledger: &Ledger) -> Result<JobRecord, CommandFailure> {
+    let documents = &*ledger.plane().documents;
+    let filter = JobFilter { state: Some(JobState::Dead), ..JobFilter::default() };
+    let mut rows = filter.list().rows(documents, ListPart::Latest, 1).await?;
+    let last = rows.next(documents).await?.and_then(|mut page| page.pop());
+    let Some(last) = last else {
+        return Err(CommandFailure(
+            "no job is dead; name a job (`ion job list` shows all jobs)".to_owned(),
+        ));
+    };
+    let job: JobRecord = decode(Collection::Jobs, last)?;
+    output::print_message(&format!(
+        "job {} of {}, which failed last{}",
+        job.id,
+        job.module,
+        job.attempts
+            .last()
+            .and_then(|attempt| attempt.reason.as_deref())
+            .map(|reason| format!(": {reason}"))
+            .unwrap_or_default()
+    ));
+    Ok(job)
 }
 
 async fn print_log(settings: &CommandSettings, ledger: &Ledger, args: LogArgs) -> CommandResult {
-    let mut job = find_job(ledger, &args.id).await?;
+    let mut job = match &args.id {
+        Some(id) => find_job(ledger, id).await?,
+        None => latest_failed_job(ledger).await?,
+    };
     while args.attempt.is_none() && job.attempt == 0 {
         if !args.follow || job.state.is_final() {
             output::print_message(&format!(
@@ -160,14 +204,80 @@ async fn print_log(settings: &CommandSettings, ledger: &Ledger, args: LogArgs) -
         job = ledger.get(&job.id).await?;
     }
     let number = args.attempt.unwrap_or(job.attempt);
+    let mut tail = args.tail.map(LogTail::new);
     let mut log = LogReader::new(ledger.clone(), &settings.home, &job.id, number, 0);
     loop {
         match log.next().await? {
-            LogRead::More(piece) => output::print_raw(&piece),
+            LogRead::More(piece) => match &mut tail {
+                Some(tail) => tail.add(&piece),
+                None => output::print_raw(&piece),
+            },
             // The command only prints, and nobody reads it any more.
             LogRead::NothingYet if output::has_no_reader() => return Ok(CommandVerdict::Well),
             LogRead::NothingYet if args.follow => tokio::time::sleep(POLL_INTERVAL).await,
-            LogRead::NothingYet | LogRead::Nothing => return Ok(CommandVerdict::Well),
+            LogRead::NothingYet | LogRead::Nothing => {
+                tail.iter_mut().for_each(|tail| output::print_raw(tail.bytes.make_contiguous()));
+                return Ok(CommandVerdict::Well);
+            }
         }
+    }
+}
+
+/// The last lines of a log.
+#[derive(Debug)]
+struct LogTail {
+    lines_max: usize,
+    bytes: VecDeque<u8>,
+    /// How many lines end in `bytes`.
+    line_ends: usize,
+}
+
+/// The most bytes that a tail keeps, however long its lines are.
+const TAIL_BYTES_MAX: usize = 16 << 20;
+
+impl LogTail {
+    fn new(lines_max: usize) -> Self {
+        Self { lines_max, bytes: VecDeque::new(), line_ends: 0 }
+    }
+
+    /// Adds the next bytes of the log, and forgets the lines that are not among the last ones.
+    fn add(&mut self, piece: &[u8]) {
+        for byte in piece {
+            // A line end begins another line only when something follows.
+            if self.bytes.back() == Some(&b'\n') {
+                self.line_ends += 1;
+            }
+            self.bytes.push_back(*byte);
+            while self.line_ends >= self.lines_max.max(1) || self.bytes.len() > TAIL_BYTES_MAX {
+                match self.bytes.pop_front() {
+                    Some(b'\n') => self.line_ends = self.line_ends.saturating_sub(1),
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+        }
+        if self.lines_max == 0 {
+            self.bytes.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tail_of(lines_max: usize, pieces: &[&str]) -> String {
+        let mut tail = LogTail::new(lines_max);
+        pieces.iter().for_each(|piece| tail.add(piece.as_bytes()));
+        String::from_utf8(tail.bytes.into_iter().collect()).unwrap()
+    }
+
+    #[test]
+    fn the_tail_of_a_log_is_its_last_lines() {
+        assert_eq!(tail_of(2, &["a\nb\nc\n"]), "b\nc\n");
+        assert_eq!(tail_of(2, &["a\nb", "b\nc"]), "bb\nc");
+        assert_eq!(tail_of(5, &["a\n", "b\n"]), "a\nb\n");
+        assert_eq!(tail_of(1, &["a\n\n"]), "\n");
+        assert_eq!(tail_of(0, &["a\nb"]), "");
     }
 }

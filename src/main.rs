@@ -10,6 +10,7 @@ mod files;
 mod gateway;
 mod gc;
 mod job;
+mod list;
 mod logging;
 mod metrics;
 mod module;

@@ -188,7 +188,7 @@ fn unknown_module(name: &str) -> CommandFailure {
 async fn list(settings: &CommandSettings, ledger: &Ledger) -> CommandResult {
     let modules = ledger.modules().await?;
     if settings.json {
-        output::print_json(&modules);
+        modules.iter().for_each(output::print_json_line);
         return Ok(CommandVerdict::Well);
     }
     let row = |m: &Module| {
@@ -204,10 +204,9 @@ async fn list(settings: &CommandSettings, ledger: &Ledger) -> CommandResult {
         let runs = image.into_iter().chain(m.run.iter().cloned()).collect::<Vec<_>>().join(" ");
         vec![m.name.clone(), on, m.emits.join(", "), runs]
     };
-    output::print_table(
-        &["MODULE", "ON", "EMITS", "RUNS"],
-        &modules.iter().map(row).collect::<Vec<_>>(),
-    );
+    let mut table = output::Table::new(&["MODULE", "ON", "EMITS", "RUNS"]);
+    table.print_rows(modules.iter().map(row).collect());
+    table.print_heading();
     Ok(CommandVerdict::Well)
 }
 

@@ -8,6 +8,7 @@
 pub(crate) mod live;
 mod printer;
 mod progress;
+mod table;
 
 use std::io::{self, IsTerminal as _};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,7 @@ use serde::Serialize;
 pub(crate) use self::printer::OutputStream;
 use self::printer::{WhenFull, printer};
 pub(crate) use self::progress::{LogWriter, bar_target};
+pub(crate) use self::table::Table;
 use crate::settings::wants_colours;
 
 /// The longest cell of a table, and the longest text of a module within a line, in bytes. Commands
@@ -115,6 +117,12 @@ pub(crate) fn print_json(value: &impl Serialize) {
     );
 }
 
+/// Prints a JSON document in one line. Its characters are escaped as by [`print_json`].
+pub(crate) fn print_json_line(value: &impl Serialize) {
+    let text = serde_json::to_string(value).unwrap_or_default();
+    print_bytes(format!("{}\n", escape_json(&text)).as_bytes());
+}
+
 /// Escapes the characters in a JSON text that a terminal would obey and that JSON allows as they
 /// are. Control characters below a space are either escaped already or white space between values.
 fn escape_json(text: &str) -> String {
@@ -197,30 +205,6 @@ pub(crate) fn coloured_state(text: &str) -> String {
     coloured(text, colour)
 }
 
-/// Prints rows under a heading, each column as wide as its widest cell.
-pub(crate) fn print_table(heading: &[&str], rows: &[Vec<String>]) {
-    let rows: Vec<Vec<String>> =
-        rows.iter().map(|row| row.iter().map(|cell| escape_foreign(cell)).collect()).collect();
-    for text in table_lines(heading, &rows) {
-        print_line(text);
-    }
-}
-
-fn table_lines(heading: &[&str], rows: &[Vec<String>]) -> Vec<String> {
-    let heading: Vec<String> = heading.iter().map(|cell| (*cell).to_owned()).collect();
-    let all: Vec<&Vec<String>> = std::iter::once(&heading).chain(rows).collect();
-    let widths: Vec<usize> = (0..heading.len())
-        .map(|column| all.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
-        .collect();
-    all.iter()
-        .map(|row| {
-            let cells: Vec<String> =
-                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-            cells.join("  ").trim_end().to_owned()
-        })
-        .collect()
-}
-
 /// Formats a number of bytes for people: `1.5 MiB`.
 pub(crate) fn format_size(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -258,15 +242,6 @@ pub(crate) fn format_time(at: Millis) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn columns_are_aligned() {
-        let rows = vec![
-            vec!["a".to_owned(), "long cell".to_owned()],
-            vec!["bcd".to_owned(), "x".to_owned()],
-        ];
-        assert_eq!(table_lines(&["ID", "WHAT"], &rows), ["ID   WHAT", "a    long cell", "bcd  x"]);
-    }
 
     #[test]
     fn what_others_chose_stays_in_its_line_and_is_not_obeyed() {

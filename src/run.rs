@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::event::parse_pair;
-use crate::files::{StoredFiles, store_files};
+use crate::files::{StoredFiles, is_new_or_empty, store_files};
 use crate::output::live::{LiveStyle, LiveView};
 use crate::service::wait_for_stop_signal;
 use crate::settings::{CommandSettings, search_path};
@@ -146,20 +146,13 @@ async fn store_first_event(
 
 fn print_published(settings: &CommandSettings, published: &[Event]) {
     if settings.json {
-        output::print_json(&published);
+        published.iter().for_each(output::print_json_line);
         return;
     }
     for event in published {
         let files: Vec<String> =
             event.files.iter().map(|file| output::escape_foreign(&file.name)).collect();
         output::print_line(format!("{}  {}  {}", event.event_type, event.id, files.join(" ")));
-    }
-}
-
-fn is_new_or_empty(folder: &Path) -> bool {
-    match std::fs::read_dir(folder) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use dispatcher::dispatch::ServedWatch;
 use dispatcher::ledger::Ledger;
-use dispatcher::progress::{CorrelationStatus, Obstacle, correlation_status, find_obstacles};
+use dispatcher::progress::{CorrelationStatus, Obstacle, OpenWork, correlation_status};
 use humantime::format_duration;
 use indicatif::{MultiProgress, ProgressBar};
 use ionfs::errors::error_chain;
@@ -121,7 +121,8 @@ async fn read_status(
 ) -> Result<(CorrelationStatus, Vec<Obstacle>), StoreError> {
     let registered = ledger.registered_modules().await?;
     let now = correlation_status(ledger, correlation, &registered).await?;
-    let waited_for = find_obstacles(&now, &registered, &served.read_served_modules(ledger).await?);
+    let served = served.read_served_modules(ledger).await?;
+    let waited_for = OpenWork::of(&now, &registered).obstacles(&served);
     Ok((now, waited_for))
 }
 
@@ -225,7 +226,7 @@ impl ShownJobs {
     fn show_end(&self, now: &CorrelationStatus, waited_for: &[Obstacle]) -> CommandVerdict {
         self.by_module.values().for_each(ProgressBar::abandon);
         if self.json {
-            output::print_json(&now.jobs);
+            now.jobs.iter().for_each(output::print_json_line);
         } else {
             output::print_line(format!(
                 "{} events, {} jobs: {}",

@@ -26,6 +26,7 @@ use ion_model::event::Event;
 use ion_model::id::JobId;
 use ion_model::limits::Limits;
 use ion_plane::commit::Refusal;
+use ion_plane::fetch::FetchError;
 use ion_stores::StoreError;
 
 /// Why the handler failed.
@@ -103,6 +104,19 @@ impl HandlerError {
     ) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Folder { path, what, source }
+    }
+}
+
+impl From<FetchError> for HandlerError {
+    fn from(error: FetchError) -> Self {
+        match error {
+            FetchError::Input { name, reason } => Self::Input { name, reason },
+            FetchError::Write { name, source } => Self::Folder {
+                path: format!("in/data/{name}").into(),
+                what: "cannot be written",
+                source,
+            },
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use ion_model::record::{
 };
 use ion_stores::StoreError;
 
-use crate::ledger::{JobFilter, Ledger, RegisteredModules};
+use crate::ledger::{Ledger, RegisteredModules};
 use crate::pipeline::{Module, OnDead, reachable_types};
 
 /// Whether a gathering job may start.
@@ -50,8 +50,7 @@ pub async fn readiness(
     registered: &RegisteredModules,
 ) -> Result<Readiness, StoreError> {
     let correlation = waiting.correlation_id.to_string();
-    let filter = JobFilter { correlation: Some(correlation.clone()), ..JobFilter::default() };
-    let jobs = ledger.list(&filter, usize::MAX >> 1).await?;
+    let jobs = ledger.jobs_of(&correlation).await?;
     let events = ledger.correlation_events(&correlation).await?;
     let readiness = judge(waiting, module, registered, &jobs, &events);
     if matches!(readiness, Readiness::Ready(..))

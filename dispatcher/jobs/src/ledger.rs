@@ -22,7 +22,7 @@ use ion_stores::{
 };
 use ion_system::failpoint;
 use ion_system::patience::StateAges;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::job::{AttemptOutcome, EndedAttempt, IllegalStep, Transition, next_record};
 use crate::pipeline::Module;
@@ -105,17 +105,6 @@ pub enum LedgerError {
     /// Other writes came first too often.
     #[error("job {0} was written by others again and again; try once more")]
     Contended(JobId),
-}
-
-/// Which jobs to list. A field with `None` does not restrict the list.
-#[derive(Clone, Debug, Default)]
-pub struct JobFilter {
-    /// Of this module.
-    pub module: Option<String>,
-    /// In this state.
-    pub state: Option<JobState>,
-    /// Of this correlation.
-    pub correlation: Option<String>,
 }
 
 /// The registered modules of a plane.
@@ -415,21 +404,11 @@ impl Ledger {
         found.ok_or_else(|| LedgerError::NoSuchJob(id.to_string()))
     }
 
-    /// Returns the latest jobs that match, at most `limit`, oldest first.
-    pub async fn list(
-        &self,
-        filter: &JobFilter,
-        limit: usize,
-    ) -> Result<Vec<JobRecord>, StoreError> {
-        let mut equals: Vec<(&'static str, Value)> = Vec::new();
-        equals.extend(filter.correlation.as_ref().map(|id| ("correlationId", json!(id))));
-        equals.extend(filter.module.as_ref().map(|name| ("module", json!(name))));
-        equals.extend(filter.state.map(|state| ("state", json!(state))));
-        let query =
-            Query::equal(Collection::Jobs, equals).order_by("created").descending().limit(limit);
-        let mut jobs = self.plane.documents.find_as(query).await?;
-        jobs.reverse();
-        Ok(jobs)
+    /// Returns the jobs of a correlation, oldest first.
+    pub(crate) async fn jobs_of(&self, correlation: &str) -> Result<Vec<JobRecord>, StoreError> {
+        let equals = vec![("correlationId", json!(correlation))];
+        let query = Query::equal(Collection::Jobs, equals).order_by("created");
+        self.plane.documents.find_as(query).await
     }
 
     /// Applies `happening` to the job, whose attempt and holder must still be those of `job`.
@@ -582,11 +561,9 @@ impl Ledger {
 
     /// Returns the gathering jobs that are waiting.
     pub async fn waiting_jobs(&self) -> Result<Vec<JobRecord>, StoreError> {
-        self.list(
-            &JobFilter { state: Some(JobState::Waiting), ..JobFilter::default() },
-            Query::LIMIT,
-        )
-        .await
+        let waiting = vec![("state", json!(JobState::Waiting))];
+        let query = Query::equal(Collection::Jobs, waiting).order_by("due");
+        self.plane.documents.find_as(query).await
     }
 
     /// Cancels a job: at once if it does not run, otherwise as soon as its dispatcher sees the

@@ -3,8 +3,9 @@
 //! [`pipeline`] reads pipeline files. [`job`] is the state machine of a job, a pure function;
 //! [`ledger`] stores the job documents and changes them by that function only. [`gather`] decides
 //! when everything below an event has ended, [`cancel`] cancels an event and everything below it,
-//! [`progress`] shows how far a correlation has come, [`logs`] reads what a job wrote,
-//! [`retention`] removes old correlations, [`metrics`] counts. This crate must not know how a job
+//! [`progress`] shows how far a correlation has come, and [`summary`] what a large one consists of,
+//! [`find`] finds things by their ids, [`list`] reads lists of any length, [`logs`] reads what a job
+//! wrote, [`retention`] removes old correlations, [`metrics`] counts. This crate must not know how a job
 //! is run, nor which program calls it.
 //!
 //! Begin with [`job`], then [`ledger`].
@@ -14,8 +15,11 @@ pub mod find;
 pub mod gather;
 pub mod job;
 pub mod ledger;
+pub mod lineage;
+pub mod list;
 pub mod logs;
 pub mod metrics;
 pub mod pipeline;
 pub mod progress;
 pub mod retention;
+pub mod summary;

@@ -8,11 +8,12 @@ use ion_model::event::{Event, PublicationState};
 use ion_model::id::JobId;
 use ion_model::record::{GatherObstacles, InsightRecord, JobRecord, JobState};
 use ion_stores::{Collection, Query, StoreError, encode};
+use serde::Serialize;
 use serde_json::{Value, json};
 
-pub use self::obstacles::{Obstacle, find_obstacles};
+pub use self::obstacles::{Obstacle, OpenWork};
 use crate::gather::{Readiness, readiness};
-use crate::ledger::{JobFilter, Ledger, RegisteredModules};
+use crate::ledger::{Ledger, RegisteredModules};
 
 /// The state of a correlation at one moment.
 #[derive(Clone, Debug)]
@@ -80,7 +81,8 @@ impl CorrelationStatus {
 }
 
 /// The state of a correlation in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// Something may still happen.
     Running,
@@ -162,8 +164,7 @@ pub async fn correlation_status(
     correlation: &str,
     registered: &RegisteredModules,
 ) -> Result<CorrelationStatus, StoreError> {
-    let filter = JobFilter { correlation: Some(correlation.to_owned()), ..JobFilter::default() };
-    let jobs = ledger.list(&filter, usize::MAX >> 1).await?;
+    let jobs = ledger.jobs_of(correlation).await?;
     let events = ledger.correlation_events(correlation).await?;
     let claimed: std::collections::BTreeSet<(&str, &str)> =
         jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();

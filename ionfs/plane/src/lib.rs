@@ -14,6 +14,7 @@ pub mod audit;
 pub mod cache;
 pub mod collect;
 pub mod commit;
+pub mod fetch;
 pub mod first;
 pub mod node;
 pub mod probe;

@@ -21,6 +21,7 @@ mod arrivals;
 mod bus;
 mod documents;
 mod held;
+
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,7 +60,7 @@ const BATCH: usize = 256;
 const READERS: usize = 4;
 
 /// The version of the tables' layout. It is raised when the layout changes.
-const SCHEMA_VERSION: i64 = 5;
+const SCHEMA_VERSION: i64 = 6;
 
 /// Why the writer did not do one request.
 #[derive(Debug)]
@@ -352,7 +353,8 @@ fn enable_wal(connection: &Connection) -> rusqlite::Result<()> {
     )
 }
 
-/// Makes the tables unless they exist.
+/// Makes the tables and indexes unless they exist. In a file of an older Ion, each index is made in
+/// a transaction of its own: whoever is stopped in between goes on with the next one.
 fn make_tables(
     connection: &mut Connection,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -364,15 +366,24 @@ fn make_tables(
         )
         .into());
     }
-    if version < SCHEMA_VERSION {
-        for collection in Collection::ALL {
-            documents::rebuild_older_table(&transaction, collection)?;
-            transaction.execute_batch(&documents::schema_sql(collection))?;
-        }
-        transaction.execute_batch(bus::SCHEMA)?;
-        transaction.execute_batch(held::SCHEMA)?;
-        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    if version == SCHEMA_VERSION {
+        return Ok(());
     }
+    for collection in Collection::ALL {
+        documents::rebuild_older_table(&transaction, collection)?;
+        transaction.execute_batch(&documents::table_sql(collection))?;
+    }
+    transaction.execute_batch(bus::SCHEMA)?;
+    transaction.execute_batch(held::SCHEMA)?;
+    transaction.commit()?;
+    for collection in Collection::ALL {
+        documents::make_missing_indexes(connection, collection)?;
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for collection in Collection::ALL {
+        documents::drop_former_indexes(&transaction, collection)?;
+    }
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     transaction.commit()?;
     Ok(())
 }

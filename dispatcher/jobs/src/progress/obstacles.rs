@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use ion_model::event::PublicationState;
+use ion_model::event::{Event, PublicationState};
 use ion_model::id::JobId;
 use ion_model::record::JobState;
 
@@ -93,62 +93,79 @@ impl fmt::Display for Obstacle {
     }
 }
 
-/// Returns what keeps a correlation from ending. The obstacles that need a person come first.
-pub fn find_obstacles(
-    status: &CorrelationStatus,
-    registered: &RegisteredModules,
-    served: &[String],
-) -> Vec<Obstacle> {
-    let claimed: BTreeSet<(&str, &str)> =
-        status.jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();
-    let mut queued: BTreeMap<&str, usize> = BTreeMap::new();
-    for event in &status.events {
-        for module in registered.modules_for(event) {
-            if !claimed.contains(&(event.id.as_str(), module.name.as_str())) {
-                *queued.entry(&module.name).or_default() += 1;
+/// The work of a correlation that has not ended.
+#[derive(Clone, Debug, Default)]
+pub struct OpenWork {
+    /// The number of events and jobs that wait for a slot, by module.
+    pub queued: BTreeMap<String, usize>,
+    /// The number of jobs that run, by module.
+    pub running: BTreeMap<String, usize>,
+    /// The modules that have a waiting gathering job.
+    pub gathering: BTreeSet<String>,
+    /// The dead jobs, or some of them, with their modules.
+    pub dead: Vec<(JobId, String)>,
+    /// The number of events that are not published yet.
+    pub unpublished: usize,
+}
+
+impl OpenWork {
+    /// Returns the open work of a correlation that was read as a whole.
+    pub fn of(status: &CorrelationStatus, registered: &RegisteredModules) -> Self {
+        let mut work = Self::default();
+        let claimed: BTreeSet<(&str, &str)> =
+            status.jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();
+        for event in &status.events {
+            for module in registered.modules_for(event) {
+                if !claimed.contains(&(event.id.as_str(), module.name.as_str())) {
+                    *work.queued.entry(module.name.clone()).or_default() += 1;
+                }
             }
         }
-    }
-    let (mut running, mut gathering) = (BTreeMap::<&str, usize>::new(), BTreeSet::<&str>::new());
-    for job in &status.jobs {
-        match job.state {
-            JobState::Queued => *queued.entry(&job.module).or_default() += 1,
-            state if state.is_active() => *running.entry(&job.module).or_default() += 1,
-            JobState::Waiting => drop(gathering.insert(&job.module)),
-            _ => {}
+        for job in &status.jobs {
+            let module = job.module.clone();
+            match job.state {
+                JobState::Queued => *work.queued.entry(module).or_default() += 1,
+                state if state.is_active() => *work.running.entry(module).or_default() += 1,
+                JobState::Waiting => drop(work.gathering.insert(module)),
+                JobState::Dead => work.dead.push((job.id.clone(), module)),
+                _ => {}
+            }
         }
+        let is_unpublished = |event: &&Event| event.publication == PublicationState::Unpublished;
+        work.unpublished = status.events.iter().filter(is_unpublished).count();
+        work
     }
-    let is_served = |module: &str| served.iter().any(|name| name == module);
-    let mut found: Vec<Obstacle> = queued
-        .keys()
-        .chain(running.keys())
-        .chain(&gathering)
-        .filter(|module| !is_served(module))
-        .map(|module| Obstacle::NotServed((*module).to_owned()))
-        .collect();
-    let gathers: Vec<String> = gathering.iter().map(|module| (*module).to_owned()).collect();
-    let dead = status.jobs.iter().filter(|job| job.state == JobState::Dead);
-    found.extend(dead.map(|job| Obstacle::DeadJob {
-        job: job.id.clone(),
-        module: job.module.clone(),
-        gathering: gathers.clone(),
-    }));
-    let unpublished = status
-        .events
-        .iter()
-        .filter(|event| event.publication == PublicationState::Unpublished)
-        .count();
-    if unpublished > 0 {
-        found.push(Obstacle::Unpublished(unpublished));
+
+    /// Returns what keeps the correlation from ending, with the names of the modules that living
+    /// dispatchers serve. The obstacles that need a person come first.
+    pub fn obstacles(self, served: &[String]) -> Vec<Obstacle> {
+        let is_served = |module: &String| served.contains(module);
+        let mut found: Vec<Obstacle> = self
+            .queued
+            .keys()
+            .chain(self.running.keys())
+            .chain(&self.gathering)
+            .filter(|module| !is_served(module))
+            .map(|module| Obstacle::NotServed(module.clone()))
+            .collect();
+        let gathers: Vec<String> = self.gathering.into_iter().collect();
+        found.extend(self.dead.into_iter().map(|(job, module)| Obstacle::DeadJob {
+            job,
+            module,
+            gathering: gathers.clone(),
+        }));
+        if self.unpublished > 0 {
+            found.push(Obstacle::Unpublished(self.unpublished));
+        }
+        let of_served = |counts: BTreeMap<String, usize>, make: fn(String, usize) -> Obstacle| {
+            let counts = counts.into_iter().filter(|(module, _)| is_served(module));
+            counts.map(move |(module, count)| make(module, count)).collect::<Vec<_>>()
+        };
+        found.extend(of_served(self.queued, Obstacle::Queue));
+        found.extend(of_served(self.running, Obstacle::Running));
+        found.extend(gathers.into_iter().filter(is_served).map(Obstacle::Gathering));
+        found.sort();
+        found.dedup();
+        found
     }
-    let of_served = |counts: BTreeMap<&str, usize>, make: fn(String, usize) -> Obstacle| {
-        let counts = counts.into_iter().filter(|(module, _)| is_served(module));
-        counts.map(move |(module, count)| make(module.to_owned(), count)).collect::<Vec<_>>()
-    };
-    found.extend(of_served(queued, Obstacle::Queue));
-    found.extend(of_served(running, Obstacle::Running));
-    found.extend(gathers.into_iter().filter(|module| is_served(module)).map(Obstacle::Gathering));
-    found.sort();
-    found.dedup();
-    found
 }

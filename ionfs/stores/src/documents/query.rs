@@ -12,12 +12,14 @@ pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static st
     match collection {
         Collection::Events => &[
             &["context.correlationId", "created"],
-            &["context.parentEventId", "jobId"],
+            &["context.parentEventId", "jobId", "created"],
             &["publication", "created"],
             &["unclaimed", "created"],
             &["type", "created"],
             &["context.documentType", "created"],
             &["context.documentType", "depth", "created"],
+            &["context.correlationId", "context.documentType", "type"],
+            &["context.correlationId", "unclaimed"],
         ],
         Collection::Jobs => &[
             &["correlationId", "created"],
@@ -26,6 +28,7 @@ pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static st
             &["eventId"],
             &["module", "state", "due"],
             &["state", "due"],
+            &["correlationId", "state", "module", "created"],
             &["outbox"],
         ],
         Collection::Modules | Collection::Dispatchers | Collection::Tickets | Collection::Plane => {
@@ -53,6 +56,10 @@ pub fn known_queries() -> Vec<Query> {
         equal(Collection::Events, &["context.correlationId", "context.documentType"])
             .order_by("created"),
         equal(Collection::Events, &["context.parentEventId", "jobId", "publication"]),
+        equal(Collection::Events, &["context.parentEventId", "jobId"])
+            .order_by("created")
+            .start_at(after()),
+        equal(Collection::Jobs, &["eventId"]).order_by("created").start_at(after()),
         equal(Collection::Events, &["publication"]).order_by("created"),
         equal(Collection::Events, &["type", "context.documentType"]).order_by("created"),
         equal(Collection::Events, &["context.documentType"]).order_by("created"),
@@ -80,6 +87,13 @@ pub fn known_queries() -> Vec<Query> {
         Query::all(Collection::Jobs)
             .order_by("created")
             .within(FieldRange::at_least("created", 1.into()).below(2.into())),
+        equal(Collection::Jobs, &["correlationId", "state"]).order_by("created"),
+        equal(Collection::Jobs, &["correlationId", "state", "module"])
+            .order_by("created")
+            .descending(),
+        equal(Collection::Events, &["unclaimed", "publication", "context.correlationId"])
+            .order_by("created")
+            .start_at(after()),
         Query::all(Collection::Jobs).within(FieldRange::prefix("id", "3f2b")),
         Query::all(Collection::Events)
             .within(FieldRange::prefix("id", "3f2b"))

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 
 use async_trait::async_trait;
+use ion_system::failpoint;
 use rusqlite::types::{Value as Sql, ValueRef};
 use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
 use serde_json::{Value, json};
@@ -14,25 +15,74 @@ use crate::{
     TallyRow, indexes,
 };
 
-/// Returns the statements that make a collection's table and indexes.
+/// Returns the statement that makes a collection's table.
 ///
 /// Rows have SQLite's own ascending numbers, so new documents are neighbours in the table, and
 /// among equal entries of an index. If rows were ordered by their random ids, each document would
 /// change a different page in every index, and a commit takes longer the more pages it writes.
-pub(super) fn schema_sql(collection: Collection) -> String {
+pub(super) fn table_sql(collection: Collection) -> String {
     let table = collection.as_str();
-    let mut sql = format!(
+    format!(
         "CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY NOT NULL, document TEXT NOT \
          NULL);\n"
-    );
-    for (name, fields) in named_indexes(collection) {
-        let columns: Vec<String> = fields.iter().map(|field| extract_sql(field)).collect();
-        sql.push_str(&format!(
-            "CREATE INDEX IF NOT EXISTS {name} ON {table} ({});\n",
-            columns.join(", ")
-        ));
+    )
+}
+
+fn index_sql(collection: Collection, name: &str, fields: &[&str]) -> String {
+    let columns: Vec<String> = fields.iter().map(|field| extract_sql(field)).collect();
+    let (table, columns) = (collection.as_str(), columns.join(", "));
+    format!("CREATE INDEX IF NOT EXISTS {name} ON {table} ({columns});\n")
+}
+
+/// Returns the names of the indexes that a collection has and that Ion's layout made.
+fn existing_indexes(
+    connection: &Connection,
+    collection: Collection,
+) -> rusqlite::Result<HashSet<String>> {
+    // SQLite's own indexes have no statement.
+    let sql = "SELECT name FROM sqlite_master WHERE type = 'index' AND tbl_name = ?1 AND sql IS \
+               NOT NULL";
+    let mut statement = connection.prepare(sql)?;
+    statement.query_map([collection.as_str()], |row| row.get(0))?.collect()
+}
+
+/// Makes the indexes that a collection does not have yet, and says so where this takes time.
+pub(super) fn make_missing_indexes(
+    connection: &Connection,
+    collection: Collection,
+) -> rusqlite::Result<()> {
+    let existing = existing_indexes(connection, collection)?;
+    let is_missing = |(name, _): &(String, &[&str])| !existing.contains(name);
+    let missing: Vec<_> = named_indexes(collection).filter(is_missing).collect();
+    let table = collection.as_str();
+    let has_rows = connection.prepare(&format!("SELECT 1 FROM {table}"))?.exists([])?;
+    for (n, (name, fields)) in missing.iter().enumerate() {
+        if has_rows {
+            let (number, of) = (n + 1, missing.len());
+            tracing::info!(
+                index = name,
+                "bringing the plane's database up to date: {table}, index {number} of {of}"
+            );
+        }
+        connection.execute_batch(&index_sql(collection, name, fields))?;
+        failpoint::hit("layout.index");
     }
-    sql
+    Ok(())
+}
+
+/// Removes the indexes of former layouts, which would make each write slower. Their names begin with
+/// the name of the table.
+pub(super) fn drop_former_indexes(
+    connection: &Connection,
+    collection: Collection,
+) -> rusqlite::Result<()> {
+    let wanted: HashSet<String> = named_indexes(collection).map(|(name, _)| name).collect();
+    let existing = existing_indexes(connection, collection)?;
+    let ours = format!("{}_", collection.as_str());
+    for name in existing.difference(&wanted).filter(|name| name.starts_with(&ours)) {
+        connection.execute_batch(&format!("DROP INDEX IF EXISTS \"{name}\";"))?;
+    }
+    Ok(())
 }
 
 fn named_indexes(
@@ -44,7 +94,7 @@ fn named_indexes(
     indexes(collection).iter().map(move |fields| (name(fields), *fields))
 }
 
-/// Rebuilds a collection's table in the layout of [`schema_sql`] if an older Ion made it.
+/// Rebuilds a collection's table in the layout of [`table_sql`] if an older Ion made it.
 pub(super) fn rebuild_older_table(
     connection: &Connection,
     collection: Collection,
@@ -57,12 +107,12 @@ pub(super) fn rebuild_older_table(
     if by_id != Some(true) {
         return Ok(());
     }
-    tracing::info!(table, "rebuilt a table that an older Ion made");
+    tracing::info!(table, "rebuilding a table that an older Ion made");
     let mut sql = format!("ALTER TABLE {table} RENAME TO former_{table};\n");
     for (name, _) in named_indexes(collection) {
         sql.push_str(&format!("DROP INDEX IF EXISTS {name};\n"));
     }
-    sql.push_str(&schema_sql(collection));
+    sql.push_str(&table_sql(collection));
     sql.push_str(&format!(
         "INSERT INTO {table} (id, document) SELECT id, document FROM former_{table} ORDER BY {};\n\
          DROP TABLE former_{table};\n",

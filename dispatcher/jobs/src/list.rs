@@ -1,0 +1,252 @@
+//! Lists of jobs and events: any part of a list of any length, by a cursor.
+//!
+//! A list is sorted by time, and rows of the same time by their ids, so a row is a place in the
+//! list. A part of it is read one page at a time, by an index, and its cost grows with the rows
+//! that are read.
+
+mod watch;
+
+use ion_model::clock::Millis;
+use ion_model::event::{DocumentType, PublicationState};
+use ion_model::record::JobState;
+use ion_stores::{Collection, Documents, FieldRange, Query, StartAt, StoreError};
+use serde_json::{Value, json};
+
+pub use self::watch::ListWatch;
+
+/// The number of rows in a page. One document may have 300 kB: larger pages need more memory,
+/// smaller ones more queries.
+const PAGE_ROWS: usize = 128;
+
+/// A time range: at or after `since`, and before `until`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimeRange {
+    /// The first moment of the range; none for the beginning of time.
+    pub since: Option<Millis>,
+    /// The first moment after the range; none for the end of time.
+    pub until: Option<Millis>,
+}
+
+impl TimeRange {
+    fn of_field(self, field: &'static str) -> Option<FieldRange> {
+        let Self { since, until } = self;
+        since.or(until)?;
+        let from = FieldRange::at_least(field, since.unwrap_or(Millis::MIN).into());
+        Some(match until {
+            Some(until) => from.below(until.into()),
+            None => from,
+        })
+    }
+}
+
+/// Which jobs to list. A field with `None` does not restrict the list.
+#[derive(Clone, Debug, Default)]
+pub struct JobFilter {
+    /// Of this module.
+    pub module: Option<String>,
+    /// In this state.
+    pub state: Option<JobState>,
+    /// Of this correlation.
+    pub correlation: Option<String>,
+    /// Created then. Of jobs that have ended in a wanted `state`: ended then.
+    pub time: TimeRange,
+}
+
+impl JobFilter {
+    /// Returns the list of these jobs. It is sorted by the time of their creation. If only jobs of
+    /// one final state are wanted, it is sorted by the time of their end.
+    pub fn list(&self) -> ListQuery {
+        let mut equals: Vec<(&'static str, Value)> = Vec::new();
+        equals.extend(self.correlation.as_ref().map(|id| ("correlationId", json!(id))));
+        equals.extend(self.module.as_ref().map(|name| ("module", json!(name))));
+        equals.extend(self.state.map(|state| ("state", json!(state))));
+        // The indexes by state are sorted by `due`, which is the time of the end of a job that has
+        // ended.
+        let by = match self.state {
+            Some(state) if state.is_final() && self.correlation.is_none() => "due",
+            _ => "created",
+        };
+        ListQuery::new(Query::equal(Collection::Jobs, equals), by, self.time)
+    }
+
+    /// Returns whether this job is one of them. A time range does not matter.
+    fn matches(&self, job: &Value) -> bool {
+        let is = |field: &str, wanted: &Option<String>| {
+            wanted.as_ref().is_none_or(|wanted| job[field] == json!(wanted))
+        };
+        is("correlationId", &self.correlation)
+            && is("module", &self.module)
+            && self.state.is_none_or(|state| job["state"] == json!(state))
+    }
+}
+
+/// Which events to list. A field with `None` does not restrict the list.
+#[derive(Clone, Debug, Default)]
+pub struct EventFilter {
+    /// Of this type.
+    pub event_type: Option<String>,
+    /// Of this correlation.
+    pub correlation: Option<String>,
+    /// Committed then.
+    pub time: TimeRange,
+}
+
+impl EventFilter {
+    /// Returns the list of these events, sorted by the time of their commit.
+    pub fn list(&self) -> ListQuery {
+        let mut equals: Vec<(&'static str, Value)> = Vec::new();
+        equals.extend(self.correlation.as_ref().map(|id| ("context.correlationId", json!(id))));
+        equals.extend(self.event_type.as_ref().map(|name| ("type", json!(name))));
+        equals.push(("context.documentType", json!(DocumentType::EventMeta)));
+        ListQuery::new(Query::equal(Collection::Events, equals), "created", self.time)
+    }
+}
+
+/// Returns whether a document of the events' collection is an event that people may see.
+pub fn is_visible(document: &Value) -> bool {
+    document["publication"] != json!(PublicationState::Staged)
+}
+
+/// A list: a query and the field by which it is sorted.
+#[derive(Clone, Debug)]
+pub struct ListQuery {
+    query: Query,
+    by: &'static str,
+}
+
+/// A row's place in a list.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListPlace {
+    value: Value,
+    id: String,
+}
+
+impl From<ListPlace> for StartAt {
+    fn from(place: ListPlace) -> Self {
+        Self::After { value: place.value, id: place.id }
+    }
+}
+
+/// Which part of a list is wanted.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ListPart {
+    /// Its last rows.
+    Latest,
+    /// The last rows before this place.
+    Before(ListPlace),
+    /// The first rows after this place.
+    After(ListPlace),
+}
+
+impl ListQuery {
+    fn new(query: Query, by: &'static str, time: TimeRange) -> Self {
+        let query = query.order_by(by);
+        let query = match time.of_field(by) {
+            Some(range) => query.within(range),
+            None => query,
+        };
+        Self { query, by }
+    }
+
+    /// Returns the place of a row: a document that matches the list, as it is now.
+    pub fn place(&self, document: &Value) -> ListPlace {
+        let id = document["id"].as_str().unwrap_or_default().to_owned();
+        ListPlace { value: document[self.by].clone(), id }
+    }
+
+    /// Returns at most `limit` rows of this part of the list, oldest first.
+    ///
+    /// # Errors
+    /// When the documents cannot be read.
+    pub async fn rows(
+        self,
+        documents: &dyn Documents,
+        part: ListPart,
+        limit: usize,
+    ) -> Result<ListRows, StoreError> {
+        let mut before = match part {
+            ListPart::After(place) => {
+                let start = place.into();
+                return Ok(ListRows { list: self, start, left: limit, cut: Cut::Unknown });
+            }
+            ListPart::Before(place) => StartAt::from(place),
+            ListPart::Latest => StartAt::Beginning,
+        };
+        // The wanted rows are counted from the last one back, and read from the first one on.
+        let mut count = 0;
+        loop {
+            // One row more shows whether there are more, and where the wanted ones begin.
+            let asked = (limit - count).saturating_add(1).min(PAGE_ROWS);
+            let query = self.only_places().descending().start_at(before).limit(asked);
+            let page = documents.find(query).await?;
+            let is_cut = page.len() > limit - count;
+            match page.last() {
+                Some(oldest) if is_cut || page.len() == asked => before = self.place(oldest).into(),
+                _ => before = StartAt::Beginning,
+            }
+            count = limit.min(count + page.len());
+            if is_cut || page.len() < asked {
+                let cut = if is_cut { Cut::Yes } else { Cut::No };
+                return Ok(ListRows { list: self, start: before, left: count, cut });
+            }
+        }
+    }
+
+    fn only_places(&self) -> Query {
+        let fields: &'static [&'static str] =
+            if self.by == "due" { &["due"] } else { &["created"] };
+        self.query.clone().only(fields)
+    }
+}
+
+/// Whether a list has more rows than were asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    Yes,
+    No,
+    /// It is known only when the rows are read.
+    Unknown,
+}
+
+/// The rows of a part of a list, which are read one page at a time.
+#[derive(Debug)]
+pub struct ListRows {
+    list: ListQuery,
+    start: StartAt,
+    left: usize,
+    cut: Cut,
+}
+
+impl ListRows {
+    /// Returns the next rows, or `None` after the last ones.
+    ///
+    /// # Errors
+    /// When the documents cannot be read. The next call then tries the same page again.
+    pub async fn next(
+        &mut self,
+        documents: &dyn Documents,
+    ) -> Result<Option<Vec<Value>>, StoreError> {
+        let query = self.list.query.clone().start_at(self.start.clone());
+        if self.left == 0 {
+            if self.cut == Cut::Unknown {
+                let more = documents.find(query.only(&[]).limit(1)).await?;
+                self.cut = if more.is_empty() { Cut::No } else { Cut::Yes };
+            }
+            return Ok(None);
+        }
+        let page = documents.find(query.limit(self.left.min(PAGE_ROWS))).await?;
+        let Some(last) = page.last() else {
+            (self.left, self.cut) = (0, if self.cut == Cut::Unknown { Cut::No } else { self.cut });
+            return Ok(None);
+        };
+        self.start = self.list.place(last).into();
+        self.left -= page.len();
+        Ok(Some(page))
+    }
+
+    /// Returns whether there are more rows of the list than these: earlier ones, or later ones if
+    /// the part began after a place. It is known when [`ListRows::next`] has returned `None`.
+    pub fn is_cut(&self) -> bool {
+        self.cut == Cut::Yes
+    }
+}
