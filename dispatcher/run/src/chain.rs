@@ -88,10 +88,11 @@ pub struct ChainRequest {
 /// Whether a run's first event is stored already.
 #[derive(Clone, Debug)]
 pub enum InputState {
-    /// It is not: a client waits for the run's answer, and the event is stored together with all
-    /// that the run makes.
+    /// The first event is not stored: a client waits for the run's answer, and the event is stored
+    /// together with all that the run makes.
     Not,
-    /// It is: the run is an attempt of the chain's job, and that attempt holds the lease.
+    /// The first event is stored: the run is an attempt of the chain's job, and that attempt holds
+    /// the lease.
     By {
         /// The attempt.
         attempt: u32,

@@ -498,7 +498,11 @@ fn has_content(folder: &fs::File) -> bool {
 }
 
 fn bundle_mounts(tree: Option<&Path>, host_network: bool, memory: &[TmpfsFolder]) -> Vec<Value> {
-    let mount = |kind: &str, at: &str, source: &str, options: &[&str]| json!({"destination": at, "type": kind, "source": source, "options": options});
+    let mount = |kind: &str, at: &str, source: &str, options: &[&str]| {
+        json!({
+            "destination": at, "type": kind, "source": source, "options": options,
+        })
+    };
     let mut mounts = vec![
         mount("proc", "/proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("tmpfs", "/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -551,7 +555,8 @@ fn seccomp_filter() -> Value {
         "syscalls": [
             {"names": &DENIED[..], "action": "SCMP_ACT_ERRNO"},
             {"names": ["clone"], "action": "SCMP_ACT_ERRNO",
-             "args": [{"index": 0, "value": CLONE_NEWUSER, "valueTwo": CLONE_NEWUSER, "op": "SCMP_CMP_MASKED_EQ"}]},
+             "args": [{"index": 0, "value": CLONE_NEWUSER, "valueTwo": CLONE_NEWUSER,
+                       "op": "SCMP_CMP_MASKED_EQ"}]},
             {"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": EAFNOSUPPORT,
              "args": [{"index": 0, "value": AF_VSOCK, "op": "SCMP_CMP_EQ"}]},
             {"names": ["socket"], "action": "SCMP_ACT_ERRNO", "errnoRet": EAFNOSUPPORT,

@@ -56,7 +56,8 @@ impl AttemptStart {
     pub fn span(&self) -> Span {
         info_span!(
             target: spans::TARGET, parent: None, "job",
-            ion.module = self.module.name, ion.job.id = self.job.id.as_str(), ion.attempt = self.job.attempt,
+            ion.module = self.module.name, ion.job.id = self.job.id.as_str(),
+            ion.attempt = self.job.attempt,
             ion.event.id = self.event.id.as_str(), "ion.event.type" = self.event.event_type,
             ion.correlation.id = self.event.context.correlation_id.as_str(),
             ion.parent.job.id = self.event.job_id.as_ref().map(JobId::as_str),

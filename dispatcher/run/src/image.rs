@@ -428,8 +428,8 @@ fn lock_if_unused(place: &Path) -> Result<Option<File>, ImageError> {
     }
 }
 
-/// Returns an unpacked image and locks it, so that it stays while it is used; none if there is
-/// none.
+/// Returns an unpacked image, locked so that it is not removed while it is used; none if the image
+/// has not been unpacked.
 fn lock_for_use(place: &Path) -> Result<Option<Image>, ImageError> {
     if !place.exists() {
         return Ok(None);
@@ -463,6 +463,7 @@ fn write_atomically(to: &Path, text: &[u8]) -> io::Result<()> {
 }
 
 /// Runs work on the disk in a blocking thread. All such work of this module goes through here.
+/// Unlike [`ion_system::run_blocking`], it turns a panic of the work into an [`ImageError`].
 async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
 ) -> Result<T, ImageError> {

@@ -44,7 +44,7 @@ use tokio::net::UnixDatagram;
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::process::{Child, Command as TokioCommand};
 
-pub(super) use self::bounds::{Cgroup, CgroupLimits};
+pub(super) use self::bounds::{Cgroup, CgroupLimits, CgroupSetting};
 pub use self::cover::{Cover, Covers};
 pub use self::error::SandboxError;
 pub use self::init::run_fork_server;
@@ -221,7 +221,8 @@ pub struct PipedStreams {
     pub stderr: Receiver,
 }
 
-/// Forks a `job-init`, which prepares the namespaces; the module starts at [`Sandbox::start_module`].
+/// Forks a `job-init`, which prepares the namespaces; the module starts at
+/// [`Sandbox::start_module`].
 pub async fn spawn(
     server: &ForkServer,
     command: SandboxCommand,
@@ -271,15 +272,15 @@ fn pipe() -> Result<(OwnedFd, OwnedFd), SandboxError> {
 /// Returns the two ends of a socket pair. A packet socket keeps messages apart, so that a
 /// descriptor cannot arrive with half of a message. The first end is the daemon's and never blocks.
 fn socket_pair() -> io::Result<(UnixDatagram, OwnedFd)> {
-    let (ours, theirs) = rustix::net::socketpair(
+    let (daemon_end, init_end) = rustix::net::socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
         SocketFlags::CLOEXEC,
         None,
     )?;
-    rustix::io::ioctl_fionbio(&ours, true)?;
+    rustix::io::ioctl_fionbio(&daemon_end, true)?;
     // A packet socket takes the same calls as a datagram socket.
-    Ok((UnixDatagram::from_std(ours.into())?, theirs))
+    Ok((UnixDatagram::from_std(daemon_end.into())?, init_end))
 }
 
 impl ForkServer {
@@ -298,10 +299,10 @@ impl ForkServer {
         let tidies_up = command.container.is_some();
         let image = command.container.as_ref().and_then(|container| container.image.clone());
         let order = encode_order(&InitOrder::Fork(command))?;
-        let (socket, theirs) = socket_pair().map_err(SandboxError::Spawn)?;
+        let (socket, init_end) = socket_pair().map_err(SandboxError::Spawn)?;
         let fork = async |requests: &UnixDatagram| {
             let descriptors: Vec<_> =
-                iter::once(&theirs).chain(streams).map(OwnedFd::as_fd).collect();
+                iter::once(&init_end).chain(streams).map(OwnedFd::as_fd).collect();
             let sent =
                 requests.async_io(Interest::WRITABLE, || send(requests, &order, &descriptors));
             tokio::time::timeout(START_WAIT, sent)
@@ -316,15 +317,15 @@ impl ForkServer {
             fork(&requests).await.map_err(SandboxError::Spawn)?;
         }
         // If it stayed open here, this process would never see the other end close.
-        drop(theirs);
-        let (said, descriptors) = receive_report_in_time(&socket).await?;
+        drop(init_end);
+        let (report, descriptors) = receive_report_in_time(&socket).await?;
         let mut descriptors = descriptors.into_iter();
-        match (said, descriptors.next()) {
+        match (report, descriptors.next()) {
             (InitReport::Failed(reason), _) => Err(SandboxError::Failed(reason)),
             (InitReport::CannotRun(reason), _) => Err(SandboxError::CannotRun(reason)),
-            (said, Some(init)) => {
+            (report, Some(init)) => {
                 let sandbox = Sandbox { socket, init, exit: None, tidies_up, _image: image };
-                Ok((sandbox, said, descriptors.next()))
+                Ok((sandbox, report, descriptors.next()))
             }
             _ => Err(SandboxError::Silent),
         }
@@ -339,14 +340,14 @@ impl ForkServer {
         if let Some(running) = &*running {
             return Ok(running.requests.clone());
         }
-        let (ours, theirs) = socket_pair()?;
+        let (requests, server_end) = socket_pair()?;
         #[expect(clippy::disallowed_methods, reason = "the door for starting job-init")]
         let process = TokioCommand::new(&self.program)
             .arg(INIT_WORD)
             // A module can read the environment of its namespace's first process in /proc, and the
             // daemon's environment holds the stores' credentials.
             .env_clear()
-            .stdin(Stdio::from(theirs))
+            .stdin(Stdio::from(server_end))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             // A process group of its own: Ctrl-C on the terminal then reaches the daemon alone,
@@ -354,7 +355,7 @@ impl ForkServer {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()?;
-        let requests = Arc::new(ours);
+        let requests = Arc::new(requests);
         *running = Some(ForkServerProcess { requests: requests.clone(), _process: process });
         Ok(requests)
     }
@@ -373,7 +374,8 @@ impl Drop for Sandbox {
             // The `job-init` sees the socket close, and kills all other processes.
             return;
         }
-        // The process may be gone already, which is what the signal is for.
+        // An error means that the process has ended already, which is what the signal was to bring
+        // about.
         let _ = pidfd_send_signal(&self.init, Signal::KILL);
     }
 }
@@ -404,7 +406,7 @@ impl Sandbox {
         }
     }
 
-    /// Does the same as [`Self::exit`], and waits until the mount is gone as well.
+    /// Does the same as [`Self::wait_for_exit`], and waits until the mount is gone as well.
     pub async fn wait_until_unmounted(&mut self) -> Result<ProcessExit, SandboxError> {
         let exit = self.wait_for_exit().await?;
         // The kernel removes the namespaces with their first process, before it reports that
@@ -424,7 +426,8 @@ impl Sandbox {
     /// Asks every process of the job to end: by SIGTERM, or a container by the signal that its
     /// image names.
     pub async fn terminate(&self) {
-        // The job may be gone already, which is what the order is for.
+        // An error means that the job has ended already, which is what the order was to bring
+        // about.
         let _ = self.send_order(&InitOrder::Terminate).await;
     }
 

@@ -154,8 +154,8 @@ async fn check_event(
     Ok(())
 }
 
-/// Returns whether a staged event is lost: its attempt's job succeeded and has an empty outbox, so
-/// no relay would make the event visible.
+/// Returns whether nobody will reveal a staged event: its attempt's job succeeded and has an empty
+/// outbox, so no relay would make the event visible.
 async fn is_never_revealed(plane: &DataPlane, event: &Event) -> Result<bool, StoreError> {
     let Some(job_id) = &event.job_id else { return Ok(true) };
     let job = plane.documents.get_as::<JobRecord>(Collection::Jobs, job_id.as_str()).await?;
@@ -200,6 +200,7 @@ async fn watch_unpublished(
     Ok(())
 }
 
+/// Compares a file's blob with its entry as far as `depth` says, and reports what differs.
 async fn check_blob(
     plane: &DataPlane,
     what: &str,

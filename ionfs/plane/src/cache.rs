@@ -178,7 +178,8 @@ impl CacheShared {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts to remove the least recently used blobs if the cache folder has little room left.
+    /// Starts to remove files from the cache folder if it has little room left. The documentation
+    /// of `disk` says which files are removed.
     fn make_room_if_full(self: &Arc<Self>) {
         if !self.disk.is_nearly_full() || self.making_room.swap(true, Ordering::AcqRel) {
             return;

@@ -251,7 +251,8 @@ mod tests {
             let file = store(&plane, format!("{correlation}/{id}/0/f")).await;
             let context = json!({"name": "t", "eventId": id, "correlationId": correlation});
             let event = json!({
-                "id": id, "context": context, "type": "a", "files": [file], "created": n / 200, "publication": "unpublished",
+                "id": id, "context": context, "type": "a", "files": [file],
+                "created": n / 200, "publication": "unpublished",
             });
             create_event(&plane, serde_json::from_value(event).unwrap()).await.unwrap();
         }
@@ -269,7 +270,8 @@ mod tests {
         assert_eq!(left.len(), EVENTS);
         // A document that cannot be read may name any blob, so nothing is removed.
         store(&plane, "c-1/e0/1/f".into()).await;
-        let odd = json!({"id": "odd", "created": 1, "context": {"correlationId": "c-1", "documentType": "eventMeta"}});
+        let context = json!({"correlationId": "c-1", "documentType": "eventMeta"});
+        let odd = json!({"id": "odd", "created": 1, "context": context});
         plane.documents.insert(Collection::Events, odd, None, Durability::Now).await.unwrap();
         collect(&plane, Duration::ZERO, GcMode::Remove).await.unwrap_err();
         let left: Vec<BlobInfo> = plane.blobs.list("").await.unwrap().try_collect().await.unwrap();

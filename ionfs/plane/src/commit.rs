@@ -173,7 +173,7 @@ pub struct Committer {
     span: Span,
     /// The tasks that are publishing an event, or have published it and are still marking its
     /// document.
-    telling: TaskTracker,
+    publishing: TaskTracker,
 }
 
 impl Committer {
@@ -186,7 +186,14 @@ impl Committer {
         depth: Result<u32, TooDeep>,
         deadline: Duration,
     ) -> Self {
-        Self { plane, origin, depth, deadline, span: Span::current(), telling: TaskTracker::new() }
+        Self {
+            plane,
+            origin,
+            depth,
+            deadline,
+            span: Span::current(),
+            publishing: TaskTracker::new(),
+        }
     }
 
     /// Returns the attempt's span.
@@ -326,6 +333,7 @@ impl Committer {
         Ok(DurableEvent { step, event, receipt })
     }
 
+    /// Returns the event type of an event file, if it is valid and the module may publish it.
     fn check_event_type(&self, event_type: Option<String>) -> Result<String, Refusal> {
         let Some(event_type) = event_type else {
             return Err(Refusal::Invalid("there is no \"eventType\"".into()));
@@ -388,15 +396,15 @@ impl Committer {
 
     /// Begins steps 3 and 4, and waits until the bus has received the event.
     async fn try_to_publish(&self, step: CommitStep, event: Event) -> Result<(), PublishFailure> {
-        let (told, hears) = oneshot::channel();
+        let (on_published, published) = oneshot::channel();
         let plane = self.plane.clone();
-        let work = async move { publish_and_mark(&plane, event, step, Some(told)).await };
-        let task = self.telling.spawn(work.in_current_span());
-        let Ok(heard) = tokio::time::timeout(PUBLISH_WAIT, hears).await else {
+        let work = async move { publish_and_mark(&plane, event, step, Some(on_published)).await };
+        let task = self.publishing.spawn(work.in_current_span());
+        let Ok(confirmed) = tokio::time::timeout(PUBLISH_WAIT, published).await else {
             task.abort();
             return Err(PublishFailure::NoAnswer);
         };
-        if heard.is_ok() {
+        if confirmed.is_ok() {
             return Ok(());
         }
         // The task has ended without a confirm, and its result says why.
@@ -406,9 +414,9 @@ impl Committer {
     /// Waits, after the end of the job, until its published events are marked. Waits no longer than
     /// a publish may take.
     pub async fn wait_for_marks(&self) {
-        self.telling.close();
+        self.publishing.close();
         // Events that are not marked by then are left to the relay.
-        let _ = tokio::time::timeout(PUBLISH_WAIT, self.telling.wait()).await;
+        let _ = tokio::time::timeout(PUBLISH_WAIT, self.publishing.wait()).await;
     }
 
     /// Stores the values of `insights.json`. The document's id depends only on the job, so closing
@@ -556,10 +564,10 @@ async fn insert_then_publish(
         plane.documents.sync().await?;
         return Ok(None);
     }
-    let (told, hears) = oneshot::channel();
+    let (on_published, published) = oneshot::channel();
     let (id, stores) = (event.id.clone(), plane.clone());
-    let telling = async move {
-        if let Err(error) = publish_and_mark(&stores, event, step, Some(told)).await {
+    let publishing = async move {
+        if let Err(error) = publish_and_mark(&stores, event, step, Some(on_published)).await {
             tracing::warn!(
                 event = %id,
                 reason = error_chain(&error),
@@ -567,11 +575,11 @@ async fn insert_then_publish(
             );
         }
     };
-    let telling = tokio::spawn(telling.in_current_span());
-    if hears.await.is_err() {
+    let publishing = tokio::spawn(publishing.in_current_span());
+    if published.await.is_err() {
         plane.documents.sync().await?;
     }
-    Ok(Some(telling))
+    Ok(Some(publishing))
 }
 
 /// Does step 2: inserts the document, or finds one with the same content. Returns that document and
@@ -658,27 +666,33 @@ async fn try_insert(
 
 /// Does steps 3 and 4 of a commit, beginning with `from`. Does nothing if `from` is neither of
 /// them, because then another process publishes. Publishing twice is harmless, because the job
-/// exists in the ledger.
+/// exists in the ledger. Sends on `on_published` once the bus has received the event.
 pub(crate) async fn publish_and_mark(
     plane: &DataPlane,
     mut event: Event,
     from: CommitStep,
-    mut told: Option<oneshot::Sender<()>>,
+    mut on_published: Option<oneshot::Sender<()>>,
 ) -> Result<(), StoreError> {
     let mut step = from;
     let mut failed = None;
     loop {
         let tried = match step {
-            CommitStep::Publish => run_step(plane, step, plane.bus.publish(&event.message())).await.map(|routed| {
-                failpoint::hit("commit.published");
-                if routed == Routed::Nowhere && !event.unrouted {
-                    tracing::warn!(event = %event.id, "no queue took the message; it will be sent again to the modules that the event is for");
-                }
-                if let Some(told) = told.take() {
-                    let _ = told.send(());
-                }
-                StoreAnswer::Done
-            }),
+            CommitStep::Publish => {
+                run_step(plane, step, plane.bus.publish(&event.message())).await.map(|routed| {
+                    failpoint::hit("commit.published");
+                    if routed == Routed::Nowhere && !event.unrouted {
+                        tracing::warn!(
+                            event = %event.id,
+                            "no queue took the message; it will be sent again to the \
+                             modules that the event is for"
+                        );
+                    }
+                    if let Some(on_published) = on_published.take() {
+                        let _ = on_published.send(());
+                    }
+                    StoreAnswer::Done
+                })
+            }
             CommitStep::Mark => {
                 event.publication = PublicationState::Published;
                 let expect = vec![("publication", json!(PublicationState::Unpublished))];
@@ -689,7 +703,9 @@ pub(crate) async fn publish_and_mark(
                 failpoint::hit("commit.marked");
                 marked.map(answer_from_written)
             }
-            CommitStep::End(CommitEnd::Committed(PublicationState::Unpublished)) => return failed.map_or(Ok(()), Err),
+            CommitStep::End(CommitEnd::Committed(PublicationState::Unpublished)) => {
+                return failed.map_or(Ok(()), Err);
+            }
             _ => return Ok(()),
         };
         step = step.next_step(

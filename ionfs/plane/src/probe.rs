@@ -103,6 +103,8 @@ struct ProbedPlane {
     modules: Vec<String>,
 }
 
+/// Reads the plane's id and its modules. If documents and bus have the same URL it reads nothing:
+/// such a bus has no queues that others may change.
 async fn read_plane(urls: &StoreUrls) -> ProbedPlane {
     if urls.documents == urls.bus {
         return ProbedPlane::default();
@@ -142,6 +144,8 @@ async fn check_queues(urls: &StoreUrls) -> Option<ProbeResult> {
     Some(ProbeResult { store: "queues", url: without_credentials(&urls.bus), outcome })
 }
 
+/// Runs the test of one store, for at most [`WAIT`]. `can` is the text of the result if the test
+/// succeeds.
 async fn run_probe(
     store: &'static str,
     url: &str,
@@ -156,6 +160,7 @@ async fn run_probe(
 /// grace may remove the probe's blob, which no document names, at any moment.
 const BLOB_TRIES: Retry = Retry::times(3);
 
+/// Tests a blob store, again if somebody removed the test's blob meanwhile.
 async fn test_blobs(blobs: &dyn Blobs) -> Result<(), ProbeError> {
     BLOB_TRIES.run(async |_| test_blobs_once(blobs).await, |failed| was_removed(failed.error)).await
 }

@@ -1,5 +1,5 @@
 //! The relay of the outbox. It publishes committed events that are still unpublished, publishes
-//! what on-success jobs have staged, and buries the messages of dead jobs.
+//! what on-success jobs have staged, and makes dead letters of the messages of dead jobs.
 //!
 //! Any number of relays may run. An event that has been in the outbox for [`GRACE`] was left there
 //! by a writer that died or could not reach the bus. One relay writes its own id into the event's
@@ -123,8 +123,10 @@ impl Relay {
     pub(crate) async fn publish(&self, event: Event) -> Result<bool, StoreError> {
         let span = info_span!(
             target: spans::TARGET, parent: None, "relay",
-            ion.event.id = event.id.as_str(), ion.correlation.id = event.context.correlation_id.as_str(),
-            ion.parent.job.id = event.job_id.as_ref().map(JobId::as_str), ion.parent.attempt = event.attempt
+            ion.event.id = event.id.as_str(),
+            ion.correlation.id = event.context.correlation_id.as_str(),
+            ion.parent.job.id = event.job_id.as_ref().map(JobId::as_str),
+            ion.parent.attempt = event.attempt
         );
         let published = self.adopt_and_publish(event).instrument(span).await;
         if let Ok(true) = published {
@@ -156,18 +158,21 @@ impl Relay {
             );
             failpoint::hit("relay.adopted");
         }
-        let ours = step == CommitStep::Publish;
-        publish_and_mark(&self.plane, event, step, None).await.map(|()| ours)
+        let publishes = step == CommitStep::Publish;
+        publish_and_mark(&self.plane, event, step, None).await.map(|()| publishes)
     }
 }
 
 /// Carries out what a job's end has left for the bus, and clears the job's outbox: publishes the
-/// staged events of a succeeded on-success job, and buries the message of a dead job. Returns how
-/// many events it published.
+/// staged events of a succeeded on-success job, and makes a dead letter of the message of a dead
+/// job. Returns how many events it published.
 ///
 /// # Guarantees
 /// The write of the job's record that says how it ended has committed all of this; this function
 /// only carries it out. Repeating it, or running it twice at once, changes nothing.
+///
+/// # Errors
+/// When a store fails. The caller may call it again, or leave the job's outbox to a relay.
 pub async fn empty_outbox(plane: &DataPlane, job_id: &JobId) -> Result<usize, StoreError> {
     let documents = &plane.documents;
     let Some(job) = documents.get_as::<JobRecord>(Collection::Jobs, job_id.as_str()).await? else {
@@ -313,8 +318,9 @@ mod tests {
         let unreadable = json!({"id": "a", "outbox": true, "state": "asleep"});
         let dead = json!({
             "id": "b", "version": 1, "module": "m", "eventId": "e", "eventType": "t",
-            "correlationId": "c", "state": "dead", "attempt": 1, "attempts": [], "due": 0, "term": 0,
-            "created": 0, "ended": 1, "cancel": false, "outbox": true, "failures": 1, "losses": 0,
+            "correlationId": "c", "state": "dead", "attempt": 1, "attempts": [], "due": 0,
+            "term": 0, "created": 0, "ended": 1, "cancel": false, "outbox": true, "failures": 1,
+            "losses": 0,
         });
         for job in [unreadable, dead] {
             plane.documents.insert(Collection::Jobs, job, None, Durability::Now).await.unwrap();

@@ -3,8 +3,9 @@
 //!
 //! A store's answer may be lost although the store did its work. So when a put fails after all
 //! bytes were sent, the blob is looked up, and used if it holds those bytes. If it does not,
-//! [`store_with_retries`] or a caller that repeats the whole operation puts the file again under another key.
-//! If the store completes the first try late, the result is a blob that no event names.
+//! [`store_with_retries`] or a caller that repeats the whole operation puts the file again under
+//! another key. If the store completes the first try late, the result is a blob that no event
+//! names.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -92,6 +93,9 @@ pub fn retry_suffix(number: u32) -> String {
 }
 
 /// Stores the file at `path` as blob `key`. Returns its entry under `name`.
+///
+/// # Errors
+/// [`UploadError::Read`], also when the path is no regular file, and [`UploadError::Store`].
 pub async fn store_path(
     blobs: &dyn Blobs,
     key: String,
@@ -120,6 +124,9 @@ pub fn open_regular(path: &Path) -> Result<File, UploadError> {
 
 /// Stores an open file, from its current position to its end, as blob `key`. Returns its entry
 /// under `name`. `moved` grows while the store takes bytes.
+///
+/// # Errors
+/// [`UploadError::Read`] and [`UploadError::Store`].
 pub async fn store_open_file(
     blobs: &dyn Blobs,
     key: String,
@@ -167,8 +174,14 @@ async fn wait_for_piece(
 
 /// Stores an open file, from its current position to its end, as blob `key`. Returns its entry
 /// under `name`. `moved` grows while the store takes bytes; bytes that may only have filled the
-/// client's buffers do not count. With `more` the file is still being written, and ends where it
-/// ends once `more` says that it is complete.
+/// client's buffers do not count.
+///
+/// If `more` is given, the file is still being written. A piece is read when `more` says that it
+/// has been written; the blob ends at the file's end when `more` says that the file is complete.
+///
+/// # Errors
+/// [`UploadError::Read`], also when the writer of the file has given the upload up, and
+/// [`UploadError::Store`].
 pub async fn store_file(
     blobs: &dyn Blobs,
     key: String,
@@ -215,6 +228,9 @@ pub fn empty_file_entry(key: String, name: String) -> FileEntry {
 }
 
 /// Stores bytes as blob `key`. Returns their entry under `name`.
+///
+/// # Errors
+/// [`UploadError::Store`].
 pub async fn store_bytes(
     blobs: &dyn Blobs,
     key: String,
@@ -227,6 +243,9 @@ pub async fn store_bytes(
 
 /// Stores bytes as blob `key` like [`store_bytes`], but the blob is durable only after
 /// [`Blobs::sync`] of its key.
+///
+/// # Errors
+/// [`UploadError::Store`].
 pub async fn store_bytes_unsynced(
     blobs: &dyn Blobs,
     key: String,
@@ -243,6 +262,9 @@ pub async fn store_bytes_unsynced(
 
 /// Stores the bytes of `body` as they arrive, to its end, as blob `key`. Returns their entry under
 /// `name`. Memory use is bounded whatever the length. A body that fails leaves no blob.
+///
+/// # Errors
+/// [`UploadError::Read`] when the body fails, and [`UploadError::Store`].
 pub async fn store_stream(
     blobs: &dyn Blobs,
     key: String,
@@ -272,6 +294,9 @@ struct SummedBlob {
 }
 
 /// Stores a stream as blob `key`. Returns its length and checksums.
+///
+/// # Errors
+/// [`UploadError::Read`] when the body fails, and [`UploadError::Store`]. Both have `name` as path.
 async fn put_with_checksums(
     blobs: &dyn Blobs,
     key: &str,
@@ -290,9 +315,9 @@ async fn put_with_checksums(
             }
             // The store's error only says that reading failed, so this keeps the error itself.
             Err(error) => {
-                let told = error.kind().into();
+                let kind = error.kind().into();
                 *failing.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                Err(told)
+                Err(kind)
             }
         }
     });

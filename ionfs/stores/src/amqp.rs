@@ -164,6 +164,9 @@ impl BrokerConnection {
         Self { address, purpose, plane: None, state: tokio::sync::Mutex::default() }
     }
 
+    /// Returns the open connection, or makes a new one. After a failed try it makes none for
+    /// [`REST`], twice as long after each further failure, up to [`REST_MAX`]; meanwhile it returns
+    /// the last error.
     async fn get_or_connect(&self) -> Result<Arc<Connection>, Cause> {
         let mut state = self.state.lock().await;
         if let Some(connection) =
@@ -656,7 +659,7 @@ impl Bus for Amqp {
     }
 
     async fn add_dead_letter(&self, letter: DeadLetter) -> Result<(), StoreError> {
-        let what = format!("burying a message of module {:?}", letter.module);
+        let what = format!("adding a dead letter of module {:?}", letter.module);
         dead::add_dead_letter(self, letter).await.map_err(self.unavailable(what))
     }
 

@@ -13,7 +13,8 @@ pub enum Collection {
     Dispatchers,
     /// Tickets: one for each attempt whose tree a pod may mount. See `ion_csi::ticket`.
     Tickets,
-    /// Facts about the plane as a whole: see [`crate::registry`] and [`crate::get_or_set_plane_id`].
+    /// Facts about the plane as a whole: see [`crate::registry`] and
+    /// [`crate::get_or_set_plane_id`].
     Plane,
 }
 

@@ -161,12 +161,12 @@ pub trait Documents: Send + Sync + fmt::Debug {
     /// Returns the documents that match the query.
     async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError>;
 
-    /// Returns how many documents match the query, but not more than its limit. Its order and page
-    /// have no influence.
+    /// Returns how many documents match the query, but not more than its limit. Its order and
+    /// start have no influence.
     async fn count(&self, query: Query) -> Result<usize, StoreError>;
 
     /// Counts the documents that match the query, for each combination of values of the fields
-    /// `by`. Its limit, order and page have no influence. The cost grows with the number of
+    /// `by`. Its limit, order and start have no influence. The cost grows with the number of
     /// matching entries of an index that has these fields.
     async fn tally(
         &self,

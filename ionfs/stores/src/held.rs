@@ -63,7 +63,7 @@ struct BlobLogState {
 
 impl BlobLog {
     /// Puts the blobs again that an earlier boot of the machine left in the log, then returns the
-    /// value.
+    /// log.
     pub(super) async fn open(
         log: Arc<Sqlite>,
         blobs: Arc<dyn Blobs>,
@@ -78,14 +78,14 @@ impl BlobLog {
             if left.is_empty() {
                 return Ok(Arc::new(held));
             }
-            tracing::info!(
-                blobs = left.len(),
-                "small blobs were put again after a crash of the machine"
-            );
             for blob in &left {
                 held.put(blob).await?;
             }
             held.log.remove_held_blobs(&left).await?;
+            tracing::info!(
+                blobs = left.len(),
+                "small blobs were put again after a restart of the machine"
+            );
         }
     }
 
@@ -97,7 +97,8 @@ impl BlobLog {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns whether these blobs are small enough for the log.
+    /// Returns whether the log has room for these blobs: they are small, and this process has not
+    /// filled its part of the log.
     pub(super) fn has_room_for(&self, blobs: &[(String, Bytes)]) -> bool {
         let bytes = total_bytes(blobs);
         bytes <= TOGETHER_MAX && self.lock_state().bytes + bytes <= HELD_MAX

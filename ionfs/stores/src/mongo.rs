@@ -165,7 +165,9 @@ impl Mongo {
     /// When the server does not answer.
     pub async fn explain(&self, query: &Query) -> Result<Value, StoreError> {
         let find = doc! {
-            "find": query.collection.as_str(), "filter": query_filter(query), "sort": query_order(query),
+            "find": query.collection.as_str(),
+            "filter": query_filter(query),
+            "sort": query_order(query),
         };
         let explain =
             self.database.run_command(doc! {"explain": find, "verbosity": "queryPlanner"});
@@ -196,6 +198,8 @@ impl Mongo {
         }
     }
 
+    /// Waits for the server's answer, for at most [`ANSWER_WAIT`]. `what` names the act in an
+    /// error.
     async fn with_deadline<T>(
         &self,
         what: &str,
@@ -281,11 +285,15 @@ fn have_same_keys(one: &Document, other: &Document) -> bool {
 /// Returns whether an existing index has the same keys and another name, or the same name and other
 /// keys or options.
 fn is_index_conflict(error: &Error) -> bool {
-    matches!(error.kind.as_ref(), ErrorKind::Command(refused) if INDEX_CONFLICTS.contains(&refused.code))
+    let ErrorKind::Command(refused) = error.kind.as_ref() else { return false };
+    INDEX_CONFLICTS.contains(&refused.code)
 }
 
 fn is_duplicate(error: &Error) -> bool {
-    matches!(error.kind.as_ref(), ErrorKind::Write(WriteFailure::WriteError(write)) if write.code == DUPLICATE_KEY)
+    let ErrorKind::Write(WriteFailure::WriteError(write)) = error.kind.as_ref() else {
+        return false;
+    };
+    write.code == DUPLICATE_KEY
 }
 
 /// Returns a filter for these fields. In MongoDB, as in the trait, a missing field equals null.

@@ -8,8 +8,8 @@
 //! conditional: keys are written once, and not every S3 implementation supports "put if absent".
 //!
 //! # Deadlines
-//! Deadlines measure progress, not size: every request carries at most one part, and fails when no
-//! bytes move for `client::STALL`.
+//! Deadlines measure progress, not size: every request to a cloud store carries at most one part,
+//! and fails when no bytes move for `client::STALL`.
 //!
 //! # After a crash
 //! An upload that a killed process left open takes up space and appears in no listing. So each

@@ -338,7 +338,8 @@ mod tests {
     fn event(event_type: &str) -> Event {
         let context = json!({"name": "t", "eventId": "e", "correlationId": "c"});
         let event = json!({
-            "id": "e", "context": context, "type": event_type, "created": 5, "publication": PublicationState::Unpublished,
+            "id": "e", "context": context, "type": event_type, "created": 5,
+            "publication": PublicationState::Unpublished,
         });
         serde_json::from_value(event).unwrap()
     }

@@ -196,7 +196,7 @@ impl Sqlite {
         })
     }
 
-    /// Says that the plane of these documents has its bus in this file too. Without this,
+    /// Tells the store that its plane's bus is in this file too. Without this,
     /// [`Durability::BeforeNextMessage`] means [`Durability::Now`], which is right for every bus
     /// and costs a sync more.
     #[must_use]
@@ -205,6 +205,8 @@ impl Sqlite {
         self
     }
 
+    /// Returns whether a write of this durability syncs the log. With the bus in the same file, the
+    /// write that adds a message also syncs every write before it.
     fn sync_level(&self, durability: Durability) -> SyncLevel {
         match (durability, self.bus) {
             (Durability::Now, _) | (Durability::BeforeNextMessage, BusPlace::Elsewhere) => {
@@ -233,6 +235,7 @@ impl Sqlite {
         self.write_with_level(SyncLevel::AtOnce, what, work).await
     }
 
+    /// Runs `work` in the writer. `level` says when its writes are durable.
     async fn write_with_level<T: Send + 'static>(
         &self,
         level: SyncLevel,
@@ -282,7 +285,7 @@ impl Sqlite {
     }
 }
 
-/// The error of a database that errors name by this path.
+/// Returns the error of a database. `path` is how errors name the database.
 fn unavailable(
     path: &Path,
     what: &str,

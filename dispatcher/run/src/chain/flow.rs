@@ -192,9 +192,9 @@ impl Flow<'_> {
         give_up: &CancellationToken,
     ) -> LinkEnd {
         let started = clock::now();
-        let said = Mutex::new(BytesMut::new());
+        let kept = Mutex::new(BytesMut::new());
         let (how, wrote) = match taken {
-            Ok(piped) => self.supervise_link(index, piped, from, to, &said, give_up).await,
+            Ok(piped) => self.supervise_link(index, piped, from, to, &kept, give_up).await,
             Err(error) => (LinkExit::NotStarted(error_chain(&error)), None),
         };
         let (storing, left) = wrote.unzip();
@@ -219,7 +219,7 @@ impl Flow<'_> {
             }
         };
         let link = self.module.links[index].clone();
-        let stderr = said.into_inner().unwrap_or_else(PoisonError::into_inner).freeze();
+        let stderr = kept.into_inner().unwrap_or_else(PoisonError::into_inner).freeze();
         LinkEnd { link, how, started, ended: clock::now(), stderr, output, _left: left }
     }
 
@@ -229,7 +229,7 @@ impl Flow<'_> {
         piped: PipedStreams,
         from: mpsc::Receiver<Bytes>,
         to: OutputReceiver,
-        said: &Mutex<BytesMut>,
+        kept: &Mutex<BytesMut>,
         give_up: &CancellationToken,
     ) -> (LinkExit, Option<(Storing, Sandbox)>) {
         let PipedStreams { mut sandbox, stdin, stdout, stderr } = piped;
@@ -242,8 +242,10 @@ impl Flow<'_> {
         };
         let work = async {
             let beside = async {
+                let copies =
+                    async { tokio::join!(write_input(stdin, from), keep_stderr(stderr, kept)) };
                 tokio::select! {
-                    _ = async { tokio::join!(write_input(stdin, from), keep_stderr(stderr, said)) } => {}
+                    _ = copies => {}
                     () = over() => {}
                 }
                 Ok(())
@@ -340,8 +342,8 @@ async fn write_input(mut stdin: Sender, mut from: mpsc::Receiver<Bytes>) {
     }
 }
 
-/// Keeps the last [`STDERR_MAX`] bytes of a link's stderr in `said`.
-async fn keep_stderr(mut stderr: Receiver, said: &Mutex<BytesMut>) {
+/// Keeps the last [`STDERR_MAX`] bytes of a link's stderr in `kept`.
+async fn keep_stderr(mut stderr: Receiver, kept: &Mutex<BytesMut>) {
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(4 << 10);
@@ -349,10 +351,10 @@ async fn keep_stderr(mut stderr: Receiver, said: &Mutex<BytesMut>) {
             Ok(0) | Err(_) => return,
             Ok(_) => {}
         }
-        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
-        said.extend_from_slice(&buffer.split());
-        let over = said.len().saturating_sub(STDERR_MAX);
-        let _ = said.split_to(over);
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend_from_slice(&buffer.split());
+        let over = kept.len().saturating_sub(STDERR_MAX);
+        let _ = kept.split_to(over);
     }
 }
 

@@ -349,7 +349,7 @@ impl Pool {
             }
             return None;
         }
-        // A chain that wants none ahead wants each process started with its payload.
+        // A chain that asks for no processes ahead gets none, however many runs it has.
         let want = if self.want == 0 { 0 } else { self.want.max(held.most) };
         held.ready.truncate(want);
         Some(want - held.ready.len())

@@ -36,7 +36,7 @@ pub(super) const STDOUT: &str = "stdout";
 pub const STDIN: &str = "stdin";
 
 /// The most bytes of stderr in a [`LinkFailure`].
-const SAID_MAX: usize = 8 << 10;
+const STDERR_BYTES_MAX: usize = 8 << 10;
 
 /// The recorder of one run.
 pub(super) struct Recording {
@@ -494,7 +494,7 @@ impl Recording {
     }
 
     fn failure(&self, index: usize, end: &LinkEnd) -> LinkFailure {
-        let from = end.stderr.len().saturating_sub(SAID_MAX);
+        let from = end.stderr.len().saturating_sub(STDERR_BYTES_MAX);
         LinkFailure {
             link: end.link.name.clone(),
             link_id: end.link.id(),

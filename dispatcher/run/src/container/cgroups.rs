@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use ion_jobs::pipeline::Resources;
 use ion_model::id::EventId;
 
-use super::super::sandbox::{Cgroup, CgroupLimits};
+use super::super::sandbox::{Cgroup, CgroupLimits, CgroupSetting};
 
 /// The folder of the hierarchies.
 const ROOT: &str = "/sys/fs/cgroup";
@@ -145,27 +145,33 @@ impl Cgroups {
         resources: Resources,
         processes: u64,
     ) -> CgroupLimits {
-        let set = |file: &str, value: String| (file.to_owned(), value, true);
-        let may = |file: &str, value: String| (file.to_owned(), value, false);
+        let required = |file: &str, value: String| CgroupSetting {
+            file: file.to_owned(),
+            value,
+            required: true,
+        };
+        let optional =
+            |file: &str, value: String| CgroupSetting { required: false, ..required(file, value) };
         let quota = |millis: u64| (millis * PERIOD / 1000).max(QUOTA_LEAST);
         let Resources { cpu_millis, memory_bytes, .. } = resources;
-        let mut pids = vec![set("pids.max", processes.to_string())];
+        let mut settings = vec![required("pids.max", processes.to_string())];
         match self {
             Self::Unified { root, own } => {
                 let folder = root.join(OURS).join(name);
                 if let Some(bytes) = memory_bytes {
-                    pids.push(set("memory.max", bytes.to_string()));
+                    settings.push(required("memory.max", bytes.to_string()));
                     // Without swap the job cannot go on, slowly, on the disk. With the OOM group
                     // all its processes end together, as on a cluster.
-                    pids.push(may("memory.swap.max", "0".into()));
-                    pids.push(may("memory.oom.group", "1".into()));
+                    settings.push(optional("memory.swap.max", "0".into()));
+                    settings.push(optional("memory.oom.group", "1".into()));
                 }
-                pids.extend(
-                    cpu_millis.map(|millis| set("cpu.max", format!("{} {PERIOD}", quota(millis)))),
+                settings.extend(
+                    cpu_millis
+                        .map(|millis| required("cpu.max", format!("{} {PERIOD}", quota(millis)))),
                 );
                 let memory = memory_bytes.map(|bytes| (folder.join("memory.events"), bytes));
                 CgroupLimits {
-                    groups: vec![Cgroup { home: own.clone(), folder, settings: pids }],
+                    groups: vec![Cgroup { home: own.clone(), folder, settings }],
                     memory,
                 }
             }
@@ -175,18 +181,18 @@ impl Cgroups {
                     folder: own.join(OURS).join(name),
                     settings,
                 };
-                let mut groups = vec![group(of_pids, pids)];
+                let mut groups = vec![group(of_pids, settings)];
                 if let Some(bytes) = memory_bytes {
                     let settings = vec![
-                        set("memory.limit_in_bytes", bytes.to_string()),
-                        may("memory.memsw.limit_in_bytes", bytes.to_string()),
+                        required("memory.limit_in_bytes", bytes.to_string()),
+                        optional("memory.memsw.limit_in_bytes", bytes.to_string()),
                     ];
                     groups.push(group(of_memory, settings));
                 }
                 if let Some(millis) = cpu_millis {
                     let settings = vec![
-                        set("cpu.cfs_period_us", PERIOD.to_string()),
-                        set("cpu.cfs_quota_us", quota(millis).to_string()),
+                        required("cpu.cfs_period_us", PERIOD.to_string()),
+                        required("cpu.cfs_quota_us", quota(millis).to_string()),
                     ];
                     groups.push(group(cpu, settings));
                 }
@@ -219,7 +225,7 @@ mod tests {
             folders,
             ["pids/a/ion/j", "memory/a/ion/j", "cpu/a/ion/j"].map(|path| root.join(path))
         );
-        assert_eq!(bounds.groups[2].settings[1].1, "50000");
+        assert_eq!(bounds.groups[2].settings[1].value, "50000");
 
         fs::write(root.join("cgroup.controllers"), "").unwrap();
         let unified = Cgroups::find_below(root, own).unwrap();
@@ -234,8 +240,10 @@ mod tests {
             (&group.home, &group.folder),
             (&root.join("system.slice/ion.service"), &root.join("ion/j"))
         );
-        let settings = group.settings.iter().map(|(file, value, _)| format!("{file}={value}"));
-        let expected = "pids.max=9 memory.max=67108864 memory.swap.max=0 memory.oom.group=1 cpu.max=50000 100000";
+        let settings =
+            group.settings.iter().map(|setting| format!("{}={}", setting.file, setting.value));
+        let expected = "pids.max=9 memory.max=67108864 memory.swap.max=0 memory.oom.group=1 \
+                        cpu.max=50000 100000";
         assert_eq!(settings.collect::<Vec<_>>().join(" "), expected);
         assert_eq!(unified.plan_limits("j", Resources::default(), 9).groups[0].settings.len(), 1);
     }

@@ -1,8 +1,8 @@
 //! Checks whether a container's program can be started, before it is tried: a runtime reports the
 //! reason in words of its own.
 //!
-//! Only certain failures are reported. A path that is not a file of the image (it may be mounted)
-//! is left to the runtime.
+//! A failure is reported only if it is sure. A path that is not a file of the image (it may be
+//! mounted) is left to the runtime.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -169,8 +169,8 @@ impl ImageFiles<'_> {
         if line.ends_with(b"\r") {
             let shown = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
             return Some(format!(
-                "its first line, #!{shown}, ends as lines of Windows do (CR LF), so that no interpreter has that name; \
-                 write it with plain ends of lines, as by `dos2unix`"
+                "its first line, #!{shown}, ends as lines of Windows do (CR LF), so that no \
+                 interpreter has that name; write it with plain ends of lines, as by `dos2unix`"
             ));
         }
         let interpreter =
@@ -236,8 +236,8 @@ impl ImageFiles<'_> {
         let loader = loader.trim_end_matches('\0');
         match self.open(&Path::new("/").join(loader)) {
             ImagePath::Nothing => Some(format!(
-                "the loader of its libraries, {loader}, is not in the image; take an image with the C library it was built \
-                 with, or link it statically"
+                "the loader of its libraries, {loader}, is not in the image; take an image with \
+                 the C library it was built with, or link it statically"
             )),
             _ => None,
         }

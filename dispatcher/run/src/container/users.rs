@@ -38,31 +38,31 @@ pub enum UserError {
     NoGroup(String),
     /// The number of the user, or of one of its groups, is too high.
     #[error(
-        "user {said:?} has the number {number}; containers have users and groups up to {last}",
+        "user {spec:?} has the number {number}; containers have users and groups up to {last}",
         last = USERS - 1
     )]
     TooHigh {
         /// The user, as the module or the image names it.
-        said: String,
+        spec: String,
         /// The number.
         number: u32,
     },
 }
 
-/// Returns the user of an image that `said` names: by name or number, with a group or without.
+/// Returns the user of an image that `spec` names: by name or number, with a group or without.
 ///
 /// # Errors
 /// Which user or group the image does not know.
-pub(super) fn resolve_user(image: &Image, said: &str) -> Result<User, UserError> {
-    resolve_in_lists(said, &read_list(image, "etc/passwd"), &read_list(image, "etc/group"))
+pub(super) fn resolve_user(image: &Image, spec: &str) -> Result<User, UserError> {
+    resolve_in_lists(spec, &read_list(image, "etc/passwd"), &read_list(image, "etc/group"))
 }
 
-/// Does the same with the content of both lists. Their lines are bytes, and some are not valid
-/// entries.
-fn resolve_in_lists(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, UserError> {
-    let (user, group_said) = match said.split_once(':') {
+/// Resolves the user in the content of `/etc/passwd` and `/etc/group`. Lines need not be UTF-8, and
+/// only the lines of this user and its group need to be valid entries.
+fn resolve_in_lists(spec: &str, passwd: &[u8], group: &[u8]) -> Result<User, UserError> {
+    let (user, group_spec) = match spec.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
-        None => (said, None),
+        None => (spec, None),
     };
     let user = if user.is_empty() { "0" } else { user };
     let by_number = parse_number(user.as_bytes());
@@ -83,13 +83,13 @@ fn resolve_in_lists(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, Use
         None => number_of(2)?,
     };
     // name:password:gid:member,member
-    let gid = match (group_said, &entry) {
-        (Some(group_said), _) => match parse_number(group_said.as_bytes()) {
+    let gid = match (group_spec, &entry) {
+        (Some(group_spec), _) => match parse_number(group_spec.as_bytes()) {
             Some(gid) => gid,
             None => parse_entries(group)
-                .find(|entry| entry.first() == Some(&group_said.as_bytes()))
+                .find(|entry| entry.first() == Some(&group_spec.as_bytes()))
                 .and_then(|entry| parse_number(field(&entry, 2)?))
-                .ok_or_else(|| UserError::NoGroup(group_said.to_owned()))?,
+                .ok_or_else(|| UserError::NoGroup(group_spec.to_owned()))?,
         },
         (None, Some(_)) => number_of(3)?,
         (None, None) => 0,
@@ -97,7 +97,7 @@ fn resolve_in_lists(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, Use
     let name = entry.as_ref().and_then(|entry| entry.first()).filter(|name| !name.is_empty());
     let mut groups = vec![];
     // A group in `USER` excludes the user's other groups.
-    if let (Some(name), None) = (name, group_said) {
+    if let (Some(name), None) = (name, group_spec) {
         let is_member = |entry: &Vec<&[u8]>| {
             field(entry, 3)
                 .is_some_and(|members| members.split(|byte| *byte == b',').any(|one| one == *name))
@@ -110,7 +110,7 @@ fn resolve_in_lists(said: &str, passwd: &[u8], group: &[u8]) -> Result<User, Use
         groups.dedup();
     }
     if let Some(over) = [uid, gid].iter().chain(&groups).find(|id| **id >= USERS) {
-        return Err(UserError::TooHigh { said: said.to_owned(), number: *over });
+        return Err(UserError::TooHigh { spec: spec.to_owned(), number: *over });
     }
     let home = entry.as_ref().and_then(|entry| field(entry, 5)).unwrap_or_default();
     let home = std::str::from_utf8(home).ok().filter(|home| !home.is_empty()).unwrap_or("/");
@@ -149,13 +149,15 @@ fn read_list(image: &Image, file: &str) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    const PASSWD: &[u8] = b"root:x:0:0::/root:/bin/sh\n# no line\nm\xfcller:x:9:9::/:\nalice:x:1000:100:A. \xfc:/home/alice:\nodd:x:none:1::/:\n\n";
-    const GROUP: &[u8] = b"root:x:0:\naudio:x:29:bob,alice\nvideo:x:44:alice\nusers:x:100:alice\ntape:x:26:alicea\nbig:x:99999999:bob\n";
+    const PASSWD: &[u8] = b"root:x:0:0::/root:/bin/sh\n# no line\nm\xfcller:x:9:9::/:\n\
+        alice:x:1000:100:A. \xfc:/home/alice:\nodd:x:none:1::/:\n\n";
+    const GROUP: &[u8] = b"root:x:0:\naudio:x:29:bob,alice\nvideo:x:44:alice\nusers:x:100:alice\n\
+        tape:x:26:alicea\nbig:x:99999999:bob\n";
 
     /// C5.
     #[test]
     fn a_user_has_its_groups_and_home_as_the_image_says() {
-        let found = |said| resolve_in_lists(said, PASSWD, GROUP);
+        let found = |spec| resolve_in_lists(spec, PASSWD, GROUP);
         let user = |uid, gid, groups: &[u32], home: &str| {
             Ok(User { uid, gid, groups: groups.to_vec(), home: home.to_owned() })
         };
@@ -171,7 +173,7 @@ mod tests {
         assert_eq!(found("alice:none"), Err(UserError::NoGroup("none".into())));
         assert_eq!(found("odd"), Err(UserError::NoNumber("odd".into())));
         let over = ["1000680000", "1000:99999999", "alice:big"]
-            .map(|said| found(said).unwrap_err().to_string());
+            .map(|spec| found(spec).unwrap_err().to_string());
         assert!(over.iter().all(|words| words.contains("up to 16777215")), "{over:?}");
     }
 }

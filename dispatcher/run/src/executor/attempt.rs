@@ -196,7 +196,9 @@ pub(super) fn stopped_outcome(why: StopReason) -> AttemptOutcome {
     AttemptOutcome { end, ..AttemptOutcome::failed(reason) }
 }
 
-fn rejection_words(first: &Rejection, count: usize) -> String {
+/// Returns the reason of an attempt whose first refused event file is `first`, of `count` refused
+/// ones.
+pub(super) fn rejection_words(first: &Rejection, count: usize) -> String {
     let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
     format!(
         "event file {} was rejected: {}: {}{more}",
@@ -223,21 +225,22 @@ mod tests {
         };
         let failed_reads = FailedReads { first: vec![read; RECORDED_READS_MAX + 1], more: 5 };
         let outcome = TreeOutcome { failed_reads, ..TreeOutcome::default() };
-        let said = "a read of \"in/data/f\" failed: damaged: block 3 does not match its checksum (and 25 more)";
+        let words = "a read of \"in/data/f\" failed: damaged: block 3 does not match its checksum \
+                     (and 25 more)";
         let well = decide_outcome(
             ProcessEnd::Exited(ProcessExit::Code(0)),
             &outcome,
             CommitMode::OnSuccess,
         );
         assert_eq!((well.end, well.exit_code, well.staged), (AttemptEnd::Failed, Some(0), false));
-        assert_eq!(well.reason.as_deref(), Some(said));
+        assert_eq!(well.reason.as_deref(), Some(words));
         assert_eq!(
             (well.failed_reads.first.len(), well.failed_reads.more),
             (RECORDED_READS_MAX, 6)
         );
         let badly =
             decide_outcome(ProcessEnd::Exited(ProcessExit::Code(3)), &outcome, CommitMode::OnClose);
-        assert_eq!(badly.reason, Some(format!("{said}; exit status 3")));
+        assert_eq!(badly.reason, Some(format!("{words}; exit status 3")));
         let late = decide_outcome(
             ProcessEnd::TimedOut(Duration::from_secs(1)),
             &outcome,
@@ -245,7 +248,7 @@ mod tests {
         );
         assert_eq!(
             (late.end, late.reason),
-            (AttemptEnd::TimedOut, Some(format!("{said}; over its timeout of 1s")))
+            (AttemptEnd::TimedOut, Some(format!("{words}; over its timeout of 1s")))
         );
         let done = decide_outcome(ProcessEnd::Done(Some(0)), &outcome, CommitMode::OnClose);
         assert_eq!((done.end, done.reason), (AttemptEnd::Succeeded, None));

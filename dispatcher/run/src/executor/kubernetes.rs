@@ -1,7 +1,7 @@
 //! The executor for jobs in pods of a Kubernetes cluster, whose nodes mount the tree.
 //!
 //! An attempt is one Kubernetes Job of one pod, whose name is derived from the attempt. The node's
-//! driver ([`ion_csi as csi`]) mounts the pod's volume. The driver reads in the attempt's
+//! driver ([`ion_csi`]) mounts the pod's volume. The driver reads in the attempt's
 //! [`Ticket`] what to mount, and writes there how the attempt's tree ended.
 //!
 //! # What is promised
@@ -315,7 +315,7 @@ impl Kubernetes {
         let longer = |since: &mut Option<Instant>, most| {
             since.get_or_insert_with(Instant::now).elapsed() > most
         };
-        let mut said = None;
+        let mut logged = None;
         loop {
             let (phase, pod) = {
                 let known = known.borrow_and_update();
@@ -360,9 +360,9 @@ impl Kubernetes {
                 }
                 Phase::Waiting(_) => {}
             }
-            if said.as_ref() != Some(&phase) {
+            if logged.as_ref() != Some(&phase) {
                 tracing::debug!(ticket, ?phase, "an attempt's pod");
-                said = Some(phase);
+                logged = Some(phase);
             }
             if timeout(LOOK, known.changed()).await.is_err()
                 && let Some(reason) =
@@ -639,8 +639,8 @@ struct PodOutput {
 }
 
 struct PodLogStream {
-    /// Dropped when the pod has ended: then only the output that has arrived, or arrives at the
-    /// next try, is still to be read.
+    /// Dropped when the pod has ended: the first stream that is opened after that and read to its
+    /// end is the last one.
     ended: Option<oneshot::Sender<()>>,
     fetching: AbortOnDropHandle<()>,
     keeping: AbortOnDropHandle<()>,

@@ -47,8 +47,8 @@ impl OutputCollector {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Lists (and copies) the files of a job's tree whose programs have ended. The tree is mounted
-    /// at `at` meanwhile.
+    /// Lists (and copies) what a job left in its tree. The job's programs must have ended. The tree
+    /// is mounted at `at` meanwhile.
     pub(super) async fn collect(&self, tree: &JobTree, at: &Path) {
         let mut found = CollectedOutput::default();
         let looked = async {

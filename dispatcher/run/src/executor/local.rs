@@ -486,11 +486,12 @@ impl LocalExecutor {
     }
 }
 
-/// Returns the fence of a local attempt: its process ends with the dispatcher that holds its lease.
+/// Returns whether a store was unavailable, which is not a failure of the module.
 fn is_unavailable(error: &OpenError) -> bool {
     matches!(error, OpenError::Store(StoreError::Unavailable { .. }))
 }
 
+/// Returns the fence of a local attempt: its process ends with the dispatcher that holds its lease.
 fn fence_of_holder(start: &AttemptStart) -> Fence {
     Fence::HeldBy(start.job.holder.clone())
 }

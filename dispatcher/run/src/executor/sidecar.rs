@@ -37,7 +37,6 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use ion_fs::job::{JobTree, TreeOutcome};
-use ion_model::text::quote;
 use ion_plane::commit::RefusalErrno;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq as _;
@@ -49,6 +48,8 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use uuid::Uuid;
+
+use super::attempt::rejection_words;
 
 /// The most open connections of one job's API. A module needs one; each takes a descriptor of the
 /// daemon, which all jobs share. With fewer, strangers take all of them sooner, and each stranger
@@ -203,14 +204,7 @@ async fn decide_done(shared: &SidecarState) -> Response {
 /// Returns why the module's work cannot count as done: a status and a message; none if it can.
 fn undone_reason(outcome: &TreeOutcome) -> Option<(StatusCode, String)> {
     if let Some(first) = outcome.rejections.first() {
-        let others = outcome.rejections.len() - 1;
-        let more = if others > 0 { format!(" (and {others} more)") } else { String::new() };
-        let message = format!(
-            "event file {} was rejected: {}: {}{more}",
-            quote(&first.name),
-            first.errno,
-            first.reason
-        );
+        let message = rejection_words(first, outcome.rejections.len());
         let stores = first.errno == RefusalErrno::Io;
         let status =
             if stores { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::UNPROCESSABLE_ENTITY };
@@ -231,9 +225,9 @@ fn refuse_without_secret(
     secret: &str,
     visit: &SidecarConnection,
 ) -> Option<Response> {
-    let said = headers.get("secret").map(|value| value.as_bytes()).unwrap_or_default();
+    let sent = headers.get("secret").map(|value| value.as_bytes()).unwrap_or_default();
     // A comparison in constant time: its duration does not tell how much of the secret is right.
-    let same = said.ct_eq(secret.as_bytes());
+    let same = sent.ct_eq(secret.as_bytes());
     visit.trusted.store(same.into(), Ordering::Relaxed);
     bool::from(!same).then(|| {
         error_answer(
@@ -258,7 +252,7 @@ struct SidecarConnection {
     /// Whether it has sent the secret; its request is being answered.
     trusted: AtomicBool,
     /// Cancelled when another connection needs its place.
-    leave: CancellationToken,
+    evicted: CancellationToken,
 }
 
 /// Answers connections, one task each, until it is dropped.
@@ -309,7 +303,7 @@ async fn make_place(
                 visits.push_front((since, visit));
                 continue;
             }
-            visit.leave.cancel();
+            visit.evicted.cancel();
         }
         connections.join_next().await;
     }
@@ -335,7 +329,7 @@ async fn serve_connection(stream: TcpStream, router: Router, visit: Arc<SidecarC
                 "a connection to a job's localhost API ended early"
             );
         },
-        () = visit.leave.cancelled() => {}
+        () = visit.evicted.cancelled() => {}
     }
 }
 

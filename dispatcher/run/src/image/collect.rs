@@ -83,13 +83,13 @@ fn collect_in(
                 }
                 collected.images += 1;
             }
-            let mut goes = path;
+            let mut to_remove = path;
             if how == GcMode::Remove && part.is_none() {
                 // It is renamed first, so that no process can find half of it.
-                goes = with_suffix(&place, PART);
-                std::fs::rename(&place, &goes).map_err(ImageError::file(&place))?;
+                to_remove = with_suffix(&place, PART);
+                std::fs::rename(&place, &to_remove).map_err(ImageError::file(&place))?;
             }
-            collected.bytes += remove_folder(&goes, how)?;
+            collected.bytes += remove_folder(&to_remove, how)?;
         }
         if how == GcMode::Remove && !place.exists() {
             std::fs::remove_file(&lock).map_err(ImageError::file(&lock))?;

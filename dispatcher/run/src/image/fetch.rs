@@ -24,8 +24,8 @@ use super::collect::disk_bytes;
 use super::{ImageError, LOCK, lock_if_unused, run_blocking, with_suffix};
 
 /// The error text when there is no registry client.
-const NO_SKOPEO: &str = "there is no skopeo; install it with `apt-get install skopeo`, or name a folder in the OCI layout \
-                         (oci:FOLDER)";
+const NO_SKOPEO: &str = "there is no skopeo; install it with `apt-get install skopeo`, or name a \
+                         folder in the OCI layout (oci:FOLDER)";
 
 /// How long fetching an image may take.
 const TIME_MAX: Duration = Duration::from_secs(30 * 60);
@@ -40,9 +40,11 @@ const LOOK_EVERY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 /// How often a waiting job checks whether another one has fetched the image.
 const WAIT_EVERY: Duration = Duration::from_millis(100);
 
-/// The most bytes of the client's output that an error quotes, and that are read.
+/// The most bytes of the client's last line that an error quotes.
 const WORDS_MAX: usize = 1000;
-const SAID_MAX: u64 = 64 << 10;
+
+/// The most bytes of the client's output that are read.
+const OUTPUT_MAX: u64 = 64 << 10;
 
 /// The variables that name a registries file, for podman and related tools; `skopeo` itself takes a
 /// flag instead.
@@ -180,9 +182,9 @@ impl Fetch {
     fn build_command(&self, from: &str, to: &Path, words: File) -> Command {
         #[expect(clippy::disallowed_methods, reason = "the door for fetching images")]
         let mut command = Command::new("skopeo");
-        let said =
+        let variable =
             |name: &str| self.env.iter().find(|(key, _)| key == name).map(|(_, value)| value);
-        if let Some(file) = REGISTRIES_FILE.into_iter().find_map(said) {
+        if let Some(file) = REGISTRIES_FILE.into_iter().find_map(variable) {
             command.args(["--registries-conf", file]);
         }
         command
@@ -244,12 +246,12 @@ fn wait_for_client(
     if child.wait()?.success() {
         return Ok(ClientEnd::Well);
     }
-    let mut said = vec![];
+    let mut output = vec![];
     words.seek(SeekFrom::Start(0))?;
-    words.take(SAID_MAX).read_to_end(&mut said)?;
-    let said = String::from_utf8_lossy(&said);
+    words.take(OUTPUT_MAX).read_to_end(&mut output)?;
+    let output = String::from_utf8_lossy(&output);
     // The last line is about the last try; time and level stand before its message.
-    let last = said.trim().lines().next_back().unwrap_or_default();
+    let last = output.trim().lines().next_back().unwrap_or_default();
     let last = last.split_once("msg=").map_or(last, |(_, words)| words.trim_matches('"'));
     Ok(ClientEnd::Badly(cut(last, WORDS_MAX).into_owned()))
 }
@@ -287,14 +289,14 @@ mod tests {
                 .await
                 .unwrap();
         first.write_failure("");
-        let (said, mut heard) = tokio::sync::mpsc::channel(1);
-        let say = |words: &str| said.try_send(words.to_owned()).unwrap();
+        let (sender, mut words_of_second) = tokio::sync::mpsc::channel(1);
+        let say = |words: &str| sender.try_send(words.to_owned()).unwrap();
         let waits = async {
             let second = FetchLock::take(&note, &image, &say).await.unwrap();
             second.previous_failure(&note)
         };
         let fails = async {
-            let words = heard.recv().await.unwrap();
+            let words = words_of_second.recv().await.unwrap();
             assert_eq!(
                 words,
                 "waits for image tools/module:1, which is being fetched for another job"

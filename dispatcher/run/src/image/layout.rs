@@ -245,7 +245,7 @@ impl ImageLayout {
     /// Returns the image's configuration of its programs.
     pub(super) fn read_config(&self, manifest: &ImageManifest) -> Result<ImageConfig, ImageError> {
         self.read_document::<ImageConfiguration>(&manifest.config)
-            .map(|said| said.config.unwrap_or_default())
+            .map(|configuration| configuration.config.unwrap_or_default())
     }
 
     fn read_document<T: DeserializeOwned>(

@@ -463,21 +463,21 @@ impl ImageRoot {
 }
 
 /// Returns a path of an archive, relative to its root.
-fn relative_path(said: &Path) -> Result<PathBuf, ArchiveRefusal> {
-    let mut path = PathBuf::new();
-    for part in said.components() {
+fn relative_path(path: &Path) -> Result<PathBuf, ArchiveRefusal> {
+    let mut relative = PathBuf::new();
+    for part in path.components() {
         match part {
-            Component::Normal(name) => path.push(name),
+            Component::Normal(name) => relative.push(name),
             Component::CurDir | Component::RootDir => {}
             Component::ParentDir | Component::Prefix(_) => {
                 return Err(ArchiveRefusal::Because(format!(
                     "its path {} leads out of the image",
-                    quote_path(said)
+                    quote_path(path)
                 )));
             }
         }
     }
-    Ok(path)
+    Ok(relative)
 }
 
 /// Resolves the `..` of a path, which cannot lead above the root.

@@ -32,8 +32,20 @@ pub(crate) struct Cgroup {
     pub(crate) home: PathBuf,
     /// The folder of the job's group.
     pub(crate) folder: PathBuf,
-    /// The group's files, and what is written to them. A file with `false` may be missing.
-    pub(crate) settings: Vec<(String, String, bool)>,
+    /// The group's files, and what is written to them.
+    pub(crate) settings: Vec<CgroupSetting>,
+}
+
+/// One setting of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CgroupSetting {
+    /// The name of the group's file.
+    pub(crate) file: String,
+    /// What is written to the file.
+    pub(crate) value: String,
+    /// Whether the group cannot be made if the file cannot be written. Some kernels lack the files
+    /// of the other settings.
+    pub(crate) required: bool,
 }
 
 /// The control groups that limit a job.
@@ -88,9 +100,9 @@ impl CgroupLimits {
 impl Cgroup {
     fn make(&self) -> io::Result<()> {
         fs::create_dir_all(&self.folder)?;
-        for (name, value, needed) in &self.settings {
-            match fs::write(self.folder.join(name), value) {
-                Err(error) if *needed => return Err(error),
+        for CgroupSetting { file, value, required } in &self.settings {
+            match fs::write(self.folder.join(file), value) {
+                Err(error) if *required => return Err(error),
                 _ => {}
             }
         }

@@ -151,10 +151,11 @@ impl Cover {
         }
     }
 
-    /// Returns whether another place is this folder or one below it (on the same device), and not
-    /// something that was mounted over it.
+    /// Returns whether this place and another one are folders on the same device. A place where
+    /// something of another device is mounted over the folder is not one.
     fn is_on_same_device(&self, other: &Self) -> bool {
-        matches!((self.folder, other.folder), (Some((device, _)), Some((other, _))) if device == other)
+        let (Some((own, _)), Some((others, _))) = (self.folder, other.folder) else { return false };
+        own == others
     }
 
     /// Mounts the cover in the new root. The host's whole root is still at `/host`.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::MESSAGE_MAX;
 
-/// The reason why a sandbox could not be made, or lost its module.
+/// The reason why a sandbox could not be made, or why it is not known how its module ended.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// `job-init` itself could not be started.

@@ -231,15 +231,15 @@ fn run_sandbox(
             start_module(&command, stdin)?
         }
     };
-    let said = release_output(&nowhere)
+    let reported = release_output(&nowhere)
         .and_then(|()| report_or_fail(socket, &InitReport::Started, known_by.as_slice()));
-    if said.is_err() {
+    if reported.is_err() {
         // The daemon died meanwhile: nothing may continue without it.
         kill_and_reap_all(&command, child);
         if let Some(container) = &command.container {
             container.bounds.remove();
         }
-        return said;
+        return reported;
     }
     drop(known_by);
     supervise(socket, &command, child)

@@ -43,8 +43,8 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::SYS_CHROOT);
 
-/// The process ids below this number, which the kernel no longer assigns once it has used all the
-/// others.
+/// The lowest process id that the kernel assigns again once it has used all ids. The ids below stay
+/// unassigned from then on.
 const PIDS_RESERVED: u64 = 300;
 
 /// Gives up the rights that the module must not have, for every process that this one starts from

@@ -1,6 +1,6 @@
 //! The root of a job's mount namespace: the part of the machine that the job's processes see.
 //!
-//! | place | a program of root | one that is `privileged` | of an ordinary user | a container's runtime |
+//! | place | root's program | a `privileged` one | an ordinary user's | a container's runtime |
 //! | --- | --- | --- | --- | --- |
 //! | `/proc` | its own; settings read-only | its own | its own | its own |
 //! | `/dev` | terminals, random numbers, GPUs | the machine's | the machine's | the machine's |

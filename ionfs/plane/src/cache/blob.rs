@@ -132,7 +132,8 @@ pub struct CachedBlob {
     present: BlockBits,
     /// The blocks of the file that have matched their checksums since the file was opened.
     sound: BlockBits,
-    coming: Mutex<HashMap<u64, watch::Receiver<BlockOutcome>>>,
+    /// The blocks on their way, each with the channel of its outcome.
+    arriving: Mutex<HashMap<u64, watch::Receiver<BlockOutcome>>>,
 }
 
 impl CachedBlob {
@@ -164,7 +165,7 @@ impl CachedBlob {
             blocks,
             present,
             sound: BlockBits::new(blocks),
-            coming: Mutex::default(),
+            arriving: Mutex::default(),
         }
     }
 
@@ -266,14 +267,14 @@ impl CachedBlob {
             if !std::mem::replace(&mut waited, true) {
                 metrics.cache_misses.add(1);
             }
-            let coming = self.lock_coming().get(&index).cloned();
-            let coming =
-                coming.or_else(|| self.request_blocks(index..index + 1, BlockDemand::Reader));
+            let arriving = self.lock_arriving().get(&index).cloned();
+            let arriving =
+                arriving.or_else(|| self.request_blocks(index..index + 1, BlockDemand::Reader));
             // `None`: the block has arrived in between.
-            let Some(mut coming) = coming else { continue };
+            let Some(mut arriving) = arriving else { continue };
             // An error: the read-ahead that was to bring the block found no room. The loop now
             // requests the block itself, and waits for room.
-            if let Ok(landed) = coming.wait_for(Option::is_some).await
+            if let Ok(landed) = arriving.wait_for(Option::is_some).await
                 && let Some(landed) = landed.clone()
             {
                 // Marks the block as read.
@@ -283,8 +284,8 @@ impl CachedBlob {
         }
     }
 
-    fn lock_coming(&self) -> MutexGuard<'_, HashMap<u64, watch::Receiver<BlockOutcome>>> {
-        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_arriving(&self) -> MutexGuard<'_, HashMap<u64, watch::Receiver<BlockOutcome>>> {
+        self.arriving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts to bring every block of `run` that is neither in memory nor on its way, so that a
@@ -298,13 +299,13 @@ impl CachedBlob {
         let mut requests: Vec<BlockRequest> = Vec::new();
         let mut last = None;
         {
-            let mut coming = self.lock_coming();
+            let mut arriving = self.lock_arriving();
             for index in run {
-                if coming.contains_key(&index) || self.shared.memory.has((self.id, index)) {
+                if arriving.contains_key(&index) || self.shared.memory.has((self.id, index)) {
                     continue;
                 }
                 let (sender, receiver) = watch::channel(None);
-                coming.insert(index, receiver.clone());
+                arriving.insert(index, receiver.clone());
                 last = Some(receiver);
                 let (from, bytes) = match self.present.has(index) {
                     true => (BlockSource::Disk, LOCAL_BYTES),
@@ -341,9 +342,9 @@ impl CachedBlob {
                     BlockSource::Store => this.fetch_from_store(&mut waiting, demand).await,
                 }
                 // These blocks found no room in memory.
-                let mut coming = this.lock_coming();
+                let mut arriving = this.lock_arriving();
                 for (index, _) in &waiting {
-                    coming.remove(index);
+                    arriving.remove(index);
                 }
             });
         }
@@ -434,6 +435,9 @@ impl CachedBlob {
         }
     }
 
+    /// Fetches the blocks of `waiting` with one request. Blocks that arrive leave `waiting`, so
+    /// that a next try asks only for the rest. If there is no room for a block, the remaining
+    /// blocks stay in `waiting` and it returns without an error.
     async fn try_fetch(
         self: &Arc<Self>,
         waiting: &mut Waiting,
@@ -478,11 +482,11 @@ impl CachedBlob {
     /// Delivers the first waiting block to its readers.
     fn deliver_first(&self, waiting: &mut Waiting, block: Arc<CachedBlock>) {
         let Some((index, sender)) = waiting.pop_front() else { return };
-        // The block is in memory before it leaves `coming`, so that a reader finds it in one of the
-        // two.
+        // The block is in memory before it leaves `arriving`, so that a reader finds it in one of
+        // the two.
         self.shared.memory.put((self.id, index), block.clone());
         let _ = sender.send(Some(Ok(block)));
-        self.lock_coming().remove(&index);
+        self.lock_arriving().remove(&index);
     }
 
     /// Fails all waiting blocks with this error.
@@ -494,9 +498,9 @@ impl CachedBlob {
             "a read of a blob failed"
         );
         let error = Arc::new(error);
-        let mut coming = self.lock_coming();
+        let mut arriving = self.lock_arriving();
         for (index, sender) in waiting.drain(..) {
-            coming.remove(&index);
+            arriving.remove(&index);
             let _ = sender.send(Some(Err(error.clone())));
         }
     }

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The bytes of one permit. A semaphore counts to 2^32 at least, so budgets may be large.
+/// The bytes of one permit. `acquire_many` takes a u32: with permits of 4 KiB a budget may have
+/// 16 TiB.
 const GRAIN: u64 = 4096;
 
 /// The bytes of the budget that a block takes. They are returned when the last reader of the block

@@ -1,14 +1,14 @@
 //! Explores every interleaving of the commit protocol with a model checker.
 //!
-//! [`CommitStep::after`], which also decides the steps of the real commit, decides what each actor does
-//! next. A model of the stores answers. Two closers of one event file, a retried attempt, two
-//! relays, the end of an on-success job, a consumer and `gc` act concurrently. Within small
-//! budgets, any of them may die after any step, and any write may go unanswered: it is done, or not
-//! done, or done later, when nobody expects it any more.
+//! [`CommitStep::next_step`], which also decides the steps of the real commit, decides what each
+//! actor does next. A model of the stores answers. Two closers of one event file, a retried
+//! attempt, two relays, the end of an on-success job, a consumer and `gc` act concurrently. Within
+//! small budgets, any of them may die after any step, and any write may go unanswered: it is done,
+//! or not done, or done later, when nobody expects it any more.
 //!
-//! The invariants are the functions `blobs_are_whole`, `published_is_visible`, `starts_once` and so on.
-//! Protocols with one deliberate fault ([`CommitFault`]) show that the checker can find violations:
-//! each must be refuted.
+//! The invariants are the functions `blobs_are_whole`, `published_is_visible`, `starts_once` and so
+//! on. Protocols with one deliberate fault ([`CommitFault`]) show that the checker can find
+//! violations: each must be refuted.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
@@ -96,10 +96,10 @@ struct CommitState {
     held: bool,
     succeeded: Option<u32>,
     outbox: bool,
-    /// The number of messages in the subscribing module's queue, and how often the bus accepted
-    /// one.
+    /// The number of messages in the subscribing module's queue.
     messages: u8,
-    told: u8,
+    /// How often the bus has accepted the event's message.
+    accepted: u8,
     /// The number of jobs that the event has started.
     started: u8,
     closers: Vec<Actor>,
@@ -289,7 +289,7 @@ impl Protocol {
             }
             CommitStep::Publish => {
                 state.messages += 1;
-                state.told += 1;
+                state.accepted += 1;
                 StoreAnswer::Done
             }
             CommitStep::Mark => self.write_if_expected(
@@ -433,7 +433,7 @@ impl Model for Protocol {
             succeeded: None,
             outbox: false,
             messages: 0,
-            told: 0,
+            accepted: 0,
             started: 0,
             closers: self
                 .closers
@@ -638,7 +638,7 @@ fn blobs_are_whole(_: &Protocol, state: &CommitState) -> bool {
 fn published_is_visible(_: &Protocol, state: &CommitState) -> bool {
     let seen =
         state.document.as_ref().is_some_and(|there| there.publication != PublicationState::Staged);
-    seen || (state.told == 0 && state.started == 0)
+    seen || (state.accepted == 0 && state.started == 0)
 }
 
 fn starts_once(_: &Protocol, state: &CommitState) -> bool {
@@ -651,7 +651,7 @@ fn all_done_at_rest(_: &Protocol, state: &CommitState) -> bool {
         && state.sent.is_empty()
         && !state.closers.iter().chain(&state.relays).any(Actor::is_working);
     let done = |there: &CommitDocument| {
-        there.publication == PublicationState::Published && state.told > 0 && state.started == 1
+        there.publication == PublicationState::Published && state.accepted > 0 && state.started == 1
     };
     match &state.document {
         // A relay will still publish the document, so this is not a state of rest.
@@ -696,7 +696,7 @@ fn published_by_one_relay(protocol: &Protocol, state: &CommitState) -> bool {
         state.deaths + 1 == protocol.deaths && closers == 0 && state.closers.len() == 1;
     // Two closers of one event file may both publish it, so only one closer is considered here. A
     // closer that is dead now may have published the event before.
-    !calm || !closers_only || state.told <= 2
+    !calm || !closers_only || state.accepted <= 2
 }
 
 /// Returns the scenarios. Each covers a part of what may happen concurrently, because everything

@@ -137,7 +137,7 @@ fn clash_error(file: &str, below: &str) -> NamingError {
 /// Checks that an event's document may name these empty directories.
 ///
 /// # Errors
-/// [`NamingError::Directories`], when they are too many.
+/// [`NamingError::Directories`], when they are too many, or their paths are too long together.
 pub fn check_directories(empty: &[String]) -> Result<(), NamingError> {
     let bytes: usize = empty.iter().map(String::len).sum();
     let few = empty.len() <= DIRECTORIES_MAX && bytes <= DIRECTORY_BYTES_MAX;

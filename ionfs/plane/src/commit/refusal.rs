@@ -14,8 +14,8 @@ use crate::upload::UploadError;
 /// An event is too deep in its lineage. Most likely modules feed each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "more than {most} events would stand between this one and the first of its correlation: do modules feed each other? \
-     If that is intended, raise the limit \"lineage-depth\""
+    "more than {most} events would stand between this one and the first of its correlation: do \
+     modules feed each other? If that is intended, raise the limit \"lineage-depth\""
 )]
 pub struct TooDeep {
     /// The limit.
@@ -40,7 +40,10 @@ pub enum Refusal {
     #[error("{0}")]
     Invalid(String),
     /// The event type is not in the module's `emits`.
-    #[error("module {module:?} may not publish {}; its pipeline allows: {allowed}", quote(.event_type))]
+    #[error(
+        "module {module:?} may not publish {}; its pipeline allows: {allowed}",
+        quote(.event_type)
+    )]
     NotEmitted {
         /// The module's name.
         module: String,

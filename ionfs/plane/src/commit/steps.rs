@@ -2,8 +2,8 @@
 //! and no clock.
 //!
 //! Every party that carries out a commit (a closer, a relay, the end of an on-success job) calls
-//! [`CommitStep::next_step`] for the next step. So the code that runs is the code that the model checker
-//! explores in `model.rs`.
+//! [`CommitStep::next_step`] for the next step. So the code that runs is the code that the model
+//! checker explores in `model.rs`.
 
 use ion_model::event::PublicationState;
 use ion_model::record::CommitMode;
@@ -47,7 +47,8 @@ pub(crate) enum CommitEnd {
 /// The stores' answer to a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum StoreAnswer {
-    /// The step is done, and durable.
+    /// The step is done. An insert is durable once the event is published or the documents are
+    /// synced; a mark need not be durable.
     Done,
     /// A document with this id exists.
     Exists {

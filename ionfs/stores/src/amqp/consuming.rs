@@ -19,11 +19,15 @@ impl Consuming {
     }
 
     pub(super) fn channel(&self) -> &Channel {
-        &self.0.as_ref().expect("only the methods that end it take it").0
+        &self.0.as_ref().expect("channel and consumer are there until `close` or `into_channel`").0
     }
 
     pub(super) fn consumer(&mut self) -> &mut Consumer {
-        &mut self.0.as_mut().expect("only the methods that end it take it").1
+        &mut self
+            .0
+            .as_mut()
+            .expect("channel and consumer are there until `close` or `into_channel`")
+            .1
     }
 
     /// Closes the channel: its unacknowledged messages go back to the queue.

@@ -95,7 +95,7 @@ enum ConsumeFailure {
 
 pub(super) async fn list(bus: &Amqp, limit: usize) -> Result<Vec<DeadLetter>, Cause> {
     let (looking, held) = hold_letters(bus, LOOKED_AT).await?;
-    // A letter that was buried more than once counts as one letter, with its latest content.
+    // A letter that was added more than once counts as one letter, with its latest content.
     let mut letters: BTreeMap<(String, String), DeadLetter> = BTreeMap::new();
     for received in &held {
         let letter = to_dead_letter(received);
@@ -117,7 +117,7 @@ pub(super) async fn remove_dead_letters(
     }
     let wanted: HashSet<&(String, String)> = letters.iter().collect();
     let (looking, held) = hold_letters(bus, LOOKED_AT).await?;
-    // The same letter may have been buried more than once.
+    // The same letter may have been added more than once.
     let mut found = HashSet::new();
     for received in held {
         let letter = to_dead_letter(&received);

@@ -41,59 +41,60 @@ pub(super) enum BrokerAct {
 struct Refused {
     words: String,
     #[source]
-    said: lapin::Error,
+    answer: lapin::Error,
 }
 
 /// Returns the error of an act. If the broker's text is known, the error says what is missing and
 /// the way out.
 pub(super) fn explain_error(act: BrokerAct, error: lapin::Error) -> Cause {
     let words = match error.kind() {
-        lapin::ErrorKind::ProtocolError(said) => explain_refusal(act, said),
+        lapin::ErrorKind::ProtocolError(answer) => explain_refusal(act, answer),
         _ => None,
     };
     match words {
-        Some(words) => Refused { words, said: error }.into(),
+        Some(words) => Refused { words, answer: error }.into(),
         None => error.into(),
     }
 }
 
 /// Returns the broker's own error, if the error came from the broker.
 pub(super) fn broker_error(error: &Cause) -> Option<&AMQPError> {
-    let own = error.downcast_ref::<Refused>().map(|refused| &refused.said);
+    let own = error.downcast_ref::<Refused>().map(|refused| &refused.answer);
     match own.or_else(|| error.downcast_ref())?.kind() {
-        lapin::ErrorKind::ProtocolError(said) => Some(said),
+        lapin::ErrorKind::ProtocolError(answer) => Some(answer),
         _ => None,
     }
 }
 
 /// Returns whether the broker refused because the user lacks a right.
 pub(super) fn lacks_right(error: &Cause) -> bool {
-    broker_error(error).is_some_and(|said| said.get_message().as_str().contains("refused for user"))
+    broker_error(error)
+        .is_some_and(|answer| answer.get_message().as_str().contains("refused for user"))
 }
 
 /// Returns whether the broker reported that the queue or exchange does not exist.
 pub(super) fn is_missing(error: &Cause) -> bool {
     broker_error(error)
-        .is_some_and(|said| *said.kind() == AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
+        .is_some_and(|answer| *answer.kind() == AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
 }
 
 /// Returns the id of the plane that the virtual host belongs to, if the error is the broker's
 /// refusal of another plane's mark.
 pub(super) fn other_plane(error: &Cause) -> Option<String> {
-    let said = broker_error(error)?;
-    let is_mark = *said.kind() == AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
-        && said.get_message().as_str().contains("alternate-exchange");
+    let answer = broker_error(error)?;
+    let is_mark = *answer.kind() == AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)
+        && answer.get_message().as_str().contains("alternate-exchange");
     // RabbitMQ before 3.12 says "current is 'mark'", later ones "current is the value 'mark'".
-    let current = said.get_message().as_str().split_once("current is ").filter(|_| is_mark)?.1;
+    let current = answer.get_message().as_str().split_once("current is ").filter(|_| is_mark)?.1;
     let mark = current.split('\'').nth(1)?;
     Some(
         mark.strip_prefix(PLANE).and_then(|mark| mark.strip_prefix('.')).unwrap_or(mark).to_owned(),
     )
 }
 
-fn explain_refusal(act: BrokerAct, said: &AMQPError) -> Option<String> {
-    let text = said.get_message().as_str();
-    match said.kind() {
+fn explain_refusal(act: BrokerAct, answer: &AMQPError) -> Option<String> {
+    let text = answer.get_message().as_str();
+    match answer.kind() {
         AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => explain_access_refused(act, text),
         AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => explain_not_allowed(text),
         AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => {
@@ -213,7 +214,8 @@ fn explain_precondition_failed(text: &str) -> Option<String> {
     }
     let unknown = text.contains("x-queue-type") || text.contains("invalid arg");
     unknown.then(|| {
-        "the broker has no quorum queues as Ion needs them; RabbitMQ 3.10 is the oldest that does".to_owned()
+        "the broker has no quorum queues as Ion needs them; RabbitMQ 3.10 is the oldest that does"
+            .to_owned()
     })
 }
 
@@ -236,18 +238,20 @@ mod tests {
         let access = AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED);
         let old =
             "ACCESS_REFUSED - access to queue 'ion.module.a' in vhost '/v' refused for user 'u'";
-        let new = "ACCESS_REFUSED - configure access to queue 'ion.module.a' in vhost '/v' refused for user 'u'";
-        let said = explain_text(BrokerAct::DeclareQueue, access.clone(), old);
+        let new = "ACCESS_REFUSED - configure access to queue 'ion.module.a' in vhost '/v' \
+                   refused for user 'u'";
+        let answer = explain_text(BrokerAct::DeclareQueue, access.clone(), old);
         assert!(
-            said.contains("configure or read queue \"ion.module.a\" in vhost \"/v\""),
-            "{said}"
+            answer.contains("configure or read queue \"ion.module.a\" in vhost \"/v\""),
+            "{answer}"
         );
-        let said = explain_text(BrokerAct::DeclareQueue, access.clone(), new);
-        assert!(said.contains("right to configure queue"), "{said}");
+        let answer = explain_text(BrokerAct::DeclareQueue, access.clone(), new);
+        assert!(answer.contains("right to configure queue"), "{answer}");
         let exclusive = "ACCESS_REFUSED - queue 'ion.dead' in vhost '/' in exclusive use";
         assert!(explain_text(BrokerAct::Receive, access, exclusive).contains("try again"));
         let hard = AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED);
-        let limit = "NOT_ALLOWED - access to vhost '/' refused for user 'u': vhost connection limit (1) is reached";
+        let limit = "NOT_ALLOWED - access to vhost '/' refused for user 'u': vhost connection \
+                     limit (1) is reached";
         assert!(explain_text(BrokerAct::Connect, hard, limit).contains("raise its limit"));
     }
 }

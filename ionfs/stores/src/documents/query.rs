@@ -37,8 +37,8 @@ pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static st
     }
 }
 
-/// Returns one query of each kind that is made of a collection with indexes, for tests: they show
-/// that no backend reads the whole collection for it. Add each new kind of query here. The
+/// Returns an example of each kind of query that Ion makes on a collection with indexes. Tests show
+/// with them that no backend reads a whole collection. Add each new kind of query here. The
 /// collections without indexes are small, and are read whole.
 pub fn known_queries() -> Vec<Query> {
     let equal = |collection, fields: &[&'static str]| {

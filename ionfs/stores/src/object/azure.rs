@@ -29,7 +29,7 @@ fn build(builder: MicrosoftAzureBuilder, container: &str) -> object_store::Resul
     Ok(CloudClient { store: store.clone(), multipart: None, signer: store })
 }
 
-/// A builder that the environment has set up.
+/// Returns a builder with the settings and credentials of the environment.
 fn from_env() -> MicrosoftAzureBuilder {
     apply_taken_variables(
         "AZURE_",

@@ -47,8 +47,8 @@ pub(super) fn client_options(family: &str) -> ClientOptions {
         .with_read_timeout(STALL)
 }
 
-/// Sets what the taken variables of this family say. A builder reads the rest from the environment
-/// by itself; credentials are no longer in it when a store is opened.
+/// Configures a builder with the environment variables of this family that Ion has taken out of the
+/// environment (the credentials). The builder has read the other variables itself.
 pub(super) fn apply_taken_variables<B, K: FromStr>(
     family: &str,
     builder: B,

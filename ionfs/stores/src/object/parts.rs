@@ -60,7 +60,7 @@ impl MultipartUpload {
         };
         let id = multipart.create_multipart(location).await?;
         let marker = blobs.to_location(UPLOADS).join(Uuid::new_v4().to_string());
-        let says = Marker { location: location.to_string(), id: id.clone() };
+        let content = Marker { location: location.to_string(), id: id.clone() };
         let open = OpenUpload {
             store: blobs.store.clone(),
             multipart: multipart.clone(),
@@ -69,8 +69,8 @@ impl MultipartUpload {
             marker,
             finished: false,
         };
-        let says = serde_json::to_vec(&says).unwrap_or_default();
-        open.store.put(&open.marker, PutPayload::from(says)).await?;
+        let content = serde_json::to_vec(&content).unwrap_or_default();
+        open.store.put(&open.marker, PutPayload::from(content)).await?;
         let marked = MarkedUpload {
             open,
             pending: BytesMut::new(),
@@ -209,13 +209,13 @@ pub(super) async fn end_uploads(
         if how == UnfinishedUploads::Count {
             continue;
         }
-        let says = match blobs.store.get(&meta.location).await {
+        let content = match blobs.store.get(&meta.location).await {
             Ok(found) => found.bytes().await?,
             // The upload was finished after the markers were listed.
             Err(object_store::Error::NotFound { .. }) => continue,
             Err(error) => return Err(error),
         };
-        if let Ok(marker) = serde_json::from_slice::<Marker>(&says) {
+        if let Ok(marker) = serde_json::from_slice::<Marker>(&content) {
             let location = Path::parse(&marker.location)?;
             match multipart.abort_multipart(&location, &marker.id).await {
                 // Not found: the upload was finished, and its process died before it removed the

@@ -15,7 +15,7 @@ pub(super) fn client(bucket: &str) -> object_store::Result<CloudClient> {
     Ok(CloudClient { store: store.clone(), multipart: Some(store.clone()), signer: store })
 }
 
-/// A builder that the environment has set up.
+/// Returns a builder with the settings and credentials of the environment.
 fn from_env() -> AmazonS3Builder {
     apply_taken_variables("AWS_", AmazonS3Builder::from_env(), AmazonS3Builder::with_config)
 }

@@ -25,13 +25,17 @@ const TAKEN: Duration = Duration::from_secs(30);
 
 pub(super) const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS queues (module TEXT PRIMARY KEY) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS bindings (event_type TEXT, module TEXT, PRIMARY KEY (event_type, module)) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS bindings (
+        event_type TEXT, module TEXT, PRIMARY KEY (event_type, module)
+    ) WITHOUT ROWID;
     CREATE TABLE IF NOT EXISTS messages (
-        seq INTEGER PRIMARY KEY AUTOINCREMENT, module TEXT NOT NULL, body TEXT NOT NULL, taken_until INTEGER NOT NULL DEFAULT 0
+        seq INTEGER PRIMARY KEY AUTOINCREMENT, module TEXT NOT NULL, body TEXT NOT NULL,
+        taken_until INTEGER NOT NULL DEFAULT 0
     );
     CREATE INDEX IF NOT EXISTS messages_module ON messages (module, seq);
     CREATE TABLE IF NOT EXISTS dead_letters (
-        module TEXT, event_id TEXT, body TEXT NOT NULL, reason TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (module, event_id)
+        module TEXT, event_id TEXT, body TEXT NOT NULL, reason TEXT NOT NULL, at INTEGER NOT NULL,
+        PRIMARY KEY (module, event_id)
     ) WITHOUT ROWID;
 ";
 
@@ -208,7 +212,7 @@ impl Bus for Sqlite {
     }
 
     async fn add_dead_letter(&self, letter: DeadLetter) -> Result<(), StoreError> {
-        self.write("burying a message", move |connection| {
+        self.write("adding a dead letter", move |connection| {
             connection
                 .prepare_cached(
                     "INSERT OR REPLACE INTO dead_letters (module, event_id, body, \
@@ -289,11 +293,14 @@ async fn take_message(store: Arc<Sqlite>, module: String) -> Result<Option<Deliv
     let taken = store.write_with_level(SyncLevel::Later, "receiving", move |connection| {
         let mut update = connection.prepare_cached(
             "UPDATE messages SET taken_until = ?1 WHERE seq = (
-                SELECT seq FROM messages WHERE module = ?2 AND taken_until <= ?3 ORDER BY seq LIMIT 1
+                SELECT seq FROM messages WHERE module = ?2 AND taken_until <= ?3
+                ORDER BY seq LIMIT 1
              ) RETURNING seq, body",
         )?;
         Ok(update
-            .query_row((until, module, now), |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)))
+            .query_row((until, module, now), |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+            })
             .optional()?)
     });
     let Some((seq, body)) = taken.await? else { return Ok(None) };
@@ -315,7 +322,7 @@ impl SqliteSubscriber {
         taken
     }
 
-    /// Holds a message no longer, and runs `statement` on its row.
+    /// Stops holding a message: runs `statement`, which removes or frees its row.
     async fn settle_message(
         &mut self,
         tag: u64,
@@ -323,7 +330,7 @@ impl SqliteSubscriber {
     ) -> Result<(), StoreError> {
         self.held.retain(|held| *held != tag);
         self.store
-            // If this write is lost, the message is only delivered again, as with `take`.
+            // If this write is lost, the message is only delivered again, as with `take_message`.
             .write_with_level(SyncLevel::Later, "settling a message", move |connection| {
                 Ok(connection.prepare_cached(statement)?.execute([tag.cast_signed()])?)
             })

@@ -107,7 +107,6 @@ pub(super) fn rebuild_older_table(
     if by_id != Some(true) {
         return Ok(());
     }
-    tracing::info!(table, "rebuilding a table that an older Ion made");
     let mut sql = format!("ALTER TABLE {table} RENAME TO former_{table};\n");
     for (name, _) in named_indexes(collection) {
         sql.push_str(&format!("DROP INDEX IF EXISTS {name};\n"));
@@ -118,7 +117,9 @@ pub(super) fn rebuild_older_table(
          DROP TABLE former_{table};\n",
         extract_sql("created")
     ));
-    connection.execute_batch(&sql)
+    connection.execute_batch(&sql)?;
+    tracing::info!(table, "rebuilt a table that an older Ion made");
+    Ok(())
 }
 
 /// Returns the SQL expression for a field. Fields are names in Ion's own code, never input.
@@ -314,7 +315,7 @@ fn result_sql(query: &Query) -> String {
     format!("json_extract(document, {}, '$.id')", paths.join(", "))
 }
 
-/// Makes a document of the result_sqls of [`result_sql`].
+/// Makes a document of the results of [`result_sql`].
 fn document_from_fields(fields: &[&str], values: Value) -> Value {
     let Value::Array(values) = values else { return values };
     let mut document = json!({});

@@ -10,7 +10,8 @@ use super::{Sqlite, SyncLevel};
 use crate::{Collection, Guard, Inserted, StoreError};
 
 pub(super) const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS held_blobs \
-                                 (seq INTEGER PRIMARY KEY, boot TEXT NOT NULL, key TEXT NOT NULL, bytes BLOB NOT NULL);";
+                                 (seq INTEGER PRIMARY KEY, boot TEXT NOT NULL, key TEXT NOT NULL, \
+                                 bytes BLOB NOT NULL);";
 
 /// When held blobs were put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,8 +102,8 @@ impl Sqlite {
             SyncLevel::Later,
             "removing small blobs from the log",
             move |connection| {
-                // The key is compared too: another process may already have removed the blob, and then
-                // SQLite may reuse its number.
+                // The key is compared too: another process may already have removed the blob, and
+                // then SQLite may reuse its number.
                 let mut delete = connection
                     .prepare_cached("DELETE FROM held_blobs WHERE seq = ?1 AND key = ?2")?;
                 for row in rows {

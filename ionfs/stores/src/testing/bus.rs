@@ -26,7 +26,7 @@ pub async fn bus_contract(one: Arc<dyn Bus>, two: Arc<dyn Bus>) {
     another_process_is_heard(one.clone(), two.clone(), &tag).await;
     subscribers_that_go_disturb_nobody(one.clone(), &tag).await;
     looking_uses_nothing_up(&*one, &tag).await;
-    dead_letters_are_kept_until_exhumed(&*one, &tag).await;
+    dead_letters_are_kept_until_removed(&*one, &tag).await;
 }
 
 /// Tries what a bus promises besides that shares its handle with a document store. `tag` makes the
@@ -193,7 +193,7 @@ async fn looking_uses_nothing_up(bus: &dyn Bus, tag: &str) {
     bus.remove_queue(&module).await.unwrap();
 }
 
-async fn dead_letters_are_kept_until_exhumed(bus: &dyn Bus, tag: &str) {
+async fn dead_letters_are_kept_until_removed(bus: &dyn Bus, tag: &str) {
     let module = format!("dead-{tag}");
     let letter = |event: &str, at| DeadLetter {
         module: module.clone(),
@@ -221,16 +221,16 @@ async fn dead_letters_are_kept_until_exhumed(bus: &dyn Bus, tag: &str) {
     for _ in 0..3 {
         mine(&[letter("2", 2), letter("1", 3)]).await;
     }
-    let exhume = async |events: &[&str]| {
+    let remove = async |events: &[&str]| {
         let letters: Vec<_> =
             events.iter().map(|event| (module.clone(), (*event).to_owned())).collect();
         bus.remove_dead_letters(&letters).await.unwrap()
     };
-    assert_eq!(exhume(&["1"]).await, 1);
-    assert_eq!(exhume(&["1"]).await, 0);
+    assert_eq!(remove(&["1"]).await, 1);
+    assert_eq!(remove(&["1"]).await, 0);
     mine(&[letter("2", 2)]).await;
     bus.add_dead_letter(letter("3", 4)).await.unwrap();
-    assert_eq!(exhume(&["2", "none", "3"]).await, 2);
+    assert_eq!(remove(&["2", "none", "3"]).await, 2);
     mine(&[]).await;
 }
 

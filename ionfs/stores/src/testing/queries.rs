@@ -19,7 +19,8 @@ fn ids(found: &[Value]) -> Vec<&str> {
 async fn insert_jobs(documents: &dyn Documents) {
     let job = |n: usize| {
         let mut job = json!({
-            "id": format!("q{n:03}"), "state": if n.is_multiple_of(5) { "dead" } else { "succeeded" },
+            "id": format!("q{n:03}"),
+            "state": if n.is_multiple_of(5) { "dead" } else { "succeeded" },
             "created": n / 3, "due": 9_000_000_000_000_000_i64,
             "correlationId": format!("q-{}", n % 4), "long": "x".repeat(1000),
             "attempts": [{"number": 1, "end": {"code": n}}],

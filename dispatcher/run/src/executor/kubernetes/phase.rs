@@ -13,7 +13,8 @@ use super::watched::PodJobState;
 const IMAGE_TROUBLE: [&str; 4] =
     ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"];
 
-/// Such reasons again: the container cannot be made from its spec.
+/// More reasons for which a container waits that seldom end by themselves: it cannot be made from
+/// its spec.
 const CONTAINER_TROUBLE: [&str; 3] =
     ["CreateContainerConfigError", "CreateContainerError", "RunContainerError"];
 
@@ -256,14 +257,26 @@ mod tests {
     }
 
     fn pod_json(state: Value) -> Value {
-        let container = json!({"name": "module", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": state});
+        let container = json!({
+            "name": "module", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+            "state": state,
+        });
         json!({"metadata": {"name": "p", "uid": "u"}, "status": {"containerStatuses": [container]}})
     }
 
     fn exited_pod(code: i32, reason: &str) -> Value {
-        pod_json(
-            json!({"terminated": {"exitCode": code, "reason": reason, "finishedAt": "2026-01-01T00:00:30Z"}}),
-        )
+        let finished = "2026-01-01T00:00:30Z";
+        pod_json(json!({
+            "terminated": {"exitCode": code, "reason": reason, "finishedAt": finished},
+        }))
+    }
+
+    fn job_json(deadline: i64) -> Value {
+        json!({
+            "metadata": {},
+            "spec": {"activeDeadlineSeconds": deadline, "template": {}},
+            "status": {"startTime": "2026-01-01T00:00:00Z"},
+        })
     }
 
     #[test]
@@ -280,12 +293,11 @@ mod tests {
         let mut deleted = exited_pod(137, "Error");
         deleted["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:25Z");
         deleted["metadata"]["deletionGracePeriodSeconds"] = json!(5);
-        let job = |deadline: i64| json!({"metadata": {}, "spec": {"activeDeadlineSeconds": deadline, "template": {}}, "status": {"startTime": "2026-01-01T00:00:00Z"}});
-        assert_eq!(end(deleted.clone(), job(60)), PodEnd::Lost("its pod was deleted".into()));
-        assert_eq!(end(deleted.clone(), job(21)), PodEnd::Lost("its pod was deleted".into()));
-        assert_eq!(end(deleted.clone(), job(20)), PodEnd::Deadline(None));
+        assert_eq!(end(deleted.clone(), job_json(60)), PodEnd::Lost("its pod was deleted".into()));
+        assert_eq!(end(deleted.clone(), job_json(21)), PodEnd::Lost("its pod was deleted".into()));
+        assert_eq!(end(deleted.clone(), job_json(20)), PodEnd::Deadline(None));
         deleted["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"] = json!(0);
-        assert_eq!(end(deleted, job(60)), PodEnd::Exited(0));
+        assert_eq!(end(deleted, job_json(60)), PodEnd::Exited(0));
         let mut evicted = exited_pod(137, "Error");
         evicted["status"]["reason"] = json!("Evicted");
         evicted["status"]["message"] = json!("the node was low on memory");
@@ -316,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_goes_is_told_from_one_that_is_gone() {
-        let job = json!({"metadata": {}, "spec": {"activeDeadlineSeconds": 20, "template": {}}, "status": {"startTime": "2026-01-01T00:00:00Z"}});
+        let job = job_json(20);
         let mut leaving = pod_json(json!({"running": {}}));
         leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:24Z");
         leaving["metadata"]["deletionGracePeriodSeconds"] = json!(5);
@@ -329,8 +341,11 @@ mod tests {
         };
         assert_eq!(gone(leaving), Phase::Ended(PodEnd::Lost("its pod was deleted".into())));
         // A pod without a node is removed at once, before its Job says why.
-        let waited = json!({"metadata": {"name": "p", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:20Z"}, "status": {"conditions": [
-            {"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}]}});
+        let waited = json!({
+            "metadata": {"name": "p", "uid": "u", "deletionTimestamp": "2026-01-01T00:00:20Z"},
+            "status": {"conditions": [
+                {"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}]},
+        });
         let words = "no node takes it: 0/1 nodes".to_owned();
         assert_eq!(gone(known_state(waited, job)), Phase::Ended(PodEnd::Deadline(Some(words))));
     }

@@ -21,15 +21,15 @@ use super::spec::MANAGED_BY;
 /// The label that the Job controller gives each pod.
 const OF_JOB: &str = "job-name";
 
-/// The first backoff while the server is unavailable; it doubles up to [`AGAIN_MAX`]. Each wait is
-/// up to twice as long by chance, so that the watches of many dispatchers do not return all at
+/// The first backoff while the server is unavailable; it doubles up to [`BACKOFF_MAX`]. Each wait
+/// is up to twice as long by chance, so that the watches of many dispatchers do not return all at
 /// once.
-const AGAIN: Duration = Duration::from_millis(250);
+const BACKOFF_MIN: Duration = Duration::from_millis(250);
 
-/// The longest backoff: 2.5 s, with jitter 5 s. The ends of pods are seen that much later than the
-/// server is back; kube's own default waits up to a minute. A shorter wait would keep a struggling
-/// server busy with requests; one listing of each dispatcher is little.
-const AGAIN_MAX: Duration = Duration::from_millis(2500);
+/// The longest backoff: 2.5 s, with jitter 5 s. After the server is back, the end of a pod is seen
+/// up to that much later; kube's own default waits up to a minute. A shorter wait would keep a
+/// struggling server busy with requests; one listing of each dispatcher is little.
+const BACKOFF_MAX: Duration = Duration::from_millis(2500);
 
 /// The known state of one Job and its pods.
 #[derive(Clone, Debug, Default)]
@@ -183,8 +183,10 @@ fn remove_if_unused(all: &mut HashMap<String, watch::Sender<PodJobState>>, job: 
 /// Returns the backoff while the server is unavailable. It has no end, as jobs may be longer than
 /// any outage.
 fn retry_backoff() -> ExponentialBackoff {
-    let waits =
-        ExponentialBuilder::new().with_min_delay(AGAIN).with_max_delay(AGAIN_MAX).with_jitter();
+    let waits = ExponentialBuilder::new()
+        .with_min_delay(BACKOFF_MIN)
+        .with_max_delay(BACKOFF_MAX)
+        .with_jitter();
     waits.without_max_times().into()
 }
 
@@ -201,10 +203,10 @@ mod tests {
     #[test]
     fn a_server_that_was_away_for_long_is_asked_again_within_seconds() {
         let waits: Vec<Duration> = retry_backoff().take(1000).collect();
-        assert!(waits[0] < 2 * AGAIN, "{:?}", waits[0]);
+        assert!(waits[0] < 2 * BACKOFF_MIN, "{:?}", waits[0]);
         let late = &waits[10..];
         assert_eq!(late.len(), 990, "it goes on");
-        assert!(late.iter().all(|wait| (AGAIN_MAX..2 * AGAIN_MAX).contains(wait)), "{late:?}");
+        assert!(late.iter().all(|wait| (BACKOFF_MAX..2 * BACKOFF_MAX).contains(wait)), "{late:?}");
         assert!(late.iter().any(|wait| *wait != late[0]), "by chance");
     }
 
