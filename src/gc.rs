@@ -17,16 +17,16 @@ use crate::{CommandResult, CommandVerdict, output};
 /// Check that every document, blob, checksum and job agree; exit 1 if not
 ///
 /// Some things are watched for a while before they count as a finding, because a dispatcher may be
-/// about to put them right: unpublished events, ends of jobs that the bus has not been told, leases
-/// that nobody renews.
+/// about to put them right: unpublished events, unpublished outboxes of ended jobs, leases that
+/// nobody renews.
 #[derive(Debug, Args)]
 #[command(name = "check")]
 pub(crate) struct CheckArgs {
     /// Read every byte and compare it with its checksum
     #[arg(long)]
     deep: bool,
-    /// Repair what is safe to repair: publish events, tell the bus how jobs ended, queue jobs that
-    /// no dispatcher holds
+    /// Repair what is safe to repair: publish events and the outboxes of ended jobs, queue jobs
+    /// that no dispatcher holds
     #[arg(long)]
     repair: bool,
 }

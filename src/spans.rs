@@ -93,10 +93,11 @@ impl Exporter {
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
-        let ours =
+        let is_own_span =
             |metadata: &Metadata<'_>| metadata.is_span() && metadata.target() == spans::TARGET;
-        let ours = filter_fn(ours).with_max_level_hint(LevelFilter::from_level(Level::INFO));
-        OtelLayer { tracer: self.provider.tracer(SERVICE_NAME) }.with_filter(ours)
+        let filter =
+            filter_fn(is_own_span).with_max_level_hint(LevelFilter::from_level(Level::INFO));
+        OtelLayer { tracer: self.provider.tracer(SERVICE_NAME) }.with_filter(filter)
     }
 
     /// Sends the spans that are left, if the collector takes them within [`FLUSH_TIMEOUT`].

@@ -23,8 +23,8 @@ use crate::folder::{AttemptNote, ModuleFolder};
 use crate::{HandlerError, HandlerWork};
 
 /// The lease of the handler's attempt: longer than any module runs while a person waits for it.
-/// When it has expired, a dispatcher of the plane queues the job.
-const TERM: Duration = Duration::from_secs(24 * 60 * 60);
+/// After the lease has expired, a dispatcher of the plane queues the job.
+const LEASE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The beginning of the holder ids of the handler's attempts.
 const HOLDER: &str = "ion-handler:";
@@ -36,7 +36,7 @@ const RACES_MAX: usize = 8;
 #[derive(Clone, Debug)]
 pub enum AttemptBegin {
     /// The handler holds this attempt of the job.
-    Ours(HandlerAttempt),
+    Held(HandlerAttempt),
     /// The job has succeeded before.
     Succeeded(JobRecord),
 }
@@ -101,7 +101,7 @@ impl HandlerAttempt {
             };
             if written {
                 failpoint::hit("handler.begun");
-                return Ok(AttemptBegin::Ours(Self { record }));
+                return Ok(AttemptBegin::Held(Self { record }));
             }
         }
         Err(HandlerError::Contended(id))
@@ -128,7 +128,7 @@ impl HandlerAttempt {
             (Some(record), Some(note)) if record.state.is_active() && !record.cancel => {
                 check_may_begin(&record)?;
                 if record.holder.as_ref() == Some(&note.holder) {
-                    return Ok(AttemptBegin::Ours(Self { record }));
+                    return Ok(AttemptBegin::Held(Self { record }));
                 }
                 Err(HandlerError::Later(id))
             }
@@ -196,7 +196,8 @@ async fn write(
         .await?)
 }
 
-/// Whether an attempt of the handler is in progress.
+/// Returns whether the handler holds the job's present attempt. An attempt without a holder counts
+/// as the handler's.
 fn is_held_by_handler(job: &JobRecord) -> bool {
     job.state.is_active() && job.holder.as_ref().is_none_or(|holder| holder.starts_with(HOLDER))
 }
@@ -237,7 +238,7 @@ fn begin_attempt(mut job: JobRecord, holder: String, now: Millis) -> JobRecord {
     job.state = JobState::Running;
     job.attempt += 1;
     job.holder = Some(holder);
-    set_term(&mut job, now, millis(TERM));
+    set_term(&mut job, now, millis(LEASE));
     job.attempts.push(record::Attempt::new(job.attempt, now));
     job
 }
@@ -307,10 +308,10 @@ mod tests {
     #[test]
     fn a_job_is_taken_from_a_handler_and_from_nobody_else() {
         use JobState::{Cancelled, Dead, Queued, Running, Starting, Succeeded, Waiting};
-        let ours = Some("ion-handler:1");
+        let handler = Some("ion-handler:1");
         assert!(check_may_begin(&job(Queued, None)).is_ok());
         for state in [Starting, Running] {
-            assert!(check_may_begin(&job(state, ours)).is_ok());
+            assert!(check_may_begin(&job(state, handler)).is_ok());
             assert!(matches!(
                 check_may_begin(&job(state, Some("d"))),
                 Err(HandlerError::Held { .. })
@@ -329,7 +330,7 @@ mod tests {
         let now = clock::now();
         let first = begin_attempt(job(JobState::Queued, None), "ion-handler:1".into(), now);
         assert_eq!((first.state, first.attempt, first.version), (JobState::Running, 1, 8));
-        assert_eq!(first.due, now + millis(TERM));
+        assert_eq!(first.due, now + millis(LEASE));
         let second = begin_attempt(first.clone(), "ion-handler:2".into(), now);
         assert_eq!((second.attempt, second.attempts[0].end), (2, Some(AttemptEnd::Lost)));
         let failed = fail_attempt(second, "why", now);

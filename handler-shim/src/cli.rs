@@ -149,8 +149,8 @@ async fn find_or_make_event(
         Some(event) => {
             let of = event.context.correlation_id.as_str();
             match &settings.correlation_id {
-                Some(said) if said != of => Err(Failure(format!(
-                    "event {id} is of correlation {of}, but --context.correlationid is {said}; \
+                Some(given) if given != of => Err(Failure(format!(
+                    "event {id} is of correlation {of}, but --context.correlationid is {given}; \
                      correct the flag or the event's id"
                 ))),
                 _ => Ok(event),

@@ -9,7 +9,7 @@
 //! 4. Makes the events visible and publishes them. If that fails, a relay does it later.
 //!
 //! # After a crash
-//! After a crash before step 3, nothing is committed: run `commit` again. After a crash behind
+//! If the process dies before step 3, nothing is committed: run `commit` again. If it dies after
 //! step 3, everything is committed: a repeated `commit` continues with step 4 and returns the same
 //! events. An event's id is derived from the parent, the module and the file's name, so no event
 //! ever exists twice.
@@ -88,10 +88,10 @@ pub async fn commit(
     folder: &ModuleFolder,
     work: &HandlerWork,
 ) -> Result<HandlerCommit, HandlerError> {
-    let standing = HandlerAttempt::resume(plane, work, folder).await?;
+    let begun = HandlerAttempt::resume(plane, work, folder).await?;
     let output = folder.open_output()?;
-    match standing {
-        AttemptBegin::Ours(attempt) => match stage(plane, work, &attempt, output).await {
+    match begun {
+        AttemptBegin::Held(attempt) => match stage(plane, work, &attempt, output).await {
             Ok(()) => reveal(plane, work, attempt.succeed(plane).await?).await,
             Err(error) => Err(give_up(plane, attempt, error).await),
         },

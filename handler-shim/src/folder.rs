@@ -25,8 +25,8 @@ use crate::HandlerError;
 /// neither in `in/` nor in `out/`, which belong to the module.
 const NOTE: &str = ".ion-handler.json";
 
-/// The most bytes of that note. The handler's own has some hundred; a module may put a file of any
-/// length in its place.
+/// The most bytes of that note. The handler's own note has a few hundred bytes; a module may put a
+/// file of any length in its place.
 const NOTE_BYTES_MAX: u64 = 64 << 10;
 
 /// The folder that a module works in.

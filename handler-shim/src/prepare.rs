@@ -37,8 +37,8 @@ pub async fn prepare(
     work: &HandlerWork,
     urls: FileUrls,
 ) -> Result<Prepared, HandlerError> {
-    let standing = HandlerAttempt::begin(plane, work, folder).await?;
-    let succeeded_before = matches!(standing, AttemptBegin::Succeeded(_));
+    let begun = HandlerAttempt::begin(plane, work, folder).await?;
+    let succeeded_before = matches!(begun, AttemptBegin::Succeeded(_));
     if succeeded_before {
         tracing::warn!(
             job = %work.job_id(),

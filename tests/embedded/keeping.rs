@@ -31,7 +31,7 @@ fn kinds(findings: &[Value]) -> Vec<&'static str> {
     let known = [
         "is not published",
         "is held by nobody",
-        "the bus was not told",
+        "its outbox was not published",
         "is missing",
         "instead of",
         "checksum",
@@ -81,8 +81,12 @@ fn what_the_dead_left_is_found_and_repaired() {
     let mut create = home.ion();
     create.args(["event", "create", "alone"]).env("ION_FAILPOINTS", "commit.inserted=1");
     assert_eq!(create.status().unwrap().code(), None);
-    let wrong =
-        ["is held by nobody", "is not published", "is not published", "the bus was not told"];
+    let wrong = [
+        "is held by nobody",
+        "is not published",
+        "is not published",
+        "its outbox was not published",
+    ];
     wait_for("each leftover to be old enough for a finding", || {
         kinds(&findings(&home, &[])) == wrong
     });

@@ -308,8 +308,8 @@ fn two_definitions_of_one_name_lose_no_event() {
     }
     wait_for("the jobs of all events", || succeeded(&home, "report") == 10);
     assert_eq!(home.jobs().len(), 10);
-    wait_for("the dispatcher to say that the module was registered otherwise", || {
-        other.log().contains("was registered otherwise")
+    wait_for("the dispatcher to say that the module had another definition", || {
+        other.log().contains("was registered with another definition")
     });
     assert_eq!(first.stop(), Some(0));
     assert_eq!(other.stop(), Some(0));

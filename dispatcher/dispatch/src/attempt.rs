@@ -170,7 +170,7 @@ impl AttemptRunner {
             Ok(record) => self.notices.send(DispatchNotice::Started(record)),
             Err(LedgerError::Store(error)) => {
                 let error = error_chain(&error);
-                tracing::warn!(job = %job.id, error, "that a job runs could not be written yet");
+                tracing::warn!(job = %job.id, error, "cannot write yet that the job runs");
                 return None;
             }
             // The job has ended or is another holder's. The next look at the record finds that out.
@@ -179,8 +179,8 @@ impl AttemptRunner {
         Some(LeaseHappening::RunningWritten)
     }
 
-    /// Returns what the record says about the lease. `held` makes the answer of a job that this
-    /// process still holds.
+    /// Returns what the record says about the lease. `held` makes the happening if this process
+    /// still holds the job.
     fn to_lease_happening(
         &self,
         job: &JobRecord,

@@ -88,7 +88,7 @@ async fn check_events_of(
     Ok(())
 }
 
-/// Checks jobs that should have advanced a second time, after a while.
+/// Waits for a while, and checks once more the jobs that should have advanced.
 async fn recheck_jobs(
     ledger: &Ledger,
     suspects: Vec<JobRecord>,
@@ -154,7 +154,7 @@ async fn filter_unclaimed(
     Ok(all.into_iter().filter(|(event, module)| !present.contains(&job(event, module))).collect())
 }
 
-/// Checks events that a module has not claimed a second time, after a while.
+/// Waits for a while, and checks once more the events that a module has not claimed.
 async fn recheck_claims(
     ledger: &Ledger,
     suspects: Vec<(Event, String)>,
@@ -195,8 +195,8 @@ fn watch_time(job: &JobRecord) -> Duration {
     let lease = Duration::from_millis(u64::try_from(job.term).unwrap_or(0));
     match job.outbox {
         true => OUTBOX_WATCHED,
-        // No clock says that somebody holds the job. A lease of a day, which `ion-handler` takes,
-        // is not watched for hours.
+        // By every clock the lease is over. A lease of a day, which `ion-handler` takes, is not
+        // watched for hours.
         false if clock::has_passed_everywhere(job.due) => Duration::ZERO,
         false => lease / 3 * 2,
     }
@@ -210,15 +210,16 @@ async fn report_stuck_job(
     report: &mut CheckReport,
 ) -> Result<(), LedgerError> {
     if job.outbox {
-        let what = format!("job {} of {} has ended, and the bus was not told", job.id, job.module);
-        let told = match repair {
+        let what =
+            format!("job {} of {} has ended, and its outbox was not published", job.id, job.module);
+        let published = match repair {
             CheckRepair::Safe => {
                 relay::empty_outbox(ledger.plane(), &job.id).await?;
-                Some("told".to_owned())
+                Some("published now".to_owned())
             }
             CheckRepair::No => None,
         };
-        report.add_finding_with_repair(what, told);
+        report.add_finding_with_repair(what, published);
         return Ok(());
     }
     let what = format!(

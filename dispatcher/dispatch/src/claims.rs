@@ -227,8 +227,8 @@ impl DispatchState {
             );
             return Ok(None);
         }
-        let ours = matches!(intent, ClaimIntent::Run(_));
-        let holder = ours.then(|| (self.id.as_str(), self.lease()));
+        let wants_to_run = matches!(intent, ClaimIntent::Run(_));
+        let holder = wants_to_run.then(|| (self.id.as_str(), self.lease()));
         let claim = self.ledger.claim(module, &event, holder).await?;
         self.metrics.count_claim(&claim);
         let runs_here = |job| ClaimedJob { job, module: module.clone(), event, gathered: None };
@@ -237,7 +237,7 @@ impl DispatchState {
                 self.ended.notify_one();
                 Ok(None)
             }
-            ClaimOutcome::Won(job) if ours => Ok(Some(runs_here(job))),
+            ClaimOutcome::Won(job) if wants_to_run => Ok(Some(runs_here(job))),
             ClaimOutcome::Won(_) => {
                 self.served.wake_module(&module.name);
                 Ok(None)

@@ -105,7 +105,7 @@ impl ModuleTask {
                     self.dispatch.ledger.advance(&job, &Transition::WaitsAgain).await
                 {
                     let error = error_chain(&error);
-                    tracing::warn!(job = %job.id, error, "that it waits again was not written");
+                    tracing::warn!(job = %job.id, error, "cannot write that the job waits again");
                 }
             }
             JobMaterials::Missing(reason) => {
@@ -125,7 +125,7 @@ impl DispatchState {
                 tracing::warn!(
                     job = %job.id,
                     error,
-                    "an adopted job's event cannot be read; it goes on"
+                    "the events of an adopted job cannot be read; the job is handed over again"
                 );
                 self.hand_over(&job).await;
             }

@@ -42,12 +42,13 @@ impl DispatchState {
             tracing::debug!(
                 job = %job.id,
                 error = error_chain(&error),
-                "what it waits for was not written"
+                "cannot write what the gathering job waits for"
             );
         }
     }
 
-    /// Notes what a gathering job that begins now runs without. Returns its record.
+    /// Writes into the record what a gathering job that begins now runs without. Returns the
+    /// record.
     pub(super) async fn write_missing_jobs(
         &self,
         job: JobRecord,
@@ -62,7 +63,7 @@ impl DispatchState {
                 tracing::warn!(
                     job = %job.id,
                     error = error_chain(&error),
-                    "what it runs without was not written"
+                    "cannot write what the gathering job runs without"
                 );
                 job
             }

@@ -30,12 +30,13 @@ impl DispatchState {
             tracing::debug!(
                 job = %job.id,
                 error = error_chain(&error),
-                "that a job is left could not be written"
+                "cannot write that the job is handed over"
             );
         }
     }
 
-    /// Notes a job of a module that waits to be adopted. An earlier look may have noted it already.
+    /// Adds a job to those of its module that wait to be adopted. An earlier look may have added it
+    /// already.
     pub(super) fn queue_for_adoption(served: &ServedModule, job: JobRecord) {
         let mut left = served.left.lock().unwrap_or_else(PoisonError::into_inner);
         left.retain(|waiting| waiting.id != job.id);
@@ -64,7 +65,11 @@ impl DispatchState {
                 }
                 // Another dispatcher has adopted it, or it has ended.
                 Err(error) => {
-                    tracing::debug!(job = %job.id, error = error_chain(&error), "a left job was not ours")
+                    tracing::debug!(
+                        job = %job.id,
+                        error = error_chain(&error),
+                        "a handed-over job could not be adopted"
+                    )
                 }
             }
         }
@@ -78,12 +83,13 @@ impl DispatchState {
                 self.served.wake_module(&record.module);
                 self.notices.send(DispatchNotice::Ended(record));
             }
-            // Another dispatcher has done it, which is as good.
+            // Another dispatcher has ended the attempt, or its holder has. If the store failed, a
+            // later look finds the job again.
             Err(error) => {
                 tracing::debug!(
                     job = %job.id,
                     error = error_chain(&error),
-                    "a lost job was not ours to move"
+                    "the attempt could not be marked as lost"
                 )
             }
         }

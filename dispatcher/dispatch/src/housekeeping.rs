@@ -21,7 +21,8 @@ use super::{DispatchState, warn_once};
 /// How often the housekeeping runs.
 pub(super) const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(1);
 
-/// The housekeeping takes at most one of this many plus one parts of the time.
+/// After each round the housekeeping rests for this many times as long as the round took, so that
+/// it takes at most a fifth of the time.
 const HOUSEKEEPING_SHARE: u32 = 4;
 
 /// What the housekeeping task remembers.

@@ -178,11 +178,14 @@ impl Dispatcher {
         self.shared.metrics.clone()
     }
 
-    /// Registers the modules and runs their jobs until `shutdown`. It calls `ready` when it serves
+    /// Registers the modules and runs their jobs until `shutdown`. Sends `ready` when it serves
     /// every queue.
     ///
     /// # Guarantees
-    /// When this returns, none of its jobs runs. The jobs that ran are queued again.
+    /// When this returns, the dispatcher holds no running attempt any more. Each attempt that it
+    /// stopped has ended, and its job is queued again. An attempt that outlives its dispatcher is
+    /// handed over. If the stores are unavailable meanwhile, other dispatchers do both when the
+    /// leases have expired.
     ///
     /// # Errors
     /// When the modules cannot be registered at the start.
@@ -199,7 +202,7 @@ impl Dispatcher {
                     if let Some(former) = shared.ledger.put_module(module).await? {
                         let (name, now) = (
                             module.name.clone(),
-                            "was registered otherwise: it is served as said here",
+                            "was registered with another definition: this one replaces it",
                         );
                         tracing::info!(
                             module = name,
@@ -302,7 +305,11 @@ impl DispatchState {
             && let Err(error) = relay::empty_outbox(self.ledger.plane(), &record.id).await
         {
             let error = error_chain(&error);
-            tracing::warn!(job = %job.id, error, "the bus is not told of its end yet; the relay will");
+            tracing::warn!(
+                job = %job.id,
+                error,
+                "the job's outbox is not published yet; a relay will do it"
+            );
         }
         self.executor.clean_up(module, job).await;
         self.ended.notify_one();

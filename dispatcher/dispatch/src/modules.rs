@@ -125,7 +125,7 @@ impl DispatchState {
             tracing::warn!(
                 module = name,
                 error = error_chain(&error),
-                "the queue of a module that is gone was not removed"
+                "cannot remove the queue of a removed module"
             );
         }
     }

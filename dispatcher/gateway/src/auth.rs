@@ -234,15 +234,15 @@ impl Tokens {
         if self.is_empty() {
             return Ok(Principal::anybody());
         }
-        let ask = |said: &str| {
-            let said = format!("Bearer realm=\"ion\"{said}");
-            HeaderValue::try_from(said).expect("the program's own text is a valid header value")
+        let challenge = |parameters: &str| {
+            let text = format!("Bearer realm=\"ion\"{parameters}");
+            HeaderValue::try_from(text).expect("the program's own text is a valid header value")
         };
         let Some(presented) = bearer_token(headers) else {
             let detail = "send the header \"Authorization: Bearer TOKEN\" with a token of the \
                           gateway's list";
             return Err(Problem::new(ProblemKind::TokenNeeded, detail)
-                .with_header(header::WWW_AUTHENTICATE, ask("")));
+                .with_header(header::WWW_AUTHENTICATE, challenge("")));
         };
         let presented = digest(presented);
         let (mut found, mut at) = (Choice::from(0), 0_u32);
@@ -253,21 +253,21 @@ impl Tokens {
         }
         let token = self.0.get(usize::try_from(at).unwrap_or(usize::MAX)).filter(|_| found.into());
         let Some(token) = token else {
-            let asks = ask(", error=\"invalid_token\"");
+            let value = challenge(", error=\"invalid_token\"");
             let detail = "the gateway does not know this token; send one of its list of tokens";
             return Err(Problem::new(ProblemKind::TokenNeeded, detail)
-                .with_header(header::WWW_AUTHENTICATE, asks));
+                .with_header(header::WWW_AUTHENTICATE, value));
         };
         if !token.scopes.contains(&scope) {
             let scope = scope.as_str();
-            let asks = ask(&format!(", error=\"insufficient_scope\", scope=\"{scope}\""));
+            let value = challenge(&format!(", error=\"insufficient_scope\", scope=\"{scope}\""));
             let detail = format!(
                 "token {:?} lacks the scope {scope}; add it in the gateway's list of tokens",
                 token.name
             );
             let problem =
                 Problem::new(ProblemKind::ScopeNeeded, detail).with_member("scope", scope);
-            return Err(problem.with_header(header::WWW_AUTHENTICATE, asks));
+            return Err(problem.with_header(header::WWW_AUTHENTICATE, value));
         }
         Ok(Principal { name: token.name.clone(), scopes: token.scopes.clone() })
     }
@@ -314,8 +314,8 @@ pub(super) fn unhex(text: &str) -> Option<[u8; 32]> {
 
 /// Returns the bearer token of a request.
 fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
-    let said = headers.get(header::AUTHORIZATION)?.as_bytes();
-    let (scheme, token) = said.split_at_checked("Bearer ".len())?;
+    let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = value.split_at_checked("Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token.trim_ascii())
 }
 
@@ -393,8 +393,8 @@ impl AllowedHosts {
 }
 
 /// Returns the host of a request, from its Host header; empty if HTTP/1.0 leaves it out. RFC 9112
-/// has everything else refused: two servers in a row must not take one request for requests to
-/// different hosts.
+/// requires that everything else is refused: two servers in a row must not take one request for
+/// requests to different hosts.
 fn host_of<B>(request: &Request<B>) -> Result<&str, Problem> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let malformed = |detail| Err(Problem::new(ProblemKind::Malformed, detail));
@@ -475,8 +475,8 @@ mod tests {
             ("ci all sha256:0123456789abcdef", "64 hexadecimal"),
             ("a all 0123456789abcdef\na all 0123456789abcdef", "already"),
         ] {
-            let said = error_chain(&Tokens::parse(line).unwrap_err());
-            assert!(said.contains(why) && !said.contains("0123456789abcdef"), "{said}");
+            let error = error_chain(&Tokens::parse(line).unwrap_err());
+            assert!(error.contains(why) && !error.contains("0123456789abcdef"), "{error}");
         }
     }
 
@@ -504,7 +504,7 @@ mod tests {
         assert_eq!(
             kind(Method::POST, &page("https://ion.example")),
             None,
-            "before it stands a proxy"
+            "a proxy stands before the gateway"
         );
         for origin in ["http://evil.example", "null", "http://localhost:9999"] {
             assert_eq!(

@@ -217,7 +217,7 @@ async fn answer_all_committed(
 ) -> Result<Response, Problem> {
     let deadline = wait.map(|wait| Instant::now() + wait);
     let mut running = wait.is_none();
-    let mut said = Vec::with_capacity(outcomes.len());
+    let mut documents = Vec::with_capacity(outcomes.len());
     let registered = registered_modules(gate).await;
     for outcome in outcomes {
         let MemberOutcome::Committed(event) = outcome else { continue };
@@ -238,17 +238,17 @@ async fn answer_all_committed(
             running |= seen.verdict == Verdict::Running;
             made["outcome"] = seen.verdict.as_str().into();
         }
-        said.push(made);
+        documents.push(made);
     }
     let status = if running { StatusCode::ACCEPTED } else { StatusCode::OK };
-    let events: Vec<&Value> = places.iter().map(|&at| &said[at]).collect();
+    let events: Vec<&Value> = places.iter().map(|&at| &documents[at]).collect();
     Ok(json_answer(status, &json!({"events": events})))
 }
 
 /// Answers when some events are not committed: with the problem of the first that failed, and the
 /// outcome of each.
 fn incomplete_problem(outcomes: Vec<MemberOutcome>, places: &[usize]) -> Problem {
-    let said: Vec<Value> = outcomes
+    let documents: Vec<Value> = outcomes
         .iter()
         .map(|outcome| match outcome {
             MemberOutcome::Committed(event) => describe_created_event(
@@ -260,7 +260,7 @@ fn incomplete_problem(outcomes: Vec<MemberOutcome>, places: &[usize]) -> Problem
             MemberOutcome::NotTried => json!({"problem": null}),
         })
         .collect();
-    let events: Vec<&Value> = places.iter().map(|&at| &said[at]).collect();
+    let events: Vec<&Value> = places.iter().map(|&at| &documents[at]).collect();
     let events = json!(events);
     let first = outcomes.into_iter().enumerate().find_map(|(at, outcome)| match outcome {
         MemberOutcome::Failed(problem) => Some((at, problem)),

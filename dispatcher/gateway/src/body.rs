@@ -1,8 +1,8 @@
 //! Request bodies: each has a size limit and a minimum pace, and all bodies in memory share a
 //! budget of bytes.
 //!
-//! The pace counts the bytes on the wire. The size limit holds for them and, for an encoded body,
-//! once more for the decoded bytes.
+//! The pace counts the bytes on the wire. The size limit holds for these bytes, and also for the
+//! decoded bytes of an encoded body.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -24,7 +24,7 @@ const AT_LEAST: Duration = Duration::from_secs(1);
 /// The pause between two checks whether running jobs have stopped.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// The routes.
+/// Returns the routes.
 pub(super) fn routes() -> Vec<Route> {
     vec![
         Route::post(
@@ -95,7 +95,7 @@ fn describe_operation(id: &str, summary: &str, of: &str) -> Value {
 async fn cancel_correlation(
     State(gate): State<SharedState>,
     PathParams(id): PathParams<String>,
-    RawQuery(asked): RawQuery,
+    RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let of_it = vec![("context.correlationId", json!(id))];
     let one = Query::equal(Collection::Events, of_it).order_by("created").limit(1);
@@ -105,25 +105,25 @@ async fn cancel_correlation(
             format!("there is no correlation {}", quote(&id)),
         ));
     }
-    run_cancellation(&gate, CancelOrder::for_correlation(CorrelationId::new(id)), asked.as_deref())
+    run_cancellation(&gate, CancelOrder::for_correlation(CorrelationId::new(id)), query.as_deref())
         .await
 }
 
 async fn cancel_event(
     State(gate): State<SharedState>,
     PathParams(id): PathParams<String>,
-    RawQuery(asked): RawQuery,
+    RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let event = find_event(&gate, &id).await?;
-    run_cancellation(&gate, CancelOrder::for_event(&event), asked.as_deref()).await
+    run_cancellation(&gate, CancelOrder::for_event(&event), query.as_deref()).await
 }
 
 async fn run_cancellation(
     gate: &SharedState,
     what: CancelOrder,
-    asked: Option<&str>,
+    query: Option<&str>,
 ) -> Result<Response, Problem> {
-    let longest = parse_wait(&parse_query(asked, &["wait"])?)?.unwrap_or_default();
+    let longest = parse_wait(&parse_query(query, &["wait"])?)?.unwrap_or_default();
     let deadline = Instant::now() + longest.max(AT_LEAST);
     let mut cancellation = gate.within_deadline(Cancellation::begin(&gate.ledger, what)).await?;
     let ended = loop {
@@ -139,6 +139,6 @@ async fn run_cancellation(
         }
     };
     let status = if ended { StatusCode::OK } else { StatusCode::ACCEPTED };
-    let said = json!({"ended": ended, "done": cancellation.progress()}).to_string();
-    Ok((status, [(header::CONTENT_TYPE, "application/json")], said).into_response())
+    let answer = json!({"ended": ended, "done": cancellation.progress()}).to_string();
+    Ok((status, [(header::CONTENT_TYPE, "application/json")], answer).into_response())
 }

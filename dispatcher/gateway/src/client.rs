@@ -3,9 +3,10 @@
 //! A client that has sent its request may close its side for writing and continue to read (`nc -N`,
 //! some proxies). The gateway cannot tell this from a client that has gone: both send a FIN. So a
 //! FIN after a whole request does not cancel anything yet. When the client has had no answer for
-//! [`ASK_AFTER`], the gateway sends `100 Continue`, which every HTTP/1.1 client ignores, and again
-//! every [`ASK_EVERY`]. If the client has gone, its operating system answers with a reset, and a
-//! reset ends the connection: the work that was done for this client alone is cancelled.
+//! [`PROBE_AFTER`], the gateway sends it a probe, and again every [`PROBE_EVERY`]: `100 Continue`,
+//! which every HTTP/1.1 client ignores. If the client has gone, its operating system answers with a
+//! reset, and a reset ends the connection: the work that was done for this client alone is
+//! cancelled.
 //!
 //! Where nothing can be sent (to an HTTP/1.0 client, or once the answer has begun), TCP keep-alives
 //! take the place of `100 Continue`. They also detect hosts that have vanished.
@@ -24,13 +25,13 @@ use tokio::net::TcpStream;
 
 /// How long after a client's FIN the gateway probes it first. Most answers have been sent by then,
 /// so few clients receive a probe. Longer continues work for a client that has gone.
-const ASK_AFTER: Duration = Duration::from_secs(2);
+const PROBE_AFTER: Duration = Duration::from_secs(2);
 
 /// The time between two probes.
-const ASK_EVERY: Duration = Duration::from_secs(15);
+const PROBE_EVERY: Duration = Duration::from_secs(15);
 
 /// The probe that is sent to a client.
-const QUESTION: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// How long a connection may be silent before TCP sends a keep-alive, and the time between
 /// keep-alives.
@@ -100,25 +101,25 @@ impl WatchedConnection {
     }
 
     async fn probe_until_refused(&self) {
-        // Ready when the client has closed its side. Urgent data does not count: the socket is not
-        // registered for it.
+        // The socket becomes ready when the client has closed its side. Urgent data does not count:
+        // the socket is not registered for it.
         let _ = self.stream.ready(Interest::PRIORITY).await;
-        tokio::time::sleep(ASK_AFTER).await;
+        tokio::time::sleep(PROBE_AFTER).await;
         while self.try_to_probe() {
-            tokio::time::sleep(ASK_EVERY).await;
+            tokio::time::sleep(PROBE_EVERY).await;
         }
     }
 
-    /// Sends a probe if the client must ignore one now. Returns false if the probe cannot be sent;
-    /// a reset that answers it comes later.
+    /// Sends a probe, if the client must ignore one now. Returns false only if a probe could not be
+    /// sent. A reset that answers a probe is found by [`Self::wait_until_gone`].
     fn try_to_probe(&self) -> bool {
         if !self.stage.working.load(Ordering::Relaxed)
             || !self.stage.all_written.load(Ordering::Relaxed)
         {
             return true;
         }
-        match self.stream.try_write(QUESTION) {
-            Ok(written) => written == QUESTION.len(),
+        match self.stream.try_write(PROBE) {
+            Ok(written) => written == PROBE.len(),
             Err(error) => error.kind() == io::ErrorKind::WouldBlock,
         }
     }

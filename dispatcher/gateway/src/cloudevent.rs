@@ -186,8 +186,8 @@ pub(super) fn parse_values(object: &[u8], limits: &Limits) -> Result<Vec<KeyValu
     }
     match parse_within(object, limits) {
         ParsedEventFile::Complete(file) => {
-            // Empty `files` are refused too; several members `files` fail to parse, and are
-            // refused.
+            // An empty `files` is refused too. An object with several members `files` does not
+            // parse and is refused.
             let files = serde_json::from_slice::<Files>(object);
             let named = match (&file.event_type, files) {
                 (Some(_), _) => Some("\"eventType\" is in the path"),

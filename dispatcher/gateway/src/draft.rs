@@ -43,7 +43,7 @@ pub(super) enum EventIdentity {
 impl EventIdentity {
     /// Reads the request's `Idempotency-Key`.
     pub(super) fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
-        let Some(said) = headers.get("idempotency-key") else { return Ok(Self::None) };
+        let Some(value) = headers.get("idempotency-key") else { return Ok(Self::None) };
         let wrong = || {
             let detail = format!(
                 "an Idempotency-Key has 1 to {KEY_MAX} printable characters, with or without quotes"
@@ -56,8 +56,8 @@ impl EventIdentity {
                 "the request has several Idempotency-Key headers; send one",
             ));
         }
-        let said = said.to_str().map_err(|_| wrong())?;
-        let bare = said.strip_prefix('"').and_then(|said| said.strip_suffix('"')).unwrap_or(said);
+        let key = value.to_str().map_err(|_| wrong())?;
+        let bare = key.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(key);
         let fits =
             (1..=KEY_MAX).contains(&bare.len()) && bare.bytes().all(|byte| byte.is_ascii_graphic());
         if fits && !bare.contains(['"', '\\']) {
@@ -263,11 +263,11 @@ pub(super) fn describe_created_event(
     event_type: &str,
     registered: Option<&RegisteredModules>,
 ) -> Value {
-    let mut said = json!({"eventId": id, "correlationId": correlation, "type": event_type});
+    let mut document = json!({"eventId": id, "correlationId": correlation, "type": event_type});
     if let Some(words) =
         registered.and_then(|registered| why_nothing_starts(event_type, &registered.modules))
     {
-        said["startsNothing"] = words.into();
+        document["startsNothing"] = words.into();
     }
-    said
+    document
 }

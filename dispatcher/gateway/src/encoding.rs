@@ -159,22 +159,23 @@ fn encoding_problem(detail: String) -> Problem {
 /// Refuses a part of a form that has an encoding of its own, which RFC 7578 advises against: the
 /// file would be stored encoded without anyone noticing.
 pub(super) fn check_part(headers: &HeaderMap) -> Result<(), Problem> {
-    let said = |name: &str| {
+    let encoding_in = |name: &str| {
         headers
             .get(name)
-            .map(|said| String::from_utf8_lossy(said.as_bytes()).trim().to_ascii_lowercase())
+            .map(|value| String::from_utf8_lossy(value.as_bytes()).trim().to_ascii_lowercase())
     };
-    let encoding = said("content-encoding").filter(|said| said != "identity");
-    let transfer = said("content-transfer-encoding")
-        .filter(|said| !["7bit", "8bit", "binary"].contains(&&**said));
-    let (name, said) = match (encoding, transfer) {
-        (Some(said), _) => ("Content-Encoding", said),
-        (None, Some(said)) => ("Content-Transfer-Encoding", said),
+    let content = encoding_in("content-encoding").filter(|encoding| encoding != "identity");
+    let transfer = encoding_in("content-transfer-encoding")
+        .filter(|encoding| !["7bit", "8bit", "binary"].contains(&&**encoding));
+    let (name, encoding) = match (content, transfer) {
+        (Some(encoding), _) => ("Content-Encoding", encoding),
+        (None, Some(encoding)) => ("Content-Transfer-Encoding", encoding),
         (None, None) => return Ok(()),
     };
-    let said = quote(&said);
+    let encoding = quote(&encoding);
     let detail = format!(
-        "a part of the form has the {name} {said}; send the parts plain, or encode the whole form"
+        "a part of the form has the {name} {encoding}; send the parts plain, or encode the whole \
+         form"
     );
     Err(encoding_problem(detail))
 }

@@ -29,7 +29,7 @@ use super::{SharedState, openapi, trace};
 /// for each client.
 const PIECE: u64 = 1 << 20;
 
-/// The routes.
+/// Returns the routes.
 pub(super) fn routes() -> Vec<Route> {
     let string = json!({"type": "string"});
     let bytes = |what: &str, headers: serde_json::Value| {
@@ -132,10 +132,10 @@ async fn send_file(
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, named)]).into_response());
     }
     let same = headers.get(header::IF_RANGE).is_none_or(|one| one.as_bytes() == tag.as_bytes());
-    let asked = headers.get(header::RANGE).and_then(|range| range.to_str().ok());
-    let asked =
-        asked.filter(|_| same && method == Method::GET).map(|range| parse_range(range, entry.size));
-    let (status, range) = match asked.unwrap_or(RequestedRange::All) {
+    let range = headers.get(header::RANGE).and_then(|range| range.to_str().ok());
+    let range =
+        range.filter(|_| same && method == Method::GET).map(|range| parse_range(range, entry.size));
+    let (status, range) = match range.unwrap_or(RequestedRange::All) {
         RequestedRange::All => (StatusCode::OK, 0..entry.size),
         RequestedRange::Part(range) => (StatusCode::PARTIAL_CONTENT, range),
         RequestedRange::Beyond => {
@@ -156,19 +156,19 @@ async fn send_file(
     };
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    let said = response.headers_mut();
-    said.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    said.insert(header::CONTENT_LENGTH, length.into());
-    said.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    said.insert(header::ETAG, named);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(header::CONTENT_LENGTH, length.into());
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(header::ETAG, named);
     // The files of an event never change.
-    said.insert(
+    headers.insert(
         header::CACHE_CONTROL,
         HeaderValue::from_static("private, max-age=31536000, immutable"),
     );
     if status == StatusCode::PARTIAL_CONTENT {
         let which = HeaderValue::try_from(content_range).expect("digits are a header");
-        said.insert(header::CONTENT_RANGE, which);
+        headers.insert(header::CONTENT_RANGE, which);
     }
     Ok(response)
 }

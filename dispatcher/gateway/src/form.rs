@@ -160,13 +160,13 @@ enum BodyForm {
 
 impl BodyForm {
     fn from_headers(headers: &HeaderMap) -> Result<Self, Problem> {
-        let said = match headers.get(header::CONTENT_TYPE) {
-            Some(said) => {
-                said.to_str().map_err(|_| wrong_form("a Content-Type that is not text"))?
+        let content_type = match headers.get(header::CONTENT_TYPE) {
+            Some(value) => {
+                value.to_str().map_err(|_| wrong_form("a Content-Type that is not text"))?
             }
             None => "",
         };
-        let parsed = said.parse::<mime::Mime>().ok();
+        let parsed = content_type.parse::<mime::Mime>().ok();
         let essence = parsed.as_ref().map_or("", |form| form.essence_str());
         let is_json = parsed.as_ref().is_some_and(|form| {
             form.subtype() == mime::JSON || form.suffix().is_some_and(|suffix| suffix == mime::JSON)
@@ -175,13 +175,13 @@ impl BodyForm {
             // The Content-Type takes precedence over `ce-` headers.
             STRUCTURED => Ok(Self::CloudEvent),
             BATCH => Ok(Self::CloudEvents),
-            _ if essence.starts_with("application/cloudevents") => Err(wrong_form(said)),
+            _ if essence.starts_with("application/cloudevents") => Err(wrong_form(content_type)),
             _ if cloudevent::is_binary(headers) => Ok(Self::BinaryCloudEvent {
                 attributes: Attributes::from_headers(headers)?,
                 is_json,
             }),
             "multipart/form-data" => {
-                let boundary = multer::parse_boundary(said);
+                let boundary = multer::parse_boundary(content_type);
                 let wrong = |_| {
                     Problem::new(
                         ProblemKind::Malformed,
@@ -198,25 +198,26 @@ impl BodyForm {
                     }
                     Some("iso-8859-1" | "latin1") => Ok(Self::UrlEncoded(FormCharset::Latin1)),
                     Some(_) => {
-                        let detail = format!("{}: send forms in UTF-8 or ISO-8859-1", quote(said));
+                        let detail =
+                            format!("{}: send forms in UTF-8 or ISO-8859-1", quote(content_type));
                         Err(Problem::new(ProblemKind::WrongForm, detail))
                     }
                 }
             }
             _ if is_json => Ok(Self::Json),
-            _ if said.is_empty() => Ok(Self::Unsaid),
-            _ => Err(wrong_form(said)),
+            _ if content_type.is_empty() => Ok(Self::Unsaid),
+            _ => Err(wrong_form(content_type)),
         }
     }
 }
 
-fn wrong_form(said: &str) -> Problem {
+fn wrong_form(content_type: &str) -> Problem {
     Problem::new(
         ProblemKind::WrongForm,
         format!(
             "{} is not supported; send application/json or application/x-www-form-urlencoded (values), multipart/form-data (files and values), \
              or a CloudEvent (ce- headers, {STRUCTURED} or {BATCH})",
-            quote(said)
+            quote(content_type)
         ),
     )
 }
@@ -306,9 +307,9 @@ mod tests {
 
     #[test]
     fn a_content_type_says_which_form_it_is() {
-        let of = |said: &'static str, ce: bool| {
+        let of = |content_type: &'static str, ce: bool| {
             let mut headers = HeaderMap::new();
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(said));
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
             if ce {
                 for (name, value) in [
                     ("ce-specversion", "1.0"),
@@ -337,7 +338,7 @@ mod tests {
                 Err(problem) => problem.kind().details().1,
             }
         };
-        for (said, form) in [
+        for (content_type, form) in [
             ("application/json", "json"),
             ("Application/JSON; charset=\"utf-8\"", "json"),
             ("text/json", "json"),
@@ -356,15 +357,15 @@ mod tests {
             ("json", "wrong-form"),
             ("", "unsaid"),
         ] {
-            assert_eq!(of(said, false), form, "{said}");
+            assert_eq!(of(content_type, false), form, "{content_type}");
         }
-        for (said, form) in [
+        for (content_type, form) in [
             ("application/cloudevents+json", "cloudevent"),
             ("application/vnd.x+json", "binary json"),
             ("multipart/form-data; boundary=x", "binary"),
             ("", "binary"),
         ] {
-            assert_eq!(of(said, true), form, "{said} with headers of a CloudEvent");
+            assert_eq!(of(content_type, true), form, "{content_type} with headers of a CloudEvent");
         }
     }
 }

@@ -49,14 +49,21 @@ const FRONT: &str = "frontapi";
 /// The event type of older Ion's front API.
 const FRONT_TYPE: &str = "frontapi.new_link";
 
-/// The routes.
+/// Returns the routes.
 pub(super) fn routes() -> Vec<Route> {
-    let key = json!({
-        "name": "Idempotency-Key", "in": "header", "description":
-            "Requests with the same key and the same body create one event, however often they are \
-             sent. Each token has its own keys; a UUID is a good key.",
-        "schema": {"type": "string", "pattern": "^(\"[!#-\\[\\]-~]{1,255}\"|[!#-\\[\\]-~]{1,255})$"}
-    });
+    vec![
+        Route::post("/", Access::Needs(Scope::EventsWrite), create_new_link, new_link_operation()),
+        Route::post(
+            "/events/{event}",
+            Access::Needs(Scope::EventsWrite),
+            create_events,
+            create_operation(),
+        ),
+    ]
+}
+
+/// Describes `POST /`.
+fn new_link_operation() -> Value {
     let context = json!({
         "type": "object", "required": ["name", "eventId", "correlationId", "parentEventId", "documentType"],
         "properties": {
@@ -64,9 +71,9 @@ pub(super) fn routes() -> Vec<Route> {
             "parentEventId": {"const": FRONT}, "documentType": {"const": "eventMeta"},
         },
     });
-    let front = json!({
+    json!({
         "operationId": "newLink", "summary": "Publish frontapi.new_link, as older Ion's front API does",
-        "parameters": [key],
+        "parameters": [key_parameter()],
         "requestBody": {"required": true, "content": {"application/json": {"schema": {
             "type": "object", "required": ["url"],
             "properties": {"url": {"type": "string", "minLength": 1}},
@@ -81,7 +88,11 @@ pub(super) fn routes() -> Vec<Route> {
             "415": openapi::unknown_encoding("The body has an unknown encoding."),
             "422": openapi::problem("The key was used for another body."),
         },
-    });
+    })
+}
+
+/// Describes `POST /events/<type>`.
+fn create_operation() -> Value {
     let made = json!({"anyOf": [{"$ref": "#/components/schemas/Made"}, {"$ref": "#/components/schemas/MadeBatch"}]});
     let values = json!({
         "type": "object", "description": "Values; a value that is not a string is kept as its JSON text.",
@@ -114,7 +125,7 @@ pub(super) fn routes() -> Vec<Route> {
     let mut ended =
         openapi::json_answer("With `wait`: every job that came of the event has ended.", made);
     ended["links"] = links;
-    let create = json!({
+    json!({
         "operationId": "createEvent", "summary": "Create an event, and start every module that subscribes to its type",
         "description":
             "JSON values, a form with or without files, or a CloudEvent in binary or structured mode; an array or a batch \
@@ -122,7 +133,7 @@ pub(super) fn routes() -> Vec<Route> {
         "parameters": [
             {"name": "event", "in": "path", "required": true, "description": "The event type.",
              "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$"}, "example": "new_text"},
-            openapi::wait_parameter(), key,
+            openapi::wait_parameter(), key_parameter(),
         ],
         "requestBody": {"content": {
             "application/json": {"schema": {"anyOf": [values, {
@@ -153,11 +164,17 @@ pub(super) fn routes() -> Vec<Route> {
             "422": openapi::problem("The event is refused, or the key was used for another body."),
             "507": openapi::problem("The gateway's disk is full."),
         },
-    });
-    vec![
-        Route::post("/", Access::Needs(Scope::EventsWrite), create_new_link, front),
-        Route::post("/events/{event}", Access::Needs(Scope::EventsWrite), create_events, create),
-    ]
+    })
+}
+
+/// Describes the header `Idempotency-Key`.
+fn key_parameter() -> Value {
+    json!({
+        "name": "Idempotency-Key", "in": "header", "description":
+            "Requests with the same key and the same body create one event, however often they are \
+             sent. Each token has its own keys; a UUID is a good key.",
+        "schema": {"type": "string", "pattern": "^(\"[!#-\\[\\]-~]{1,255}\"|[!#-\\[\\]-~]{1,255})$"}
+    })
 }
 
 /// The schema of the document that describes a created event; for `openapi`.
@@ -214,12 +231,12 @@ async fn create_new_link(
     Ok(json_answer(StatusCode::OK, &event.message()))
 }
 
-/// Handles `POST /events/<type>`.
+/// Handles `POST /events/<type>`: one event, or a batch.
 async fn create_events(
     State(gate): State<SharedState>,
     Extension(sender): Extension<Principal>,
     PathParams(event_type): PathParams<String>,
-    RawQuery(asked): RawQuery,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -231,7 +248,7 @@ async fn create_events(
         );
         return Err(Problem::new(ProblemKind::Malformed, detail));
     }
-    let wait = parse_wait(&parse_query(asked.as_deref(), &["wait"])?)?;
+    let wait = parse_wait(&parse_query(query.as_deref(), &["wait"])?)?;
     let same = EventIdentity::from_headers(&headers)?;
     match form::read(&gate, &sender, &event_type, same, &headers, body).await? {
         ParsedBody::One(one) => {
@@ -253,13 +270,13 @@ async fn answer_created(
 ) -> Result<Response, Problem> {
     let correlation = event.context.correlation_id.as_str();
     let registered = registered_modules(gate).await;
-    let mut said = describe_created_event(
+    let mut answer = describe_created_event(
         (&event.id, &event.context.correlation_id),
         &event.event_type,
         registered.as_deref(),
     );
     let mut response = match wait {
-        None => json_answer(StatusCode::ACCEPTED, &said),
+        None => json_answer(StatusCode::ACCEPTED, &answer),
         Some(wait) => {
             let need = if sender.has_scope(Scope::EventsRead) {
                 LookNeed::Documents
@@ -269,11 +286,11 @@ async fn answer_created(
             let seen = trace::wait_for_end(gate, correlation, wait, need).await?;
             let running = seen.verdict == Verdict::Running;
             let status = if running { StatusCode::ACCEPTED } else { StatusCode::OK };
-            said["outcome"] = seen.verdict.as_str().into();
+            answer["outcome"] = seen.verdict.as_str().into();
             match seen.documents.as_ref().filter(|_| need == LookNeed::Documents) {
-                None => json_answer(status, &said),
+                None => json_answer(status, &answer),
                 Some(documents) => {
-                    let mut before = said.to_string();
+                    let mut before = answer.to_string();
                     before.truncate(before.len() - 1);
                     before.push_str(",\"trace\":");
                     trace::streamed_answer(status, documents.body(before, "}".into()))

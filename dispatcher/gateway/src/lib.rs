@@ -205,13 +205,13 @@ impl GatewayState {
     /// problem `stores-away`.
     async fn within_deadline<T, E>(
         &self,
-        asked: impl Future<Output = Result<T, E>>,
+        read: impl Future<Output = Result<T, E>>,
     ) -> Result<T, Problem>
     where
         Problem: From<E>,
     {
         let deadline = self.node.settings.read_deadline;
-        match tokio::time::timeout(deadline, asked).await {
+        match tokio::time::timeout(deadline, read).await {
             Ok(answer) => Ok(answer?),
             Err(_) => {
                 let detail = format!(
@@ -269,7 +269,7 @@ impl Gateway {
         vitals.describe(|registry| metrics.describe(registry));
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (stall, grace) = (settings.stall, settings.grace);
-        let terms = ConnectionLimits { connections_max: settings.connections_max, stall, grace };
+        let limits = ConnectionLimits { connections_max: settings.connections_max, stall, grace };
         let routes = all_routes();
         let gate = Arc::new(GatewayState {
             hosts: AllowedHosts {
@@ -293,7 +293,7 @@ impl Gateway {
         });
         let open = metrics.connections.clone();
         let serving =
-            tokio::spawn(serve(listener, router(&gate, routes), terms, open, stopping.clone()));
+            tokio::spawn(serve(listener, router(&gate, routes), limits, open, stopping.clone()));
         Ok(Self { address, stopping, tasks, grace, serving })
     }
 

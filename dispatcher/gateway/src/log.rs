@@ -41,7 +41,7 @@ const ALIVE: Duration = Duration::from_secs(15);
 /// The maximum bytes of a line that are held until the line ends.
 const LINE_MAX: usize = 64 << 10;
 
-/// The routes.
+/// Returns the routes.
 pub(super) fn routes() -> Vec<Route> {
     vec![Route::get(
         "/jobs/{job}/log",
@@ -84,10 +84,10 @@ impl From<LogError> for Problem {
 async fn send_log(
     State(gate): State<SharedState>,
     PathParams(job): PathParams<String>,
-    RawQuery(asked): RawQuery,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let asked = parse_query(asked.as_deref(), &["attempt"])?;
+    let parameters = parse_query(query.as_deref(), &["attempt"])?;
     let number = |text: &String| {
         let digits = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
         let number = text.parse::<u32>().ok().filter(|_| digits);
@@ -98,7 +98,10 @@ async fn send_log(
             )
         })
     };
-    let only = asked.get("attempt").map(number).transpose()?;
+    let choice = match parameters.get("attempt").map(number).transpose()? {
+        None => AttemptChoice::Latest,
+        Some(attempt) => AttemptChoice::Only(attempt),
+    };
     let last = headers.get("last-event-id").map(parse_position).transpose()?;
     let job = gate
         .within_deadline(async { Ok::<_, LogError>(gate.ledger.get(&JobId::new(job)).await?) })
@@ -109,21 +112,37 @@ async fn send_log(
         let (attempt, at) = match last {
             Some(StreamPosition::End) => return Ok(StatusCode::NO_CONTENT.into_response()),
             Some(StreamPosition::After(attempt, at)) => (attempt, at),
-            None => (only.unwrap_or(job.attempt), 0),
+            None => (choice.first_attempt(&job), 0),
         };
-        (
-            EVENT_STREAM,
-            LogFollower::new(&gate, &job, attempt, at, only.is_some()).into_body().await?,
-        )
+        (EVENT_STREAM, LogFollower::new(&gate, &job, attempt, at, choice).into_body().await?)
     } else {
-        let attempt = only.unwrap_or(job.attempt);
-        ("text/plain; charset=utf-8", text_body(&gate, &job, attempt, only.is_some()).await?)
+        let attempt = choice.first_attempt(&job);
+        ("text/plain; charset=utf-8", text_body(&gate, &job, attempt).await?)
     };
     let mut response = Response::new(body);
-    let said = response.headers_mut();
-    said.insert(header::CONTENT_TYPE, HeaderValue::from_static(form));
-    said.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(form));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Ok(response)
+}
+
+/// The attempts whose output a client receives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AttemptChoice {
+    /// The latest attempt; a stream goes on with the attempts that begin after it.
+    Latest,
+    /// The attempt of this number, which is not 0.
+    Only(u32),
+}
+
+impl AttemptChoice {
+    /// Returns the number of the first attempt to read: 0 if the job has not begun.
+    fn first_attempt(self, job: &JobRecord) -> u32 {
+        match self {
+            Self::Latest => job.attempt,
+            Self::Only(attempt) => attempt,
+        }
+    }
 }
 
 /// The place in a stream that a client has reached.
@@ -155,13 +174,8 @@ fn parse_position(id: &HeaderValue) -> Result<StreamPosition, Problem> {
 }
 
 /// Returns the log as it is now. A job that has not begun has an empty log.
-async fn text_body(
-    gate: &SharedState,
-    job: &JobRecord,
-    attempt: u32,
-    named: bool,
-) -> Result<Body, Problem> {
-    if attempt == 0 && !named {
+async fn text_body(gate: &SharedState, job: &JobRecord, attempt: u32) -> Result<Body, Problem> {
+    if attempt == 0 {
         return Ok(Body::empty());
     }
     let mut log =
@@ -184,8 +198,8 @@ struct LogFollower {
     gate: SharedState,
     job: JobId,
     attempt: u32,
-    /// Whether it follows this attempt only, and no later one.
-    only: bool,
+    /// Whether the stream goes on with later attempts.
+    choice: AttemptChoice,
     log: LogReader,
     /// The bytes of a line that has not ended.
     rest: Vec<u8>,
@@ -198,12 +212,18 @@ struct LogFollower {
 }
 
 impl LogFollower {
-    fn new(gate: &SharedState, job: &JobRecord, attempt: u32, at: u64, only: bool) -> Self {
+    fn new(
+        gate: &SharedState,
+        job: &JobRecord,
+        attempt: u32,
+        at: u64,
+        choice: AttemptChoice,
+    ) -> Self {
         Self {
             gate: gate.clone(),
             job: job.id.clone(),
             attempt,
-            only,
+            choice,
             log: LogReader::new(
                 gate.ledger.clone(),
                 &gate.node.settings.home,
@@ -259,8 +279,8 @@ impl LogFollower {
 
     /// Reads the log once, and returns what is new.
     async fn read_news(&mut self) -> Result<Option<Bytes>, LogError> {
-        let said = if self.attempt == 0 { LogRead::Nothing } else { self.log.next().await? };
-        match said {
+        let read = if self.attempt == 0 { LogRead::Nothing } else { self.log.next().await? };
+        match read {
             LogRead::More(piece) => {
                 // The line was sent when its carriage return came.
                 let after_return = std::mem::take(&mut self.ended_by_return);
@@ -303,7 +323,8 @@ impl LogFollower {
     /// Sends the end of the job, or goes on to its next attempt.
     async fn end_or_next_attempt(&mut self) -> Result<Option<Bytes>, LogError> {
         let job = self.gate.ledger.get(&self.job).await?;
-        if !self.only && job.attempt > self.attempt {
+        let follows_later = self.choice == AttemptChoice::Latest;
+        if follows_later && job.attempt > self.attempt {
             self.attempt += 1;
             self.ended_by_return = false;
             self.log = LogReader::new(
@@ -315,7 +336,7 @@ impl LogFollower {
             );
             return Ok(None);
         }
-        if !self.only && !job.state.is_final() {
+        if follows_later && !job.state.is_final() {
             return Ok(None);
         }
         self.ended = true;

@@ -1,9 +1,10 @@
 //! Reads of correlations ("looks"), shared by all clients that wait for the same one.
 //!
-//! A look reads a correlation from the stores, which takes long, and much memory for a large
-//! correlation. So there is at most one look at a time at each correlation, and its result serves
-//! every client that asked before it began: hundreds of clients that wait for one correlation cost
-//! as much as one. While a job is known to be under way, a look reads the record of that job alone.
+//! A look reads a correlation from the stores. This takes long, and for a large correlation it
+//! takes much memory. So there is at most one look at a time at each correlation, and its result
+//! serves every client that asked before it began: hundreds of clients that wait for one
+//! correlation cost as much as one. While a job is known to be under way, a look reads the record
+//! of that job alone.
 //!
 //! The documents of a look are serialized once, in pieces. Every answer sends the same pieces.
 

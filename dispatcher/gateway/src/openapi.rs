@@ -10,7 +10,7 @@ use super::problem::{PROBLEM_JSON, TYPES};
 use super::route::{Access, Route};
 use super::{SharedState, intake};
 
-/// The route that shows the document.
+/// Returns the route that shows the document.
 pub(super) fn routes() -> Vec<Route> {
     vec![Route::get(
         "/openapi.json",
@@ -74,11 +74,11 @@ pub(super) fn document(routes: &[Route], tokens: &Tokens) -> Value {
                 answers["401"] = problem("A token is needed.");
                 operation["security"] = json!([{"token": []}]);
             }
-            let said = operation["description"]
+            let before = operation["description"]
                 .as_str()
-                .map(|said| format!("{said} "))
+                .map(|text| format!("{text} "))
                 .unwrap_or_default();
-            operation["description"] = format!("{said}Scope: `{}`.", scope.as_str()).into();
+            operation["description"] = format!("{before}Scope: `{}`.", scope.as_str()).into();
         }
         let path = route.path.replace("{*", "{");
         let item = paths.entry(path).or_insert_with(|| json!({}));

@@ -53,7 +53,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
 /// The maximum bytes of a failed link's log that a problem shows: the last ones.
-const SAID_MAX: u64 = 8 << 10;
+const STDERR_MAX: u64 = 8 << 10;
 
 /// The header with the correlation of a run.
 const CORRELATION: HeaderName = HeaderName::from_static("ion-correlation-id");
@@ -75,9 +75,9 @@ impl Portal {
     }
 }
 
-/// The routes.
+/// Returns the routes.
 pub(super) fn routes() -> Vec<Route> {
-    let said = json!({
+    let output = json!({
         "description": "The output of the last link, as it comes.",
         "headers": {"Ion-Correlation-Id": {
             "description": "The correlation of the run.", "required": true, "schema": {"type": "string"},
@@ -98,7 +98,7 @@ pub(super) fn routes() -> Vec<Route> {
             }],
             "requestBody": {"content": {"application/octet-stream": {"schema": {}}}},
             "responses": {
-                "200": said,
+                "200": output,
                 "400": openapi::problem("The path, a parameter or a header cannot be read."),
                 "404": openapi::problem("The chain does not exist."),
                 "408": openapi::problem("The body came too slowly."),
@@ -119,12 +119,12 @@ pub(super) fn routes() -> Vec<Route> {
 async fn run_chain(
     State(gate): State<SharedState>,
     PathParams(name): PathParams<String>,
-    RawQuery(asked): RawQuery,
+    RawQuery(query): RawQuery,
     version: Version,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    parse_query(asked.as_deref(), &[])?;
+    parse_query(query.as_deref(), &[])?;
     if headers.contains_key("idempotency-key") {
         let detail =
             "a chain takes no Idempotency-Key, because each request is a new run; leave it out";
@@ -213,9 +213,9 @@ async fn begin_local_run(
     let broke: Arc<Mutex<Option<Problem>>> = Arc::default();
     let noted = broke.clone();
     let input = body.into_pieces().map_err(move |error| {
-        let said = std::io::Error::other(error.to_string());
+        let failure = std::io::Error::other(error.to_string());
         *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.into());
-        said
+        failure
     });
     let run = ChainRequest { module, event, stored: InputState::Not, input: input.boxed() };
     let full = |full: ion_run::chain::ChainQueueFull| {
@@ -287,7 +287,8 @@ async fn answer_from_store(
     Ok(response)
 }
 
-/// Returns the held bytes and then the rest of the output; an error if the run does not end well.
+/// Returns a stream of the held bytes and the rest of the output. The stream ends with an error if
+/// the run does not end well.
 fn rest_of_output(
     held: Bytes,
     running: ChainRun,
@@ -310,10 +311,10 @@ fn rest_of_output(
 
 fn output_answer(body: Body, correlation: &CorrelationId) -> Response {
     let mut response = Response::new(body);
-    let said = response.headers_mut();
-    said.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     let correlation = HeaderValue::try_from(correlation.as_str());
-    said.insert(CORRELATION, correlation.expect("a generated id is a valid header value"));
+    headers.insert(CORRELATION, correlation.expect("a generated id is a valid header value"));
     response
 }
 
@@ -472,10 +473,10 @@ async fn find_link_failure(
         let attempt = record.attempts.last();
         let stderr = match attempt.and_then(|attempt| attempt.log.as_ref()) {
             Some(log) => {
-                let said = log.size.saturating_sub(SAID_MAX)..log.size;
-                let said =
-                    gate.within_deadline(gate.node.plane.blobs.get_range(&log.key, said)).await?;
-                format_tail(log.size, &said)
+                let tail = log.size.saturating_sub(STDERR_MAX)..log.size;
+                let tail =
+                    gate.within_deadline(gate.node.plane.blobs.get_range(&log.key, tail)).await?;
+                format_tail(log.size, &tail)
             }
             None => String::new(),
         };

@@ -252,9 +252,9 @@ impl IntoResponse for Problem {
         }
         let mut response = Response::new(Body::from(self.document().to_string()));
         *response.status_mut() = status;
-        let said = response.headers_mut();
-        said.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
-        said.extend(self.0.headers);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        headers.extend(self.0.headers);
         response
     }
 }

@@ -48,11 +48,11 @@ pub(super) struct ConnectionLimits {
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
-    terms: ConnectionLimits,
+    limits: ConnectionLimits,
     open: CountGauge,
     stop: CancellationToken,
 ) {
-    let slots = Arc::new(Semaphore::new(terms.connections_max));
+    let slots = Arc::new(Semaphore::new(limits.connections_max));
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     loop {
@@ -71,7 +71,7 @@ pub(super) async fn serve(
         };
         let client = WatchedConnection::new(stream);
         let mut stream = TimeoutStream::new(client.clone());
-        stream.set_write_timeout(Some(terms.stall));
+        stream.set_write_timeout(Some(limits.stall));
         let routed = TowerToHyperService::new(router.clone());
         let service = service_fn({
             let client = client.clone();
@@ -87,7 +87,7 @@ pub(super) async fn serve(
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(terms.stall)
+            .header_read_timeout(limits.stall)
             .max_buf_size(HEAD_MAX)
             // A client that has closed its side may still read; `client` finds out whether it does.
             .half_close(true)
@@ -116,8 +116,11 @@ pub(super) async fn serve(
         });
     }
     drop(listener);
-    if tokio::time::timeout(terms.grace, graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests did not end within {} s; they are cut off", terms.grace.as_secs());
+    if tokio::time::timeout(limits.grace, graceful.shutdown()).await.is_err() {
+        tracing::warn!(
+            "requests did not end within {} s; they are cut off",
+            limits.grace.as_secs()
+        );
     }
     connections.shutdown().await;
 }

@@ -62,17 +62,17 @@ impl SignatureScheme {
     /// Reads the signature headers of a request. This needs no byte of the body.
     pub(super) fn read_signatures(self, headers: &HeaderMap) -> Result<SignatureClaim, Problem> {
         let name = self.header();
-        let said = headers
+        let value = headers
             .get(name)
             .ok_or_else(|| unsigned(format!("the request has no header {name}")))?;
         let wrong =
             || unsigned(format!("the header {name} is not a signature of this webhook's scheme"));
-        let said = said.to_str().map_err(|_| wrong())?;
+        let value = value.to_str().map_err(|_| wrong())?;
         let mut claim = SignatureClaim { time: None, signatures: vec![] };
         match self {
-            Self::Github => claim.add(said.strip_prefix("sha256=").ok_or_else(wrong)?),
+            Self::Github => claim.add(value.strip_prefix("sha256=").ok_or_else(wrong)?),
             Self::Stripe => {
-                for part in said.split(',') {
+                for part in value.split(',') {
                     match part.trim().split_once('=') {
                         Some(("t", time)) => claim.time = Some(time.to_owned()),
                         Some(("v1", signature)) => claim.add(signature),
@@ -96,10 +96,10 @@ impl SignatureScheme {
     ) -> Result<WebhookDelivery, Problem> {
         let (id, event) = match self {
             Self::Github => {
-                let said = |name: &str| {
-                    headers.get(name).and_then(|said| said.to_str().ok()).map(str::to_owned)
+                let text_of = |name: &str| {
+                    headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
                 };
-                (said("x-github-delivery"), said("x-github-event"))
+                (text_of("x-github-delivery"), text_of("x-github-event"))
             }
             Self::Stripe => {
                 #[derive(Deserialize)]

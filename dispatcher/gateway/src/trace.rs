@@ -36,7 +36,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The header that states a correlation's outcome.
 const OUTCOME: HeaderName = HeaderName::from_static("ion-outcome");
 
-/// The routes.
+/// Returns the routes.
 pub(super) fn routes() -> Vec<Route> {
     let id = |name: &str, what: &str| json!({"name": name, "in": "path", "required": true, "description": what, "schema": {"type": "string", "minLength": 1}});
     let mut trace = openapi::json_answer(
@@ -81,9 +81,9 @@ pub(super) fn routes() -> Vec<Route> {
 pub(super) fn parse_wait(
     parameters: &HashMap<String, String>,
 ) -> Result<Option<Duration>, Problem> {
-    let Some(said) = parameters.get("wait") else { return Ok(None) };
+    let Some(text) = parameters.get("wait") else { return Ok(None) };
     let (digits, unit) =
-        said.split_at(said.find(|c: char| !c.is_ascii_digit()).unwrap_or(said.len()));
+        text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let number = digits.parse::<u64>().ok().filter(|_| digits.len() <= 4);
     let wait = match (number, unit) {
         (Some(number), "ms") => Duration::from_millis(number),
@@ -91,7 +91,7 @@ pub(super) fn parse_wait(
         (Some(number), "m") => Duration::from_secs(number * 60),
         _ => {
             let detail = format!(
-                "wait={said:?} is not a duration: write up to four digits and ms, s or m, as in 30s"
+                "wait={text:?} is not a duration: write up to four digits and ms, s or m, as in 30s"
             );
             return Err(Problem::new(ProblemKind::Malformed, detail));
         }
@@ -140,9 +140,9 @@ pub(super) async fn wait_for_end(
 async fn show_correlation(
     State(gate): State<SharedState>,
     PathParams(id): PathParams<String>,
-    RawQuery(asked): RawQuery,
+    RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let longest = parse_wait(&parse_query(asked.as_deref(), &["wait"])?)?.unwrap_or_default();
+    let longest = parse_wait(&parse_query(query.as_deref(), &["wait"])?)?.unwrap_or_default();
     let seen = wait_for_end(&gate, &id, longest, LookNeed::Documents).await?;
     let Some(documents) = seen.documents.as_ref().filter(|_| seen.found) else {
         return Err(Problem::new(
@@ -160,9 +160,9 @@ async fn show_correlation(
 pub(super) fn streamed_answer(status: StatusCode, (body, length): (Body, u64)) -> Response {
     let mut response = Response::new(body);
     *response.status_mut() = status;
-    let said = response.headers_mut();
-    said.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    said.insert(header::CONTENT_LENGTH, length.into());
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_LENGTH, length.into());
     response
 }
 
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_wait_is_a_time_and_has_an_end() {
-        let wait = |said: &str| parse_wait(&HashMap::from([("wait".to_owned(), said.to_owned())]));
+        let wait = |text: &str| parse_wait(&HashMap::from([("wait".to_owned(), text.to_owned())]));
         assert_eq!(wait("250ms").unwrap(), Some(Duration::from_millis(250)));
         assert_eq!(wait("2m").unwrap(), Some(Duration::from_secs(120)));
         assert_eq!(wait("9999m").unwrap(), Some(WAIT_MAX));

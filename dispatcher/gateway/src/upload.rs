@@ -176,8 +176,9 @@ impl Uploads {
             since.store(0, Ordering::Relaxed);
             let mut field = FormPart { field, since: &since };
             encoding::check_part(field.field.headers())?;
-            let said = field.field.headers().get(CONTENT_DISPOSITION);
-            let called = said.map(|said| Disposition::parse(said.as_bytes())).unwrap_or_default();
+            let header = field.field.headers().get(CONTENT_DISPOSITION);
+            let called =
+                header.map(|header| Disposition::parse(header.as_bytes())).unwrap_or_default();
             match (called.file_name, called.name) {
                 // A browser sends an empty file name when no file was chosen.
                 (Some(name), _) if name.is_empty() => while field.next().await?.is_some() {},

@@ -127,14 +127,14 @@ impl MetricsServer {
             .route("/healthz", get(healthz))
             .layer(middleware::from_fn_with_state(hosts, check_reader_host))
             .with_state((vitals, tokens));
-        let terms = ConnectionLimits {
+        let limits = ConnectionLimits {
             connections_max: READERS_MAX,
             stall: READER_STALL,
             grace: READER_GRACE,
         };
         let stop = CancellationToken::new();
         let serving =
-            tokio::spawn(serve(listener, router, terms, CountGauge::default(), stop.clone()));
+            tokio::spawn(serve(listener, router, limits, CountGauge::default(), stop.clone()));
         Ok(Self { address, stop, serving })
     }
 
@@ -242,8 +242,8 @@ async fn readyz(State(gate): State<SharedState>) -> Result<Response, Problem> {
         ));
     }
     // Any read works, and a read of an id that does not exist costs least.
-    let asked = gate.node.plane.documents.get(Collection::Modules, "");
-    match tokio::time::timeout(READY_WAIT, asked).await {
+    let read = gate.node.plane.documents.get(Collection::Modules, "");
+    match tokio::time::timeout(READY_WAIT, read).await {
         Ok(answer) => answer?,
         Err(_) => {
             let detail =

@@ -149,7 +149,7 @@ impl Webhook {
     }
 }
 
-/// The routes.
+/// Returns the routes.
 pub(super) fn routes() -> Vec<Route> {
     let name = json!({
         "name": "webhook", "in": "path", "required": true, "description": "The webhook's name.",
@@ -235,9 +235,9 @@ async fn take_delivery(
         Err(problem) => return Err(problem),
     }
     let registered = draft::registered_modules(&gate).await;
-    let said =
+    let answer =
         draft::describe_created_event((&ids.0, &ids.1), &webhook.event_type, registered.as_deref());
-    let mut response = json_answer(StatusCode::ACCEPTED, &said);
+    let mut response = json_answer(StatusCode::ACCEPTED, &answer);
     let location = HeaderValue::try_from(format!("/correlations/{}", ids.1));
     response
         .headers_mut()
@@ -248,9 +248,9 @@ async fn take_delivery(
 /// Returns the JSON document of a body. GitHub sends it as a field of a form unless it is
 /// configured otherwise.
 fn json_payload(headers: &HeaderMap, body: &[u8]) -> Result<Vec<u8>, Problem> {
-    let said =
-        headers.get(header::CONTENT_TYPE).and_then(|said| said.to_str().ok()).unwrap_or_default();
-    let essence = said.split(';').next().unwrap_or_default().trim();
+    let content_type =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
         return Ok(body.to_vec());
     }
@@ -297,10 +297,10 @@ mod tests {
             ("pushes github x missing", "etc/missing cannot be read: entity not found"),
             ("a github x good\na stripe y good", "already"),
         ] {
-            let said = error_chain(&parse(text).unwrap_err());
+            let error = error_chain(&parse(text).unwrap_err());
             assert!(
-                said.contains(why) && !said.contains("hush") && !said.contains("0123"),
-                "{said}"
+                error.contains(why) && !error.contains("hush") && !error.contains("0123"),
+                "{error}"
             );
         }
     }

@@ -77,8 +77,8 @@ fn nothing_found(kind: &'static str, id: &str) -> FindError {
     FindError::Nothing { kind, id: id.to_owned(), hint }
 }
 
-/// Returns the only id of this collection that begins with `beginning` and whose document `counts`,
-/// as its id and document type say.
+/// Returns the only id of this collection that begins with `beginning` and for whose document
+/// `counts` returns true. `counts` receives only the id and the document type.
 async fn find_only(
     ledger: &Ledger,
     collection: Collection,
@@ -141,8 +141,8 @@ pub async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String, FindE
 /// # Errors
 /// When the plane has no events, or the documents cannot be read.
 pub async fn latest_correlation(ledger: &Ledger) -> Result<String, FindError> {
-    // An event that an older Ion committed has no depth, as the first event of a correlation has
-    // none. Such an event may have been committed by a job.
+    // Events of older Ion have no depth, like first events. So an event without a depth may have
+    // been committed by a job.
     let first =
         vec![("context.documentType", json!(DocumentType::EventMeta)), ("depth", Value::Null)];
     let query = Query::equal(Collection::Events, first).descending();

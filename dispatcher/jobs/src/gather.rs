@@ -32,7 +32,7 @@ pub enum Readiness {
 }
 
 /// Reads the correlation and returns whether the gathering job `waiting` of `module` may start.
-/// `registered` was read before.
+/// The caller must have read `registered` before this call.
 ///
 /// # Guarantees
 /// The answer is never `Ready` too early. Jobs are read before events: a job that is final in the

@@ -83,7 +83,7 @@ pub struct AttemptOutcome {
 }
 
 impl AttemptOutcome {
-    /// Returns an end of which no more is known than its kind.
+    /// Returns the outcome of an attempt of which only the kind of its end is known.
     pub fn from_end(end: AttemptEnd) -> Self {
         Self {
             end,

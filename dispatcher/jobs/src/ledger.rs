@@ -42,10 +42,10 @@ const WATCHED_MAX: Millis = 600_000;
 /// every renewal moves.
 pub type LeaseMark = (u32, Millis);
 
-/// Returns how long after they saw the last renewal of a lease other dispatchers may take the job.
-/// The holder gives the job up before three quarters of the lease are over. A dispatcher looks once
-/// in a sixth of the lease, so the job is taken within a lease and a sixth, and never before its
-/// holder gave it up.
+/// Returns how long other dispatchers must have seen a lease unchanged before they may take the
+/// job. The holder gives the job up before three quarters of the lease are over. A dispatcher looks
+/// once in a sixth of the lease, so the job is taken within a lease and a sixth, and never before
+/// its holder gave it up.
 fn takeover_wait(lease: Millis) -> Millis {
     lease / 6 * 5
 }
@@ -335,7 +335,7 @@ impl Ledger {
         Pages::new(Query::equal(Collection::Events, Self::unclaimed_conditions()), "created")
     }
 
-    /// Returns the conditions that select those events.
+    /// Returns the conditions that select the events of [`Ledger::unclaimed_events`].
     pub fn unclaimed_conditions() -> Vec<Equals> {
         vec![("unclaimed", json!(true)), ("publication", json!(PublicationState::Published))]
     }
@@ -526,9 +526,9 @@ impl Ledger {
         Ok(None)
     }
 
-    /// Returns the active jobs whose holder has not renewed the lease in time, as far as this
-    /// caller has `seen`. The caller has to call it repeatedly: at the first call it has not
-    /// watched any lease yet.
+    /// Returns the active jobs whose lease was not renewed in time. `seen` is what this caller has
+    /// seen of the leases. The caller has to call this repeatedly: at its first call it has seen
+    /// none.
     pub async fn expired_jobs(
         &self,
         seen: &mut StateAges<LeaseMark>,
@@ -597,7 +597,7 @@ impl Ledger {
         self.apply_to_latest(id, &Transition::Revived).await
     }
 
-    /// Removes the job's dead letter. The record is the truth: if the broker is unavailable and the
+    /// Removes the job's dead letter. The record decides: if the broker is unavailable and the
     /// letter stays, people see one letter too many, and nothing else is wrong.
     async fn remove_dead_letter(&self, job: &JobRecord) {
         if let Err(error) = self.plane.bus.remove_dead_letters(&[dead_letter_key(job)]).await {

@@ -52,8 +52,8 @@ pub enum LogError {
 pub enum LogRead {
     /// The next bytes.
     More(Bytes),
-    /// Nothing new, and the attempt still runs. The log of an attempt on another host has nothing
-    /// here until the attempt has ended.
+    /// Nothing new, and the attempt still runs. The log of an attempt on another host can be read
+    /// only after the attempt has ended.
     NothingYet,
     /// The attempt has ended, and its log was read to the end.
     Nothing,

@@ -177,7 +177,7 @@ impl CountGauge {
     }
 }
 
-/// A guard for one of the things that a gauge counts: its drop ends the count.
+/// Counts as one in a gauge until it is dropped.
 #[derive(Debug)]
 pub struct GaugeGuard(Gauge);
 

@@ -11,11 +11,11 @@ mod error;
 mod image;
 mod kubernetes;
 mod link;
-mod mistake;
+mod misspelled;
 mod module;
-mod nothing;
 mod older;
 mod resources;
+mod syntax;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -30,18 +30,18 @@ use serde_saphyr::{Location, Spanned};
 pub use self::bounds::{
     AT_A_TIME_MAX, BoundError, TIME_MAX, TimeBounds, parse_at_a_time, parse_time_within,
 };
-use self::chain::{ChainEntry, LinkEntry, LinkTerms, build_chain, single_link};
+use self::chain::{ChainEntry, LinkEntry, LinkFields, build_chain, single_link};
 pub use self::container::{Container, ExecutorKind, Network};
-use self::container::{ContainerTerms, check_image_fields};
+use self::container::{ContainerFields, check_image_fields};
 pub use self::cycles::find_cycles;
 use self::error::Mistake;
 pub use self::error::{PipelineError, PipelineProblem};
 pub use self::image::{ImageReference, ImageReferenceError};
-pub use self::kubernetes::{KubernetesTerms, Toleration};
+pub use self::kubernetes::{KubernetesFields, Toleration};
 pub use self::link::{Link, LinkSettings, OUTPUT_MAX};
+pub use self::misspelled::{find_misspelled_types, why_nothing_starts};
 use self::module::default_concurrency;
 pub use self::module::{ANY_TYPE, Module, ModuleApi, OnDead, ProgramError};
-pub use self::nothing::{find_misspelled_types, why_nothing_starts};
 use self::older::set_older_fields;
 pub use self::resources::Resources;
 
@@ -91,8 +91,8 @@ impl PlaneSection {
     /// Returns the section with every `${NAME}` replaced by what `variable` returns for the name.
     ///
     /// # Errors
-    /// [`PlaneSectionError::Unset`] when a variable is not set, [`PlaneSectionError::Unclosed`] when
-    /// a `${` has no `}`.
+    /// [`PlaneSectionError::Unset`] when a variable is not set, [`PlaneSectionError::Unclosed`]
+    /// when a `${` has no `}`.
     pub fn expand_variables(
         &self,
         variable: impl Fn(&str) -> Option<String>,
@@ -166,7 +166,7 @@ struct ModuleEntry {
     network: Option<Spanned<String>>,
     resources: Option<Spanned<BTreeMap<String, Spanned<String>>>>,
     user: Option<Spanned<String>>,
-    kubernetes: Option<Spanned<KubernetesTerms>>,
+    kubernetes: Option<Spanned<KubernetesFields>>,
     privileged: Option<Spanned<bool>>,
     #[serde(default)]
     stdio: bool,
@@ -225,7 +225,7 @@ impl Pipeline {
     /// Reads and checks everything but the programs. Also returns the location of each module's
     /// `run`.
     fn parse(text: &str, directory: &Path) -> Result<(Self, BTreeMap<String, Location>), Mistake> {
-        build(mistake::parse_file(text)?, directory)
+        build(syntax::parse_file(text)?, directory)
     }
 }
 
@@ -248,7 +248,7 @@ fn build(
 ) -> Result<(Pipeline, BTreeMap<String, Location>), Mistake> {
     let name = file.name.unwrap_or_else(|| "pipeline".into());
     let PipelineFile { timeout, concurrency, warm, idle, output, .. } = file;
-    let of_chain = ChainEntry { timeout, concurrency, links: LinkTerms { warm, idle, output } };
+    let of_chain = ChainEntry { timeout, concurrency, links: LinkFields { warm, idle, output } };
     if let Some(links) = file.chain {
         if let Some(modules) = file.modules {
             let words = "\"Chain\" and \"modules\" exclude each other in one file";
@@ -295,7 +295,7 @@ fn build_module(
 ) -> Result<Module, Mistake> {
     let ModuleEntry { image, executor, network, resources, user, kubernetes, .. } = entry;
     let (executor, container) =
-        ContainerTerms { image, executor, network, resources, user }.resolve(directory)?;
+        ContainerFields { image, executor, network, resources, user }.resolve(directory)?;
     let run = match (entry.run, &container) {
         (Some(run), _) if run.value.first().is_none_or(String::is_empty) => {
             let what = "is empty: the program and its arguments are needed";
@@ -310,14 +310,14 @@ fn build_module(
         }
     };
     let kubernetes = match (kubernetes, executor) {
-        (Some(terms), ExecutorKind::Kubernetes) => terms.value,
-        (Some(terms), _) => {
+        (Some(fields), ExecutorKind::Kubernetes) => fields.value,
+        (Some(fields), _) => {
             let what = "belongs to \"executor: kubernetes\"";
             return Err(
-                PipelineProblem::Field { field: "kubernetes", what }.at_place(terms.referenced)
+                PipelineProblem::Field { field: "kubernetes", what }.at_place(fields.referenced)
             );
         }
-        (None, _) => KubernetesTerms::default(),
+        (None, _) => KubernetesFields::default(),
     };
     let privileged = parse_privileged(entry.privileged, container.is_some(), entry.stdio)?;
     let mut module = Module {
@@ -332,7 +332,7 @@ fn build_module(
     module.emits = parse_event_types(entry.emits.unwrap_or_default())?;
     set_older_fields(&mut module, entry.env, entry.api, entry.commit, entry.urls)?;
     check_image_fields(&module).map_err(|problem| problem.at_place(place))?;
-    let of_links = LinkTerms { warm: entry.warm, idle: entry.idle, output: entry.output };
+    let of_links = LinkFields { warm: entry.warm, idle: entry.idle, output: entry.output };
     if entry.stdio {
         module.links = vec![single_link(&module)];
         if module.emits.len() != 1 || module.gather.is_some() {
@@ -421,11 +421,11 @@ fn parse_where(texts: &[Spanned<String>]) -> Result<Terms, Mistake> {
 /// Returns whether the module keeps the daemon's rights. Only a program of this machine that works
 /// with files can have them.
 fn parse_privileged(
-    said: Option<Spanned<bool>>,
+    field: Option<Spanned<bool>>,
     container: bool,
     stdio: bool,
 ) -> Result<bool, Mistake> {
-    let Some(said) = said.filter(|said| said.value) else { return Ok(false) };
+    let Some(field) = field.filter(|field| field.value) else { return Ok(false) };
     let words = match (container, stdio) {
         (true, _) => {
             "a module with an \"image\" has no rights on the machine; leave \"privileged\" out"
@@ -436,7 +436,7 @@ fn parse_privileged(
         }
         (false, false) => return Ok(true),
     };
-    Err(PipelineProblem::Together(words).at_place(said.referenced))
+    Err(PipelineProblem::Together(words).at_place(field.referenced))
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -463,10 +463,10 @@ fn set_run_limits(
     Ok(())
 }
 
-fn parse_time(field: &'static str, said: Spanned<String>) -> Result<Duration, Mistake> {
+fn parse_time(field: &'static str, text: Spanned<String>) -> Result<Duration, Mistake> {
     // A shorter time is over before a process has started.
-    let time = parse_time_within(&said.value, Duration::from_millis(100), TIME_MAX);
-    time.map_err(|source| PipelineProblem::Time { field, source }.at_place(said.referenced))
+    let time = parse_time_within(&text.value, Duration::from_millis(100), TIME_MAX);
+    time.map_err(|source| PipelineProblem::Time { field, source }.at_place(text.referenced))
 }
 
 fn parse_event_types(types: Vec<Spanned<String>>) -> Result<Vec<String>, Mistake> {

@@ -222,9 +222,10 @@ fn is_open(job: &JobRecord) -> bool {
     !job.state.is_final() || (job.state == JobState::Succeeded && job.outbox)
 }
 
-/// Returns whether one of these jobs has not ended; they are [`CorrelationStatus::under_way`] of an
-/// earlier reading. If so, the correlation has not ended either, and the caller need not read all
-/// of it. If not, it may have ended.
+/// Returns whether one of `jobs` is still under way. `jobs` is the
+/// [`CorrelationStatus::under_way`] of an earlier reading. While one of them is under way, the
+/// correlation has not ended, and the caller need not read all of it. Once none is, the correlation
+/// may have ended.
 ///
 /// # Errors
 /// When a store cannot be read.

@@ -52,11 +52,11 @@ pub async fn drop_old_correlations(
         let latest = latest.entry(event.context.correlation_id).or_insert(event.created);
         *latest = event.created.max(*latest);
     }
-    let mut retired = DroppedCorrelations::default();
+    let mut dropped = DroppedCorrelations::default();
     for (correlation, _) in latest.into_iter().filter(|(_, latest)| *latest < before) {
-        drop_correlation(ledger, &registered, &correlation, before, how, &mut retired).await?;
+        drop_correlation(ledger, &registered, &correlation, before, how, &mut dropped).await?;
     }
-    Ok(retired)
+    Ok(dropped)
 }
 
 /// Drops one correlation, if it ended before `before`.
@@ -66,7 +66,7 @@ async fn drop_correlation(
     correlation: &CorrelationId,
     before: Millis,
     how: GcMode,
-    retired: &mut DroppedCorrelations,
+    dropped: &mut DroppedCorrelations,
 ) -> Result<(), StoreError> {
     let plane = ledger.plane();
     let status = correlation_status(ledger, correlation.as_str(), registered).await?;
@@ -101,12 +101,12 @@ async fn drop_correlation(
             failpoint::hit("gc.document-dropped");
         }
     }
-    retired.correlations += 1;
-    retired.documents += status.jobs.len() + rest.len();
+    dropped.correlations += 1;
+    dropped.documents += status.jobs.len() + rest.len();
     // The keys of its blobs begin with the correlation's id, and only events of the correlation
     // refer to them.
-    remove_by_prefix(plane, correlation.as_str(), how, &mut retired.blobs).await?;
-    remove_by_prefix(plane, &logs_prefix(correlation), how, &mut retired.blobs).await
+    remove_by_prefix(plane, correlation.as_str(), how, &mut dropped.blobs).await?;
+    remove_by_prefix(plane, &logs_prefix(correlation), how, &mut dropped.blobs).await
 }
 
 /// Notes in the events of an ended correlation that they are for no module any more, durably.

@@ -370,14 +370,14 @@ impl HandlerSettings {
         };
         let limits = LimitOverrides::from_arguments(&arguments.limits)?.apply_to(Limits::default());
         let printable = printable_settings(&arguments, &base_dir, &stores);
-        let said = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let non_empty = |text: Option<String>| text.filter(|text| !text.is_empty());
         let emits = arguments.valideventtypes.iter().map(|name| name.trim().to_owned());
         Ok(Self {
             action: arguments.action,
             base_dir,
             module: arguments.name.unwrap_or_default(),
-            event_id: said(arguments.event_id),
-            correlation_id: said(arguments.correlation_id),
+            event_id: non_empty(arguments.event_id),
+            correlation_id: non_empty(arguments.correlation_id),
             emits: emits.filter(|name| !name.is_empty()).collect(),
             urls: arguments.urls,
             limits,

@@ -48,7 +48,7 @@ pub struct KeptOutput {
     /// Output that a full disk did not take yet. The module's own message about the full disk may
     /// be in it, and the disk may have room again later.
     pending: Vec<u8>,
-    /// How many bytes there was no room for that the log does not mention yet.
+    /// How many bytes were not kept and are not yet mentioned in the log.
     lost: u64,
     has_holes: bool,
 }

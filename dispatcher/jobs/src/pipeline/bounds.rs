@@ -62,11 +62,11 @@ pub fn parse_time_within(
     least: Duration,
     most: Duration,
 ) -> Result<Duration, BoundError> {
-    let (said, between) = (|| text.to_owned(), TimeBounds { least, most });
+    let (owned_text, between) = (|| text.to_owned(), TimeBounds { least, most });
     match humantime::parse_duration(text) {
         Ok(time) if (least..=most).contains(&time) => Ok(time),
-        Ok(_) => Err(BoundError::Time { text: said(), between }),
-        Err(source) => Err(BoundError::NoTime { text: said(), between, source }),
+        Ok(_) => Err(BoundError::Time { text: owned_text(), between }),
+        Err(source) => Err(BoundError::NoTime { text: owned_text(), between, source }),
     }
 }
 

@@ -28,11 +28,11 @@ const CHAIN: &str = "chain.";
 pub(super) struct ChainEntry {
     pub(super) timeout: Option<Spanned<String>>,
     pub(super) concurrency: Option<Spanned<usize>>,
-    pub(super) links: LinkTerms,
+    pub(super) links: LinkFields,
 }
 
 /// The fields that say how links are run: those of a chain, or of a module that is one link.
-pub(super) struct LinkTerms {
+pub(super) struct LinkFields {
     pub(super) warm: Option<Spanned<usize>>,
     pub(super) idle: Option<Spanned<String>>,
     pub(super) output: Option<Spanned<String>>,
@@ -63,17 +63,17 @@ impl ChainEntry {
     }
 }
 
-impl LinkTerms {
+impl LinkFields {
     /// Returns the first field that is set, with its location. A module without links must not set
     /// any.
     pub(super) fn first_set_field(&self) -> Option<(Location, &'static str)> {
         let text = |spanned: &Option<Spanned<String>>| spanned.as_ref().map(|one| one.referenced);
-        let said = [
+        let fields = [
             (self.warm.as_ref().map(|one| one.referenced), "warm"),
             (text(&self.idle), "idle"),
             (text(&self.output), "output"),
         ];
-        said.into_iter().find_map(|(place, key)| Some((place?, key)))
+        fields.into_iter().find_map(|(place, key)| Some((place?, key)))
     }
 
     /// Checks the fields and sets them in the module.

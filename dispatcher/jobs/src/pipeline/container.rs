@@ -68,7 +68,7 @@ impl Container {
 }
 
 /// The fields, as they are in the file.
-pub(super) struct ContainerTerms {
+pub(super) struct ContainerFields {
     pub(super) image: Option<Spanned<String>>,
     pub(super) executor: Option<Spanned<String>>,
     pub(super) network: Option<Spanned<String>>,
@@ -76,13 +76,13 @@ pub(super) struct ContainerTerms {
     pub(super) user: Option<Spanned<String>>,
 }
 
-impl ContainerTerms {
+impl ContainerFields {
     /// Checks the fields. Returns the module's executor, and its container if it has an image.
     pub(super) fn resolve(
         self,
         directory: &Path,
     ) -> Result<(ExecutorKind, Option<Container>), Mistake> {
-        let said = match &self.executor {
+        let kind = match &self.executor {
             None => None,
             Some(executor) => Some(match &*executor.value {
                 "local" => ExecutorKind::Local,
@@ -99,7 +99,7 @@ impl ContainerTerms {
                 let what = "belongs to \"image\"";
                 return Err(PipelineProblem::Field { field, what }.at_place(place));
             }
-            return match (said, &self.executor) {
+            return match (kind, &self.executor) {
                 (Some(ExecutorKind::Container | ExecutorKind::Kubernetes), Some(executor)) => {
                     let problem = PipelineProblem::NeedsImage(executor.value.clone());
                     Err(problem.at_place(executor.referenced))
@@ -107,7 +107,7 @@ impl ContainerTerms {
                 _ => Ok((ExecutorKind::Local, None)),
             };
         };
-        if let (Some(ExecutorKind::Local), Some(executor)) = (said, &self.executor) {
+        if let (Some(ExecutorKind::Local), Some(executor)) = (kind, &self.executor) {
             let words = "an image needs executor: container or kubernetes";
             return Err(PipelineProblem::Together(words).at_place(executor.referenced));
         }
@@ -132,7 +132,7 @@ impl ContainerTerms {
                 .resources
                 .set(&name, &value.value)
                 .map_err(|wrong| PipelineProblem::unreadable("resources", wrong).at_place(place))?;
-            if name == "gpu" && said != Some(ExecutorKind::Kubernetes) {
+            if name == "gpu" && kind != Some(ExecutorKind::Kubernetes) {
                 let words = "\"resources\": executor: container gives no GPU; allowed: cpu, memory";
                 return Err(PipelineProblem::Together(words).at_place(place));
             }
@@ -140,19 +140,19 @@ impl ContainerTerms {
         if let Some(user) = self.user {
             container.user = Some(parse_user(user)?);
         }
-        Ok((said.unwrap_or(ExecutorKind::Container), Some(container)))
+        Ok((kind.unwrap_or(ExecutorKind::Container), Some(container)))
     }
 
     /// Returns the first field that needs an image, with its location. A module without an image
     /// must not set any.
     fn first_image_field(&self) -> Option<(Location, &'static str)> {
         let text = |spanned: &Option<Spanned<String>>| spanned.as_ref().map(|one| one.referenced);
-        let said = [
+        let fields = [
             (text(&self.network), "network"),
             (self.resources.as_ref().map(|one| one.referenced), "resources"),
             (text(&self.user), "user"),
         ];
-        said.into_iter().find_map(|(place, key)| Some((place?, key)))
+        fields.into_iter().find_map(|(place, key)| Some((place?, key)))
     }
 }
 

@@ -166,7 +166,7 @@ impl PipelineProblem {
         Self::Module { name: name.to_owned(), problem: self.into() }
     }
 
-    /// Returns that the value of `field` cannot be read.
+    /// Returns the problem of a field whose value cannot be read.
     pub(super) fn unreadable(
         field: &'static str,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,

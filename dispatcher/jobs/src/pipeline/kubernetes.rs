@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// `resources`, as for containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct KubernetesTerms {
+pub struct KubernetesFields {
     /// Labels that the pod's node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,

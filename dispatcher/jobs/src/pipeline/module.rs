@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
-    Container, ExecutorKind, ImageReference, ImageReferenceError, KubernetesTerms, Link,
+    Container, ExecutorKind, ImageReference, ImageReferenceError, KubernetesFields, Link,
     LinkSettings, Pipeline, PipelineProblem, is_default,
 };
 
@@ -133,7 +133,7 @@ pub struct Module {
     pub container: Option<Container>,
     /// Where its pods may run.
     #[serde(default, skip_serializing_if = "is_default")]
-    pub kubernetes: KubernetesTerms,
+    pub kubernetes: KubernetesFields,
     /// The programs that its input passes through, from stdin to stdout; empty for a module that
     /// reads and writes files.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -209,7 +209,7 @@ impl Module {
             run,
             executor: ExecutorKind::default(),
             container: None,
-            kubernetes: KubernetesTerms::default(),
+            kubernetes: KubernetesFields::default(),
             links: vec![],
             link_settings: LinkSettings::default(),
             privileged: false,

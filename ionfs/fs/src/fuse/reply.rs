@@ -90,8 +90,8 @@ pub(super) fn owner_of_request(request: &Request) -> NewOwner {
     NewOwner { uid: request.uid(), gid: request.gid() }
 }
 
-/// Returns what a change of content does to the set-user-ID and set-group-ID bits, for requests in
-/// which the kernel does not say it.
+/// Returns what a change of content does to the set-user-ID and set-group-ID bits, for requests
+/// that do not state it.
 pub(super) fn set_id_bits_for(request: &Request) -> SetIdBits {
     if request.uid() == 0 { SetIdBits::Keep } else { SetIdBits::Clear }
 }

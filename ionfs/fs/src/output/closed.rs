@@ -1,4 +1,4 @@
-//! Files whose last writer is gone, and the workers that do what is left to do for them.
+//! Files whose last writer is gone, and the workers that store them or decide them.
 //!
 //! A module may close hundreds of thousands of files faster than any store takes them. So a file
 //! that waits is only an entry in a queue, not a task. A few workers take the entries, and end when
@@ -38,7 +38,8 @@ impl<T> ClosedFiles<T> {
         self.with_state(|state| state.waiting.push_back(file));
     }
 
-    /// Returns how many more workers to start: as many as there is work for, within the limit.
+    /// Counts as many more workers as there is work for, within the limit, and returns their
+    /// number. The caller must start them.
     fn hire_workers(&self) -> usize {
         self.with_state(|state| {
             let wanted = state.waiting.len().min(self.workers_max);
@@ -60,7 +61,7 @@ impl<T> ClosedFiles<T> {
 
 impl<T: Send + 'static> ClosedFiles<T> {
     /// Starts workers, each of which does `work` for one file after the other. If the job was ended
-    /// by force, the files are only taken from the queue.
+    /// by force, the workers only empty the queue.
     pub(super) fn start_workers<W>(
         self: &Arc<Self>,
         tasks: &JobTasks,

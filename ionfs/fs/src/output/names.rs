@@ -183,7 +183,7 @@ impl StagedNames {
         Ok(table.take_orphans())
     }
 
-    /// Returns an error if an inode may not get this name, whatever stands there now.
+    /// Returns an error if an inode may not get this name, whatever has the name now.
     fn check_rename(
         &self,
         table: &OutputTable,
