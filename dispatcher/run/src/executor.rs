@@ -17,6 +17,8 @@ use ion_jobs::pipeline::Module;
 use ion_model::event::Event;
 use ion_model::id::JobId;
 use ion_model::record::JobRecord;
+use ion_model::text::quote;
+use ion_plane::commit::Rejection;
 use ion_system::spans;
 use tokio::sync::{oneshot, watch};
 use tracing::field::Empty;
@@ -103,4 +105,16 @@ pub trait Executor: Send + Sync + fmt::Debug {
     /// Called once the attempt's end is in the ledger: the executor may remove what it kept for a
     /// dispatcher that would adopt the attempt.
     async fn clean_up(&self, _module: &Module, _job: &JobRecord) {}
+}
+
+/// Returns the reason of an attempt whose first refused event file is `first`, of `count` refused
+/// ones.
+fn rejection_words(first: &Rejection, count: usize) -> String {
+    let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
+    format!(
+        "event file {} was rejected: {}: {}{more}",
+        quote(&first.name),
+        first.errno,
+        first.reason
+    )
 }

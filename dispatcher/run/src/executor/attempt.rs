@@ -8,12 +8,11 @@ use ion_fs::job::{OlderConventions, TreeOutcome, ValueFileNames};
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::{ANY_TYPE, Module, ModuleApi};
 use ion_model::record::{AttemptEnd, CommitMode};
-use ion_model::text::quote;
-use ion_plane::commit::{Fence, Origin, Rejection};
+use ion_plane::commit::{Fence, Origin};
 use tokio::sync::watch;
 
 use super::sidecar::{CompletionReport, Sidecar};
-use super::{AttemptStart, StopReason};
+use super::{AttemptStart, StopReason, rejection_words};
 use crate::sandbox::{self, ProcessExit};
 
 /// The most failed reads in the record of one attempt. A job's document holds all its attempts, and
@@ -194,18 +193,6 @@ pub(super) fn stopped_outcome(why: StopReason) -> AttemptOutcome {
         StopReason::LostLease => (AttemptEnd::Lost, "another dispatcher took it over"),
     };
     AttemptOutcome { end, ..AttemptOutcome::failed(reason) }
-}
-
-/// Returns the reason of an attempt whose first refused event file is `first`, of `count` refused
-/// ones.
-pub(super) fn rejection_words(first: &Rejection, count: usize) -> String {
-    let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
-    format!(
-        "event file {} was rejected: {}: {}{more}",
-        quote(&first.name),
-        first.errno,
-        first.reason
-    )
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use uuid::Uuid;
 
-use super::attempt::rejection_words;
+use super::rejection_words;
 
 /// The most open connections of one job's API. A module needs one; each takes a descriptor of the
 /// daemon, which all jobs share. With fewer, strangers take all of them sooner, and each stranger
