@@ -43,8 +43,10 @@ pub(crate) struct ListPartArgs {
 impl ListPartArgs {
     /// Returns the wanted time range.
     pub(crate) fn time(&self) -> TimeRange {
-        let millis = |time: Option<ListTime>| time.map(|ListTime(millis)| millis);
-        TimeRange { since: millis(self.since), until: millis(self.until) }
+        TimeRange {
+            since: self.since.map(ListTime::millis),
+            until: self.until.map(ListTime::millis),
+        }
     }
 
     /// Returns the id that the wanted part begins after or ends before.
@@ -56,6 +58,13 @@ impl ListPartArgs {
 /// A time that a user gives: a date, a moment, or how long ago it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ListTime(Millis);
+
+impl ListTime {
+    /// Returns the time in milliseconds since 1970.
+    pub(crate) fn millis(self) -> Millis {
+        self.0
+    }
+}
 
 /// The reason why a text is not a time.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]

@@ -7,6 +7,7 @@ mod dead;
 mod doctor;
 mod event;
 mod files;
+mod find;
 mod gateway;
 mod gc;
 mod job;
@@ -71,6 +72,8 @@ enum IonCommand {
     #[command(subcommand)]
     Job(job::JobCommand),
     Trace(trace::TraceArgs),
+    #[command(subcommand)]
+    Find(find::FindCommand),
     Cancel(cancel::CancelArgs),
     #[command(subcommand)]
     Dead(dead::DeadCommand),
@@ -172,6 +175,7 @@ async fn run_command(settings: CommandSettings, command: IonCommand) -> CommandR
         IonCommand::Module(command) => module::run(&settings, command).await,
         IonCommand::Job(command) => job::run(&settings, command).await,
         IonCommand::Trace(args) => trace::run(&settings, args).await,
+        IonCommand::Find(command) => find::run(&settings, command).await,
         IonCommand::Cancel(args) => cancel::run(&settings, args).await,
         IonCommand::Dead(command) => dead::run(&settings, command).await,
         IonCommand::Mount(args) => mount::run(&settings, args).await,

@@ -123,6 +123,20 @@ pub(crate) fn print_json_line(value: &impl Serialize) {
     print_bytes(format!("{}\n", escape_json(&text)).as_bytes());
 }
 
+/// Prints one row of CSV (RFC 4180, with lines that end as on Unix). On a terminal, control
+/// characters in it are escaped.
+pub(crate) fn print_csv(row: &[String]) {
+    let needs_quotes = |cell: &String| cell.contains([',', '"', '\n', '\r']);
+    let cells: Vec<String> = row
+        .iter()
+        .map(|cell| match needs_quotes(cell) {
+            true => format!("\"{}\"", cell.replace('"', "\"\"")),
+            false => cell.clone(),
+        })
+        .collect();
+    print_raw(format!("{}\n", cells.join(",")).as_bytes());
+}
+
 /// Escapes the characters in a JSON text that a terminal would obey and that JSON allows as they
 /// are. Control characters below a space are either escaped already or white space between values.
 fn escape_json(text: &str) -> String {

@@ -5,7 +5,7 @@ use super::{escape_foreign, is_terminal, print_line};
 /// A table with a heading. A column keeps the width of its widest cell so far.
 #[derive(Debug)]
 pub(crate) struct Table {
-    heading: &'static [&'static str],
+    heading: Vec<String>,
     widths: Vec<usize>,
     is_heading_printed: bool,
     /// The most characters of a line; none where stdout is no terminal.
@@ -14,12 +14,17 @@ pub(crate) struct Table {
 
 impl Table {
     /// Makes an empty table. Its lines fit the terminal that stdout is, if it is one.
-    pub(crate) fn new(heading: &'static [&'static str]) -> Self {
+    pub(crate) fn new(heading: &[&str]) -> Self {
+        Self::with_heading(heading.iter().map(|cell| (*cell).to_owned()).collect())
+    }
+
+    /// Makes an empty table with a heading that others have chosen.
+    pub(crate) fn with_heading(heading: Vec<String>) -> Self {
         let size = is_terminal().then(|| rustix::termios::tcgetwinsize(rustix::stdio::stdout()));
         let columns = size.and_then(Result::ok).map(|size| usize::from(size.ws_col));
         Self {
+            widths: vec![0; heading.len()],
             heading,
-            widths: heading.iter().map(|cell| cell.chars().count()).collect(),
             is_heading_printed: false,
             line_max: columns.filter(|columns| *columns > 0),
         }
@@ -43,12 +48,10 @@ impl Table {
     }
 
     fn lines(&mut self, rows: Vec<Vec<String>>) -> Vec<String> {
-        let heading = self.heading.iter().map(|cell| (*cell).to_owned()).collect();
-        let heading = (!self.is_heading_printed).then_some(heading);
+        let heading = (!self.is_heading_printed).then(|| self.heading.clone());
         self.is_heading_printed = true;
         let escaped = |row: Vec<String>| row.iter().map(|cell| escape_foreign(cell)).collect();
-        let rows: Vec<Vec<String>> =
-            heading.into_iter().chain(rows.into_iter().map(escaped)).collect();
+        let rows: Vec<Vec<String>> = heading.into_iter().chain(rows).map(escaped).collect();
         for (column, width) in self.widths.iter_mut().enumerate() {
             let cells = rows.iter().map(|row| row[column].chars().count());
             *width = cells.max().unwrap_or_default().max(*width);

@@ -162,3 +162,123 @@ fn the_beginning_of_an_id_is_enough_where_only_one_id_has_it() {
     assert!(nothing.stderr.contains("there is no job \"none\"; `ion job list`"), "{nothing:#?}");
     assert_eq!(up.stop(), Some(0));
 }
+
+/// The pipeline of the search's tests: each picture keeps what it shows.
+const DETECTING: &str = "\
+modules:
+  split: {on: [video], emits: [frame], run: [./split]}
+  detect: {on: [frame], run: [./detect]}
+";
+
+/// A plane with two videos of four frames each. The first one shows a red car in two frames.
+fn detecting() -> Home {
+    let home = Home::new();
+    home.program(
+        "split",
+        "#!/bin/sh\nv=$(cat /ion/in/meta/v)\nfor n in 1 2 3 4; do \
+         echo \"{\\\"eventType\\\":\\\"frame\\\",\\\"v\\\":\\\"$v\\\",\\\"n\\\":$n}\" > /ion/out/events/$n.json; done\n",
+    );
+    home.program(
+        "detect",
+        "#!/usr/bin/env python3\n\
+import json\n\
+v, n = (open(f'/ion/in/meta/{k}').read() for k in 'vn')\n\
+red = v == 'a' and n in '23'\n\
+found = {'kind': 'car' if n != '4' else 'bus', 'colour': 'red' if red else 'blue', 'score': int(n) / 4, 'n': n}\n\
+json.dump(found, open('/ion/out/insights.json', 'w'))\n",
+    );
+    let file = home.write("pipeline.yaml", DETECTING);
+    let up = home.up(&file);
+    for video in ["a", "b"] {
+        let id = format!("video-{video}");
+        let value = format!("v={video}");
+        home.run(["event", "create", "video", "--id", &id, "-d", &value, "--wait"]).well();
+    }
+    assert_eq!(up.stop(), Some(0));
+    home
+}
+
+/// The question of the product's own story: all videos in which a red car was detected.
+#[test]
+fn insights_and_the_events_above_them_are_found_by_their_values() {
+    let home = detecting();
+    let find = |words: &[&str]| home.run([&["--json", "find"], words].concat()).well().documents();
+    let values = |words: &[&str], key: &str| -> Vec<String> {
+        let value = |hit: &Value| {
+            let pair = hit["data"].as_array().unwrap().iter().find(|pair| pair["key"] == key);
+            pair.unwrap()["value"].as_str().unwrap().to_owned()
+        };
+        let mut values: Vec<String> = find(words).iter().map(value).collect();
+        values.sort();
+        values
+    };
+    let red = ["insights", "detect", "kind=car", "colour=red"];
+    assert_eq!(values(&red, "n"), ["2", "3"]);
+    let videos = find(&[&red[..], &["@video"]].concat());
+    assert_eq!(videos.len(), 1, "a video is found once: {videos:#?}");
+    assert_eq!(videos[0]["above"]["id"], "video-a");
+    assert!(videos[0].get("terms").is_none());
+    assert_eq!(find(&["insights", "detect", "kind=car|bus"]).len(), 8);
+    assert_eq!(find(&["insights", "detect", "kind=b*"]).len(), 2);
+    assert_eq!(find(&["insights", "detect", "kind!=car"]).len(), 2);
+    assert_eq!(values(&["insights", "detect", "score>=0.75", "kind=car"], "n"), ["3", "3"]);
+    assert_eq!(values(&["insights", "detect", "score<0.5"], "n"), ["1", "1"]);
+    assert_eq!(find(&["insights", "detect", "colour"]).len(), 8);
+    assert_eq!(find(&["insights", "detect", "!colour"]).len(), 0);
+    assert_eq!(find(&["insights", "other"]).len(), 0);
+    assert_eq!(values(&["events", "frame", "n>=3", "v=a"], "n"), ["3", "4"]);
+    let count = home.run(["find", "insights", "detect", "kind=car", "--count"]).well();
+    assert_eq!(count.stdout, "6\n");
+    assert_eq!(find(&["insights", "detect", "--until", "2020-01-01"]).len(), 0);
+
+    // A search that is cut goes on after its last hit, and the parts are the whole.
+    let all: Vec<Value> = find(&["insights", "detect", "kind=car"]);
+    let part =
+        home.run(["--json", "find", "insights", "detect", "kind=car", "--limit", "4"]).well();
+    let hits = part.documents();
+    let last = hits[3]["jobId"].as_str().unwrap();
+    assert!(part.stderr.contains(&format!("there are more hits: --after {last}")), "{part:#?}");
+    let rest = find(&["insights", "detect", "kind=car", "--after", last]);
+    assert_eq!([hits, rest].concat(), all);
+
+    let table = home.run(["find", "insights", "detect", "colour=red", "@video"]).well().stdout;
+    assert!(table.starts_with("CREATED"), "{table}");
+    assert!(table.lines().nth(1).is_some_and(|row| row.contains("video-a")), "{table}");
+    let csv = home.run(["find", "insights", "detect", "colour=red", "--csv"]).well().stdout;
+    let mut lines = csv.lines();
+    assert_eq!(lines.next(), Some("created,correlation,event,job,colour,kind,score,n"));
+    assert_eq!(lines.filter(|line| line.ends_with(",red,car,0.5,2")).count(), 1, "{csv}");
+    let wrong = home.run(["find", "insights", "detect", "score>=high"]).failed();
+    assert!(wrong.stderr.contains("which is no number"), "{wrong:#?}");
+    let wrong = home.run(["find", "insights", "detect", "@a", "@b"]).failed();
+    assert!(wrong.stderr.contains("a search has one @TYPE"), "{wrong:#?}");
+}
+
+/// The insights of a plane that an older Ion made are indexed when the plane is opened, also if the
+/// process that does this is killed.
+#[test]
+fn the_insights_of_an_older_plane_are_found() {
+    let home = detecting();
+    let older = "
+import sqlite3
+c = sqlite3.connect('state/ion.db')
+c.execute(\"UPDATE events SET document = json_remove(document, '$.terms')\")
+c.execute(\"DELETE FROM plane WHERE id = 'layout'\")
+assert c.execute('SELECT count(*) FROM event_terms').fetchone() == (0,)
+c.execute('DROP INDEX events_type_created')
+c.execute('PRAGMA user_version = 4')
+c.commit()
+";
+    let made = std::process::Command::new("python3")
+        .args(["-c", older])
+        .current_dir(home.path())
+        .status()
+        .unwrap();
+    assert!(made.success());
+    for point in ["layout.index=1", "layout.insights=1"] {
+        let killed = home.run_with(&[("ION_FAILPOINTS", point)], ["job", "list"]);
+        assert_eq!(killed.code, None, "{point}: {killed:#?}");
+    }
+    let found = home.run(["--json", "find", "insights", "detect", "colour=red"]).well();
+    assert_eq!(found.documents().len(), 2, "{found:#?}");
+}

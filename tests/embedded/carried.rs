@@ -249,7 +249,7 @@ with open('/ion/out/events/half.json.1', 'w') as f: f.write('{')
     let ran = home.run(["--json", "run", "--", "python3", "-c", python]).well();
     assert_eq!(ran.types(), vec!["made"; 40]);
     let mut names: Vec<Value> =
-        ran.events().iter().map(|event| event["fileName"].clone()).collect();
+        ran.documents().iter().map(|event| event["fileName"].clone()).collect();
     names.sort_by_key(ToString::to_string);
     assert!(names.iter().all(|name| name.as_str().unwrap().ends_with(".json")), "{names:?}");
     // A whole event that is never renamed is refused, and not left out in silence.
@@ -318,7 +318,7 @@ mkdir l; ln /ion/in/data/* l/; cd l; {show} > $OUT/linked
 /// Returns the id of the event of type `made` in the latest correlation.
 fn made(home: &Home) -> String {
     let ran = home.run(["--json", "trace"]).well();
-    let trace: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let trace = Value::from(ran.documents());
     fn find(value: &Value) -> Option<String> {
         match value {
             Value::Object(fields) if fields.get("type") == Some(&json!("made")) => {

@@ -77,9 +77,7 @@ fn published(home: &Home, kind: &str) -> Vec<Value> {
         home.jobs().iter().map(|job| job["correlationId"].as_str().unwrap().to_owned()).collect();
     let mut all = Vec::new();
     for correlation in correlations {
-        let trace: Vec<Value> =
-            serde_json::from_str(&home.run(["--json", "trace", &correlation]).well().stdout)
-                .unwrap();
+        let trace = home.run(["--json", "trace", &correlation]).well().documents();
         all.extend(
             trace.into_iter().filter(|document| {
                 document["type"] == kind && document["publication"] == "published"

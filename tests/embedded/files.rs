@@ -19,7 +19,7 @@ fn job(home: &Home, files: &[&str], script: &str) -> (CommandOutput, String) {
     }
     words.extend(["--", "bash", "-c", &script]);
     let ran = home.run(words).well();
-    let said = ran.events().into_iter().find(|event| event["type"] == "said").unwrap();
+    let said = ran.documents().into_iter().find(|event| event["type"] == "said").unwrap();
     let key = said["files"][0]["key"].as_str().unwrap();
     let said = std::fs::read_to_string(home.state().join("blobs").join(key)).unwrap();
     (ran, said)
@@ -133,7 +133,7 @@ echo '{"eventType":"x","files":["a","b"]}' > /ion/out/events/e.json
 stat -c %Y a b; cmp a b; cmp <(tar xOf t.tar) b"#;
     let (ran, said) = job(&home, &["big"], script);
     assert_eq!(said, "1430784000\n1430784000\n");
-    let event = ran.events().into_iter().find(|event| event["type"] == "x").unwrap();
+    let event = ran.documents().into_iter().find(|event| event["type"] == "x").unwrap();
     for file in event["files"].as_array().unwrap() {
         assert!(file["mtime"].to_string().starts_with("1430784000"), "{file}");
     }

@@ -304,7 +304,7 @@ for name in ["out", "moved", "loop", "bad"]:
         ran.stderr.contains("(and 3 more)"),
         "a rejection stays after its event file is removed: {ran:#?}"
     );
-    let key = ran.events()[0]["files"][0]["key"].as_str().unwrap().to_owned();
+    let key = ran.documents()[0]["files"][0]["key"].as_str().unwrap().to_owned();
     assert_eq!(std::fs::read_to_string(home.state().join("blobs").join(key)).unwrap(), "inputmore");
 }
 
@@ -359,7 +359,7 @@ refused(errno.EINVAL, os.close, raw)
 took("numbers", '{{"eventType": "x", "big": 123456789012345678901234567890, "exp": 1e999999, "zero": -0.0, "nested": [1.10, {{"b":1,"a":2}}], "t": true, "n": null}}')
 "#)).failed();
     assert!(ran.stderr.contains("rejected"), "{ran:#?}");
-    let data = &ran.events()[0]["data"];
+    let data = &ran.documents()[0]["data"];
     let value = |key: &str| {
         data.as_array().unwrap().iter().find(|pair| pair["key"] == key).unwrap()["value"].clone()
     };

@@ -148,7 +148,7 @@ fn a_failing_module_is_retried_then_dead_and_can_be_revived() {
     std::fs::write(&mark, "").unwrap();
     home.run(["dead", "retry", "--all"]).well();
     wait_for("the revived job to succeed", || state_of(&home.jobs(), "flaky") == "succeeded");
-    assert_eq!(home.run(["--json", "dead", "list"]).well().stdout.trim(), "[]");
+    assert_eq!(home.run(["--json", "dead", "list"]).well().stdout, "");
     assert_eq!(up.stop(), Some(0));
 }
 

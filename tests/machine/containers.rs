@@ -105,7 +105,7 @@ fn a_module_of_an_image_publishes_what_it_would_on_this_machine() {
         "  here: {on: [x], emits: [made], run: [./module]}\n  image: {on: [x], emits: [made], image: 'oci:image:v1'}\n  told: {on: [x], emits: [made], image: 'oci:image', run: [/module, word]}\n",
     );
     let events: Vec<_> = ["here", "image", "told"]
-        .map(|module| run(&home, module).well().events().remove(0))
+        .map(|module| run(&home, module).well().documents().remove(0))
         .to_vec();
     for event in &events[1..] {
         assert_eq!((&event["type"], &event["data"]), (&events[0]["type"], &events[0]["data"]));

@@ -204,7 +204,7 @@ fn a_home_that_was_put_elsewhere_under_a_daemon_is_not_shown() {
     run(&["event", "create", "go"]).well();
     let mut jobs = Value::Null;
     wait_for("the job to end", || {
-        jobs = serde_json::from_str(&run(&["--json", "job", "list"]).well().stdout).unwrap();
+        jobs = run(&["--json", "job", "list"]).well().documents().into();
         ["dead", "succeeded"].contains(&jobs[0]["state"].as_str().unwrap_or_default())
     });
     assert_eq!(jobs[0]["state"], "dead", "{jobs:#}");

@@ -39,8 +39,7 @@ fn with<'t>(trace: &'t [Value], member: &str, value: &str) -> Vec<&'t Value> {
 
 /// Returns the trace of the correlation that an answer names.
 fn trace_of(home: &Home, correlation: &str) -> Vec<Value> {
-    let trace = home.run(["--json", "trace", correlation]).well();
-    serde_json::from_str(&trace.stdout).unwrap()
+    home.run(["--json", "trace", correlation]).well().documents()
 }
 
 fn resident(pid: u32) -> u64 {

@@ -146,9 +146,7 @@ impl Older {
 }
 
 fn made(home: &Home, correlation: &str) -> Vec<Value> {
-    let documents: Vec<Value> =
-        serde_json::from_str(&home.run(["--json", "trace", correlation]).stdout)
-            .unwrap_or_default();
+    let documents = home.run(["--json", "trace", correlation]).documents();
     let kind = |document: &Value| document["context"]["documentType"].as_str().map(str::to_owned);
     let of_job = |document: &Value| {
         matches!(kind(document).as_deref(), Some("eventMeta" | "insight"))

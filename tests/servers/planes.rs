@@ -93,7 +93,7 @@ fn three_dispatchers_share_the_work_and_one_may_be_killed() {
     // Every host shows the same documents and logs.
     let correlation = homes[2].jobs()[0]["correlationId"].as_str().unwrap().to_owned();
     let trace = homes[2].run(["--json", "trace", &correlation]).well();
-    let documents: Vec<Value> = serde_json::from_str(&trace.stdout).unwrap();
+    let documents = trace.documents();
     assert_eq!(
         documents.iter().filter(|document| document["type"].is_string()).count(),
         5,

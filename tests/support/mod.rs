@@ -203,13 +203,12 @@ impl Home {
 
     /// Returns all jobs, as documents.
     pub fn jobs(&self) -> Vec<Value> {
-        let jobs = self.run(["--json", "job", "list", "--limit", "1000000"]);
-        serde_json::from_str(&jobs.stdout).unwrap_or_default()
+        self.run(["--json", "job", "list", "--limit", "1000000"]).documents()
     }
 
     /// Returns the events of the latest correlation, as documents.
     pub fn trace(&self) -> Vec<Value> {
-        serde_json::from_str(&self.run(["--json", "trace"]).stdout).unwrap()
+        self.run(["--json", "trace"]).documents()
     }
 }
 
@@ -243,17 +242,19 @@ impl CommandOutput {
         self
     }
 
-    /// Returns the events that `ion run` printed.
+    /// Returns the documents that a list printed, one in each line.
     #[track_caller]
-    pub fn events(&self) -> Vec<Value> {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:#?}"))
+    pub fn documents(&self) -> Vec<Value> {
+        let read =
+            |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {self:#?}"));
+        self.stdout.lines().map(read).collect()
     }
 
     /// Returns the types of the printed events, sorted.
     #[track_caller]
     pub fn types(&self) -> Vec<String> {
         let mut types: Vec<String> =
-            self.events().iter().map(|e| e["type"].as_str().unwrap().to_owned()).collect();
+            self.documents().iter().map(|e| e["type"].as_str().unwrap().to_owned()).collect();
         types.sort();
         types
     }

@@ -31,6 +31,7 @@ mod disposition;
 mod draft;
 mod encoding;
 mod file;
+mod find;
 mod form;
 mod intake;
 mod log;
@@ -323,6 +324,7 @@ fn all_routes() -> Vec<Route> {
         trace::routes(),
         cancel::routes(),
         file::routes(),
+        find::routes(),
         log::routes(),
         vitals::routes(),
         openapi::routes(),

@@ -48,22 +48,22 @@ pub struct JobFilter {
     pub state: Option<JobState>,
     /// Of this correlation.
     pub correlation: Option<String>,
-    /// Created then. Of jobs that have ended in a wanted `state`: ended then.
+    /// Created then. Of jobs in a wanted `state` of all correlations: in this state since then.
     pub time: TimeRange,
 }
 
 impl JobFilter {
-    /// Returns the list of these jobs. It is sorted by the time of their creation. If only jobs of
-    /// one final state are wanted, it is sorted by the time of their end.
+    /// Returns the list of these jobs. It is sorted by the time of their creation. If jobs of one
+    /// state are wanted, of whatever correlation, it is sorted by the time at which they entered
+    /// it, or, for jobs of which an attempt is in progress, by the end of its lease.
     pub fn list(&self) -> ListQuery {
         let mut equals: Vec<(&'static str, Value)> = Vec::new();
         equals.extend(self.correlation.as_ref().map(|id| ("correlationId", json!(id))));
         equals.extend(self.module.as_ref().map(|name| ("module", json!(name))));
         equals.extend(self.state.map(|state| ("state", json!(state))));
-        // The indexes by state are sorted by `due`, which is the time of the end of a job that has
-        // ended.
-        let by = match self.state {
-            Some(state) if state.is_final() && self.correlation.is_none() => "due",
+        // The indexes by state are sorted by `due`.
+        let by = match (self.state, &self.correlation) {
+            (Some(_), None) => "due",
             _ => "created",
         };
         ListQuery::new(Query::equal(Collection::Jobs, equals), by, self.time)
@@ -248,5 +248,82 @@ impl ListRows {
     /// the part began after a place. It is known when [`ListRows::next`] has returned `None`.
     pub fn is_cut(&self) -> bool {
         self.cut == Cut::Yes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ion_stores::{DataPlane, Durability};
+
+    use super::*;
+
+    /// More than two pages.
+    const MANY: usize = 300;
+
+    fn id(n: usize) -> String {
+        format!("j{n:03}")
+    }
+
+    async fn read(documents: &dyn Documents, part: ListPart, limit: usize) -> (Vec<String>, bool) {
+        let mut rows = JobFilter::default().list().rows(documents, part, limit).await.unwrap();
+        let mut ids = Vec::new();
+        while let Some(page) = rows.next(documents).await.unwrap() {
+            assert!(page.len() <= PAGE_ROWS);
+            ids.extend(page.iter().map(|job| job["id"].as_str().unwrap().to_owned()));
+        }
+        (ids, rows.is_cut())
+    }
+
+    /// Every part of a list, at the borders of its pages too, has the rows that the whole list has
+    /// there.
+    #[tokio::test]
+    async fn a_part_of_a_list_has_all_its_rows() {
+        let plane = DataPlane::in_memory().unwrap();
+        let documents = &*plane.documents;
+        // Three jobs at a time have the same time.
+        let job = |n: usize| {
+            (Collection::Jobs, json!({"id": id(n), "created": n / 3, "state": "succeeded"}))
+        };
+        let jobs = (0..MANY).map(job).collect();
+        documents.insert_all(jobs, None, Durability::Now).await.unwrap();
+        let all: Vec<String> = (0..MANY).map(id).collect();
+        let place = |n: usize| ListPlace { value: json!(n / 3), id: id(n) };
+        let page = PAGE_ROWS;
+        for limit in [0, 1, 2, page - 1, page, page + 1, 2 * page, MANY - 1, MANY, MANY + 1] {
+            let (rows, is_cut) = read(documents, ListPart::Latest, limit).await;
+            assert_eq!((&rows[..], is_cut), (&all[MANY.saturating_sub(limit)..], limit < MANY));
+            for n in [0, 1, page, MANY - 1] {
+                let (rows, is_cut) = read(documents, ListPart::Before(place(n)), limit).await;
+                assert_eq!((&rows[..], is_cut), (&all[n.saturating_sub(limit)..n], limit < n));
+                let (rows, is_cut) = read(documents, ListPart::After(place(n)), limit).await;
+                let end = MANY.min(n.saturating_add(1).saturating_add(limit));
+                assert_eq!((&rows[..], is_cut), (&all[n + 1..end], end < MANY), "{n} {limit}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_watch_returns_each_state_of_a_job_once() {
+        let plane = DataPlane::in_memory().unwrap();
+        let documents = &*plane.documents;
+        let job = |state: &str, due: Millis| json!({"id": "j", "created": 1, "due": due, "state": state, "attempt": 1});
+        let put = |document: Value| documents.put(Collection::Jobs, document, None);
+        put(job("dead", 5)).await.unwrap();
+        let mut watch = ListWatch::jobs(JobFilter::default());
+        let now = ion_model::clock::now();
+        let states = |rows: Vec<Value>| -> Vec<String> {
+            rows.iter().map(|row| row["state"].as_str().unwrap().to_owned()).collect()
+        };
+        assert!(watch.next(documents).await.unwrap().is_empty(), "it was dead long ago");
+        put(job("queued", now)).await.unwrap();
+        assert_eq!(states(watch.next(documents).await.unwrap()), ["queued"]);
+        put(job("running", now + 60_000)).await.unwrap();
+        assert_eq!(states(watch.next(documents).await.unwrap()), ["running"]);
+        put(job("running", now + 70_000)).await.unwrap();
+        assert!(watch.next(documents).await.unwrap().is_empty(), "a renewal is no other state");
+        // Another host's clock is behind by some seconds.
+        put(job("succeeded", now - 3_000)).await.unwrap();
+        assert_eq!(states(watch.next(documents).await.unwrap()), ["succeeded"]);
+        assert!(watch.next(documents).await.unwrap().is_empty());
     }
 }

@@ -450,6 +450,10 @@ pub struct InsightRecord {
     /// True until an on-success job has succeeded: see [`crate::event::PublicationState::Staged`].
     #[serde(default)]
     pub staged: bool,
+    /// The texts by which an index finds the document ([`crate::term::index_texts`]). Older Ion
+    /// neither writes nor reads them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub terms: Vec<String>,
 }
 
 impl InsightRecord {

@@ -19,6 +19,8 @@
 //! terms are a branch. There is no OR across keys and there are no functions: each term can be
 //! answered by an index, and each ends.
 
+mod index;
+
 use std::cmp::Ordering;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -27,6 +29,7 @@ use std::str::FromStr;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+pub use self::index::{IndexRange, index_texts, module_text};
 use crate::event::KeyValue;
 use crate::text::{QUOTE_MAX, cut, quote};
 

@@ -24,6 +24,7 @@ use ion_model::event::{
 };
 use ion_model::id::{EventId, JobId};
 use ion_model::record::{CommitMode, InsightRecord, JobState};
+use ion_model::term::index_texts;
 use ion_model::text::quote;
 use ion_stores::{
     Collection, DataPlane, Durability, Guard, Inserted, Routed, StoreError, decode, encode,
@@ -427,6 +428,7 @@ impl Committer {
             context: self
                 .origin
                 .context(self.origin.parent.event_id.clone(), DocumentType::Insight),
+            terms: index_texts(&self.origin.module, &data),
             data,
             created: clock::now(),
             job_id: self.origin.job_id.clone(),

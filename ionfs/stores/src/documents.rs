@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use self::query::{FieldRange, Pages, Query, StartAt, known_queries};
-pub(crate) use self::query::{QueryPart, indexes};
+pub use self::query::{FieldRange, Pages, Query, StartAt, TermRange, known_queries};
+pub(crate) use self::query::{QueryPart, TERMS_FIELD, indexes};
 use crate::collection::Collection;
 use crate::durability::Durability;
 use crate::error::StoreError;
@@ -180,6 +180,12 @@ pub trait Documents: Send + Sync + fmt::Debug {
         collection: Collection,
         ids: Vec<String>,
     ) -> Result<HashSet<String>, StoreError>;
+
+    /// Does some of the work that the store has put off, for a short time. Whoever has spare time
+    /// calls it again and again.
+    async fn maintain(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// Closes the connection to the server, where there is one. This must be the last call.
     async fn close(&self) {}

@@ -18,6 +18,7 @@ mod durability;
 mod error;
 mod held;
 mod identity;
+mod layout;
 #[cfg(feature = "mongodb")]
 pub mod mongo;
 pub mod object;
@@ -37,10 +38,10 @@ pub use self::bus::{
 };
 pub use self::collection::Collection;
 pub use self::documents::{
-    Documents, Equals, FieldRange, Guard, Inserted, Pages, Query, StartAt, TallyRow, decode,
-    encode, known_queries,
+    Documents, Equals, FieldRange, Guard, Inserted, Pages, Query, StartAt, TallyRow, TermRange,
+    decode, encode, known_queries,
 };
-pub(crate) use self::documents::{QueryPart, indexes};
+pub(crate) use self::documents::{QueryPart, TERMS_FIELD, indexes};
 pub use self::durability::Durability;
 pub use self::error::StoreError;
 pub use self::identity::{find_plane_id, get_or_set_plane_id};

@@ -30,7 +30,7 @@ use serde_json::{Map, Value};
 use super::url::without_credentials;
 use super::{
     Collection, Documents, Durability, Equals, Guard, Inserted, Query, QueryPart, StoreError,
-    TallyRow, indexes,
+    TERMS_FIELD, TallyRow, TermRange, indexes,
 };
 
 /// How long one call may take. A replica set elects a new primary in about ten seconds; after that
@@ -329,6 +329,16 @@ fn query_filter(query: &Query) -> Document {
         bounds.extend(range.below.clone().map(|below| ("$lt".to_owned(), to_bson(below))));
         filter.insert(field, bounds);
     }
+    if !query.terms.is_empty() {
+        let condition = |range: &TermRange| match range {
+            TermRange::Is(text) => doc! {TERMS_FIELD: text},
+            TermRange::Between(from, below) => {
+                doc! {TERMS_FIELD: {"$elemMatch": {"$gte": from, "$lt": below}}}
+            }
+        };
+        let conditions: Vec<Document> = query.terms.iter().map(condition).collect();
+        filter.insert("$and", conditions);
+    }
     filter
 }
 
@@ -354,7 +364,11 @@ fn part_filter(query: &Query, part: QueryPart<'_>) -> Document {
             vec![range, rest]
         }
     };
-    filter.insert("$and", conditions);
+    // The conditions on terms are in the same list.
+    match filter.get_array_mut("$and") {
+        Ok(all) => all.extend(conditions.into_iter().map(Bson::Document)),
+        Err(_) => drop(filter.insert("$and", conditions)),
+    }
     filter
 }
 

@@ -9,6 +9,7 @@ use ion_system::run_blocking;
 use super::amqp::Amqp;
 use super::held::BlobLog;
 use super::identity::{get_or_set_plane_id, set_plane_id};
+use super::layout::bring_up_to_date;
 #[cfg(feature = "mongodb")]
 use super::mongo::Mongo;
 use super::object::ObjectBlobs;
@@ -100,6 +101,7 @@ pub async fn open_with_blobs(
         let open = move || Ok::<_, StoreError>(Sqlite::open(&path)?.with_bus_in_same_file());
         let shared = Arc::new(run_blocking(open).await?);
         let documents = shared.clone();
+        bring_up_to_date(&*documents).await?;
         let held = if blobs.defers_sync() {
             Some(BlobLog::open(shared.clone(), blobs.clone()).await?)
         } else {
@@ -109,6 +111,7 @@ pub async fn open_with_blobs(
         return Ok(DataPlane { held, ..plane });
     }
     let documents = open_documents(&urls.documents).await?;
+    bring_up_to_date(&*documents).await?;
     let plane = get_or_set_plane_id(&*documents).await?;
     let bus = open_bus(&urls.bus, Some(&plane)).await?;
     Ok(DataPlane::new(blobs, documents, bus))

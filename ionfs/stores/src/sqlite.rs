@@ -21,6 +21,7 @@ mod arrivals;
 mod bus;
 mod documents;
 mod held;
+mod terms;
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -376,6 +377,7 @@ fn make_tables(
         documents::rebuild_older_table(&transaction, collection)?;
         transaction.execute_batch(&documents::table_sql(collection))?;
     }
+    transaction.execute_batch(terms::SCHEMA)?;
     transaction.execute_batch(bus::SCHEMA)?;
     transaction.execute_batch(held::SCHEMA)?;
     transaction.commit()?;

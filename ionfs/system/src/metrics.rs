@@ -19,8 +19,8 @@ use prometheus_client::registry::Unit;
 /// The registry in which metrics get their names.
 pub use prometheus_client::registry::Registry;
 
-/// The media type of the text that [`encode_openmetrics`] returns, as the OpenMetrics specification writes
-/// it. Prometheus chooses its parser by this type.
+/// The media type of the text that [`encode_openmetrics`] returns, as the OpenMetrics specification
+/// writes it. Prometheus chooses its parser by this type.
 pub const OPENMETRICS_MEDIA_TYPE: &str =
     "application/openmetrics-text; version=1.0.0; charset=utf-8";
 

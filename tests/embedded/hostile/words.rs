@@ -116,9 +116,9 @@ except OSError: pass
         shown(&format!("{words:?} at a terminal"), &seen);
         assert!(words != ["trace"] || seen.contains(r"\u{1b}[2J"), "{seen}");
     }
-    let seen = at_a_terminal(&home, &["--json", "trace"]).stdout;
-    shown("--json", &seen);
-    let trace: Vec<Value> = serde_json::from_str(&seen).unwrap();
+    let seen = at_a_terminal(&home, &["--json", "trace"]);
+    shown("--json", &seen.stdout);
+    let trace = seen.documents();
     let named = trace.iter().find_map(|document| document["files"][0]["name"].as_str()).unwrap();
     assert!(
         named.contains("\n└─ succeeded forged\r\x1b[2J") && named.contains("\u{9b}2J\u{202e}"),

@@ -317,8 +317,7 @@ fn a_gateway_that_is_killed_leaves_nothing_half_visible() {
 
 /// Returns the latest first event, with the sizes of its files.
 fn latest(home: &Home) -> Option<(String, Vec<u64>)> {
-    let trace: Value = serde_json::from_str(&home.run(["--json", "trace"]).stdout).ok()?;
-    let event = trace.as_array()?.first()?.clone();
+    let event = home.run(["--json", "trace"]).documents().into_iter().next()?;
     let sizes =
         event["files"].as_array()?.iter().map(|file| file["size"].as_u64().unwrap()).collect();
     Some((text(&event, "id").to_owned(), sizes))

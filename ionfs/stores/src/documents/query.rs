@@ -6,6 +6,10 @@ use super::{Documents, Equals};
 use crate::collection::Collection;
 use crate::error::StoreError;
 
+/// The field of events' documents that is an array of texts, by which [`Query::with_term`] finds
+/// them.
+pub(crate) const TERMS_FIELD: &str = "terms";
+
 /// Returns the indexes of a collection: for each, its fields in order. A query uses an index whose
 /// first fields it compares; the field after these may be its sort field.
 pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static str]] {
@@ -20,6 +24,7 @@ pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static st
             &["context.documentType", "depth", "created"],
             &["context.correlationId", "context.documentType", "type"],
             &["context.correlationId", "unclaimed"],
+            &[TERMS_FIELD, "created"],
         ],
         Collection::Jobs => &[
             &["correlationId", "created"],
@@ -28,6 +33,7 @@ pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static st
             &["eventId"],
             &["module", "state", "due"],
             &["state", "due"],
+            &["correlationId", "state", "created"],
             &["correlationId", "state", "module", "created"],
             &["outbox"],
         ],
@@ -87,12 +93,28 @@ pub fn known_queries() -> Vec<Query> {
         Query::all(Collection::Jobs)
             .order_by("created")
             .within(FieldRange::at_least("created", 1.into()).below(2.into())),
-        equal(Collection::Jobs, &["correlationId", "state"]).order_by("created"),
+        equal(Collection::Jobs, &["correlationId", "state"]).order_by("created").start_at(after()),
+        equal(Collection::Events, &["type", "context.documentType"])
+            .order_by("created")
+            .within(FieldRange::at_least("created", 1.into()))
+            .descending()
+            .start_at(after()),
         equal(Collection::Jobs, &["correlationId", "state", "module"])
             .order_by("created")
             .descending(),
         equal(Collection::Events, &["unclaimed", "publication", "context.correlationId"])
             .order_by("created")
+            .start_at(after()),
+        Query::all(Collection::Events)
+            .with_term(TermRange::Is("m\u{1f}=k\u{1f}v".into()))
+            .with_term(TermRange::Is("m\u{1f}=l\u{1f}w".into()))
+            .order_by("created")
+            .descending()
+            .start_at(after()),
+        Query::all(Collection::Events)
+            .with_term(TermRange::prefix("m\u{1f}=k\u{1f}".into()))
+            .order_by("created")
+            .descending()
             .start_at(after()),
         Query::all(Collection::Jobs).within(FieldRange::prefix("id", "3f2b")),
         Query::all(Collection::Events)
@@ -127,9 +149,29 @@ pub struct Query {
     pub start_at: Option<StartAt>,
     /// The values that one field may have; `None` for any.
     pub range: Option<FieldRange>,
+    /// What the texts in the documents' array `terms` must be; the first condition is the one that
+    /// documents are found by.
+    pub terms: Vec<TermRange>,
     /// The fields that the results have, besides their ids; `None` for whole documents. A list
     /// shows one line of a document that may have hundreds of kilobytes.
     pub fields: Option<&'static [&'static str]>,
+}
+
+/// What a text in a document's array `terms` must be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TermRange {
+    /// This text.
+    Is(String),
+    /// A text from the first one on, and before the second one.
+    Between(String, String),
+}
+
+impl TermRange {
+    /// Makes the range of texts that begin with `prefix`.
+    pub fn prefix(prefix: String) -> Self {
+        let above = prefix_end(&prefix).unwrap_or_else(|| char::MAX.to_string());
+        Self::Between(prefix, above)
+    }
 }
 
 /// A range of values of one field.
@@ -202,6 +244,7 @@ impl Query {
             limit: Self::LIMIT,
             start_at: None,
             range: None,
+            terms: vec![],
             fields: None,
         }
     }
@@ -215,6 +258,15 @@ impl Query {
     #[must_use]
     pub fn within(mut self, range: FieldRange) -> Self {
         self.range = Some(range);
+        self
+    }
+
+    /// Finds only documents of [`Collection::Events`] of which one of the `terms` is in this range.
+    /// They must be sorted by `created`. Ranges other than [`TermRange::Is`] may only be the first
+    /// condition. Documents that a range finds are all read before the first is returned.
+    #[must_use]
+    pub fn with_term(mut self, range: TermRange) -> Self {
+        self.terms.push(range);
         self
     }
 

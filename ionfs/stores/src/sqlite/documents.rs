@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{Sqlite, WriteFailure, force_sync};
 use crate::{
     Collection, Documents, Durability, Equals, Guard, Inserted, Query, QueryPart, StoreError,
-    TallyRow, indexes,
+    TERMS_FIELD, TallyRow, TermRange, indexes,
 };
 
 /// Returns the statement that makes a collection's table.
@@ -70,8 +70,8 @@ pub(super) fn make_missing_indexes(
     Ok(())
 }
 
-/// Removes the indexes of former layouts, which would make each write slower. Their names begin with
-/// the name of the table.
+/// Removes the indexes of former layouts, which would make each write slower. Their names begin
+/// with the name of the table.
 pub(super) fn drop_former_indexes(
     connection: &Connection,
     collection: Collection,
@@ -91,7 +91,9 @@ fn named_indexes(
     let name = move |fields: &[&str]| {
         format!("{}_{}", collection.as_str(), fields.join("_").replace('.', "_"))
     };
-    indexes(collection).iter().map(move |fields| (name(fields), *fields))
+    // The array has a table of its own.
+    let is_expression = |fields: &&&[&str]| fields[0] != TERMS_FIELD;
+    indexes(collection).iter().filter(is_expression).map(move |fields| (name(fields), *fields))
 }
 
 /// Rebuilds a collection's table in the layout of [`table_sql`] if an older Ion made it.
@@ -146,19 +148,44 @@ fn sql_value(value: &Value) -> Sql {
 }
 
 /// Returns ` AND <field> = ?` for each condition. A null value becomes `IS NULL`, because nothing
-/// equals null in SQL.
-fn equals_sql(equals: &[Equals], values: &mut Vec<Sql>) -> String {
+/// equals null in SQL. Only the conditions on fields that `may_search` accepts are searched for in
+/// an index; SQLite uses none for an expression with a plus sign.
+fn equals_sql(
+    equals: &[Equals],
+    may_search: impl Fn(&str) -> bool,
+    values: &mut Vec<Sql>,
+) -> String {
     let mut sql = String::new();
     for (field, value) in equals {
+        let plus = if may_search(field) { "" } else { "+" };
         match sql_value(value) {
-            Sql::Null => sql.push_str(&format!(" AND {} IS NULL", extract_sql(field))),
+            Sql::Null => sql.push_str(&format!(" AND {plus}{} IS NULL", extract_sql(field))),
             value => {
                 values.push(value);
-                sql.push_str(&format!(" AND {} = ?{}", extract_sql(field), values.len()));
+                let (field, number) = (extract_sql(field), values.len());
+                sql.push_str(&format!(" AND {plus}{field} = ?{number}"));
             }
         }
     }
     sql
+}
+
+/// Returns the fields of the index that a query is to use: the index that has the query's order or
+/// range after fields that must be equal, and of several the one with the most such fields, or
+/// else the first one. SQLite has no statistics here, and would guess.
+fn index_of(query: &Query) -> &'static [&'static str] {
+    let is_equal = |field: &str| query.equals.iter().any(|(equal, _)| *equal == field);
+    let wanted = query.order_by.or(query.range.as_ref().map(|range| range.field));
+    let mut best: ((bool, usize, bool), &'static [&'static str]) = ((false, 0, false), &[]);
+    for (_, fields) in named_indexes(query.collection) {
+        let equal = fields.iter().take_while(|field| is_equal(field)).count();
+        let is_next = wanted.is_some() && fields.get(equal).copied() == wanted;
+        let rank = (is_next && equal > 0, equal, is_next);
+        if rank > best.0 {
+            best = (rank, fields);
+        }
+    }
+    best.1
 }
 
 fn document_id(document: &Value) -> String {
@@ -169,7 +196,7 @@ fn document_id(document: &Value) -> String {
 fn check_guard(connection: &Connection, guard: Option<&Guard>) -> Result<(), WriteFailure> {
     for condition in guard.into_iter().flat_map(Guard::conditions) {
         let mut values = vec![Sql::Text(condition.id.clone())];
-        let conditions = equals_sql(&condition.equals, &mut values);
+        let conditions = equals_sql(&condition.equals, |_| false, &mut values);
         let sql =
             format!("SELECT 1 FROM {} WHERE id = ?1{conditions}", condition.collection.as_str());
         if !connection.prepare_cached(&sql)?.exists(params_from_iter(values))? {
@@ -218,7 +245,7 @@ fn replace(
     expect: &[Equals],
 ) -> Result<bool, WriteFailure> {
     let mut values = vec![Sql::Text(document_id(document)), Sql::Text(document.to_string())];
-    let conditions = equals_sql(expect, &mut values);
+    let conditions = equals_sql(expect, |_| false, &mut values);
     let update =
         format!("UPDATE {} SET document = ?2 WHERE id = ?1{conditions}", collection.as_str());
     Ok(connection.prepare_cached(&update)?.execute(params_from_iter(values))? == 1)
@@ -236,16 +263,57 @@ fn field_sql(field: &str) -> String {
     if field == "id" { field.to_owned() } else { extract_sql(field) }
 }
 
+/// Returns the expression of a field in a query's statement.
+fn query_field_sql(query: &Query, field: &str) -> String {
+    match field == "created" && !query.terms.is_empty() {
+        true => "t.created".to_owned(),
+        false => field_sql(field),
+    }
+}
+
 /// Returns the expression by which a query's results are sorted.
 fn order_sql(query: &Query) -> String {
-    field_sql(query.order_by.unwrap_or("id"))
+    query_field_sql(query, query.order_by.unwrap_or("id"))
+}
+
+/// Returns the tables of a query. With terms, the first one finds the documents.
+fn source_sql(query: &Query, values: &mut Vec<Sql>) -> String {
+    let mut parameter = |text: &String| {
+        values.push(Sql::Text(text.clone()));
+        format!("?{}", values.len())
+    };
+    let found = match query.terms.first() {
+        None => return query.collection.as_str().to_owned(),
+        Some(TermRange::Is(term)) => {
+            format!("(SELECT event, created FROM event_terms WHERE term = {})", parameter(term))
+        }
+        Some(TermRange::Between(from, below)) => format!(
+            "(SELECT DISTINCT event, created FROM event_terms WHERE term >= {} AND term < {})",
+            parameter(from),
+            parameter(below)
+        ),
+    };
+    // The order of a cross join is the order in which SQLite reads.
+    format!("{found} AS t CROSS JOIN events ON events.rowid = t.event")
 }
 
 /// Returns the conditions of a query, and puts their values into `values`.
 fn filter_sql(query: &Query, values: &mut Vec<Sql>) -> String {
-    let mut sql = equals_sql(&query.equals, values);
+    let index = if query.terms.is_empty() { index_of(query) } else { &[] };
+    let mut sql = equals_sql(&query.equals, |field| index.contains(&field), values);
+    for term in query.terms.iter().skip(1) {
+        debug_assert!(matches!(term, TermRange::Is(_)), "{term:?} would be read for each document");
+        if let TermRange::Is(term) = term {
+            values.push(Sql::Text(term.clone()));
+            sql.push_str(&format!(
+                " AND EXISTS (SELECT 1 FROM event_terms AS u WHERE u.term = ?{} AND u.created = \
+                 t.created AND u.event = t.event)",
+                values.len()
+            ));
+        }
+    }
     if let Some(range) = &query.range {
-        let field = field_sql(range.field);
+        let field = query_field_sql(query, range.field);
         for (comparison, bound) in [(">=", Some(&range.from)), ("<", range.below.as_ref())] {
             let Some(bound) = bound else { continue };
             values.push(sql_value(bound));
@@ -288,12 +356,9 @@ fn part_filter_sql(query: &Query, part: QueryPart<'_>, values: &mut Vec<Sql>) ->
 /// Returns the statement and the values that find a part of a query's results, at most `limit`.
 pub(super) fn select_sql(query: &Query, part: QueryPart<'_>, limit: usize) -> (String, Vec<Sql>) {
     let mut values = Vec::new();
-    let mut sql = format!(
-        "SELECT {} FROM {} WHERE 1{}",
-        result_sql(query),
-        query.collection.as_str(),
-        filter_sql(query, &mut values)
-    );
+    let from = source_sql(query, &mut values);
+    let filter = filter_sql(query, &mut values);
+    let mut sql = format!("SELECT {} FROM {from} WHERE 1{filter}", result_sql(query));
     sql.push_str(&part_filter_sql(query, part, &mut values));
     let direction = if query.descending { "DESC" } else { "ASC" };
     sql.push_str(&format!(" ORDER BY {} {direction}", order_sql(query)));
@@ -331,11 +396,8 @@ fn document_from_fields(fields: &[&str], values: Value) -> Value {
 /// Returns the statement that counts what a query finds, up to its limit.
 pub(super) fn count_sql(query: &Query) -> (String, Vec<Sql>) {
     let mut values = Vec::new();
-    let found = format!(
-        "SELECT 1 FROM {} WHERE 1{}",
-        query.collection.as_str(),
-        filter_sql(query, &mut values)
-    );
+    let from = source_sql(query, &mut values);
+    let found = format!("SELECT 1 FROM {from} WHERE 1{}", filter_sql(query, &mut values));
     values.push(Sql::Integer(i64::try_from(query.limit).unwrap_or(i64::MAX)));
     (format!("SELECT count(*) FROM ({found} LIMIT ?{})", values.len()), values)
 }
@@ -469,7 +531,14 @@ impl Documents for Sqlite {
         .await
     }
 
+    async fn maintain(&self) -> Result<(), StoreError> {
+        self.index_some_terms().await.map(drop)
+    }
+
     async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError> {
+        if !query.terms.is_empty() {
+            self.index_all_terms().await?;
+        }
         self.read("finding documents", move |connection| {
             let mut found = Vec::new();
             for part in query.parts() {
@@ -495,6 +564,9 @@ impl Documents for Sqlite {
     }
 
     async fn count(&self, query: Query) -> Result<usize, StoreError> {
+        if !query.terms.is_empty() {
+            self.index_all_terms().await?;
+        }
         self.read("counting documents", move |connection| {
             let (sql, values) = count_sql(&query);
             connection
@@ -533,7 +605,7 @@ impl Documents for Sqlite {
         let id = id.to_owned();
         self.write("removing a document", move |connection| {
             let mut values = vec![Sql::Text(id)];
-            let conditions = equals_sql(&expect, &mut values);
+            let conditions = equals_sql(&expect, |_| false, &mut values);
             let delete = format!("DELETE FROM {} WHERE id = ?1{conditions}", collection.as_str());
             Ok(connection.prepare_cached(&delete)?.execute(params_from_iter(values))? == 1)
         })
@@ -563,11 +635,44 @@ mod tests {
                 .unwrap()
                 .collect::<rusqlite::Result<_>>()
                 .unwrap();
-            assert!(
-                plan[0].starts_with("SEARCH") && plan[0].contains("USING INDEX"),
-                "{sql}\n{plan:?}"
-            );
+            // What a range of terms has found is scanned, and nothing else is.
+            let is_search = |line: &String| line.starts_with("SEARCH");
+            let is_scan = |line: &String| line.starts_with("SCAN") && line != "SCAN t";
+            assert!(plan.iter().any(is_search) && !plan.iter().any(is_scan), "{sql}\n{plan:?}");
+            // Another index with the same first fields serves as well.
+            let index = index_of(query);
+            let is_equal = |field: &&&str| query.equals.iter().any(|(equal, _)| equal == *field);
+            let equal = index.iter().take_while(is_equal).count();
+            let is_sorted = query.order_by.is_some() && index.get(equal).copied() == query.order_by;
+            let needed = index[..index.len().min(equal + usize::from(is_sorted))].join("_");
+            let name = format!("{}_{}", query.collection.as_str(), needed.replace('.', "_"));
+            let is_used = |line: &String| line.contains(&name);
+            assert!(index.is_empty() || plan.iter().any(is_used), "{name}: {sql}\n{plan:?}");
+            let sorts = |line: &String| line == "USE TEMP B-TREE FOR ORDER BY";
+            // Documents without the sort field have no order in the index but that of their ids.
+            let is_sorted = is_sorted && !matches!(part, QueryPart::WithoutField(_));
+            assert!(!is_sorted || !plan.iter().any(sorts), "{sql}\n{plan:?}");
         }
+    }
+
+    #[test]
+    fn an_index_of_a_former_layout_goes_and_an_operators_index_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ion.db");
+        drop(Sqlite::open(&path).unwrap());
+        let connection = Connection::open(&path).unwrap();
+        connection
+            .execute_batch(
+                "CREATE INDEX jobs_former ON jobs (json_extract(document, '$.x'));
+                 CREATE INDEX mine ON jobs (json_extract(document, '$.y'));
+                 DROP INDEX jobs_created;
+                 PRAGMA user_version = 5;",
+            )
+            .unwrap();
+        drop(Sqlite::open(&path).unwrap());
+        let names = existing_indexes(&connection, Collection::Jobs).unwrap();
+        assert!(names.contains("mine") && names.contains("jobs_created"), "{names:?}");
+        assert!(!names.contains("jobs_former"), "{names:?}");
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::{Collection, Documents, Durability, FieldRange, Pages, Query, StartAt};
+use crate::{Collection, Documents, Durability, FieldRange, Pages, Query, StartAt, TermRange};
 
 /// How many documents the contract looks at. More than two pages of every list.
 const MANY: usize = 700;
@@ -42,6 +42,7 @@ pub(super) async fn queries_find_and_count_what_they_say(documents: &dyn Documen
     only_the_wanted_fields_are_read(documents).await;
     counts_stop_at_their_limit_and_tallies_are_complete(documents).await;
     pages_have_the_documents_without_the_sort_field(documents).await;
+    documents_are_found_by_the_texts_in_their_array(documents).await;
     for n in 0..MANY {
         documents.delete(Collection::Jobs, &format!("q{n:03}"), vec![]).await.unwrap();
     }
@@ -133,4 +134,60 @@ async fn counts_stop_at_their_limit_and_tallies_are_complete(documents: &dyn Doc
     let none = Query::equal(Collection::Jobs, vec![("correlationId", json!("q-none"))]);
     assert_eq!(documents.count(none.clone()).await.unwrap(), 0);
     assert_eq!(documents.tally(none, &["state"]).await.unwrap(), []);
+}
+
+async fn documents_are_found_by_the_texts_in_their_array(documents: &dyn Documents) {
+    let document = |n: usize, terms: Vec<String>| {
+        json!({"id": format!("t{n:03}"), "created": n / 2, "terms": terms,
+            "context": {"correlationId": "q-terms", "documentType": "insight"}})
+    };
+    // Each document has a text of three, one of all numbers, and some have two of a range.
+    let terms = |n: usize| {
+        vec![
+            format!("q-k\u{1f}{}", n % 3),
+            format!("q-n\u{1f}{n:03}"),
+            format!("q-n\u{1f}{:03}", n + 1),
+        ]
+    };
+    let all = (0..MANY).map(|n| (Collection::Events, document(n, terms(n)))).collect();
+    documents.insert_all(all, None, Durability::Now).await.unwrap();
+    let events = || Query::all(Collection::Events).order_by("created").descending();
+    let is = |text: &str| TermRange::Is(text.to_owned());
+    let between = |from: &str, below: &str| TermRange::Between(from.to_owned(), below.to_owned());
+    let found = documents
+        .find(events().with_term(is("q-k\u{1f}1")).start_at(StartAt::Beginning).limit(3))
+        .await
+        .unwrap();
+    assert_eq!(ids(&found), ["t697", "t694", "t691"]);
+    let after = StartAt::After { value: json!(345), id: "t691".into() };
+    let found = documents.find(events().with_term(is("q-k\u{1f}1")).start_at(after).limit(2)).await;
+    assert_eq!(ids(&found.unwrap()), ["t688", "t685"]);
+    let both = events().with_term(is("q-n\u{1f}010")).with_term(is("q-k\u{1f}0"));
+    assert_eq!(ids(&documents.find(both).await.unwrap()), ["t009"]);
+    // A document that has several texts of a range is found once.
+    let range = events().with_term(between("q-n\u{1f}010", "q-n\u{1f}012"));
+    let found = documents.find(range.clone().start_at(StartAt::Beginning)).await.unwrap();
+    assert_eq!(ids(&found), ["t011", "t010", "t009"]);
+    assert_eq!(documents.count(range.limit(2)).await.unwrap(), 2);
+    let prefix = || Query::all(Collection::Events).with_term(TermRange::prefix("q-k\u{1f}".into()));
+    assert_eq!(documents.count(prefix()).await.unwrap(), MANY);
+    let times = FieldRange::at_least("created", json!(5)).below(json!(6));
+    let found = documents.find(events().with_term(is("q-k\u{1f}1")).within(times)).await.unwrap();
+    assert_eq!(ids(&found), ["t010"]);
+    // What is written anew is found by its new texts only, and what is removed not at all.
+    let changed = document(1, vec!["q-k\u{1f}9".into()]);
+    let written = documents.replace(Collection::Events, changed, vec![], None, Durability::Now);
+    assert!(written.await.unwrap());
+    let count = async |text: &str| {
+        documents.count(Query::all(Collection::Events).with_term(is(text))).await.unwrap()
+    };
+    assert_eq!((count("q-k\u{1f}9").await, count("q-n\u{1f}001").await), (1, 1));
+    let without = json!({"id": "t001", "created": 0, "context": {"correlationId": "q-terms"}});
+    let written = documents.replace(Collection::Events, without, vec![], None, Durability::Now);
+    assert!(written.await.unwrap());
+    assert_eq!(count("q-k\u{1f}9").await, 0);
+    for n in 0..MANY {
+        documents.delete(Collection::Events, &format!("t{n:03}"), vec![]).await.unwrap();
+    }
+    assert_eq!(documents.count(prefix()).await.unwrap(), 0);
 }

@@ -1,0 +1,357 @@
+//! Searches for insights and events by terms.
+//!
+//! # How it works
+//! Insights are found by an index of their values ([`ion_model::term::index_texts`]). The search
+//! counts, up to [`COUNTED_MAX`], how many insights each term's index has, and goes through the
+//! shortest list, newest first; the index answers other terms that ask for one text, too. Events are
+//! found by their type, newest first. Everything that is found is judged by the terms again, so an
+//! index may find too much.
+//!
+//! # What it never does
+//! Hold more than a page of documents. The search is as long as the shortest list: a term that
+//! nearly all insights meet costs as much as all of them, if the others are no shorter.
+
+use std::collections::VecDeque;
+
+use ion_model::event::{DocumentType, Event, PublicationState};
+use ion_model::id::EventId;
+use ion_model::record::InsightRecord;
+use ion_model::term::{IndexRange, Term, TermSubject, Terms, module_text};
+use ion_stores::{
+    Collection, DataPlane, FieldRange, Query, StartAt, StoreError, TermRange, decode, encode,
+};
+use serde_json::{Value, json};
+
+use crate::list::TimeRange;
+
+/// How far the insights of a term are counted to find the shortest list. Reading so many is fast,
+/// so it does not matter how many more there are.
+const COUNTED_MAX: usize = 2000;
+
+/// The number of documents of a page.
+const PAGE_ROWS: usize = 128;
+
+/// How far up a lineage the event of a wanted type is looked for.
+const ABOVE_MAX: usize = 1000;
+
+/// What is looked for.
+#[derive(Clone, Debug)]
+pub enum SearchKind {
+    /// Insights that this module keeps.
+    Insights(String),
+    /// Events of this type.
+    Events(String),
+}
+
+/// A search.
+#[derive(Clone, Debug)]
+pub struct Search {
+    /// What is looked for.
+    pub kind: SearchKind,
+    /// The terms that must hold.
+    pub terms: Terms,
+    /// The type of an event at or above what is found, which is to be found with it. What has no
+    /// such event is left out.
+    pub above: Option<String>,
+    /// When it was kept or committed.
+    pub time: TimeRange,
+    /// The document after which the search goes on, in its order: the newest documents come first.
+    pub after: Option<Value>,
+}
+
+/// What a search found.
+#[derive(Clone, Debug)]
+pub struct SearchHit {
+    /// The document of the insight or event.
+    pub document: FoundDocument,
+    /// The nearest event of the wanted type at or above it; none if no type is wanted.
+    pub above: Option<Event>,
+}
+
+impl SearchHit {
+    /// Returns the document of the hit, with the event above it as its member `above`.
+    pub fn document(&self) -> Value {
+        let mut document = match &self.document {
+            FoundDocument::Insight(insight) => {
+                // The texts of the index are of no use to people.
+                encode(&InsightRecord { terms: vec![], ..(**insight).clone() })
+            }
+            FoundDocument::Event(event) => encode(event),
+        };
+        if let Some(above) = &self.above {
+            document["above"] = encode(above);
+        }
+        document
+    }
+}
+
+/// An insight or an event.
+#[derive(Clone, Debug)]
+pub enum FoundDocument {
+    /// An insight.
+    Insight(Box<InsightRecord>),
+    /// An event.
+    Event(Box<Event>),
+}
+
+impl FoundDocument {
+    /// Returns the document's id.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::Insight(insight) => &insight.id,
+            Self::Event(event) => event.id.as_str(),
+        }
+    }
+
+    /// Returns the event that it is, or that its module worked on.
+    fn event_id(&self) -> &EventId {
+        match self {
+            Self::Insight(insight) => &insight.context.event_id,
+            Self::Event(event) => &event.id,
+        }
+    }
+}
+
+/// The hits of a search, which are found a page at a time.
+#[derive(Debug)]
+pub struct SearchHits {
+    plane: DataPlane,
+    search: Search,
+    /// The lists that are gone through, merged by time. There are several where a term accepts
+    /// several values.
+    lists: Vec<FoundList>,
+}
+
+/// A list of documents, newest first.
+#[derive(Debug)]
+struct FoundList {
+    query: Query,
+    start: Option<StartAt>,
+    page: VecDeque<Value>,
+}
+
+impl FoundList {
+    /// Reads a page if none is left.
+    async fn fill(&mut self, plane: &DataPlane) -> Result<(), StoreError> {
+        if !self.page.is_empty() {
+            return Ok(());
+        }
+        let Some(start) = self.start.take() else { return Ok(()) };
+        let found =
+            plane.documents.find(self.query.clone().start_at(start).limit(PAGE_ROWS)).await?;
+        self.start = (found.len() == PAGE_ROWS).then(|| found.last().map(after)).flatten();
+        self.page = found.into();
+        Ok(())
+    }
+}
+
+fn after(document: &Value) -> StartAt {
+    let id = document["id"].as_str().unwrap_or_default().to_owned();
+    StartAt::After { value: document["created"].clone(), id }
+}
+
+/// Returns where a document is in the order of a search.
+fn place(document: &Value) -> (Option<i64>, Option<&str>) {
+    (document["created"].as_i64(), document["id"].as_str())
+}
+
+impl Search {
+    /// Begins the search.
+    ///
+    /// # Errors
+    /// When the documents cannot be read.
+    pub async fn begin(self, plane: &DataPlane) -> Result<SearchHits, StoreError> {
+        let queries = match &self.kind {
+            SearchKind::Events(event_type) => {
+                let equals = vec![
+                    ("type", json!(event_type)),
+                    ("context.documentType", json!(DocumentType::EventMeta)),
+                ];
+                vec![Query::equal(Collection::Events, equals)]
+            }
+            SearchKind::Insights(module) => self.insight_queries(plane, module).await?,
+        };
+        let list = |query: Query| {
+            let query = query.order_by("created").descending();
+            let query = match (self.time.since, self.time.until) {
+                (None, None) => query,
+                (since, until) => {
+                    let from = since.unwrap_or(0);
+                    let range = FieldRange::at_least("created", json!(from));
+                    query.within(match until {
+                        Some(until) => range.below(json!(until)),
+                        None => range,
+                    })
+                }
+            };
+            let start = self.after.as_ref().map_or(StartAt::Beginning, after);
+            FoundList { query, start: Some(start), page: VecDeque::new() }
+        };
+        let lists = queries.into_iter().map(list).collect();
+        Ok(SearchHits { plane: plane.clone(), lists, search: self })
+    }
+
+    /// Returns the queries that find all insights of the module that can meet the terms.
+    async fn insight_queries(
+        &self,
+        plane: &DataPlane,
+        module: &str,
+    ) -> Result<Vec<Query>, StoreError> {
+        let all = || Query::all(Collection::Events);
+        let mut shortest: Option<(usize, Vec<TermRange>)> = None;
+        let mut exact = Vec::new();
+        for ranges in self.terms.iter().filter_map(|term| term.index_ranges(module)) {
+            let ranges: Vec<TermRange> = ranges.into_iter().map(term_range).collect();
+            let mut count = 0;
+            for range in &ranges {
+                let query = all().with_term(range.clone()).limit(COUNTED_MAX);
+                count += plane.documents.count(query).await?;
+            }
+            if let [only @ TermRange::Is(_)] = &ranges[..] {
+                exact.push(only.clone());
+            }
+            // A list of many that is not sorted by time would be read as a whole.
+            let is_sorted = ranges.iter().all(|range| matches!(range, TermRange::Is(_)));
+            let can_be_read = is_sorted || count < COUNTED_MAX;
+            if can_be_read && shortest.as_ref().is_none_or(|(fewest, _)| count < *fewest) {
+                shortest = Some((count, ranges));
+            }
+        }
+        let shortest = match shortest {
+            Some((_, ranges)) => ranges,
+            None => vec![TermRange::Is(module_text(module))],
+        };
+        let query = |range: TermRange| {
+            let others = exact.iter().filter(|other| **other != range).cloned();
+            others.fold(all().with_term(range.clone()), Query::with_term)
+        };
+        Ok(shortest.into_iter().map(query).collect())
+    }
+}
+
+fn term_range(range: IndexRange) -> TermRange {
+    match range {
+        IndexRange::Is(text) => TermRange::Is(text),
+        IndexRange::Prefix(prefix) => TermRange::prefix(prefix),
+        IndexRange::Between(from, below) => TermRange::Between(from, below),
+    }
+}
+
+impl SearchHits {
+    /// Returns the next hit, the newest first.
+    ///
+    /// # Errors
+    /// When the documents cannot be read.
+    pub async fn next(&mut self) -> Result<Option<SearchHit>, StoreError> {
+        while let Some(document) = self.next_document().await? {
+            let Some(document) = self.judge(document).await? else { continue };
+            let Some(event_type) = self.search.above.clone() else {
+                return Ok(Some(SearchHit { document, above: None }));
+            };
+            if let Some(above) = self.find_above(&document, &event_type).await? {
+                return Ok(Some(SearchHit { document, above: Some(above) }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes the newest document of all lists. A document that is in several lists is taken once.
+    async fn next_document(&mut self) -> Result<Option<Value>, StoreError> {
+        for list in &mut self.lists {
+            list.fill(&self.plane).await?;
+        }
+        let newest = self.lists.iter_mut().filter(|list| !list.page.is_empty());
+        let newest = newest.max_by(|one, other| place(&one.page[0]).cmp(&place(&other.page[0])));
+        let Some(document) = newest.and_then(|list| list.page.pop_front()) else {
+            return Ok(None);
+        };
+        for list in &mut self.lists {
+            if list.page.front().is_some_and(|first| first["id"] == document["id"]) {
+                list.page.pop_front();
+            }
+        }
+        Ok(Some(document))
+    }
+
+    /// Returns the document if people may see it and it meets the terms.
+    async fn judge(&self, document: Value) -> Result<Option<FoundDocument>, StoreError> {
+        let terms = &self.search.terms;
+        if let SearchKind::Insights(module) = &self.search.kind {
+            let insight: InsightRecord = decode(Collection::Events, document)?;
+            let subject = TermSubject { data: &insight.data, files: &[] };
+            let is_hit = !insight.staged && insight.context.name == *module && terms.hold(&subject);
+            return Ok(is_hit.then(|| FoundDocument::Insight(Box::new(insight))));
+        }
+        let event: Event = decode(Collection::Events, document)?;
+        if event.publication == PublicationState::Staged {
+            return Ok(None);
+        }
+        let listed = match terms.are_about_files() {
+            true => self.plane.files_of(&event).await?,
+            false => vec![],
+        };
+        let files: Vec<&str> = listed.iter().map(|file| file.name.as_str()).collect();
+        let is_hit = terms.hold(&TermSubject { data: &event.data, files: &files });
+        Ok(is_hit.then(|| FoundDocument::Event(Box::new(event))))
+    }
+
+    /// Returns the nearest event of this type at or above what was found.
+    async fn find_above(
+        &self,
+        found: &FoundDocument,
+        event_type: &str,
+    ) -> Result<Option<Event>, StoreError> {
+        let mut id = found.event_id().to_string();
+        for _ in 0..ABOVE_MAX {
+            if id.is_empty() {
+                return Ok(None);
+            }
+            let event = self.plane.documents.get_as::<Event>(Collection::Events, &id).await?;
+            match event {
+                Some(event) if event.event_type == event_type => return Ok(Some(event)),
+                Some(event) => id = event.context.parent_event_id,
+                None => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Separates `@TYPE` from the terms of a search.
+///
+/// # Errors
+/// When a text is not a term, or when there are two types.
+pub fn parse_search_terms(texts: &[String]) -> Result<(Terms, Option<String>), SearchTermError> {
+    let mut above = None;
+    let mut terms = Vec::new();
+    for text in texts {
+        match text.strip_prefix('@') {
+            Some(event_type) if above.is_none() => above = Some(event_type.to_owned()),
+            Some(_) => return Err(SearchTermError::TwoTypes),
+            None => terms.push(text),
+        }
+    }
+    Ok((Terms::parse(&terms)?, above))
+}
+
+/// Why the terms of a search cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SearchTermError {
+    /// A text is not a term.
+    #[error(transparent)]
+    Term(#[from] ion_model::term::TermError),
+    /// `@TYPE` was given twice.
+    #[error("a search has one @TYPE: the nearest event of that type at or above what is found")]
+    TwoTypes,
+}
+
+/// Returns the keys of a search's terms, for the columns of its table.
+pub fn term_keys(terms: &Terms) -> Vec<String> {
+    let mut keys: Vec<String> = Vec::new();
+    for key in terms.iter().map(Term::key) {
+        if !keys.iter().any(|known| known == key) {
+            keys.push(key.to_owned());
+        }
+    }
+    keys
+}

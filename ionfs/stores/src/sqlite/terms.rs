@@ -1,0 +1,111 @@
+//! The index that finds events' documents by the texts in their arrays `terms`.
+//!
+//! # How it works
+//! A row for each text of each document would make each document change as many pages of the index
+//! as it has texts. So an insert writes no rows. Documents are indexed later, in the order of their
+//! row numbers and many at a time: by a dispatcher in its spare time ([`Documents::maintain`]), and
+//! by whoever searches, before the search. A table says how far the index is. Triggers keep it true
+//! when a document that is indexed already is replaced or removed, in the same transaction.
+
+use rusqlite::Connection;
+
+use super::Sqlite;
+#[cfg(doc)]
+use crate::Documents;
+use crate::{Durability, StoreError};
+
+/// The tables and their triggers. A row number is used again when the last document is removed, so
+/// the index then goes back before it.
+pub(super) const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS event_terms (
+        term TEXT NOT NULL, created INTEGER NOT NULL, event INTEGER NOT NULL,
+        PRIMARY KEY (term, created, event)
+    ) WITHOUT ROWID;
+    CREATE TABLE IF NOT EXISTS event_terms_state (
+        id INTEGER PRIMARY KEY CHECK (id = 1), indexed INTEGER NOT NULL
+    );
+    INSERT OR IGNORE INTO event_terms_state (id, indexed) VALUES (1, 0);
+    CREATE TRIGGER IF NOT EXISTS event_terms_update AFTER UPDATE OF document ON events
+    WHEN (
+        json_type(old.document, '$.terms') = 'array'
+        OR json_type(new.document, '$.terms') = 'array'
+    ) AND old.rowid <= (SELECT indexed FROM event_terms_state)
+    BEGIN
+        DELETE FROM event_terms WHERE (term, created, event) IN (
+            SELECT value, json_extract(old.document, '$.created'), old.rowid
+            FROM json_each(old.document, '$.terms'));
+        INSERT OR IGNORE INTO event_terms
+        SELECT value, json_extract(new.document, '$.created'), new.rowid
+        FROM json_each(new.document, '$.terms');
+    END;
+    CREATE TRIGGER IF NOT EXISTS event_terms_delete AFTER DELETE ON events
+    WHEN json_type(old.document, '$.terms') = 'array'
+        AND old.rowid <= (SELECT indexed FROM event_terms_state)
+    BEGIN
+        DELETE FROM event_terms WHERE (term, created, event) IN (
+            SELECT value, json_extract(old.document, '$.created'), old.rowid
+            FROM json_each(old.document, '$.terms'));
+    END;
+    CREATE TRIGGER IF NOT EXISTS event_terms_reuse AFTER DELETE ON events
+    WHEN old.rowid > ifnull((SELECT max(rowid) FROM events), 0)
+    BEGIN
+        UPDATE event_terms_state SET indexed = min(indexed, old.rowid - 1);
+    END;
+";
+
+/// The most documents that are indexed in one transaction. More hold up other writers for longer,
+/// fewer change the same pages of the index more often.
+const AT_ONCE: i64 = 2000;
+
+/// From how many documents on a search says that it has to index them first. That takes seconds.
+const SAID_FROM: i64 = 50_000;
+
+/// Returns how many rows of documents are not indexed yet.
+fn rows_behind(connection: &Connection) -> rusqlite::Result<i64> {
+    let sql = "SELECT ifnull((SELECT max(rowid) FROM events), 0) - indexed FROM event_terms_state";
+    connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
+}
+
+/// Indexes the next documents. Returns whether there are more.
+fn index_some(connection: &Connection) -> rusqlite::Result<bool> {
+    let behind = rows_behind(connection)?;
+    if behind <= 0 {
+        return Ok(false);
+    }
+    let insert = "INSERT OR IGNORE INTO event_terms
+        SELECT text.value, json_extract(document, '$.created'), events.rowid
+        FROM event_terms_state AS state
+        CROSS JOIN events ON events.rowid > state.indexed AND events.rowid <= state.indexed + ?1
+        CROSS JOIN json_each(document, '$.terms') AS text
+        WHERE json_type(document, '$.terms') = 'array'
+        ORDER BY 1, 2, 3";
+    connection.prepare_cached(insert)?.execute([AT_ONCE])?;
+    let step = behind.min(AT_ONCE);
+    let update = "UPDATE event_terms_state SET indexed = indexed + ?1";
+    connection.prepare_cached(update)?.execute([step])?;
+    Ok(behind > AT_ONCE)
+}
+
+impl Sqlite {
+    /// Indexes some documents if there are any that are not indexed. Returns whether there are
+    /// more.
+    pub(super) async fn index_some_terms(&self) -> Result<bool, StoreError> {
+        let behind = self.read("looking at the index of terms", rows_behind).await?;
+        if behind <= 0 {
+            return Ok(false);
+        }
+        let level = self.sync_level(Durability::WithNextSync);
+        let index = |connection: &Connection| Ok(index_some(connection)?);
+        self.write_with_level(level, "indexing terms", index).await
+    }
+
+    /// Indexes all documents that are not indexed.
+    pub(super) async fn index_all_terms(&self) -> Result<(), StoreError> {
+        let behind = self.read("looking at the index of terms", rows_behind).await?;
+        if behind > SAID_FROM {
+            tracing::info!(documents = behind, "indexing the values of insights");
+        }
+        while self.index_some_terms().await? {}
+        Ok(())
+    }
+}

@@ -1,0 +1,239 @@
+//! Tests of lists and of large correlations: any part of a list is reached, a list that is cut says
+//! how to go on, and a correlation of any size has a summary.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::support::{CommandOutput, Home, signal};
+
+fn ids(ran: &CommandOutput) -> Vec<String> {
+    ran.documents().iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The rows of a list are reached in both directions, a part at a time, and no row is missing.
+#[test]
+fn a_list_that_is_cut_says_how_to_go_on() {
+    let home = Home::new();
+    for n in 0..7 {
+        home.run(["event", "create", "thing", "--id", &format!("e{n}")]).well();
+    }
+    home.run(["event", "create", "other", "--id", "f", "-d", "kind=car"]).well();
+    let list = |words: &[&str]| home.run([&["--json", "event", "list"], words].concat()).well();
+    assert_eq!(ids(&list(&["--type", "thing"])), ["e0", "e1", "e2", "e3", "e4", "e5", "e6"]);
+    let last = list(&["--type", "thing", "--limit", "3"]);
+    assert_eq!(ids(&last), ["e4", "e5", "e6"]);
+    assert!(last.stderr.contains("there are more rows: --before e4 shows them"), "{last:#?}");
+    let before = list(&["--type", "thing", "--limit", "3", "--before", "e4"]);
+    assert_eq!(ids(&before), ["e1", "e2", "e3"]);
+    let first = list(&["--type", "thing", "--before", "e1"]);
+    assert_eq!((ids(&first), first.stderr.as_str()), (vec!["e0".to_owned()], ""));
+    let after = list(&["--limit", "2", "--after", "e3"]);
+    assert_eq!(ids(&after), ["e4", "e5"]);
+    assert!(after.stderr.contains("--after e5 shows them"), "{after:#?}");
+    let rest = list(&["--after", "e5"]);
+    assert_eq!((ids(&rest), rest.stderr.as_str()), (vec!["e6".to_owned(), "f".to_owned()], ""));
+    let none = list(&["--limit", "0"]);
+    assert!(none.stdout.is_empty() && none.stderr.contains("--limit N shows them"), "{none:#?}");
+
+    let times: Vec<i64> =
+        list(&[]).documents().iter().map(|event| event["created"].as_i64().unwrap()).collect();
+    let time = |millis: i64| {
+        let time = std::time::UNIX_EPOCH + std::time::Duration::from_millis(millis as u64);
+        humantime::format_rfc3339_millis(time).to_string()
+    };
+    let found = list(&["--since", &time(times[2]), "--until", &time(times[5])]);
+    assert_eq!(ids(&found), ["e2", "e3", "e4"]);
+    assert_eq!(ids(&list(&["--since", "1h", "--type", "other"])), ["f"]);
+    assert!(list(&["--until", "2020-01-01"]).stdout.is_empty());
+    let wrong = home.run(["event", "list", "--since", "yesterday"]);
+    assert_eq!(wrong.code, Some(2));
+    assert!(wrong.stderr.contains("a time is 10m or 2h (ago), 2026-05-01"), "{wrong:#?}");
+
+    let table = home.run(["event", "list", "--type", "other"]).well().stdout;
+    assert!(table.starts_with("EVENT") && table.contains("kind=car"), "{table}");
+    let empty = home.run(["job", "list"]).well().stdout;
+    assert!(empty.starts_with("JOB"), "an empty table has its heading: {empty}");
+}
+
+/// `--watch` prints a job each time its state changes, and events as they come.
+#[test]
+fn a_watched_list_prints_what_changes() {
+    let home = Home::new();
+    let file = home.write("pipeline.yaml", "modules:\n  m: {on: [go], run: [\"true\"]}\n");
+    let up = home.up(&file);
+    home.run(["event", "create", "go", "--wait"]).well();
+    let watch = |what: &str| {
+        let mut command = home.ion();
+        command.args(["--json", what, "list", "--watch"]);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        (child, lines.map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap()))
+    };
+    let (mut jobs, mut job_rows) = watch("job");
+    let (mut events, mut event_rows) = watch("event");
+    let old = job_rows.next().unwrap();
+    assert_eq!(old["state"], "succeeded");
+    let first = event_rows.next().unwrap();
+    home.run(["event", "create", "go", "--id", "new", "--wait"]).well();
+    let new = event_rows.next().unwrap();
+    assert_eq!((new["id"].as_str(), first["id"] == new["id"]), (Some("new"), false));
+    let ended = job_rows.find(|row| row["state"] == "succeeded").unwrap();
+    assert_eq!(ended["eventId"], "new", "the job that was listed is not printed again");
+    for child in [&mut jobs, &mut events] {
+        signal(child.id(), "INT");
+        child.wait().unwrap();
+    }
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn the_log_of_the_job_that_failed_last_needs_no_id() {
+    let home = Home::new();
+    let file = home.write(
+        "pipeline.yaml",
+        "modules:\n  m: {on: [go], run: [sh, -c, 'seq 5; cat /ion/in/data/f; exit 3'], retries: 0}\n",
+    );
+    let none = home.run(["job", "logs"]);
+    assert_eq!(none.code, Some(1), "{none:#?}");
+    let up = home.up(&file);
+    let none = home.run(["job", "logs"]).failed();
+    assert!(none.stderr.contains("no job is dead; name a job"), "{none:#?}");
+    for text in ["one\n", "two\n"] {
+        home.write("f", text);
+        home.run(["event", "create", "go", "--file", "f", "--wait"]).failed();
+    }
+    let log = home.run(["job", "logs"]).well();
+    assert!(log.stdout.starts_with("1\n2\n3\n4\n5\ntwo\n"), "{log:#?}");
+    assert!(log.stderr.contains("which failed last: exit status 3"), "{log:#?}");
+    let tail = home.run(["job", "logs", "--tail", "2"]).well();
+    assert_eq!(tail.stdout, "two\nion: exit status 3\n");
+    let since = home.run(["job", "list", "--state", "dead", "--since", "1h"]).well();
+    assert_eq!(since.stdout.lines().count(), 3, "{since:#?}");
+    home.run(["dead", "drop", "--all"]).well();
+    assert_eq!(home.run(["--json", "dead", "list"]).well().stdout, "");
+    assert_eq!(up.stop(), Some(0));
+}
+
+#[test]
+fn the_files_of_an_event_are_listed_and_copied_out() {
+    let home = Home::new();
+    std::fs::create_dir_all(home.path().join("d/empty")).unwrap();
+    home.program("d/sub.sh", "#!/bin/sh\n");
+    home.write("big", "x".repeat(3 << 20));
+    home.run(["event", "create", "t", "--id", "e", "-f", "d/", "-f", "big=deep/big"]).well();
+    let listed = home.run(["event", "files", "e"]).well().stdout;
+    assert!(listed.contains("3.0 MiB") && listed.contains("deep/big"), "{listed}");
+    home.run(["event", "files", "e", "--to", "out"]).well();
+    let out = home.path().join("out");
+    assert_eq!(std::fs::read(out.join("deep/big")).unwrap().len(), 3 << 20);
+    assert!(out.join("empty").is_dir());
+    let mode = |path: &str| {
+        use std::os::unix::fs::PermissionsExt as _;
+        let metadata = std::fs::metadata(home.path().join(path)).unwrap();
+        (metadata.permissions().mode() & 0o777, metadata.modified().unwrap())
+    };
+    assert_eq!(mode("out/sub.sh"), mode("d/sub.sh"));
+    let again = home.run(["event", "files", "e", "--to", "out"]).failed();
+    assert!(again.stderr.contains("out is not empty"), "{again:#?}");
+    // A blob that is damaged in the store is not copied as if it were right.
+    let event: Value =
+        serde_json::from_str(&home.run(["event", "get", "e"]).well().stdout).unwrap();
+    let files = event["files"].as_array().unwrap();
+    let big = files.iter().find(|file| file["name"] == "deep/big").unwrap();
+    let blob = home.state().join("blobs").join(big["key"].as_str().unwrap());
+    let mut bytes = std::fs::read(&blob).unwrap();
+    bytes[2 << 20] ^= 1;
+    std::fs::write(&blob, bytes).unwrap();
+    let damaged = home.run(["event", "files", "e", "--to", "again"]).failed();
+    assert!(damaged.stderr.contains("does not match its checksum"), "{damaged:#?}");
+}
+
+/// The pipeline of the summary's test: one job publishes events, and their jobs fail in two ways.
+const FAN_OUT: &str = "\
+modules:
+  make: {on: [start], emits: [crop], run: [./make]}
+  work: {on: [crop], emits: [done], run: [./work], retries: 0}
+";
+
+#[test]
+fn a_correlation_has_a_summary_and_its_tree_is_read_in_parts() {
+    let home = Home::new();
+    home.program(
+        "make",
+        "#!/bin/sh\nfor n in $(seq 12); do echo \"{\\\"eventType\\\":\\\"crop\\\",\\\"n\\\":$n}\" > /ion/out/events/$n.json; done\n",
+    );
+    home.program(
+        "work",
+        "#!/bin/sh\nn=$(cat /ion/in/meta/n)\n[ $n -le 3 ] && exit 7\n[ $n = 4 ] && kill -9 $$\n\
+         echo '{\"eventType\":\"done\"}' > /ion/out/events/d.json; echo '{\"n\":\"v\"}' > /ion/out/insights.json\n",
+    );
+    let file = home.write("pipeline.yaml", FAN_OUT);
+    let up = home.up(&file);
+    home.run(["event", "create", "start", "--wait"]).failed();
+    let shown = home.run(["trace", "--summary"]).well().stdout;
+    for part in [
+        "events: 12 crop, 8 done, 1 start\n",
+        "make: 1 succeeded; took ",
+        "work: 8 succeeded, 4 dead; the latest 8 took ",
+        " a second",
+        "3 dead of work: exit status 7  (such as ",
+        "1 dead of work: killed by signal 9  (such as ",
+        "21 events, 13 jobs: failed in ",
+    ] {
+        assert!(shown.contains(part), "{part:?}\n{shown}");
+    }
+    let summary = home.run(["--json", "trace", "--summary"]).well().stdout;
+    let summary: Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!(summary["verdict"], "failed");
+    assert_eq!(summary["modules"][1]["states"]["succeeded"], 8);
+    assert_eq!(summary["failures"][0]["jobs"], 3);
+    let tree = home.run(["trace"]).well().stdout;
+    assert_eq!(tree.matches("└─").count() + tree.matches("├─").count(), 34, "{tree}");
+    assert_eq!(tree.matches("· n=v").count(), 8, "{tree}");
+    assert_eq!(home.run(["trace", "--all"]).well().stdout, tree);
+    let two = home.run(["trace", "--depth", "1"]).well().stdout;
+    assert_eq!(two.matches("└─").count(), 2, "{two}");
+    assert!(two.contains("· more below: a larger --depth shows it"), "{two}");
+    let failed = home.run(["--json", "trace", "--failed"]).well().documents();
+    assert!(failed.len() == 4 && failed.iter().all(|job| job["state"] == "dead"), "{failed:#?}");
+    let of_module = home.run(["--json", "trace", "--module", "make"]).well().documents();
+    assert_eq!(of_module.len(), 1);
+    let documents = home.run(["--json", "trace"]).well().documents();
+    let kind =
+        |kind: &str| documents.iter().filter(|one| one["context"]["documentType"] == kind).count();
+    assert_eq!((kind("eventMeta"), kind("insight"), documents.len()), (21, 8, 21 + 8 + 13));
+    let both = home.run(["trace", "--all", "--failed"]);
+    assert_eq!(both.code, Some(2), "{both:#?}");
+    assert_eq!(up.stop(), Some(0));
+}
+
+/// A correlation of more than a thousand events and jobs is shown as a summary, in which an open
+/// module says so.
+#[test]
+fn a_large_correlation_is_shown_as_a_summary() {
+    let home = Home::new();
+    home.program(
+        "make",
+        "#!/usr/bin/env python3\nfor n in range(1200):\n    with open(f'/ion/out/events/{n}.json', 'w') as f: f.write('{\"eventType\":\"crop\"}')\n",
+    );
+    let file = home
+        .write("pipeline.yaml", "modules:\n  make: {on: [start], emits: [crop], run: [./make]}\n");
+    let up = home.up(&file);
+    home.run(["event", "create", "start", "--wait"]).well();
+    let shown = home.run(["trace"]).well();
+    assert!(shown.stdout.contains("events: 1200 crop, 1 start\n"), "{shown:#?}");
+    assert!(shown.stdout.contains("1201 events, 1 jobs: succeeded in "), "{shown:#?}");
+    assert!(shown.stderr.contains("the tree is long: --all prints it, --depth N"), "{shown:#?}");
+    let all = home.run(["trace", "--all"]).well().stdout;
+    assert_eq!(all.matches("└─").count() + all.matches("├─").count(), 1202);
+    // Work that no dispatcher has claimed is a part of the summary, and keeps it open.
+    assert_eq!(up.stop(), Some(0));
+    home.run(["module", "create", "-n", "idle", "-i", "late", "--", "true"]).well();
+    let correlation = home.jobs()[0]["correlationId"].as_str().unwrap().to_owned();
+    home.run(["event", "create", "late", "--correlation", &correlation]).well();
+    let open = home.run(["trace", "--summary"]).well().stdout;
+    assert!(open.contains("idle: 1 not claimed yet") && open.contains(": running"), "{open}");
+    assert!(open.contains("waits for a dispatcher that serves module \"idle\""), "{open}");
+}
