@@ -4,6 +4,7 @@
 
 mod clients;
 mod closing;
+mod finding;
 mod forms;
 mod harm;
 mod trust;

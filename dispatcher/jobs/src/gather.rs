@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 mod model;
+mod open;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +17,7 @@ use ion_model::record::{
 };
 use ion_stores::StoreError;
 
+use self::open::find_open_work;
 use crate::ledger::{Ledger, RegisteredModules};
 use crate::pipeline::{Module, OnDead, reachable_types};
 
@@ -31,8 +33,9 @@ pub enum Readiness {
     Unsettled,
 }
 
-/// Reads the correlation and returns whether the gathering job `waiting` of `module` may start.
-/// The caller must have read `registered` before this call.
+/// Returns whether the gathering job `waiting` of `module` may start. While a job below its event is
+/// queued or runs, this costs a few rows of an index; otherwise it reads the whole correlation. The
+/// caller must have read `registered` before this call.
 ///
 /// # Guarantees
 /// The answer is never `Ready` too early. Jobs are read before events: a job that is final in the
@@ -49,6 +52,9 @@ pub async fn readiness(
     module: &Module,
     registered: &RegisteredModules,
 ) -> Result<Readiness, StoreError> {
+    if let Some(what) = find_open_work(ledger, waiting, module, registered).await? {
+        return Ok(Readiness::Waiting(what));
+    }
     let correlation = waiting.correlation_id.to_string();
     let jobs = ledger.jobs_of(&correlation).await?;
     let events = ledger.correlation_events(&correlation).await?;

@@ -260,8 +260,11 @@ const LINE_JOBS_MAX: usize = 5;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GatherObstacles {
     /// The number of jobs that have not ended, including those that no dispatcher has claimed yet.
+    /// While jobs are queued or run, it is the number of those in the correlation, up to 10,000 of
+    /// each state.
     pub open: usize,
     /// The number of dead jobs: they hold the gathering job back until they are retried or dropped.
+    /// While jobs are queued or run, only the first ones are counted.
     pub dead: usize,
     /// The first [`LISTED_JOBS_MAX`] of these jobs, dead jobs first.
     pub named: Vec<OpenJob>,

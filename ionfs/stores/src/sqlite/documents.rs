@@ -298,7 +298,7 @@ fn source_sql(query: &Query, values: &mut Vec<Sql>) -> String {
 }
 
 /// Returns the conditions of a query, and puts their values into `values`.
-fn filter_sql(query: &Query, values: &mut Vec<Sql>) -> String {
+fn filter_sql(query: &Query, part: QueryPart<'_>, values: &mut Vec<Sql>) -> String {
     let index = if query.terms.is_empty() { index_of(query) } else { &[] };
     let mut sql = equals_sql(&query.equals, |field| index.contains(&field), values);
     for term in query.terms.iter().skip(1) {
@@ -317,10 +317,20 @@ fn filter_sql(query: &Query, values: &mut Vec<Sql>) -> String {
         for (comparison, bound) in [(">=", Some(&range.from)), ("<", range.below.as_ref())] {
             let Some(bound) = bound else { continue };
             values.push(sql_value(bound));
-            sql.push_str(&format!(" AND {field} {comparison} ?{}", values.len()));
+            let plus = if begins_beyond(query, part, bound) { "+" } else { "" };
+            sql.push_str(&format!(" AND {plus}{field} {comparison} ?{}", values.len()));
         }
     }
     sql
+}
+
+/// Returns whether a part begins after this bound of the query's range. SQLite searches an index
+/// from one bound only, and would read everything between the two if it were this one.
+fn begins_beyond(query: &Query, part: QueryPart<'_>, bound: &Value) -> bool {
+    let QueryPart::After(value, _) = part else { return false };
+    let is_same_field = query.range.as_ref().map(|range| range.field) == query.order_by;
+    let (Some(value), Some(bound)) = (value.as_i64(), bound.as_i64()) else { return false };
+    is_same_field && if query.descending { value < bound } else { value >= bound }
 }
 
 /// Returns the conditions of a part of a query's results.
@@ -357,7 +367,7 @@ fn part_filter_sql(query: &Query, part: QueryPart<'_>, values: &mut Vec<Sql>) ->
 pub(super) fn select_sql(query: &Query, part: QueryPart<'_>, limit: usize) -> (String, Vec<Sql>) {
     let mut values = Vec::new();
     let from = source_sql(query, &mut values);
-    let filter = filter_sql(query, &mut values);
+    let filter = filter_sql(query, part, &mut values);
     let mut sql = format!("SELECT {} FROM {from} WHERE 1{filter}", result_sql(query));
     sql.push_str(&part_filter_sql(query, part, &mut values));
     let direction = if query.descending { "DESC" } else { "ASC" };
@@ -397,7 +407,8 @@ fn document_from_fields(fields: &[&str], values: Value) -> Value {
 pub(super) fn count_sql(query: &Query) -> (String, Vec<Sql>) {
     let mut values = Vec::new();
     let from = source_sql(query, &mut values);
-    let found = format!("SELECT 1 FROM {from} WHERE 1{}", filter_sql(query, &mut values));
+    let found =
+        format!("SELECT 1 FROM {from} WHERE 1{}", filter_sql(query, QueryPart::All, &mut values));
     values.push(Sql::Integer(i64::try_from(query.limit).unwrap_or(i64::MAX)));
     (format!("SELECT count(*) FROM ({found} LIMIT ?{})", values.len()), values)
 }
@@ -410,7 +421,7 @@ pub(super) fn tally_sql(query: &Query, by: &[&str]) -> (String, Vec<Sql>) {
         "SELECT count(*), {0} FROM {1} WHERE 1{2} GROUP BY {0}",
         fields.join(", "),
         query.collection.as_str(),
-        filter_sql(query, &mut values)
+        filter_sql(query, QueryPart::All, &mut values)
     );
     (sql, values)
 }
