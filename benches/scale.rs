@@ -61,7 +61,8 @@ fn main() {
         let plane = runtime.block_on(open(&StoreUrls::embedded(&home.state()))).unwrap();
         fill(&runtime, &plane, events);
     }
-    println!("embedded stores, {events} events and jobs");
+    let database = std::fs::metadata(large.state().join("ion.db")).unwrap().len() >> 20;
+    println!("embedded stores, {events} events and jobs, a database of {database} MiB");
     compare(&large, &small);
     let plane = runtime.block_on(open(&StoreUrls::embedded(&large.state()))).unwrap();
     keeping(&runtime, &plane);

@@ -57,7 +57,7 @@ A term is KEY=V (V may be V|W, or have * and ?), KEY!=V, KEY>=N, >, <=, <, KEY (
 #[derive(Debug, Args)]
 pub(crate) struct FindArgs {
     /// The terms that must hold; @TYPE finds the nearest event of that type at or above each hit,
-    /// and shows it once
+    /// and shows it once, or once more after --after
     #[arg(value_name = "TERM")]
     terms: Vec<String>,
     /// How many hits to show at most
@@ -157,6 +157,9 @@ async fn print_hits(
     for _ in 0..args.limit {
         let Some(hit) = hits.next().await? else { break };
         last = Some(hit_id(&hit));
+        if output::has_no_reader() {
+            return Ok(CommandVerdict::Well);
+        }
         if settings.json {
             output::print_json_line(&hit.document());
             continue;
@@ -164,9 +167,6 @@ async fn print_hits(
         page.push(hit);
         if page.len() == TABLE_ROWS {
             print_page(args, &mut keys, &mut printer, std::mem::take(&mut page));
-            if output::has_no_reader() {
-                return Ok(CommandVerdict::Well);
-            }
         }
     }
     if !settings.json {

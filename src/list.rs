@@ -16,11 +16,14 @@ use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 /// The time between two looks at a list that is watched.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How many rows a list shows unless the user says otherwise.
+const LIMIT: usize = 1000;
+
 /// Which part of a list is shown.
-#[derive(Debug, Args)]
+#[derive(Debug, PartialEq, Eq, Args)]
 pub(crate) struct ListPartArgs {
     /// How many rows to show at most: the latest ones, or with --after the first ones
-    #[arg(long, default_value_t = 1000, value_name = "N")]
+    #[arg(long, default_value_t = LIMIT, value_name = "N")]
     pub(crate) limit: usize,
     /// Show the rows after this one, given by its id or the beginning of its id
     #[arg(long, value_name = "ID", conflicts_with = "before")]
@@ -38,6 +41,12 @@ pub(crate) struct ListPartArgs {
     /// Go on, and print rows as they come or change, until Ctrl-C
     #[arg(short, long, conflicts_with_all = ["before", "until"])]
     pub(crate) watch: bool,
+}
+
+impl Default for ListPartArgs {
+    fn default() -> Self {
+        Self { limit: LIMIT, after: None, before: None, since: None, until: None, watch: false }
+    }
 }
 
 impl ListPartArgs {
@@ -115,6 +124,14 @@ pub(crate) async fn print_list(
     format: &ListFormat<'_>,
 ) -> CommandResult {
     let ShownList { query, place, mut watch } = list;
+    if let (Some(document), Some(id)) = (&place, args.place_id())
+        && !query.contains(document)
+    {
+        return Err(CommandFailure(format!(
+            "{id} is not in this list: it is in another state by now, or never was; without \
+             --before and --after the list shows its last rows"
+        )));
+    }
     let place = place.map(|document| query.place(&document));
     let part = match (place, args.after.is_some()) {
         (None, _) => ListPart::Latest,

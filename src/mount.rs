@@ -21,6 +21,7 @@ use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 #[command(after_help = "Examples:
   ion mount /tmp/plane &
   ls -lR /tmp/plane/correlations
+  cat /tmp/plane/dead/*/log
   grep -R Traceback /tmp/plane/modules/detect/dead/")]
 pub(crate) struct MountArgs {
     /// The folder to mount at; it is made if it does not exist

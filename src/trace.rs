@@ -37,7 +37,7 @@ const OBSTACLES_MAX: usize = 20;
   ion trace 3f2b91c0         show the one whose id, or one of whose events' ids, begins like this
   ion trace --summary        counts, times, rates and reasons of failures, by module
   ion trace --depth 2        the first events, their jobs, what these committed, and its jobs
-  ion trace --failed         only its dead and cancelled jobs, with their reasons
+  ion trace --failed         only its dead jobs, with their reasons
   ion --json trace           its events, insights and jobs, one document a line
   ion trace --dot | dot -Tsvg > trace.svg")]
 pub(crate) struct TraceArgs {
@@ -53,11 +53,12 @@ pub(crate) struct TraceArgs {
     /// Show the tree down to this many generations of events
     #[arg(long, value_name = "N", group = "form")]
     depth: Option<usize>,
-    /// List the dead and cancelled jobs
-    #[arg(long, group = "form")]
+    /// List the dead jobs; with --module those of the module. The options of a list, such as --limit
+    /// and --watch, are for --failed and --module
+    #[arg(long, conflicts_with = "form")]
     failed: bool,
     /// List the jobs of this module
-    #[arg(short, long, group = "form")]
+    #[arg(short, long, conflicts_with = "form")]
     module: Option<String>,
     /// Print the correlation as a graph for Graphviz
     #[arg(long, group = "form", conflicts_with = "json")]
@@ -72,6 +73,13 @@ pub(crate) async fn run(settings: &CommandSettings, args: TraceArgs) -> CommandR
         Some(id) => find_correlation(&ledger, id).await?,
         None => latest_correlation(&ledger).await?,
     };
+    if !(args.failed || args.module.is_some()) && args.part != ListPartArgs::default() {
+        return Err(CommandFailure(
+            "--limit, --before, --after, --since, --until and --watch need --failed or --module: \
+             a tree and a summary have no rows"
+                .to_owned(),
+        ));
+    }
     if args.failed || args.module.is_some() {
         return list_jobs(settings, &ledger, &correlation, &args).await;
     }
@@ -120,13 +128,7 @@ async fn list_jobs(
         correlation: Some(correlation.to_owned()),
         time: args.part.time(),
     };
-    if !args.failed {
-        return print_jobs(settings, ledger, filter(None), &args.part).await;
-    }
-    for state in [JobState::Cancelled, JobState::Dead] {
-        print_jobs(settings, ledger, filter(Some(state)), &args.part).await?;
-    }
-    Ok(CommandVerdict::Well)
+    print_jobs(settings, ledger, filter(args.failed.then_some(JobState::Dead)), &args.part).await
 }
 
 /// Prints what keeps the correlation from ending.
@@ -244,7 +246,8 @@ async fn print_documents(ledger: &Ledger, correlation: &str) -> CommandResult {
     for_each_document(ledger, insights, |document| {
         let insight: InsightRecord = decode(Collection::Events, document)?;
         if !insight.staged {
-            output::print_json_line(&insight);
+            // The texts of the index are of no use to people.
+            output::print_json_line(&InsightRecord { terms: vec![], ..insight });
         }
         Ok(())
     })

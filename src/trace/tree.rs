@@ -39,7 +39,7 @@ pub(super) async fn print_tree(
     if depth.is_none() && shown < all {
         output::print_line(format!(
             "{} events and jobs are below no first event: the parents of their events form a \
-             circle, or they came while the tree was read",
+             circle, their job is not recorded, or they came while the tree was read",
             all - shown
         ));
     }

@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::support::{CommandOutput, Home, signal};
+use crate::support::{CommandOutput, Home, signal, wait_for};
 
 fn ids(ran: &CommandOutput) -> Vec<String> {
     ran.documents().iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect()
@@ -236,4 +236,125 @@ fn a_large_correlation_is_shown_as_a_summary() {
     let open = home.run(["trace", "--summary"]).well().stdout;
     assert!(open.contains("idle: 1 not claimed yet") && open.contains(": running"), "{open}");
     assert!(open.contains("waits for a dispatcher that serves module \"idle\""), "{open}");
+}
+
+/// A plane mounted to browse, which is unmounted at the end.
+struct BrowsedPlane<'h> {
+    home: &'h Home,
+    mount: std::process::Child,
+}
+
+impl<'h> BrowsedPlane<'h> {
+    fn new(home: &'h Home) -> Self {
+        let at = home.path().join("plane");
+        let mount = home.ion().arg("mount").arg(&at).spawn().unwrap();
+        wait_for("the plane to be mounted", || at.join("correlations").exists());
+        Self { home, mount }
+    }
+
+    fn sh(&self, script: &str) -> String {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-ec", script]).current_dir(self.home.path().join("plane"));
+        let ran = CommandOutput::of(shell.output().unwrap());
+        assert_eq!(ran.code, Some(0), "{script}: {ran:#?}");
+        ran.stdout
+    }
+}
+
+impl Drop for BrowsedPlane<'_> {
+    fn drop(&mut self) {
+        signal(self.mount.id(), "TERM");
+        let _ = self.mount.wait();
+    }
+}
+
+/// The mount leads to what is recent, running, queued and dead, and finds events by their ids.
+#[test]
+fn the_mount_leads_to_jobs_by_state_and_to_events_by_id() {
+    let home = Home::new();
+    let go = home.path().join("go").display().to_string();
+    let file = home.write(
+        "pipeline.yaml",
+        "modules:\n  fails: {on: [bad], run: [sh, -c, 'echo Traceback; exit 3'], retries: 0}\n  \
+         waits: {on: [long], run: [sh, -c, 'echo begun; until test -e GO; do sleep 0.1; done']}\n  \
+         later: {on: [soon], run: [sh, -c, 'exit 3'], retries: 5}\n"
+            .replace("GO", &go),
+    );
+    let mut up = home.ion();
+    up.args(["up", file.to_str().unwrap()]);
+    up.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut up = up.spawn().unwrap();
+    wait_for("the modules to be registered", || {
+        home.run(["module", "list"]).stdout.lines().count() == 4
+    });
+    home.run(["event", "create", "bad", "--id", "bad-event-1", "--wait"]).failed();
+    home.run(["event", "create", "long", "--id", "long-event"]).well();
+    home.run(["event", "create", "soon"]).well();
+    let state = |module: &str| {
+        let jobs = home.jobs();
+        let job = jobs.iter().find(|job| job["module"] == module).cloned().unwrap_or_default();
+        (job["state"].as_str().unwrap_or_default().to_owned(), job["failures"].as_u64())
+    };
+    wait_for("the jobs to be in their states", || {
+        state("waits").0 == "running" && state("later").1 > Some(0)
+    });
+    let plane = BrowsedPlane::new(&home);
+    assert_eq!(plane.sh("grep -rlR Traceback dead/ | wc -l").trim(), "1");
+    assert!(plane.sh("ls dead").contains("-fails-"));
+    assert_eq!(plane.sh("cat dead/*/log"), "Traceback\nion: exit status 3\n");
+    assert_eq!(plane.sh("cat running/*-waits-*/log"), "begun\n");
+    wait_for("the job to be queued again", || plane.sh("ls failed; ls queued").contains("-later-"));
+    assert_eq!(plane.sh("ls recent | wc -l").trim(), "3");
+    assert!(plane.sh("cat recent/*-bad-*/0-*/event.json").contains("\"bad\""));
+    // An id stands for an event in its correlation, and so does its beginning.
+    let jobs = home.jobs();
+    let bad = jobs.iter().find(|job| job["module"] == "fails").unwrap();
+    let correlation = bad["correlationId"].as_str().unwrap();
+    let short = &correlation[..8];
+    for name in ["bad-event-1", "bad-eve"] {
+        let shown = plane.sh(&format!("cat correlations/{short}/{name}/jobs/fails/job.json"));
+        assert!(shown.contains("exit status 3"), "{shown}");
+    }
+    let missing = plane.sh(&format!("ls correlations/{short}/long-event 2>&1 || true"));
+    assert!(missing.contains("No such file"), "an event of another correlation: {missing}");
+    let created: i64 =
+        plane.sh(&format!("stat -c %Y correlations/{short}")).trim().parse().unwrap();
+    assert_eq!(created, bad["created"].as_i64().unwrap() / 1000);
+    home.write("go", "");
+    drop(plane);
+    signal(up.id(), "TERM");
+    up.wait().unwrap();
+}
+
+/// A folder that has more than people can look at lists a part, and says how to see the rest.
+#[test]
+fn a_folder_that_does_not_list_all_says_so() {
+    let home = Home::new();
+    home.run(["event", "create", "thing", "--id", "first", "--correlation", "c"]).well();
+    let many = "
+import sqlite3
+c = sqlite3.connect('state/ion.db')
+c.execute(\"\"\"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10500)
+    INSERT INTO events (id, document) SELECT 'e' || i,
+    json_set(document, '$.id', 'e' || i, '$.context.eventId', 'e' || i, '$.created', i)
+    FROM n, (SELECT document FROM events WHERE id = 'first')\"\"\")
+c.commit()
+";
+    let made = std::process::Command::new("python3")
+        .args(["-c", many])
+        .current_dir(home.path())
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let plane = BrowsedPlane::new(&home);
+    for (folder, how) in [
+        ("correlations/c", "ion event list --correlation c"),
+        ("types/thing", "ion event list --type thing"),
+    ] {
+        assert_eq!(plane.sh(&format!("ls -U {folder} | wc -l")).trim(), "10001", "{folder}");
+        let more = plane.sh(&format!("cat {folder}/MORE"));
+        assert!(more.contains("10000 events of the") && more.contains(how), "{more}");
+    }
+    let unlisted = plane.sh("cat correlations/c/e10400/event.json");
+    assert!(unlisted.contains("\"thing\""), "{unlisted}");
 }

@@ -103,10 +103,10 @@ impl DispatchState {
             }
         }
         house.cancellations.continue_one(&self.ledger).await?;
-        self.ledger.plane().documents.maintain().await?;
         // This comes last: an unavailable broker must not delay the rest.
         house.relay.run_round().await?;
         house.unclaimed.run_round(&self.ledger).await?;
+        self.ledger.plane().documents.maintain().await?;
         Ok(())
     }
 }

@@ -107,7 +107,10 @@ impl FindParameters {
             let malformed = |what: &str| {
                 Problem::new(ProblemKind::Malformed, format!("parameter {name:?} {what}"))
             };
-            let millis = || value.parse::<Millis>().map_err(|_| malformed("is not a whole number"));
+            let millis = || {
+                let time = value.parse::<Millis>().ok().filter(|time| *time >= 0);
+                time.ok_or_else(|| malformed("is not a number of milliseconds since 1970"))
+            };
             let is_new = match &*name {
                 "where" => {
                     parameters.terms.push(value.into_owned());
@@ -118,7 +121,9 @@ impl FindParameters {
                 "since" => parameters.time.since.replace(millis()?).is_none(),
                 "until" => parameters.time.until.replace(millis()?).is_none(),
                 "limit" => {
-                    let limit = value.parse().map_err(|_| malformed("is not a whole number"))?;
+                    let limit =
+                        value.parse::<i64>().ok().and_then(|limit| u64::try_from(limit).ok());
+                    let limit = limit.ok_or_else(|| malformed("is not a number from 0 on"))?;
                     parameters.limit.replace(limit).is_none()
                 }
                 _ => {

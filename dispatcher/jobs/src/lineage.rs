@@ -8,9 +8,10 @@
 //! comes to them.
 //!
 //! # What it never does
-//! Return anything twice: each event has one parent, so a walk from first events meets no event
-//! again. Events whose parents form a circle, which users can make by their own ids, are below no
-//! first event, and are not met at all.
+//! Return anything twice: each event has one parent, and the walk stays in its correlation, so a
+//! walk from first events meets no event again. Events whose parents form a circle, which users can
+//! make by their own ids, are below no first event, and are not met at all. Nor is an event of a
+//! job that is not recorded.
 
 use std::collections::VecDeque;
 
@@ -88,12 +89,16 @@ impl ChildList {
 struct UnreadChildren(VecDeque<ChildList>);
 
 impl UnreadChildren {
-    /// Returns the lists of the children of an event: its jobs, and the events that users have
-    /// created with this event as their parent.
+    /// Returns the lists of the children of an event: its jobs, and the events of the same
+    /// correlation that users have created with this event as their parent.
     fn of_event(event: &Event) -> Self {
         let id = json!(event.id);
         let jobs = Query::equal(Collection::Jobs, vec![("eventId", id.clone())]);
-        let events = vec![("context.parentEventId", id), ("jobId", Value::Null)];
+        let events = vec![
+            ("context.parentEventId", id),
+            ("jobId", Value::Null),
+            ("context.correlationId", json!(event.context.correlation_id)),
+        ];
         let events = Query::equal(Collection::Events, events);
         Self([ChildList::new(jobs, "created"), ChildList::new(events, "created")].into())
     }
@@ -288,8 +293,12 @@ impl LineageWalk {
                     true => None,
                     false => documents.get(Collection::Events, parent).await?,
                 };
-                let is_below = parent
-                    .is_some_and(|parent| parent["context"]["correlationId"] == self.correlation);
+                let is_below = parent.is_some_and(|parent| {
+                    let (context, staged) = (&parent["context"], json!(PublicationState::Staged));
+                    context["correlationId"] == self.correlation
+                        && context["documentType"] == json!(DocumentType::EventMeta)
+                        && parent["publication"] != staged
+                });
                 if !is_below {
                     level.first_children.push(LineageNode::Event(event));
                 }

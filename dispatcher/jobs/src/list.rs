@@ -48,7 +48,8 @@ pub struct JobFilter {
     pub state: Option<JobState>,
     /// Of this correlation.
     pub correlation: Option<String>,
-    /// Created then. Of jobs in a wanted `state` of all correlations: in this state since then.
+    /// Created then. If jobs of one state of all correlations are wanted: those that entered it
+    /// then, or whose lease ends then, if an attempt is in progress in this state.
     pub time: TimeRange,
 }
 
@@ -146,6 +147,16 @@ impl ListQuery {
             None => query,
         };
         Self { query, by }
+    }
+
+    /// Returns whether a document has the values that rows of the list have. It may be outside of the
+    /// list's time.
+    pub fn contains(&self, document: &Value) -> bool {
+        let has = |(field, wanted): &(&'static str, Value)| {
+            field.split('.').try_fold(document, |at, part| at.get(part)).unwrap_or(&Value::Null)
+                == wanted
+        };
+        self.query.equals.iter().all(has)
     }
 
     /// Returns the place of a row: a document that matches the list, as it is now.
@@ -321,6 +332,12 @@ mod tests {
         assert_eq!(states(watch.next(documents).await.unwrap()), ["running"]);
         put(job("running", now + 70_000)).await.unwrap();
         assert!(watch.next(documents).await.unwrap().is_empty(), "a renewal is no other state");
+        // A job that waits for its next attempt is due in the future.
+        put(job("queued", now + 3_600_000)).await.unwrap();
+        assert_eq!(states(watch.next(documents).await.unwrap()), ["queued"]);
+        let other = json!({"id": "k", "created": 1, "due": now, "state": "queued", "attempt": 0});
+        put(other).await.unwrap();
+        assert_eq!(states(watch.next(documents).await.unwrap()), ["queued"]);
         // Another host's clock is behind by some seconds.
         put(job("succeeded", now - 3_000)).await.unwrap();
         assert_eq!(states(watch.next(documents).await.unwrap()), ["succeeded"]);

@@ -8,8 +8,9 @@
 //! index may find too much.
 //!
 //! # What it never does
-//! Hold more than a page of documents. The search is as long as the shortest list: a term that
-//! nearly all insights meet costs as much as all of them, if the others are no shorter.
+//! Hold more than a page of documents of each list that it merges. A search is at most as long as
+//! the shortest list: terms that each hold for many insights, but together for few, cost as much as
+//! all insights of that list.
 
 use std::collections::VecDeque;
 
@@ -30,6 +31,9 @@ const COUNTED_MAX: usize = 2000;
 
 /// The number of documents of a page.
 const PAGE_ROWS: usize = 128;
+
+/// The most lists that are merged. A term with more alternatives is judged and has no list.
+const LISTS_MAX: usize = 16;
 
 /// How far up a lineage the event of a wanted type is looked for.
 const ABOVE_MAX: usize = 1000;
@@ -202,6 +206,9 @@ impl Search {
         let mut exact = Vec::new();
         for ranges in self.terms.iter().filter_map(|term| term.index_ranges(module)) {
             let ranges: Vec<TermRange> = ranges.into_iter().map(term_range).collect();
+            if ranges.len() > LISTS_MAX {
+                continue;
+            }
             let mut count = 0;
             for range in &ranges {
                 let query = all().with_term(range.clone()).limit(COUNTED_MAX);
@@ -306,12 +313,16 @@ impl SearchHits {
             if id.is_empty() {
                 return Ok(None);
             }
-            let event = self.plane.documents.get_as::<Event>(Collection::Events, &id).await?;
-            match event {
-                Some(event) if event.event_type == event_type => return Ok(Some(event)),
-                Some(event) => id = event.context.parent_event_id,
-                None => return Ok(None),
+            // A parent's id is whatever a user has chosen: perhaps that of another document.
+            let document = self.plane.documents.get(Collection::Events, &id).await?;
+            let is_event = |document: &Value| {
+                document["context"]["documentType"] == json!(DocumentType::EventMeta)
+            };
+            let Some(document) = document.filter(is_event) else { return Ok(None) };
+            if document["type"] == event_type {
+                return decode(Collection::Events, document).map(Some);
             }
+            id = document["context"]["parentEventId"].as_str().unwrap_or_default().to_owned();
         }
         Ok(None)
     }

@@ -2,10 +2,10 @@
 //! failed.
 //!
 //! # How it works
-//! Jobs and events are counted by the store, from indexes. Times are taken of the jobs that ended
-//! last, at most [`SAMPLED_JOBS`] of each module, and reasons of the failed jobs that were created
-//! last, at most [`REASONS_READ_MAX`]. So the memory does not grow with the correlation, and no
-//! document of a succeeded job is read but the sampled ones.
+//! Jobs and events are counted by the store, from indexes. Times are taken of the succeeded jobs that
+//! were created last, at most [`SAMPLED_JOBS`] of each module, and reasons of the dead and of the
+//! cancelled jobs that were created last, at most [`REASONS_READ_MAX`] of each. So the memory does
+//! not grow with the correlation.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,8 @@ use crate::progress::{OpenWork, Verdict};
 /// the percentiles more exact, and the summary slower.
 pub const SAMPLED_JOBS: usize = 1000;
 
-/// How many failed jobs are read for their reasons, at most: the latest ones.
+/// How many dead jobs, and how many cancelled jobs, are read for their reasons, at most: the latest
+/// ones.
 pub const REASONS_READ_MAX: usize = 10_000;
 
 /// How many different reasons are kept. All further ones count as one.
@@ -45,7 +46,8 @@ pub struct CorrelationSummary {
     /// When its first event was committed; none if it has no events.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first: Option<Millis>,
-    /// When its latest event was committed, or its latest job claimed.
+    /// When its latest event was committed, or its latest job claimed or ended, as far as jobs were
+    /// read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last: Option<Millis>,
     /// The number of its events of each type. Those that are only staged do not count.
@@ -152,6 +154,8 @@ pub struct JobTimes {
     pub per_second: Option<f64>,
     /// The number of jobs that these values were taken of.
     pub of: usize,
+    /// When the last of these jobs ended.
+    pub last: Millis,
 }
 
 /// Jobs of one module that failed for the same reason.
@@ -173,6 +177,7 @@ pub struct FailureReason {
 /// The part of a job that the times are taken of.
 #[derive(Debug, Deserialize)]
 struct SampledJob {
+    #[serde(default)]
     attempts: Vec<Attempt>,
 }
 
@@ -233,6 +238,7 @@ pub async fn read_summary(
         summary.left = times.and_then(|times| time_left(open, times.per_second?));
         modules.push(summary);
     }
+    let last_ended = modules.iter().filter_map(|module| Some(module.times?.last)).max();
     let (first, last_event) = ends(documents, events, "created").await?;
     let (_, last_job) = ends(documents, of(vec![]), "created").await?;
     let failures = FailureReasons::read(documents, correlation).await?;
@@ -240,6 +246,7 @@ pub async fn read_summary(
     let failed = total(JobState::Dead) + total(JobState::Cancelled);
     let open = total(JobState::Queued) + total(JobState::Starting) + total(JobState::Running);
     let goes_on = open > 0
+        || has_outbox(documents, correlation).await?
         || !unclaimed.is_empty()
         || unpublished > 0
         || (total(JobState::Waiting) > 0 && gathering_goes_on(documents, correlation).await?);
@@ -252,7 +259,7 @@ pub async fn read_summary(
         correlation_id: correlation.to_owned(),
         verdict,
         first,
-        last: last_event.max(last_job),
+        last: [last_event, last_job, last_ended, failures.last].into_iter().max().flatten(),
         events: types,
         modules,
         unclaimed,
@@ -308,7 +315,7 @@ fn times_of(attempts: &[(Millis, Millis)]) -> Option<JobTimes> {
     // The first end begins the time in which the others ended.
     let others = attempts.len() - 1;
     let per_second = (others > 0).then(|| others as f64 * 1000.0 / (last - first).max(1) as f64);
-    Some(JobTimes { p50: percentile(50)?, p95: percentile(95)?, per_second, of: took.len() })
+    Some(JobTimes { p50: percentile(50)?, p95: percentile(95)?, per_second, of: took.len(), last })
 }
 
 /// Counts the jobs of a correlation that no dispatcher has claimed yet, by module. Beyond
@@ -368,6 +375,23 @@ async fn count_events_in(
     Ok(counts)
 }
 
+/// Returns whether a job of this correlation has succeeded and its staged events are not published
+/// yet.
+async fn has_outbox(documents: &dyn Documents, correlation: &str) -> Result<bool, StoreError> {
+    // Such jobs are few, so those of all correlations are read.
+    let query = Query::equal(Collection::Jobs, vec![("outbox", json!(true))]);
+    let mut pages = Pages::by_id(query.only(&["correlationId", "state"]));
+    while let Some(page) = pages.next(documents).await? {
+        let is_open = |job: &Value| {
+            job["correlationId"] == correlation && job["state"] == json!(JobState::Succeeded)
+        };
+        if page.iter().any(is_open) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Returns whether a waiting gathering job waits for something else than dead jobs, as a dispatcher
 /// saw it last.
 async fn gathering_goes_on(
@@ -408,8 +432,15 @@ pub async fn outdated_gathers(
 ) -> Result<Vec<OutdatedGather>, StoreError> {
     let documents = &*ledger.plane().documents;
     let mut found = Vec::new();
-    for module in registered.modules.iter().filter(|module| module.gather.is_some()) {
-        let equals = vec![("correlationId", json!(correlation)), ("module", json!(module.name))];
+    // Jobs that wait have not run without anything yet.
+    let states = JobState::ALL.into_iter().filter(|state| *state != JobState::Waiting);
+    let modules = registered.modules.iter().filter(|module| module.gather.is_some());
+    for (module, state) in modules.flat_map(|module| states.clone().map(move |one| (module, one))) {
+        let equals = vec![
+            ("correlationId", json!(correlation)),
+            ("state", json!(state)),
+            ("module", json!(module.name)),
+        ];
         let mut pages = Pages::new(Query::equal(Collection::Jobs, equals), "created");
         while let Some(page) = pages.next(documents).await? {
             for document in page {
@@ -436,6 +467,8 @@ pub async fn outdated_gathers(
 struct FailureReasons {
     found: BTreeMap<(String, &'static str, String), (u64, JobId)>,
     read: u64,
+    /// When the last of these jobs ended.
+    last: Option<Millis>,
 }
 
 impl FailureReasons {
@@ -460,6 +493,7 @@ impl FailureReasons {
 
     fn add(&mut self, job: JobRecord) {
         self.read += 1;
+        self.last = self.last.max(job.ended);
         let reason = job.attempts.last().and_then(|attempt| attempt.reason.clone());
         let reason = reason.unwrap_or_else(|| match job.attempts.is_empty() {
             true => "it had not begun".to_owned(),
@@ -496,7 +530,7 @@ mod tests {
     fn percentiles_and_the_rate_are_those_of_the_attempts() {
         assert_eq!(times_of(&[]), None);
         let one = times_of(&[(10, 15)]).unwrap();
-        assert_eq!(one, JobTimes { p50: 5, p95: 5, per_second: None, of: 1 });
+        assert_eq!(one, JobTimes { p50: 5, p95: 5, per_second: None, of: 1, last: 15 });
         // A hundred attempts, which took 1 to 100 ms, one ended each 10 ms.
         let many: Vec<(Millis, Millis)> = (1..=100).map(|n| (n * 10 - n, n * 10)).collect();
         let times = times_of(&many).unwrap();

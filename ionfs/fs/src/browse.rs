@@ -1,23 +1,39 @@
 //! The browsing mount: the whole plane as a read-only tree. Each directory is listed when it is
 //! accessed.
+//!
+//! # How it works
+//! A listing has the newest documents, at most [`SHOWN_MAX`]. Where there are more, a file
+//! [`MORE`] says how to see the rest. Correlations and events are also found by their ids and the
+//! beginnings of ids, listed or not, and links lead to events by their ids. So no listing reads
+//! more than it shows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use ion_model::clock::{self, Millis};
 use ion_model::event::{DocumentType, Event, PublicationState};
 use ion_model::record::{JobRecord, JobState};
 use ion_plane::node::Node as Daemon;
-use ion_stores::{Collection, Query, StoreError};
+use ion_stores::{Collection, FieldRange, Pages, Query, StoreError, decode};
 use serde_json::{Value, json};
 
 use super::lineage::{directory_name, event_items, insights_item, log_item};
 use super::reads::ReadLog;
-use super::view::{View, ViewItem};
+use super::view::{FindResult, ListResult, View, ViewItem};
 use super::{CURRENT, Tree};
 
-/// The most events, jobs or modules that one listing reads; the listings of correlations and types
-/// come from those events. People cannot look at more.
+/// The most names of one listing. People cannot look at more, and each name takes memory.
 const SHOWN_MAX: usize = 10_000;
+
+/// The most names of `recent/`.
+const RECENT_MAX: usize = 1000;
+
+/// The fewest characters of the beginning of an id that stands for an event. Shorter ones would make
+/// each mistyped name a search through many ids.
+const ID_BEGINNING_MIN: usize = 4;
+
+/// The file that says that a folder does not list all.
+const MORE: &str = "MORE";
 
 /// Makes the tree of a whole plane.
 pub fn tree(daemon: Arc<Daemon>) -> Arc<Tree> {
@@ -25,9 +41,25 @@ pub fn tree(daemon: Arc<Daemon>) -> Arc<Tree> {
         let daemon = daemon.clone();
         directory(daemon, list)
     };
+    let jobs_of = |state: ShownState| {
+        let place = JobsPlace { module: None, state };
+        directory(daemon.clone(), move |daemon| Box::pin(place.clone().list(daemon)))
+    };
+    let (listed, found) = (daemon.clone(), daemon.clone());
+    let correlations = ViewItem::searchable(
+        CURRENT,
+        0,
+        move || correlations(listed.clone()),
+        move |name| find_correlation(found.clone(), name),
+    );
     let root = ViewItem::fixed([
-        ("correlations".to_owned(), part(|daemon| Box::pin(correlations(daemon)))),
+        ("correlations".to_owned(), correlations),
+        ("dead".to_owned(), jobs_of(ShownState::Dead)),
+        ("failed".to_owned(), jobs_of(ShownState::Failed)),
         ("modules".to_owned(), part(|daemon| Box::pin(modules(daemon)))),
+        ("queued".to_owned(), jobs_of(ShownState::Queued)),
+        ("recent".to_owned(), part(|daemon| Box::pin(recent(daemon)))),
+        ("running".to_owned(), jobs_of(ShownState::Running)),
         ("types".to_owned(), part(|daemon| Box::pin(types(daemon)))),
     ]);
     Tree::new(daemon, View::new(root, ReadLog::default()), None, ReadLog::default())
@@ -35,7 +67,7 @@ pub fn tree(daemon: Arc<Daemon>) -> Arc<Tree> {
 
 type DirectoryItems = Vec<(String, ViewItem)>;
 type BrowseResult<T> = std::result::Result<T, StoreError>;
-type ListFuture = std::pin::Pin<Box<dyn Future<Output = BrowseResult<DirectoryItems>> + Send>>;
+type ListFuture = std::pin::Pin<Box<dyn Future<Output = ListResult> + Send>>;
 type Lister = fn(Arc<Daemon>) -> ListFuture;
 
 fn directory(
@@ -45,65 +77,220 @@ fn directory(
     ViewItem::lazy(CURRENT, move || list(daemon.clone()))
 }
 
-/// Returns the visible events that match, oldest first.
-async fn events(
+/// Adds the file that says that there are more names, and how to see them.
+fn add_more(items: &mut DirectoryItems, shown: &str, how: &str) {
+    let text = format!("This folder has {shown} only. See all of it with\n    {how}\n");
+    items.push((MORE.to_owned(), ViewItem::Text(text.into(), 0)));
+}
+
+/// Documents of a listing, and whether there are more.
+struct ShownDocuments<T> {
+    documents: Vec<T>,
+    is_cut: bool,
+}
+
+/// Reads the first documents that a query finds, at most `limit`.
+async fn read<T>(
     daemon: &Daemon,
-    mut equals: Vec<(&'static str, Value)>,
-) -> BrowseResult<Vec<Event>> {
+    query: Query,
+    limit: usize,
+    read: impl Fn(Value) -> BrowseResult<Option<T>>,
+) -> BrowseResult<ShownDocuments<T>> {
+    let Some(by) = query.order_by else {
+        unreachable!("a listing has an order");
+    };
+    let mut pages = Pages::new(query, by);
+    let mut documents = Vec::new();
+    while let Some(page) = pages.next(&*daemon.plane.documents).await? {
+        for document in page {
+            let Some(found) = read(document)? else { continue };
+            if documents.len() == limit {
+                return Ok(ShownDocuments { documents, is_cut: true });
+            }
+            documents.push(found);
+        }
+    }
+    Ok(ShownDocuments { documents, is_cut: false })
+}
+
+/// Reads an event; none if people may not see it, or if the document is no event.
+fn read_event(document: Value) -> BrowseResult<Option<Event>> {
+    if document["context"]["documentType"] != json!(DocumentType::EventMeta) {
+        return Ok(None);
+    }
+    let event: Event = decode(Collection::Events, document)?;
+    Ok(Some(event).filter(|event| event.publication != PublicationState::Staged))
+}
+
+fn read_job(document: Value) -> BrowseResult<Option<JobRecord>> {
+    decode(Collection::Jobs, document).map(Some)
+}
+
+fn events_query(mut equals: Vec<(&'static str, Value)>) -> Query {
     equals.push(("context.documentType", json!(DocumentType::EventMeta)));
-    let query = Query::equal(Collection::Events, equals).order_by("created").limit(SHOWN_MAX);
-    let mut events: Vec<Event> = daemon.plane.documents.find_as(query).await?;
-    events.retain(|event| event.publication != PublicationState::Staged);
-    Ok(events)
+    Query::equal(Collection::Events, equals).order_by("created")
 }
 
-async fn jobs(daemon: &Daemon, equals: Vec<(&'static str, Value)>) -> BrowseResult<Vec<JobRecord>> {
-    let query = Query::equal(Collection::Jobs, equals).order_by("created").limit(SHOWN_MAX);
-    daemon.plane.documents.find_as(query).await
+/// Returns a time as a part of a name: `2026-05-01T08:30:00`. Names sort by it.
+fn time_name(at: Millis) -> String {
+    let time = humantime::format_rfc3339_seconds(clock::system_time(at)).to_string();
+    time.trim_end_matches('Z').to_owned()
 }
 
-/// Lists `correlations/`.
-async fn correlations(daemon: Arc<Daemon>) -> BrowseResult<DirectoryItems> {
-    let mut ids: Vec<String> = events(&daemon, vec![])
-        .await?
-        .iter()
-        .map(|event| event.context.correlation_id.to_string())
-        .collect();
-    ids.sort_unstable();
-    ids.dedup();
-    Ok(ids
-        .into_iter()
-        .map(|id| {
-            let item = directory(daemon.clone(), {
-                let id = id.clone();
-                move |daemon| Box::pin(correlation(daemon, id.clone()))
-            });
-            (id, item)
-        })
-        .collect())
+/// The first event of a correlation, as a listing shows it.
+struct FirstEvent {
+    correlation: String,
+    event_type: String,
+    created: Millis,
 }
 
-/// Lists `correlations/<id>/`.
-async fn correlation(daemon: Arc<Daemon>, id: String) -> BrowseResult<DirectoryItems> {
-    let events = events(&daemon, vec![("context.correlationId", json!(id))]).await?;
-    Ok(events
-        .into_iter()
-        .enumerate()
-        .map(|(n, event)| {
-            let name = directory_name(n, &event);
-            let event = Arc::new(event);
-            (
-                name,
-                directory(daemon.clone(), move |daemon| {
-                    Box::pin(event_directory(daemon, event.clone()))
-                }),
-            )
-        })
-        .collect())
+/// Returns the first events of the newest correlations.
+async fn first_events(daemon: &Daemon, limit: usize) -> BrowseResult<ShownDocuments<FirstEvent>> {
+    // An event of an older Ion has no depth, like a first event, but the job that committed it.
+    let query = events_query(vec![("depth", Value::Null)]).descending();
+    let query = query.only(&[
+        "context.correlationId",
+        "context.documentType",
+        "created",
+        "jobId",
+        "publication",
+        "type",
+    ]);
+    let seen = std::sync::Mutex::new(HashSet::new());
+    read(daemon, query, limit, |document| {
+        let is_shown = document["jobId"].is_null()
+            && document["publication"] != json!(PublicationState::Staged);
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let correlation = text(&document["context"]["correlationId"]);
+        let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let is_new = is_shown && seen.insert(correlation.clone());
+        Ok(is_new.then(|| FirstEvent {
+            correlation,
+            event_type: text(&document["type"]),
+            created: document["created"].as_i64().unwrap_or_default(),
+        }))
+    })
+    .await
+}
+
+/// Lists `correlations/`: the newest ones.
+async fn correlations(daemon: Arc<Daemon>) -> ListResult {
+    let first = first_events(&daemon, SHOWN_MAX).await?;
+    let item = |first: FirstEvent| {
+        let item = correlation_item(&daemon, &first.correlation, first.created);
+        (first.correlation, item)
+    };
+    let mut items: DirectoryItems = first.documents.into_iter().map(item).collect();
+    if first.is_cut {
+        let shown = format!("the newest {SHOWN_MAX} correlations");
+        add_more(&mut items, &shown, "ion event list --type TYPE, or open an id by its name");
+    }
+    Ok(items)
+}
+
+/// Lists `recent/`: links to the newest correlations.
+async fn recent(daemon: Arc<Daemon>) -> ListResult {
+    let first = first_events(&daemon, RECENT_MAX).await?;
+    let link = |first: FirstEvent| {
+        let short = first.correlation.get(..8).unwrap_or(&first.correlation);
+        let name = format!("{}-{}-{short}", time_name(first.created), first.event_type);
+        (name, ViewItem::Link(format!("../correlations/{}", first.correlation)))
+    };
+    Ok(first.documents.into_iter().map(link).collect())
+}
+
+/// Returns the correlation whose id this is, or the only one whose id begins so.
+async fn find_correlation(daemon: Arc<Daemon>, name: String) -> FindResult {
+    const FIELD: &str = "context.correlationId";
+    let within = Query::all(Collection::Events)
+        .within(FieldRange::prefix(FIELD, &name))
+        .order_by(FIELD)
+        .only(&[FIELD, "created"])
+        .limit(1);
+    let documents = &daemon.plane.documents;
+    let id = |found: &[Value]| {
+        let first = found.first()?["context"]["correlationId"].as_str()?;
+        Some(first.to_owned())
+    };
+    let Some(first) = id(&documents.find(within.clone()).await?) else { return Ok(None) };
+    let last = match first == name {
+        true => first.clone(),
+        false => id(&documents.find(within.descending()).await?).unwrap_or_default(),
+    };
+    if first != last {
+        return Ok(None);
+    }
+    let earliest = events_query(vec![(FIELD, json!(first))]).only(&["created"]).limit(1);
+    let found = documents.find(earliest).await?;
+    let created = found.first().and_then(|event| event["created"].as_i64()).unwrap_or_default();
+    Ok(Some(correlation_item(&daemon, &first, created)))
+}
+
+fn correlation_item(daemon: &Arc<Daemon>, id: &str, created: Millis) -> ViewItem {
+    let (listed, found) = (daemon.clone(), daemon.clone());
+    let (listed_id, found_id) = (id.to_owned(), id.to_owned());
+    ViewItem::searchable(
+        CURRENT,
+        created,
+        move || correlation(listed.clone(), listed_id.clone()),
+        move |name| find_event(found.clone(), found_id.clone(), name),
+    )
+}
+
+/// Lists `correlations/<id>/`: its first events.
+async fn correlation(daemon: Arc<Daemon>, id: String) -> ListResult {
+    let query = events_query(vec![("context.correlationId", json!(id))]);
+    let events = read(&daemon, query, SHOWN_MAX, read_event).await?;
+    let item = |(n, event): (usize, Event)| (directory_name(n, &event), event_item(&daemon, event));
+    let mut items: DirectoryItems = events.documents.into_iter().enumerate().map(item).collect();
+    if events.is_cut {
+        let shown = format!("the first {SHOWN_MAX} events of the correlation");
+        let how = format!("ion event list --correlation {id}, or open an event's id by its name");
+        add_more(&mut items, &shown, &how);
+    }
+    Ok(items)
+}
+
+/// Returns the event of a correlation whose id this is, or the only one whose id begins so.
+async fn find_event(daemon: Arc<Daemon>, correlation: String, name: String) -> FindResult {
+    if name.len() < ID_BEGINNING_MIN {
+        return Ok(None);
+    }
+    let query = Query::all(Collection::Events)
+        .within(FieldRange::prefix("id", &name))
+        .only(&["context.documentType", "context.correlationId"]);
+    let mut pages = Pages::by_id(query);
+    let mut found: Option<String> = None;
+    while let Some(page) = pages.next(&*daemon.plane.documents).await? {
+        let of_correlation = page.iter().filter(|document| {
+            let context = &document["context"];
+            context["correlationId"] == correlation.as_str()
+                && context["documentType"] == json!(DocumentType::EventMeta)
+        });
+        for id in of_correlation.filter_map(|document| document["id"].as_str()) {
+            if found.is_some() && found.as_deref() != Some(name.as_str()) {
+                return Ok(None);
+            }
+            found.get_or_insert_with(|| id.to_owned());
+        }
+        if found.as_deref() == Some(name.as_str()) {
+            break;
+        }
+    }
+    let Some(id) = found else { return Ok(None) };
+    let event = daemon.plane.documents.get(Collection::Events, &id).await?;
+    let event = event.map(read_event).transpose()?.flatten();
+    Ok(event.map(|event| event_item(&daemon, event)))
+}
+
+/// Makes `correlations/<id>/<n>-<type>-<id8>/`.
+fn event_item(daemon: &Arc<Daemon>, event: Event) -> ViewItem {
+    let event = Arc::new(event);
+    directory(daemon.clone(), move |daemon| Box::pin(event_directory(daemon, event.clone())))
 }
 
 /// Lists `correlations/<id>/<n>-<type>-<id8>/`.
-async fn event_directory(daemon: Arc<Daemon>, event: Arc<Event>) -> BrowseResult<DirectoryItems> {
+async fn event_directory(daemon: Arc<Daemon>, event: Arc<Event>) -> ListResult {
     let mut items = event_items(&daemon, &event).await?;
     // The log of the job that committed the event is shown with that job, under the job's own
     // event.
@@ -114,11 +301,11 @@ async fn event_directory(daemon: Arc<Daemon>, event: Arc<Event>) -> BrowseResult
         directory(daemon, move |daemon| {
             let id = id.clone();
             Box::pin(async move {
-                let jobs = jobs(&daemon, vec![("eventId", json!(id))]).await?;
-                Ok(jobs
-                    .into_iter()
-                    .map(|job| (job.module.clone(), job_directory(daemon.clone(), job)))
-                    .collect())
+                let query = Query::equal(Collection::Jobs, vec![("eventId", json!(id))]);
+                let jobs = read(&daemon, query.order_by("created"), SHOWN_MAX, read_job).await?;
+                let item =
+                    |job: JobRecord| (job.module.clone(), job_directory(daemon.clone(), job));
+                Ok(jobs.documents.into_iter().map(item).collect())
             })
         }),
     ));
@@ -141,135 +328,154 @@ fn job_directory(daemon: Arc<Daemon>, job: JobRecord) -> ViewItem {
 }
 
 /// Lists `modules/`.
-async fn modules(daemon: Arc<Daemon>) -> BrowseResult<DirectoryItems> {
-    let query = Query::equal(Collection::Modules, vec![]).limit(SHOWN_MAX);
-    let modules = daemon.plane.documents.find(query).await?;
-    Ok(modules
-        .into_iter()
-        .filter_map(|module| {
-            let name = module.get("id")?.as_str()?.to_owned();
-            let mut items = vec![("module.json".to_owned(), ViewItem::json(&module, 0))];
-            for state in [
-                JobState::Waiting,
-                JobState::Queued,
-                JobState::Running,
-                JobState::Succeeded,
-                JobState::Dead,
-                JobState::Cancelled,
-            ] {
-                let name = name.clone();
-                items.push((
-                    state.as_str().to_owned(),
-                    directory(daemon.clone(), move |daemon| {
-                        Box::pin(jobs_in_state(daemon, name.clone(), state))
-                    }),
-                ));
-            }
-            // Jobs that failed and are to be retried.
-            items.push((
-                "failed".to_owned(),
-                directory(daemon.clone(), {
-                    let name = name.clone();
-                    move |daemon| Box::pin(failed_jobs(daemon, name.clone()))
-                }),
-            ));
-            Some((name, ViewItem::fixed(items)))
-        })
-        .collect())
-}
-
-async fn jobs_in_state(
-    daemon: Arc<Daemon>,
-    module: String,
-    state: JobState,
-) -> BrowseResult<DirectoryItems> {
-    let mut found = jobs(&daemon, vec![("module", json!(module)), ("state", json!(state))]).await?;
-    if state == JobState::Running {
-        // To a person who looks, a job that starts is running.
-        found.extend(
-            jobs(&daemon, vec![("module", json!(module)), ("state", json!(JobState::Starting))])
-                .await?,
-        );
-    }
-    if state == JobState::Queued {
-        found.retain(|job| job.failures == 0);
-    }
-    links_to_jobs(&daemon, found).await
-}
-
-async fn failed_jobs(daemon: Arc<Daemon>, module: String) -> BrowseResult<DirectoryItems> {
-    let mut found =
-        jobs(&daemon, vec![("module", json!(module)), ("state", json!(JobState::Queued))]).await?;
-    found.retain(|job| job.failures > 0);
-    links_to_jobs(&daemon, found).await
-}
-
-/// The directory names of each correlation's events, read once for each correlation.
-#[derive(Default)]
-struct EventDirectoryNames(HashMap<String, HashMap<String, String>>);
-
-impl EventDirectoryNames {
-    async fn find_name(
-        &mut self,
-        daemon: &Daemon,
-        correlation: &str,
-        event: &str,
-    ) -> BrowseResult<Option<String>> {
-        if !self.0.contains_key(correlation) {
-            let events =
-                events(daemon, vec![("context.correlationId", json!(correlation))]).await?;
-            let names = events
-                .iter()
-                .enumerate()
-                .map(|(n, event)| (event.id.to_string(), directory_name(n, event)));
-            self.0.insert(correlation.to_owned(), names.collect());
+async fn modules(daemon: Arc<Daemon>) -> ListResult {
+    let modules = daemon.plane.documents.find(Query::all(Collection::Modules)).await?;
+    let item = |module: Value| {
+        let name = module.get("id")?.as_str()?.to_owned();
+        let mut items = vec![("module.json".to_owned(), ViewItem::json(&module, 0))];
+        for state in ShownState::ALL {
+            let place = JobsPlace { module: Some(name.clone()), state };
+            let item =
+                directory(daemon.clone(), move |daemon| Box::pin(place.clone().list(daemon)));
+            items.push((state.as_str().to_owned(), item));
         }
-        Ok(self.0[correlation].get(event).cloned())
+        Some((name, ViewItem::fixed(items)))
+    };
+    Ok(modules.into_iter().filter_map(item).collect())
+}
+
+/// A state by which jobs are shown to people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ShownState {
+    Waiting,
+    /// Queued, and no attempt has failed yet.
+    Queued,
+    /// Queued again after a failed attempt.
+    Failed,
+    /// To a person who looks, a job that starts is running.
+    Running,
+    Succeeded,
+    Dead,
+    Cancelled,
+}
+
+impl ShownState {
+    const ALL: [Self; 7] = [
+        Self::Waiting,
+        Self::Queued,
+        Self::Failed,
+        Self::Running,
+        Self::Succeeded,
+        Self::Dead,
+        Self::Cancelled,
+    ];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            state => state.job_states()[0].as_str(),
+        }
+    }
+
+    fn job_states(self) -> &'static [JobState] {
+        match self {
+            Self::Waiting => &[JobState::Waiting],
+            Self::Queued | Self::Failed => &[JobState::Queued],
+            Self::Running => &[JobState::Running, JobState::Starting],
+            Self::Succeeded => &[JobState::Succeeded],
+            Self::Dead => &[JobState::Dead],
+            Self::Cancelled => &[JobState::Cancelled],
+        }
+    }
+
+    fn shows(self, job: &JobRecord) -> bool {
+        match self {
+            Self::Queued => job.failures == 0,
+            Self::Failed => job.failures > 0,
+            _ => true,
+        }
     }
 }
 
-async fn links_to_jobs(daemon: &Daemon, jobs: Vec<JobRecord>) -> BrowseResult<DirectoryItems> {
-    let mut names = EventDirectoryNames::default();
-    let mut items = Vec::new();
-    for job in jobs {
-        let correlation = job.correlation_id.as_str();
-        if let Some(event) = names.find_name(daemon, correlation, job.event_id.as_str()).await? {
-            let target = format!("../../../correlations/{correlation}/{event}/jobs/{}", job.module);
-            items.push((format!("{}-{}", job.event_type, job.id.short()), ViewItem::Link(target)));
+/// A folder of links to jobs: of one module, or of all.
+#[derive(Clone, Debug)]
+struct JobsPlace {
+    module: Option<String>,
+    state: ShownState,
+}
+
+impl JobsPlace {
+    /// Lists the links, those of the jobs that entered the state last.
+    async fn list(self, daemon: Arc<Daemon>) -> ListResult {
+        let mut items = DirectoryItems::new();
+        let mut is_cut = false;
+        for state in self.state.job_states() {
+            let mut equals = vec![("state", json!(state))];
+            equals.extend(self.module.as_ref().map(|module| ("module", json!(module))));
+            let query = Query::equal(Collection::Jobs, equals).order_by("due").descending();
+            let shown = self.state;
+            let jobs = read(&daemon, query, SHOWN_MAX - items.len(), |document| {
+                Ok(read_job(document)?.filter(|job| shown.shows(job)))
+            });
+            let jobs = jobs.await?;
+            is_cut |= jobs.is_cut;
+            items.extend(jobs.documents.iter().map(|job| self.link(job)));
         }
+        if is_cut {
+            let shown = format!("the newest {SHOWN_MAX} jobs");
+            let module = self.module.iter().map(|module| format!(" --module {module}"));
+            let state = self.state.job_states()[0].as_str();
+            let how = format!("ion job list --state {state}{}", module.collect::<String>());
+            add_more(&mut items, &shown, &how);
+        }
+        Ok(items)
+    }
+
+    fn link(&self, job: &JobRecord) -> (String, ViewItem) {
+        let (correlation, event, module) = (&job.correlation_id, &job.event_id, &job.module);
+        let (name, up) = match self.module {
+            Some(_) => (format!("{}-{}", job.event_type, job.id.short()), "../../.."),
+            None => (format!("{}-{module}-{}", time_name(job.created), job.id.short()), ".."),
+        };
+        (name, ViewItem::Link(format!("{up}/correlations/{correlation}/{event}/jobs/{module}")))
+    }
+}
+
+/// Lists `types/`.
+async fn types(daemon: Arc<Daemon>) -> ListResult {
+    let mut items = DirectoryItems::new();
+    let mut last = String::new();
+    // Each type is the first one in the index after the type before it.
+    while items.len() < SHOWN_MAX {
+        let after = FieldRange::at_least("type", json!(format!("{last}\0")));
+        let query = Query::all(Collection::Events).within(after).order_by("type");
+        let found = daemon.plane.documents.find(query.only(&["type"]).limit(1)).await?;
+        let Some(name) = found.first().and_then(|event| event["type"].as_str()) else { break };
+        last = name.to_owned();
+        let item = directory(daemon.clone(), {
+            let name = last.clone();
+            move |daemon| Box::pin(events_of_type(daemon, name.clone()))
+        });
+        items.push((last.clone(), item));
     }
     Ok(items)
 }
 
-/// Lists `types/`.
-async fn types(daemon: Arc<Daemon>) -> BrowseResult<DirectoryItems> {
-    let mut by_type: BTreeMap<String, ()> = BTreeMap::new();
-    for event in events(&daemon, vec![]).await? {
-        by_type.insert(event.event_type, ());
-    }
-    Ok(by_type
-        .into_keys()
-        .map(|name| {
-            let item = directory(daemon.clone(), {
-                let name = name.clone();
-                move |daemon| Box::pin(events_of_type(daemon, name.clone()))
-            });
-            (name, item)
-        })
-        .collect())
-}
-
-async fn events_of_type(daemon: Arc<Daemon>, event_type: String) -> BrowseResult<DirectoryItems> {
-    let mut names = EventDirectoryNames::default();
-    let mut items = Vec::new();
-    for event in events(&daemon, vec![("type", json!(event_type))]).await? {
-        let correlation = event.context.correlation_id.as_str();
-        if let Some(name) = names.find_name(&daemon, correlation, event.id.as_str()).await? {
-            items.push((
-                format!("{}-{name}", event.context.correlation_id.short()),
-                ViewItem::Link(format!("../../correlations/{correlation}/{name}")),
-            ));
-        }
+/// Lists `types/<type>/`: links to the newest events.
+async fn events_of_type(daemon: Arc<Daemon>, event_type: String) -> ListResult {
+    let query = events_query(vec![("type", json!(event_type))]).descending();
+    let events = read(&daemon, query, SHOWN_MAX, read_event).await?;
+    let link = |event: &Event| {
+        let correlation = &event.context.correlation_id;
+        (
+            format!("{}-{event_type}-{}", correlation.short(), event.id.short()),
+            ViewItem::Link(format!("../../correlations/{correlation}/{}", event.id)),
+        )
+    };
+    let mut items: DirectoryItems = events.documents.iter().map(link).collect();
+    if events.is_cut {
+        let shown = format!("the newest {SHOWN_MAX} events of the type");
+        add_more(&mut items, &shown, &format!("ion event list --type {event_type}"));
     }
     Ok(items)
 }

@@ -50,6 +50,20 @@ impl ViewItem {
         Self::Directory(Arc::new(LazyDirectory { ttl, list }))
     }
 
+    /// Makes a directory like [`ViewItem::lazy`] in which `find` finds further names: those that
+    /// `list` does not list, because there are too many, and those that stand for others. `mtime`
+    /// is its modification time.
+    pub fn searchable<F, L, S, R>(ttl: Duration, mtime: Millis, list: F, find: S) -> Self
+    where
+        F: Fn() -> L + Send + Sync + 'static,
+        L: Future<Output = ListResult> + Send + 'static,
+        S: Fn(String) -> R + Send + Sync + 'static,
+        R: Future<Output = FindResult> + Send + 'static,
+    {
+        let list = LazyDirectory { ttl, list };
+        Self::Directory(Arc::new(SearchableDirectory { list, mtime, find }))
+    }
+
     /// Makes a file that holds `value` as pretty-printed JSON with a newline at its end.
     pub fn json(value: &impl serde::Serialize, at: Millis) -> Self {
         let mut text = serde_json::to_string_pretty(value).unwrap_or_default();
@@ -60,6 +74,10 @@ impl ViewItem {
 
 /// The entries of a directory, or the error of the store that could not list them.
 pub type ListResult = std::result::Result<Vec<(String, ViewItem)>, StoreError>;
+
+/// What a name stands for, if it stands for something, or the error of the store that could not be
+/// asked.
+pub type FindResult = std::result::Result<Option<ViewItem>, StoreError>;
 
 /// The entries of a directory at one moment, sorted by name. Clones share one copy.
 #[derive(Clone, Debug, Default)]
@@ -103,6 +121,11 @@ pub trait Directory: Send + Sync + std::fmt::Debug {
     /// Lists the directory's entries.
     async fn list(&self) -> std::result::Result<Listing, StoreError>;
 
+    /// Returns the item of a name that is in no listing. Most directories have no such names.
+    async fn find(&self, _name: &str) -> FindResult {
+        Ok(None)
+    }
+
     /// Returns the entries if they are known without asking a store.
     fn fixed_entries(&self) -> Option<&FixedDirectory> {
         None
@@ -143,6 +166,44 @@ where
 
     fn ttl(&self) -> Duration {
         self.ttl
+    }
+}
+
+/// A directory in which a closure finds names that are not listed.
+struct SearchableDirectory<F, S> {
+    list: LazyDirectory<F>,
+    mtime: Millis,
+    find: S,
+}
+
+impl<F, S> std::fmt::Debug for SearchableDirectory<F, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Searchable").field("list", &self.list).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl<F, L, S, R> Directory for SearchableDirectory<F, S>
+where
+    F: Fn() -> L + Send + Sync,
+    L: Future<Output = ListResult> + Send,
+    S: Fn(String) -> R + Send + Sync,
+    R: Future<Output = FindResult> + Send,
+{
+    async fn list(&self) -> std::result::Result<Listing, StoreError> {
+        self.list.list().await
+    }
+
+    async fn find(&self, name: &str) -> FindResult {
+        (self.find)(name.to_owned()).await
+    }
+
+    fn ttl(&self) -> Duration {
+        self.list.ttl
+    }
+
+    fn mtime(&self) -> Millis {
+        self.mtime
     }
 }
 
@@ -345,6 +406,9 @@ impl View {
 
     /// Looks up a name and increments the lookup count of its inode.
     pub async fn lookup(&self, parent: Ino, name: &str) -> Result<LookupOutcome> {
+        if let Some(item) = self.find_unlisted(parent, name).await? {
+            return self.entry(parent, name, &item, EntryUse::Lookup).map(LookupOutcome::Found);
+        }
         let (listing, ttl) = self.listing(parent, ListingUse::Kept).await?;
         match listing.get(name).filter(|_| !self.is_moved_away(parent, name)) {
             Some(item) => {
@@ -352,6 +416,28 @@ impl View {
             }
             None => Ok(LookupOutcome::Missing(ttl)),
         }
+    }
+
+    /// Returns the item of a name that a directory can find without a listing, unless the kept
+    /// listing has the name.
+    async fn find_unlisted(&self, parent: Ino, name: &str) -> Result<Option<ViewItem>> {
+        let directory = {
+            let state = self.lock();
+            let inode = state.inodes.get(&parent).ok_or(Errno::STALE)?;
+            let ViewItem::Directory(directory) = &inode.item else { return Err(Errno::NOTDIR) };
+            let is_kept = inode.listing.as_ref().is_some_and(|(since, listing)| {
+                since.elapsed() < directory.ttl() && listing.get(name).is_some()
+            });
+            if is_kept || directory.fixed_entries().is_some() {
+                return Ok(None);
+            }
+            directory.clone()
+        };
+        directory.find(name).await.map_err(|error| {
+            let path = format!("{}/{name}", self.path(parent));
+            tracing::error!(path, error = error_chain(&error), "a name cannot be looked up");
+            self.reads.note(&path, &ReadFailure::from_store_error(&error))
+        })
     }
 
     /// Returns the current entries of a directory.

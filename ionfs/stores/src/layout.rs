@@ -72,6 +72,10 @@ pub(super) async fn bring_up_to_date(
 /// Adds the texts of the index to an insight, unless somebody has written it meanwhile. An insight
 /// that cannot be read stays as it is: no search could show it.
 async fn add_index_texts(documents: &dyn Documents, document: Value) -> Result<bool, StoreError> {
+    // A field that a document lacks is expected to be missing.
+    let expect = ["terms", "created", "attempt", "staged"]
+        .map(|field| (field, document[field].clone()))
+        .to_vec();
     let mut insight: InsightRecord = match decode(Collection::Events, document) {
         Ok(insight) => insight,
         Err(error) => {
@@ -81,12 +85,6 @@ async fn add_index_texts(documents: &dyn Documents, document: Value) -> Result<b
         }
     };
     insight.terms = index_texts(&insight.context.name, &insight.data);
-    let expect = vec![
-        ("terms", Value::Null),
-        ("created", json!(insight.created)),
-        ("attempt", json!(insight.attempt)),
-        ("staged", json!(insight.staged)),
-    ];
     let document = encode(&insight);
     documents.replace(Collection::Events, document, expect, None, Durability::WithNextSync).await
 }
@@ -102,8 +100,7 @@ mod tests {
         let documents = &*plane.documents;
         let insight = |n: usize| {
             let document = json!({
-                "id": format!("insight:{n}"), "created": n, "jobId": n.to_string(), "attempt": 1,
-                "staged": false, "data": [{"key": "n", "value": n.to_string()}],
+                "id": format!("insight:{n}"), "created": n, "jobId": n.to_string(), "data": [{"key": "n", "value": n.to_string()}],
                 "context": {
                     "name": "m", "eventId": "e", "correlationId": "c", "parentEventId": "",
                     "documentType": "insight",

@@ -13,7 +13,7 @@
 //! have happened all the same. Its caller repeats it and finds the document.
 
 use std::collections::HashSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
@@ -36,6 +36,16 @@ use super::{
 /// How long one call may take. A replica set elects a new primary in about ten seconds; after that
 /// time the caller tries again.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
+
+/// How long making the indexes of a large collection may take: a server makes some hundred thousand
+/// entries in a second.
+const INDEXES_WAIT: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// How often the log says that indexes are being made.
+const INDEXES_REPORT: Duration = Duration::from_secs(10);
+
+/// The server's code for a collection that does not exist (NamespaceNotFound).
+const NO_COLLECTION: i32 = 26;
 
 /// How long to look for a server, and how long to connect to it. Shorter than [`ANSWER_WAIT`], so
 /// that the caller receives the driver's own error.
@@ -94,10 +104,21 @@ impl Mongo {
         Ok(store)
     }
 
+    /// Makes the indexes that a collection does not have yet. On a large collection this takes
+    /// minutes, and the log says so.
     async fn make_indexes(&self, collection: Collection) -> Result<(), StoreError> {
         let models: Vec<IndexModel> =
             indexes(collection).iter().map(|fields| index_on(fields)).collect();
         if models.is_empty() {
+            return Ok(());
+        }
+        let existing = self.existing_indexes(collection);
+        let existing = self.with_deadline("looking at indexes", existing).await?;
+        let is_there = |model: &IndexModel| {
+            let same = existing.iter().find(|index| have_same_keys(&index.keys, &model.keys));
+            same.is_some_and(is_complete)
+        };
+        if models.iter().all(is_there) {
             return Ok(());
         }
         let make = async {
@@ -108,7 +129,31 @@ impl Mongo {
                 made => made.map(drop),
             }
         };
-        self.with_deadline("making indexes", make).await
+        tokio::pin!(make);
+        let began = Instant::now();
+        while began.elapsed() < INDEXES_WAIT {
+            match tokio::time::timeout(INDEXES_REPORT, &mut make).await {
+                Ok(made) => {
+                    return made
+                        .map_err(|error| self.unavailable("making indexes", error_line(&error)));
+                }
+                Err(_) => tracing::info!(
+                    collection = collection.as_str(),
+                    seconds = began.elapsed().as_secs(),
+                    "bringing the plane's indexes up to date"
+                ),
+            }
+        }
+        Err(self.unavailable("making indexes", format!("not made in {} s", INDEXES_WAIT.as_secs())))
+    }
+
+    /// Returns the indexes of a collection; none if there is no such collection yet.
+    async fn existing_indexes(&self, collection: Collection) -> Result<Vec<IndexModel>, Error> {
+        match self.collection(collection).list_indexes().await {
+            Ok(indexes) => indexes.try_collect().await,
+            Err(error) if is_no_collection(&error) => Ok(vec![]),
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes the indexes whose keys no existing index has. An operator may have made an index under
@@ -119,7 +164,7 @@ impl Mongo {
         models: Vec<IndexModel>,
     ) -> Result<(), Error> {
         let target = self.collection(collection);
-        let there: Vec<IndexModel> = target.list_indexes().await?.try_collect().await?;
+        let there = self.existing_indexes(collection).await?;
         for model in models {
             if let Some(same) = there.iter().find(|index| have_same_keys(&index.keys, &model.keys))
             {
@@ -250,6 +295,11 @@ fn index_on(fields: &[&'static str]) -> IndexModel {
     // `_id` comes last: documents with equal values are sorted by it.
     let keys = ascending(fields.iter().copied().chain(["_id"]));
     new_index(keys, format!("ion_{}", fields.join("_").replace('.', "_")))
+}
+
+/// Returns whether a collection does not exist.
+fn is_no_collection(error: &Error) -> bool {
+    matches!(error.kind.as_ref(), ErrorKind::Command(command) if command.code == NO_COLLECTION)
 }
 
 fn index_name(index: &IndexModel) -> &str {

@@ -1,5 +1,5 @@
-//! Finds out by a few rows of an index that work below an event is still open, so that a gathering
-//! job that waits costs little, however large its correlation is.
+//! Finds out by a few rows of an index whether work below an event is open, so that a gathering job
+//! that waits costs little, however large its correlation is.
 //!
 //! What is found here is open: a job that is queued or runs and whose event is below the gathering
 //! job's event. What is not found here may be open all the same: an event that no dispatcher has
@@ -7,11 +7,11 @@
 
 use std::collections::HashMap;
 
-use ion_model::event::Event;
+use ion_model::event::DocumentType;
 use ion_model::id::EventId;
 use ion_model::record::{GatherObstacles, JobRecord, JobState, LISTED_JOBS_MAX, OpenJob};
 use ion_stores::{Collection, Query, StoreError};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::ledger::{Ledger, RegisteredModules};
 use crate::pipeline::{Module, OnDead};
@@ -111,12 +111,16 @@ impl LineageBelow<'_> {
                 is_below = true;
                 break;
             }
-            let found: Option<Event> = self.ledger.event(&id).await?;
-            let Some(event) = found.filter(|event| event.job_id.as_ref() != Some(&self.waiting.id))
-            else {
-                break;
+            // A parent's id is whatever a user has chosen: perhaps that of another document.
+            let found = self.ledger.plane().documents.get(Collection::Events, id.as_str()).await?;
+            let own = json!(self.waiting.id);
+            let is_of_lineage = |document: &Value| {
+                document["context"]["documentType"] == json!(DocumentType::EventMeta)
+                    && document["jobId"] != own
             };
-            id = EventId::new(event.context.parent_event_id);
+            let Some(document) = found.filter(is_of_lineage) else { break };
+            let parent = document["context"]["parentEventId"].as_str().unwrap_or_default();
+            id = EventId::new(parent);
         }
         self.known.extend(way.into_iter().map(|id| (id, is_below)));
         Ok(is_below)

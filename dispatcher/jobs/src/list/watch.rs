@@ -95,7 +95,7 @@ impl ListWatch {
     /// Returns the rows that are new, or in another state, since the last look: the oldest first.
     ///
     /// # Errors
-    /// When the documents cannot be read. The next look then returns them.
+    /// When the documents cannot be read. Some rows may then never be returned.
     pub async fn next(&mut self, documents: &dyn Documents) -> Result<Vec<Value>, StoreError> {
         let mut found = Vec::new();
         for feed in &mut self.feeds {
@@ -144,6 +144,8 @@ impl WatchedFeed {
         self.goes_on_at = None;
         self.seen = mem::take(&mut self.read);
         let last = last.and_then(|(value, _)| value.as_i64());
+        // A time in the future, such as the end of a wait, must not hide what comes before it.
+        let last = last.map(|last| last.min(clock::now()));
         self.from = self.from.map(|from| last.map_or(from, |last| last.max(from)));
         Ok(new)
     }

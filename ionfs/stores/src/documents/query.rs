@@ -116,6 +116,10 @@ pub fn known_queries() -> Vec<Query> {
             .order_by("created")
             .descending()
             .start_at(after()),
+        Query::all(Collection::Events)
+            .within(FieldRange::at_least("type", "x".into()))
+            .order_by("type")
+            .limit(1),
         Query::all(Collection::Jobs).within(FieldRange::prefix("id", "3f2b")),
         Query::all(Collection::Events)
             .within(FieldRange::prefix("id", "3f2b"))

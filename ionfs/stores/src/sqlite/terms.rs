@@ -14,8 +14,8 @@ use super::Sqlite;
 use crate::Documents;
 use crate::{Durability, StoreError};
 
-/// The tables and their triggers. A row number is used again when the last document is removed, so
-/// the index then goes back before it.
+/// The tables and their triggers. When the last document is removed, its row number is used again,
+/// so the index then goes back to the last document that is left.
 pub(super) const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS event_terms (
         term TEXT NOT NULL, created INTEGER NOT NULL, event INTEGER NOT NULL,
@@ -39,25 +39,22 @@ pub(super) const SCHEMA: &str = "
         FROM json_each(new.document, '$.terms');
     END;
     CREATE TRIGGER IF NOT EXISTS event_terms_delete AFTER DELETE ON events
-    WHEN json_type(old.document, '$.terms') = 'array'
-        AND old.rowid <= (SELECT indexed FROM event_terms_state)
     BEGIN
         DELETE FROM event_terms WHERE (term, created, event) IN (
             SELECT value, json_extract(old.document, '$.created'), old.rowid
             FROM json_each(old.document, '$.terms'));
-    END;
-    CREATE TRIGGER IF NOT EXISTS event_terms_reuse AFTER DELETE ON events
-    WHEN old.rowid > ifnull((SELECT max(rowid) FROM events), 0)
-    BEGIN
-        UPDATE event_terms_state SET indexed = min(indexed, old.rowid - 1);
+        UPDATE event_terms_state
+        SET indexed = min(indexed, ifnull((SELECT max(rowid) FROM events), 0))
+        WHERE old.rowid > ifnull((SELECT max(rowid) FROM events), 0);
     END;
 ";
 
-/// The most documents that are indexed in one transaction. More hold up other writers for longer,
-/// fewer change the same pages of the index more often.
+/// The most documents that are indexed in one transaction. Other writers wait longer for more, and
+/// with fewer the same pages of the index are written more often.
 const AT_ONCE: i64 = 2000;
 
-/// From how many documents on a search says that it has to index them first. That takes seconds.
+/// From how many documents on a search says that it has to index them first. A second is enough for
+/// some ten thousand.
 const SAID_FROM: i64 = 50_000;
 
 /// Returns how many rows of documents are not indexed yet.
@@ -107,5 +104,62 @@ impl Sqlite {
         }
         while self.index_some_terms().await? {}
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{Collection, Documents as _, Query, TermRange};
+
+    /// Row numbers of removed documents are used again, in whatever order documents were removed.
+    #[tokio::test]
+    async fn what_takes_the_place_of_removed_documents_is_found() {
+        let store = Sqlite::in_memory().unwrap();
+        let insert = async |id: &str| {
+            let document = json!({"id": id, "created": 1, "terms": [format!("t-{id}")]});
+            store.insert(Collection::Events, document, None, Durability::Now).await.unwrap();
+        };
+        let delete = async |id: &str| {
+            assert!(store.delete(Collection::Events, id, vec![]).await.unwrap());
+        };
+        let found = async || {
+            let all = Query::all(Collection::Events).with_term(TermRange::prefix("t-".into()));
+            let mut ids: Vec<String> = store
+                .find(all.order_by("created"))
+                .await
+                .unwrap()
+                .iter()
+                .map(|document| document["id"].as_str().unwrap().to_owned())
+                .collect();
+            ids.sort();
+            ids
+        };
+        let rows = async || {
+            let count = |connection: &Connection| {
+                connection.query_row("SELECT count(*) FROM event_terms", [], |row| row.get(0))
+            };
+            store.read("counting", count).await.unwrap()
+        };
+        for removed in [["b", "c"], ["c", "b"], ["a", "c"], ["c", "a"]] {
+            for id in ["a", "b", "c"] {
+                insert(id).await;
+            }
+            assert_eq!(found().await, ["a", "b", "c"]);
+            for id in removed {
+                delete(id).await;
+            }
+            insert("d").await;
+            insert("e").await;
+            let left = ["a", "b", "c"].into_iter().find(|id| !removed.contains(id)).unwrap();
+            assert_eq!(found().await, [left, "d", "e"], "{removed:?}");
+            assert_eq!(rows().await, 3_i64, "{removed:?}");
+            for id in [left, "d", "e"] {
+                delete(id).await;
+            }
+            assert_eq!((found().await.len(), rows().await), (0, 0_i64));
+        }
     }
 }
