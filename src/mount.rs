@@ -15,8 +15,9 @@ use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 /// Mount the whole plane as a read-only tree, until Ctrl-C
 ///
 /// correlations/<id>/<n>-<type>-<id8>/ holds an event's files, values and insights, and its jobs
-/// with their logs; modules/<name>/<state>/ and types/<event type>/ link into it. Bytes are fetched
-/// only when they are read.
+/// with their logs, also under the id of the event; modules/<name>/<state>/, types/<event type>/,
+/// recent/, running/, queued/, failed/ and dead/ link into it. Bytes are fetched only when they are
+/// read.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   ion mount /tmp/plane &
