@@ -137,15 +137,18 @@ fn time_name(at: Millis) -> String {
     time.trim_end_matches('Z').to_owned()
 }
 
-/// The first event of a correlation, as a listing shows it.
-struct FirstEvent {
+/// A correlation, as a listing shows it: its id, and the type and the time of its first event.
+struct ListedCorrelation {
     correlation: String,
     event_type: String,
     created: Millis,
 }
 
 /// Returns the first events of the newest correlations.
-async fn first_events(daemon: &Daemon, limit: usize) -> BrowseResult<ShownDocuments<FirstEvent>> {
+async fn first_events(
+    daemon: &Daemon,
+    limit: usize,
+) -> BrowseResult<ShownDocuments<ListedCorrelation>> {
     // An event of an older Ion has no depth, like a first event, but the job that committed it.
     let query = events_query(vec![("depth", Value::Null)]).descending();
     let query = query.only(&[
@@ -164,7 +167,7 @@ async fn first_events(daemon: &Daemon, limit: usize) -> BrowseResult<ShownDocume
         let correlation = text(&document["context"]["correlationId"]);
         let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let is_new = is_shown && seen.insert(correlation.clone());
-        Ok(is_new.then(|| FirstEvent {
+        Ok(is_new.then(|| ListedCorrelation {
             correlation,
             event_type: text(&document["type"]),
             created: document["created"].as_i64().unwrap_or_default(),
@@ -176,7 +179,7 @@ async fn first_events(daemon: &Daemon, limit: usize) -> BrowseResult<ShownDocume
 /// Lists `correlations/`: the newest ones.
 async fn correlations(daemon: Arc<Daemon>) -> ListResult {
     let first = first_events(&daemon, SHOWN_MAX).await?;
-    let item = |first: FirstEvent| {
+    let item = |first: ListedCorrelation| {
         let item = correlation_item(&daemon, &first.correlation, first.created);
         (first.correlation, item)
     };
@@ -191,7 +194,7 @@ async fn correlations(daemon: Arc<Daemon>) -> ListResult {
 /// Lists `recent/`: links to the newest correlations.
 async fn recent(daemon: Arc<Daemon>) -> ListResult {
     let first = first_events(&daemon, RECENT_MAX).await?;
-    let link = |first: FirstEvent| {
+    let link = |first: ListedCorrelation| {
         let short = first.correlation.get(..8).unwrap_or(&first.correlation);
         let name = format!("{}-{}-{short}", time_name(first.created), first.event_type);
         (name, ViewItem::Link(format!("../correlations/{}", first.correlation)))
