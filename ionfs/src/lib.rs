@@ -35,7 +35,7 @@
 //!     directories: vec![],
 //!     data: vec![KeyValue { key: "camera".into(), value: "3".into() }],
 //! };
-//! create_event(&plane, event.document(&plane, "frames/list").await?).await?;
+//! create_event(&plane, event.into_event(&plane, "frames/list").await?).await?;
 //!
 //! let found: Option<Event> = plane.documents.get_as(Collection::Events, "first").await?;
 //! let event = found.expect("the event was committed");
@@ -61,7 +61,7 @@
 //!
 //! # #[tokio::main]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! blobs_contract(&ObjectBlobs::memory()).await;
+//! blobs_contract(&ObjectBlobs::in_memory()).await;
 //!
 //! let documents = Arc::new(Sqlite::in_memory()?);
 //! documents_contract(documents.clone(), documents).await;
@@ -85,7 +85,7 @@
 //! let plane = open(&StoreUrls::embedded(home)).await?;
 //! let node = Node::new(plane, NodeSettings::new(home))?;
 //! let mut mounted = mount_at(Path::new("/mnt/ion"), browse::tree(node), Visitors::Owner).await?;
-//! mounted.ended().await?;
+//! mounted.wait_for_end().await?;
 //! # Ok(())
 //! # }
 //! ```
