@@ -13,7 +13,7 @@ quick: ## the fast lane while you work: lints, unit tests and the embedded suite
 	@cargo fmt --all --check
 	@scripts/rooms.py --check
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
-	@cargo test --workspace --locked --lib --bins --test embedded -- --quiet --test-threads 4 \
+	@cargo test --workspace --locked --lib --bins --test embedded -- --quiet --test-threads 6 \
 		--skip fsx --skip what_the_dead_left_is_found_and_repaired --skip a_copy_of_more_than_four_gigabytes
 
 test-kubernetes: ## the kubernetes executor and the chart on a real cluster of one node, built once from Debian's source (ten minutes); as root
