@@ -5,8 +5,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
-use dispatcher::list::{ListPart, ListQuery, ListWatch, TimeRange, is_visible};
+use dispatcher::list::{ListPart, ListQuery, ListWatch, TimeRange};
 use ionfs::clock::{self, Millis};
+use ionfs::event::is_staged;
 use ionfs::stores::Documents;
 use serde_json::Value;
 
@@ -132,7 +133,6 @@ pub(crate) async fn print_list(
              --before and --after the list shows its last rows"
         )));
     }
-    let place = place.map(|document| query.place(&document));
     let part = match (place, args.after.is_some()) {
         (None, _) => ListPart::Latest,
         (Some(place), true) => ListPart::After(place),
@@ -177,7 +177,7 @@ fn print_rows(
     documents: Vec<Value>,
     format: &ListFormat<'_>,
 ) -> Result<(), CommandFailure> {
-    let visible = documents.into_iter().filter(is_visible);
+    let visible = documents.into_iter().filter(|document| !is_staged(document));
     if settings.json {
         visible.for_each(|document| output::print_json_line(&document));
         return Ok(());

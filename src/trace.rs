@@ -11,7 +11,7 @@ use dispatcher::list::JobFilter;
 use dispatcher::progress::{CorrelationStatus, Verdict};
 use dispatcher::summary::{CorrelationSummary, OutdatedGather, outdated_gathers, read_summary};
 use ionfs::clock;
-use ionfs::event::{DocumentType, Event, PublicationState};
+use ionfs::event::{DocumentType, Event, is_staged};
 use ionfs::record::{InsightRecord, JobRecord, JobState};
 use ionfs::stores::{Collection, Pages, Query, decode};
 use serde_json::{Value, json};
@@ -236,7 +236,7 @@ async fn for_each_document(
 async fn print_documents(ledger: &Ledger, correlation: &str) -> CommandResult {
     let events = documents_of(correlation, DocumentType::EventMeta);
     for_each_document(ledger, events, |document| {
-        if document["publication"] != json!(PublicationState::Staged) {
+        if !is_staged(&document) {
             output::print_json_line(&document);
         }
         Ok(())
@@ -268,10 +268,10 @@ async fn print_dot(ledger: &Ledger, correlation: &str) -> CommandResult {
     output::print_line("digraph correlation {");
     output::print_line("  rankdir=LR;");
     for_each_document(ledger, documents_of(correlation, DocumentType::EventMeta), |document| {
-        let event: Event = decode(Collection::Events, document)?;
-        if event.publication == PublicationState::Staged {
+        if is_staged(&document) {
             return Ok(());
         }
+        let event: Event = decode(Collection::Events, document)?;
         let (id, event_type) = (escape(event.id.as_str()), escape(&event.event_type));
         let short = escape(event.id.short());
         output::print_line(format!("  \"{id}\" [shape=box, label=\"{event_type}\\n{short}\"];"));

@@ -2,7 +2,7 @@
 //!
 //! Each search reads a range of an index, so its cost does not grow with the plane.
 
-use ion_model::event::{DocumentType, Event};
+use ion_model::event::{DocumentType, Event, is_event};
 use ion_model::id::{EventId, JobId};
 use ion_model::record::JobRecord;
 use ion_stores::{Collection, FieldRange, Pages, Query, StoreError, decode};
@@ -51,8 +51,6 @@ pub async fn find_event(ledger: &Ledger, id: &str) -> Result<Event, FindError> {
     if let Some(event) = ledger.event(&EventId::new(id)).await? {
         return Ok(event);
     }
-    let is_event =
-        |document: &Value| document["context"]["documentType"] == json!(DocumentType::EventMeta);
     let only = find_only(ledger, Collection::Events, "event", id, is_event).await?;
     ledger.event(&EventId::new(only)).await?.ok_or_else(|| nothing_found("event", id))
 }

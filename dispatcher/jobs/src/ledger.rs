@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ion_model::clock::{self, Millis, millis};
 use ion_model::errors::error_chain;
-use ion_model::event::{DocumentType, Event, PublicationState};
+use ion_model::event::{DocumentType, Event, PublicationState, is_event, is_staged};
 use ion_model::id::{EventId, JobId};
 use ion_model::record::{AttemptEnd, JobRecord, JobState};
 use ion_model::term::TermSubject;
@@ -649,11 +649,8 @@ impl Ledger {
     /// staged.
     pub async fn visible_event(&self, id: &EventId) -> Result<Option<Event>, StoreError> {
         let found = self.plane.documents.get(Collection::Events, id.as_str()).await?;
-        let kind = DocumentType::EventMeta.as_str();
-        let found = found.filter(|document| document["context"]["documentType"] == kind);
-        let event: Option<Event> =
-            found.map(|found| decode(Collection::Events, found)).transpose()?;
-        Ok(event.filter(|event| event.publication != PublicationState::Staged))
+        let found = found.filter(|document| is_event(document) && !is_staged(document));
+        found.map(|found| decode(Collection::Events, found)).transpose()
     }
 
     /// Returns what a message names. A message may contain any id: the id was chosen by a client

@@ -16,9 +16,9 @@
 use std::collections::VecDeque;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use ion_model::event::{DocumentType, Event, PublicationState};
+use ion_model::event::{DocumentType, Event, is_event, is_staged};
 use ion_model::record::{InsightRecord, JobRecord};
-use ion_stores::{Collection, Documents, Pages, Query, StartAt, StoreError, decode};
+use ion_stores::{Collection, Documents, Equals, Pages, Query, StoreError, decode};
 use serde_json::{Value, json};
 
 use crate::ledger::Ledger;
@@ -54,60 +54,34 @@ pub struct LineageStep {
     pub is_cut: bool,
 }
 
-/// A list of children of one kind: a query, and where the next page begins.
-#[derive(Clone, Debug)]
-struct ChildList {
-    query: Query,
-    by: &'static str,
-    start: StartAt,
+/// The children of a node that have not been read yet: lists of one collection each, which come one
+/// after the other.
+#[derive(Debug, Default)]
+struct UnreadChildren(VecDeque<(Collection, Pages)>);
+
+/// Returns the list of the children that a query finds, oldest first.
+fn children(collection: Collection, equals: Vec<Equals>) -> (Collection, Pages) {
+    (collection, Pages::new(Query::equal(collection, equals), "created"))
 }
-
-impl ChildList {
-    fn new(query: Query, by: &'static str) -> Self {
-        Self { query: query.order_by(by), by, start: StartAt::Beginning }
-    }
-
-    /// Returns the next documents, and whether there may be more.
-    async fn next(
-        &mut self,
-        documents: &dyn Documents,
-        limit: usize,
-    ) -> Result<(Vec<Value>, bool), StoreError> {
-        let query = self.query.clone().start_at(self.start.clone()).limit(limit);
-        let page = documents.find(query).await?;
-        if let Some(last) = page.last() {
-            let id = last["id"].as_str().unwrap_or_default().to_owned();
-            self.start = StartAt::After { value: last[self.by].clone(), id };
-        }
-        let may_have_more = page.len() == limit;
-        Ok((page, may_have_more))
-    }
-}
-
-/// The children of a node that have not been read yet: lists that come one after the other.
-#[derive(Clone, Debug, Default)]
-struct UnreadChildren(VecDeque<ChildList>);
 
 impl UnreadChildren {
     /// Returns the lists of the children of an event: its jobs, and the events of the same
     /// correlation that users have created with this event as their parent.
     fn of_event(event: &Event) -> Self {
         let id = json!(event.id);
-        let jobs = Query::equal(Collection::Jobs, vec![("eventId", id.clone())]);
+        let jobs = vec![("eventId", id.clone())];
         let events = vec![
             ("context.parentEventId", id),
             ("jobId", Value::Null),
             ("context.correlationId", json!(event.context.correlation_id)),
         ];
-        let events = Query::equal(Collection::Events, events);
-        Self([ChildList::new(jobs, "created"), ChildList::new(events, "created")].into())
+        Self([children(Collection::Jobs, jobs), children(Collection::Events, events)].into())
     }
 
     /// Returns the list of the events that a job has committed.
     fn of_job(job: &JobRecord) -> Self {
         let events = vec![("context.parentEventId", json!(job.event_id)), ("jobId", json!(job.id))];
-        let events = Query::equal(Collection::Events, events);
-        Self([ChildList::new(events, "created")].into())
+        Self([children(Collection::Events, events)].into())
     }
 
     /// Returns the next children, none if there are no more.
@@ -118,15 +92,15 @@ impl UnreadChildren {
     ) -> Result<Vec<LineageNode>, StoreError> {
         let mut nodes = Vec::new();
         while nodes.is_empty()
-            && let Some(list) = self.0.front_mut()
+            && let Some((collection, pages)) = self.0.front_mut()
         {
-            let collection = list.query.collection;
-            let (page, may_have_more) = list.next(documents, limit).await?;
-            if !may_have_more {
-                self.0.pop_front();
-            }
-            for document in page {
-                nodes.extend(read_node(collection, document)?);
+            match pages.next_rows(documents, limit).await? {
+                None => drop(self.0.pop_front()),
+                Some(page) => {
+                    for document in page {
+                        nodes.extend(read_node(*collection, document)?);
+                    }
+                }
             }
         }
         Ok(nodes)
@@ -139,12 +113,11 @@ fn read_node(collection: Collection, document: Value) -> Result<Option<LineageNo
         let job = decode(collection, document)?;
         return Ok(Some(LineageNode::Job(Box::new(job), None)));
     }
-    if document["context"]["documentType"] != json!(DocumentType::EventMeta) {
+    if !is_event(&document) || is_staged(&document) {
         return Ok(None);
     }
-    let event: Event = decode(collection, document)?;
-    let is_visible = event.publication != PublicationState::Staged;
-    Ok(is_visible.then(|| LineageNode::Event(Box::new(event))))
+    let event = decode(collection, document)?;
+    Ok(Some(LineageNode::Event(Box::new(event))))
 }
 
 /// A node whose first children have been read.
@@ -294,10 +267,8 @@ impl LineageWalk {
                     false => documents.get(Collection::Events, parent).await?,
                 };
                 let is_below = parent.is_some_and(|parent| {
-                    let (context, staged) = (&parent["context"], json!(PublicationState::Staged));
-                    context["correlationId"] == self.correlation
-                        && context["documentType"] == json!(DocumentType::EventMeta)
-                        && parent["publication"] != staged
+                    let is_visible = is_event(&parent) && !is_staged(&parent);
+                    is_visible && parent["context"]["correlationId"] == self.correlation
                 });
                 if !is_below {
                     level.first_children.push(LineageNode::Event(event));

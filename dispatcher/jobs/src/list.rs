@@ -7,9 +7,9 @@
 mod watch;
 
 use ion_model::clock::Millis;
-use ion_model::event::{DocumentType, PublicationState};
+use ion_model::event::DocumentType;
 use ion_model::record::JobState;
-use ion_stores::{Collection, Documents, FieldRange, Query, StartAt, StoreError};
+use ion_stores::{Collection, Documents, FieldRange, Pages, Query, StoreError};
 use serde_json::{Value, json};
 
 pub use self::watch::ListWatch;
@@ -28,14 +28,15 @@ pub struct TimeRange {
 }
 
 impl TimeRange {
-    fn of_field(self, field: &'static str) -> Option<FieldRange> {
+    /// Lets a query find only documents of which this field is in the range.
+    pub(crate) fn restrict(self, query: Query, field: &'static str) -> Query {
         let Self { since, until } = self;
-        since.or(until)?;
         let from = FieldRange::at_least(field, since.unwrap_or(Millis::MIN).into());
-        Some(match until {
-            Some(until) => from.below(until.into()),
-            None => from,
-        })
+        match (since, until) {
+            (None, None) => query,
+            (_, Some(until)) => query.within(from.below(until.into())),
+            (Some(_), None) => query.within(from),
+        }
     }
 }
 
@@ -69,16 +70,6 @@ impl JobFilter {
         };
         ListQuery::new(Query::equal(Collection::Jobs, equals), by, self.time)
     }
-
-    /// Returns whether this job is one of them. A time range does not matter.
-    fn matches(&self, job: &Value) -> bool {
-        let is = |field: &str, wanted: &Option<String>| {
-            wanted.as_ref().is_none_or(|wanted| job[field] == json!(wanted))
-        };
-        is("correlationId", &self.correlation)
-            && is("module", &self.module)
-            && self.state.is_none_or(|state| job["state"] == json!(state))
-    }
 }
 
 /// Which events to list. A field with `None` does not restrict the list.
@@ -103,11 +94,6 @@ impl EventFilter {
     }
 }
 
-/// Returns whether a document of the events' collection is an event that people may see.
-pub fn is_visible(document: &Value) -> bool {
-    document["publication"] != json!(PublicationState::Staged)
-}
-
 /// A list: a query and the field by which it is sorted.
 #[derive(Clone, Debug)]
 pub struct ListQuery {
@@ -115,38 +101,20 @@ pub struct ListQuery {
     by: &'static str,
 }
 
-/// A row's place in a list.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ListPlace {
-    value: Value,
-    id: String,
-}
-
-impl From<ListPlace> for StartAt {
-    fn from(place: ListPlace) -> Self {
-        Self::After { value: place.value, id: place.id }
-    }
-}
-
 /// Which part of a list is wanted.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ListPart {
     /// Its last rows.
     Latest,
-    /// The last rows before this place.
-    Before(ListPlace),
-    /// The first rows after this place.
-    After(ListPlace),
+    /// The last rows before this one: a document that matches the list, as it is now.
+    Before(Value),
+    /// The first rows after this one.
+    After(Value),
 }
 
 impl ListQuery {
     fn new(query: Query, by: &'static str, time: TimeRange) -> Self {
-        let query = query.order_by(by);
-        let query = match time.of_field(by) {
-            Some(range) => query.within(range),
-            None => query,
-        };
-        Self { query, by }
+        Self { query: time.restrict(query, by), by }
     }
 
     /// Returns whether a document has the values that rows of the list have. It may be outside of the
@@ -159,10 +127,8 @@ impl ListQuery {
         self.query.equals.iter().all(has)
     }
 
-    /// Returns the place of a row: a document that matches the list, as it is now.
-    pub fn place(&self, document: &Value) -> ListPlace {
-        let id = document["id"].as_str().unwrap_or_default().to_owned();
-        ListPlace { value: document[self.by].clone(), id }
+    fn pages(self) -> Pages {
+        Pages::new(self.query, self.by)
     }
 
     /// Returns at most `limit` rows of this part of the list, oldest first.
@@ -175,31 +141,28 @@ impl ListQuery {
         part: ListPart,
         limit: usize,
     ) -> Result<ListRows, StoreError> {
-        let mut before = match part {
-            ListPart::After(place) => {
-                let start = place.into();
-                return Ok(ListRows { list: self, start, left: limit, cut: Cut::Unknown });
+        let back = self.only_places().descending();
+        let mut back = match part {
+            ListPart::After(row) => {
+                let pages = self.pages().after(&row);
+                return Ok(ListRows { pages, left: limit, cut: Cut::Unknown });
             }
-            ListPart::Before(place) => StartAt::from(place),
-            ListPart::Latest => StartAt::Beginning,
+            ListPart::Before(row) => Pages::new(back, self.by).after(&row),
+            ListPart::Latest => Pages::new(back, self.by),
         };
-        // The wanted rows are counted from the last one back, and read from the first one on.
+        // The wanted rows are counted from the last one back, and read from the first one on. One
+        // row more shows whether there are more, and where the wanted ones begin.
         let mut count = 0;
         loop {
-            // One row more shows whether there are more, and where the wanted ones begin.
             let asked = (limit - count).saturating_add(1).min(PAGE_ROWS);
-            let query = self.only_places().descending().start_at(before).limit(asked);
-            let page = documents.find(query).await?;
-            let is_cut = page.len() > limit - count;
-            match page.last() {
-                Some(oldest) if is_cut || page.len() == asked => before = self.place(oldest).into(),
-                _ => before = StartAt::Beginning,
+            let Some(page) = back.next_rows(documents, asked).await? else {
+                return Ok(ListRows { pages: self.pages(), left: count, cut: Cut::No });
+            };
+            if let Some(before) = page.get(limit - count) {
+                let pages = self.pages().after(before);
+                return Ok(ListRows { pages, left: limit, cut: Cut::Yes });
             }
-            count = limit.min(count + page.len());
-            if is_cut || page.len() < asked {
-                let cut = if is_cut { Cut::Yes } else { Cut::No };
-                return Ok(ListRows { list: self, start: before, left: count, cut });
-            }
+            count += page.len();
         }
     }
 
@@ -222,8 +185,7 @@ enum Cut {
 /// The rows of a part of a list, which are read one page at a time.
 #[derive(Debug)]
 pub struct ListRows {
-    list: ListQuery,
-    start: StartAt,
+    pages: Pages,
     left: usize,
     cut: Cut,
 }
@@ -237,26 +199,21 @@ impl ListRows {
         &mut self,
         documents: &dyn Documents,
     ) -> Result<Option<Vec<Value>>, StoreError> {
-        let query = self.list.query.clone().start_at(self.start.clone());
-        if self.left == 0 {
-            if self.cut == Cut::Unknown {
-                let more = documents.find(query.only(&[]).limit(1)).await?;
-                self.cut = if more.is_empty() { Cut::No } else { Cut::Yes };
-            }
-            return Ok(None);
+        if self.left > 0
+            && let Some(page) = self.pages.next_rows(documents, self.left.min(PAGE_ROWS)).await?
+        {
+            self.left -= page.len();
+            return Ok(Some(page));
         }
-        let page = documents.find(query.limit(self.left.min(PAGE_ROWS))).await?;
-        let Some(last) = page.last() else {
-            (self.left, self.cut) = (0, if self.cut == Cut::Unknown { Cut::No } else { self.cut });
-            return Ok(None);
-        };
-        self.start = self.list.place(last).into();
-        self.left -= page.len();
-        Ok(Some(page))
+        if self.cut == Cut::Unknown {
+            let more = self.pages.next_rows(documents, 1).await?;
+            self.cut = if more.is_none() { Cut::No } else { Cut::Yes };
+        }
+        Ok(None)
     }
 
     /// Returns whether there are more rows of the list than these: earlier ones, or later ones if
-    /// the part began after a place. It is known when [`ListRows::next`] has returned `None`.
+    /// the part began after a row. It is known when [`ListRows::next`] has returned `None`.
     pub fn is_cut(&self) -> bool {
         self.cut == Cut::Yes
     }
@@ -298,7 +255,7 @@ mod tests {
         let jobs = (0..MANY).map(job).collect();
         documents.insert_all(jobs, None, Durability::Now).await.unwrap();
         let all: Vec<String> = (0..MANY).map(id).collect();
-        let place = |n: usize| ListPlace { value: json!(n / 3), id: id(n) };
+        let place = |n: usize| json!({"id": id(n), "created": n / 3});
         let page = PAGE_ROWS;
         for limit in [0, 1, 2, page - 1, page, page + 1, 2 * page, MANY - 1, MANY, MANY + 1] {
             let (rows, is_cut) = read(documents, ListPart::Latest, limit).await;

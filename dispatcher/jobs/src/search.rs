@@ -14,13 +14,11 @@
 
 use std::collections::VecDeque;
 
-use ion_model::event::{DocumentType, Event, PublicationState};
+use ion_model::event::{DocumentType, Event, is_event, is_staged};
 use ion_model::id::EventId;
 use ion_model::record::InsightRecord;
 use ion_model::term::{IndexRange, Term, TermSubject, Terms, module_text};
-use ion_stores::{
-    Collection, DataPlane, FieldRange, Query, StartAt, StoreError, TermRange, decode, encode,
-};
+use ion_stores::{Collection, DataPlane, Pages, Query, StoreError, TermRange, decode, encode};
 use serde_json::{Value, json};
 
 use crate::list::TimeRange;
@@ -28,9 +26,6 @@ use crate::list::TimeRange;
 /// How far the insights of a term are counted to find the shortest list. Reading so many is fast,
 /// so it does not matter how many more there are.
 const COUNTED_MAX: usize = 2000;
-
-/// The number of documents of a page.
-const PAGE_ROWS: usize = 128;
 
 /// The most lists that are merged. A term with more alternatives is judged and has no list.
 const LISTS_MAX: usize = 16;
@@ -99,14 +94,6 @@ pub enum FoundDocument {
 }
 
 impl FoundDocument {
-    /// Returns the document's id.
-    pub fn id(&self) -> &str {
-        match self {
-            Self::Insight(insight) => &insight.id,
-            Self::Event(event) => event.id.as_str(),
-        }
-    }
-
     /// Returns the event that it is, or that its module worked on.
     fn event_id(&self) -> &EventId {
         match self {
@@ -129,29 +116,19 @@ pub struct SearchHits {
 /// A list of documents, newest first.
 #[derive(Debug)]
 struct FoundList {
-    query: Query,
-    start: Option<StartAt>,
+    pages: Pages,
+    /// The documents that were read and come next.
     page: VecDeque<Value>,
 }
 
 impl FoundList {
     /// Reads a page if none is left.
     async fn fill(&mut self, plane: &DataPlane) -> Result<(), StoreError> {
-        if !self.page.is_empty() {
-            return Ok(());
+        if self.page.is_empty() {
+            self.page = self.pages.next(&*plane.documents).await?.unwrap_or_default().into();
         }
-        let Some(start) = self.start.take() else { return Ok(()) };
-        let found =
-            plane.documents.find(self.query.clone().start_at(start).limit(PAGE_ROWS)).await?;
-        self.start = (found.len() == PAGE_ROWS).then(|| found.last().map(after)).flatten();
-        self.page = found.into();
         Ok(())
     }
-}
-
-fn after(document: &Value) -> StartAt {
-    let id = document["id"].as_str().unwrap_or_default().to_owned();
-    StartAt::After { value: document["created"].clone(), id }
 }
 
 /// Returns where a document is in the order of a search.
@@ -176,20 +153,12 @@ impl Search {
             SearchKind::Insights(module) => self.insight_queries(plane, module).await?,
         };
         let list = |query: Query| {
-            let query = query.order_by("created").descending();
-            let query = match (self.time.since, self.time.until) {
-                (None, None) => query,
-                (since, until) => {
-                    let from = since.unwrap_or(0);
-                    let range = FieldRange::at_least("created", json!(from));
-                    query.within(match until {
-                        Some(until) => range.below(json!(until)),
-                        None => range,
-                    })
-                }
+            let pages = Pages::new(self.time.restrict(query, "created").descending(), "created");
+            let pages = match &self.after {
+                Some(document) => pages.after(document),
+                None => pages,
             };
-            let start = self.after.as_ref().map_or(StartAt::Beginning, after);
-            FoundList { query, start: Some(start), page: VecDeque::new() }
+            FoundList { pages, page: VecDeque::new() }
         };
         let lists = queries.into_iter().map(list).collect();
         Ok(SearchHits { plane: plane.clone(), lists, search: self })
@@ -289,10 +258,10 @@ impl SearchHits {
             let is_hit = !insight.staged && insight.context.name == *module && terms.hold(&subject);
             return Ok(is_hit.then(|| FoundDocument::Insight(Box::new(insight))));
         }
-        let event: Event = decode(Collection::Events, document)?;
-        if event.publication == PublicationState::Staged {
+        if is_staged(&document) {
             return Ok(None);
         }
+        let event: Event = decode(Collection::Events, document)?;
         let listed = match terms.are_about_files() {
             true => self.plane.files_of(&event).await?,
             false => vec![],
@@ -315,9 +284,6 @@ impl SearchHits {
             }
             // A parent's id is whatever a user has chosen: perhaps that of another document.
             let document = self.plane.documents.get(Collection::Events, &id).await?;
-            let is_event = |document: &Value| {
-                document["context"]["documentType"] == json!(DocumentType::EventMeta)
-            };
             let Some(document) = document.filter(is_event) else { return Ok(None) };
             if document["type"] == event_type {
                 return decode(Collection::Events, document).map(Some);

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use ion_model::clock::Millis;
-use ion_model::event::{DocumentType, Event, PublicationState};
+use ion_model::event::{DocumentType, Event, PublicationState, is_event};
 use ion_model::id::JobId;
 use ion_model::record::{Attempt, JobRecord, JobState};
 use ion_stores::{Collection, Documents, Pages, Query, StoreError, decode};
@@ -23,11 +23,11 @@ use crate::progress::{OpenWork, Verdict};
 
 /// How many succeeded jobs of a module its times are taken of, at most: the latest ones. More make
 /// the percentiles more exact, and the summary slower.
-pub const SAMPLED_JOBS: usize = 1000;
+const SAMPLED_JOBS: usize = 1000;
 
 /// How many dead jobs, and how many cancelled jobs, are read for their reasons, at most: the latest
 /// ones.
-pub const REASONS_READ_MAX: usize = 10_000;
+const REASONS_READ_MAX: usize = 10_000;
 
 /// How many different reasons are kept. All further ones count as one.
 const REASONS_MAX: usize = 100;
@@ -97,7 +97,7 @@ impl CorrelationSummary {
             if queued > 0 {
                 *work.queued.entry(name.clone()).or_default() += count(queued);
             }
-            let running = summary.count(JobState::Starting) + summary.count(JobState::Running);
+            let running = summary.running_count();
             if running > 0 {
                 work.running.insert(name.clone(), count(running));
             }
@@ -132,6 +132,11 @@ impl ModuleSummary {
     /// Returns the number of jobs in a state.
     pub fn count(&self, state: JobState) -> u64 {
         self.states.get(state.as_str()).copied().unwrap_or_default()
+    }
+
+    /// Returns the number of jobs of which an attempt is in progress.
+    pub fn running_count(&self) -> u64 {
+        self.count(JobState::Starting) + self.count(JobState::Running)
     }
 
     /// Returns the number of all jobs.
@@ -231,21 +236,20 @@ pub async fn read_summary(
             None => None,
         };
         let mut summary = ModuleSummary { module, states, times, left: None };
-        let open = summary.count(JobState::Queued)
-            + summary.count(JobState::Starting)
-            + summary.count(JobState::Running)
-            + unclaimed.get(&summary.module).copied().unwrap_or_default();
+        let unclaimed = unclaimed.get(&summary.module).copied().unwrap_or_default();
+        let open = summary.count(JobState::Queued) + summary.running_count() + unclaimed;
         summary.left = times.and_then(|times| time_left(open, times.per_second?));
         modules.push(summary);
     }
     let last_ended = modules.iter().filter_map(|module| Some(module.times?.last)).max();
-    let (first, last_event) = ends(documents, events, "created").await?;
-    let (_, last_job) = ends(documents, of(vec![]), "created").await?;
+    let first = first_created(documents, events.clone()).await?;
+    let last_event = first_created(documents, events.descending()).await?;
+    let last_job = first_created(documents, of(vec![]).descending()).await?;
     let failures = FailureReasons::read(documents, correlation).await?;
     let total = |state: JobState| modules.iter().map(|module| module.count(state)).sum::<u64>();
     let failed = total(JobState::Dead) + total(JobState::Cancelled);
-    let open = total(JobState::Queued) + total(JobState::Starting) + total(JobState::Running);
-    let goes_on = open > 0
+    let running: u64 = modules.iter().map(ModuleSummary::running_count).sum();
+    let goes_on = total(JobState::Queued) + running > 0
         || has_outbox(documents, correlation).await?
         || !unclaimed.is_empty()
         || unpublished > 0
@@ -279,16 +283,14 @@ fn time_left(open: u64, per_second: f64) -> Option<Millis> {
     (open > 0 && per_second > 0.0).then(|| (open as f64 / per_second * 1000.0) as Millis)
 }
 
-/// Returns the smallest and the largest value of a field.
-async fn ends(
+/// Returns when the first document that a query finds was created, in the query's direction.
+async fn first_created(
     documents: &dyn Documents,
     query: Query,
-    field: &'static str,
-) -> Result<(Option<Millis>, Option<Millis>), StoreError> {
-    let query = query.order_by(field).only(&["created"]).limit(1);
-    let value = |found: Vec<Value>| found.first().and_then(|document| document[field].as_i64());
-    let first = value(documents.find(query.clone()).await?);
-    Ok((first, value(documents.find(query.descending()).await?)))
+) -> Result<Option<Millis>, StoreError> {
+    let query = query.order_by("created").only(&["created"]).limit(1);
+    let found = documents.find(query).await?;
+    Ok(found.first().and_then(|document| document["created"].as_i64()))
 }
 
 /// Takes the times of the latest jobs that this query finds.
@@ -364,11 +366,9 @@ async fn count_events_in(
     let mut counts = BTreeMap::new();
     while let Some(page) = pages.next(documents).await? {
         for event in page {
-            let (context, event_type) = (&event["context"], event["type"].as_str());
-            if context["correlationId"] == correlation
-                && context["documentType"] == json!(DocumentType::EventMeta)
-            {
-                *counts.entry(event_type.unwrap_or_default().to_owned()).or_default() += 1;
+            if event["context"]["correlationId"] == correlation && is_event(&event) {
+                let event_type = event["type"].as_str().unwrap_or_default();
+                *counts.entry(event_type.to_owned()).or_default() += 1;
             }
         }
     }

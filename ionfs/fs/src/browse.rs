@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use ion_model::clock::{self, Millis};
-use ion_model::event::{DocumentType, Event, PublicationState};
+use ion_model::event::{DocumentType, Event, is_event, is_staged};
 use ion_model::record::{JobRecord, JobState};
 use ion_plane::node::Node as Daemon;
 use ion_stores::{Collection, FieldRange, Pages, Query, StoreError, decode};
@@ -115,11 +115,8 @@ async fn read<T>(
 
 /// Reads an event; none if people may not see it, or if the document is no event.
 fn read_event(document: Value) -> BrowseResult<Option<Event>> {
-    if document["context"]["documentType"] != json!(DocumentType::EventMeta) {
-        return Ok(None);
-    }
-    let event: Event = decode(Collection::Events, document)?;
-    Ok(Some(event).filter(|event| event.publication != PublicationState::Staged))
+    let is_visible = is_event(&document) && !is_staged(&document);
+    is_visible.then(|| decode(Collection::Events, document)).transpose()
 }
 
 fn read_job(document: Value) -> BrowseResult<Option<JobRecord>> {
@@ -161,8 +158,7 @@ async fn first_events(
     ]);
     let seen = std::sync::Mutex::new(HashSet::new());
     read(daemon, query, limit, |document| {
-        let is_shown = document["jobId"].is_null()
-            && document["publication"] != json!(PublicationState::Staged);
+        let is_shown = document["jobId"].is_null() && !is_staged(&document);
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let correlation = text(&document["context"]["correlationId"]);
         let mut seen = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -266,9 +262,7 @@ async fn find_event(daemon: Arc<Daemon>, correlation: String, name: String) -> F
     let mut found: Option<String> = None;
     while let Some(page) = pages.next(&*daemon.plane.documents).await? {
         let of_correlation = page.iter().filter(|document| {
-            let context = &document["context"];
-            context["correlationId"] == correlation.as_str()
-                && context["documentType"] == json!(DocumentType::EventMeta)
+            document["context"]["correlationId"] == correlation.as_str() && is_event(document)
         });
         for id in of_correlation.filter_map(|document| document["id"].as_str()) {
             if found.is_some() && found.as_deref() != Some(name.as_str()) {

@@ -240,6 +240,16 @@ impl Event {
     }
 }
 
+/// Returns whether a document of the events' collection is an event: not an insight or a log.
+pub fn is_event(document: &Value) -> bool {
+    document["context"]["documentType"] == DocumentType::EventMeta.as_str()
+}
+
+/// Returns whether a document is an event that is only staged, which nobody may see.
+pub fn is_staged(document: &Value) -> bool {
+    document["publication"] == json!(PublicationState::Staged)
+}
+
 /// A message on the bus, in older Ion's form. It says only "look at this event".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {

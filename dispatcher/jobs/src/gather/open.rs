@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 
-use ion_model::event::DocumentType;
+use ion_model::event::is_event;
 use ion_model::id::EventId;
 use ion_model::record::{GatherObstacles, JobRecord, JobState, LISTED_JOBS_MAX, OpenJob};
 use ion_stores::{Collection, Query, StoreError};
@@ -114,10 +114,7 @@ impl LineageBelow<'_> {
             // A parent's id is whatever a user has chosen: perhaps that of another document.
             let found = self.ledger.plane().documents.get(Collection::Events, id.as_str()).await?;
             let own = json!(self.waiting.id);
-            let is_of_lineage = |document: &Value| {
-                document["context"]["documentType"] == json!(DocumentType::EventMeta)
-                    && document["jobId"] != own
-            };
+            let is_of_lineage = |document: &Value| is_event(document) && document["jobId"] != own;
             let Some(document) = found.filter(is_of_lineage) else { break };
             let parent = document["context"]["parentEventId"].as_str().unwrap_or_default();
             id = EventId::new(parent);

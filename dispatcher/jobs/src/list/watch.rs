@@ -11,11 +11,12 @@ use std::collections::HashMap;
 use std::mem;
 
 use ion_model::clock::{self, Millis};
+use ion_model::event::is_staged;
 use ion_model::record::JobState;
 use ion_stores::{Collection, Documents, FieldRange, Query, StartAt, StoreError};
 use serde_json::{Value, json};
 
-use super::{EventFilter, JobFilter, is_visible};
+use super::{EventFilter, JobFilter, ListQuery};
 
 /// How far the clocks of hosts may differ. A row that a clock behind by more has dated is missed; a
 /// longer time makes each look read more rows again.
@@ -28,7 +29,7 @@ const LOOK_ROWS_MAX: usize = 1000;
 #[derive(Debug)]
 pub struct ListWatch {
     feeds: Vec<WatchedFeed>,
-    filter: JobFilter,
+    list: ListQuery,
 }
 
 /// A list that grows at its end.
@@ -57,29 +58,17 @@ impl ListWatch {
         let feed = |state: JobState| {
             let mut equals = vec![("state", json!(state))];
             equals.extend(filter.module.as_ref().map(|module| ("module", json!(module))));
-            WatchedFeed {
-                query: Query::equal(Collection::Jobs, equals),
-                by: "due",
-                from: (!state.is_active()).then(clock::now),
-                goes_on_at: None,
-                seen: HashMap::new(),
-                read: HashMap::new(),
-            }
+            let from = (!state.is_active()).then(clock::now);
+            WatchedFeed::new(Query::equal(Collection::Jobs, equals), "due", from)
         };
-        Self { feeds: states.map(feed).collect(), filter }
+        Self { feeds: states.map(feed).collect(), list: filter.list() }
     }
 
     /// Watches new events, from now on.
     pub fn events(filter: &EventFilter) -> Self {
-        let feed = WatchedFeed {
-            query: filter.list().query,
-            by: "created",
-            from: Some(clock::now()),
-            goes_on_at: None,
-            seen: HashMap::new(),
-            read: HashMap::new(),
-        };
-        Self { feeds: vec![feed], filter: JobFilter::default() }
+        let list = filter.list();
+        let feed = WatchedFeed::new(list.query.clone(), list.by, Some(clock::now()));
+        Self { feeds: vec![feed], list }
     }
 
     /// Takes rows as known: they are not returned unless their state changes.
@@ -101,7 +90,7 @@ impl ListWatch {
         for feed in &mut self.feeds {
             found.extend(feed.next(documents).await?);
         }
-        found.retain(|row| is_visible(row) && self.filter.matches(row));
+        found.retain(|row| !is_staged(row) && self.list.contains(row));
         found.sort_by_key(|row| row["due"].as_i64().or_else(|| row["created"].as_i64()));
         Ok(found)
     }
@@ -116,9 +105,14 @@ fn row_version(row: &Value) -> RowVersion {
 }
 
 impl WatchedFeed {
+    fn new(query: Query, by: &'static str, from: Option<Millis>) -> Self {
+        let query = query.order_by(by);
+        Self { query, by, from, goes_on_at: None, seen: HashMap::new(), read: HashMap::new() }
+    }
+
     async fn next(&mut self, documents: &dyn Documents) -> Result<Vec<Value>, StoreError> {
         let start = self.goes_on_at.clone().unwrap_or(StartAt::Beginning);
-        let query = self.query.clone().order_by(self.by).start_at(start).limit(LOOK_ROWS_MAX);
+        let query = self.query.clone().start_at(start).limit(LOOK_ROWS_MAX);
         let query = match self.from {
             Some(from) => {
                 query.within(FieldRange::at_least(self.by, json!(from - CLOCKS_DIFFER_MAX)))
@@ -126,7 +120,7 @@ impl WatchedFeed {
             None => query,
         };
         let rows = documents.find(query).await?;
-        let last = rows.last().map(|row| (row[self.by].clone(), row_id(row)));
+        let last = rows.last().cloned();
         let is_full = rows.len() == LOOK_ROWS_MAX;
         let mut new = Vec::new();
         for row in rows {
@@ -137,13 +131,13 @@ impl WatchedFeed {
             self.read.insert(id, version);
         }
         if is_full {
-            self.goes_on_at = last.map(|(value, id)| StartAt::After { value, id });
+            self.goes_on_at = last.map(|row| StartAt::after_row(&row, Some(self.by)));
             return Ok(new);
         }
         // The list was read to its end. What was not read in it is not read again.
         self.goes_on_at = None;
         self.seen = mem::take(&mut self.read);
-        let last = last.and_then(|(value, _)| value.as_i64());
+        let last = last.and_then(|row| row[self.by].as_i64());
         // A time in the future, such as the end of a wait, must not hide what comes before it.
         let last = last.map(|last| last.min(clock::now()));
         self.from = self.from.map(|from| last.map_or(from, |last| last.max(from)));

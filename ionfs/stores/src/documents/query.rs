@@ -236,6 +236,16 @@ pub enum StartAt {
     },
 }
 
+impl StartAt {
+    /// Returns the start after this document in an order by this field, or by ids if `None`.
+    pub fn after_row(document: &Value, order_by: Option<&str>) -> Self {
+        let path = order_by.unwrap_or("id");
+        let value = path.split('.').try_fold(document, |at, part| at.get(part)).cloned();
+        let id = document["id"].as_str().unwrap_or_default().to_owned();
+        Self::After { value: value.unwrap_or_default(), id }
+    }
+}
+
 impl Query {
     /// Makes a query for all documents of a collection with these values, limited to
     /// [`Query::LIMIT`].
@@ -369,17 +379,25 @@ impl Pages {
     /// order and start have no influence. If it returns only some fields, `field` must be among
     /// them.
     pub fn new(query: Query, field: &'static str) -> Self {
-        let query =
-            Query { limit: Self::SIZE, ..query.order_by(field).start_at(StartAt::Beginning) };
+        let query = query.order_by(field).start_at(StartAt::Beginning);
         Self { query: Some(query.into()) }
     }
 
     /// Reads all documents that match `query`, in the order of their ids. The query's own limit,
     /// order and start have no influence.
     pub fn by_id(query: Query) -> Self {
-        let query =
-            Query { limit: Self::SIZE, order_by: None, ..query.start_at(StartAt::Beginning) };
+        let query = Query { order_by: None, ..query.start_at(StartAt::Beginning) };
         Self { query: Some(query.into()) }
+    }
+
+    /// Begins after this document, which need not match the query.
+    #[must_use]
+    pub fn after(self, document: &Value) -> Self {
+        let begin = |query: Box<Query>| {
+            let start = StartAt::after_row(document, query.order_by);
+            query.start_at(start).into()
+        };
+        Self { query: self.query.map(begin) }
     }
 
     /// Returns the next page, or `None` after the last one.
@@ -390,14 +408,23 @@ impl Pages {
         &mut self,
         documents: &dyn Documents,
     ) -> Result<Option<Vec<Value>>, StoreError> {
+        self.next_rows(documents, Self::SIZE).await
+    }
+
+    /// Returns the next page, of at most `limit` documents, or `None` after the last one.
+    ///
+    /// # Errors
+    /// As [`Pages::next`].
+    pub async fn next_rows(
+        &mut self,
+        documents: &dyn Documents,
+        limit: usize,
+    ) -> Result<Option<Vec<Value>>, StoreError> {
         let Some(query) = &self.query else { return Ok(None) };
-        let found = documents.find((**query).clone()).await?;
-        let next_start = found.last().filter(|_| found.len() == query.limit).and_then(|document| {
-            let path = query.order_by.unwrap_or("id");
-            let value = path.split('.').try_fold(document, |at, part| at.get(part)).cloned();
-            let id = document.get("id")?.as_str()?.to_owned();
-            Some(StartAt::After { value: value.unwrap_or_default(), id })
-        });
+        let found = documents.find((**query).clone().limit(limit)).await?;
+        // A document that somebody has stored without an id is no place to go on at.
+        let last = found.last().filter(|last| found.len() == limit && last["id"].is_string());
+        let next_start = last.map(|document| StartAt::after_row(document, query.order_by));
         self.query = next_start.map(|start| (**query).clone().start_at(start).into());
         Ok((!found.is_empty()).then_some(found))
     }
