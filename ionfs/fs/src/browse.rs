@@ -89,16 +89,14 @@ struct ShownDocuments<T> {
     is_cut: bool,
 }
 
-/// Reads the first documents that a query finds, at most `limit`.
+/// Reads the first documents that a query finds in the order of a field, at most `limit`.
 async fn read<T>(
     daemon: &Daemon,
     query: Query,
+    by: &'static str,
     limit: usize,
     read: impl Fn(Value) -> BrowseResult<Option<T>>,
 ) -> BrowseResult<ShownDocuments<T>> {
-    let Some(by) = query.order_by else {
-        unreachable!("a listing has an order");
-    };
     let mut pages = Pages::new(query, by);
     let mut documents = Vec::new();
     while let Some(page) = pages.next(&*daemon.plane.documents).await? {
@@ -125,7 +123,7 @@ fn read_job(document: Value) -> BrowseResult<Option<JobRecord>> {
 
 fn events_query(mut equals: Vec<(&'static str, Value)>) -> Query {
     equals.push(("context.documentType", json!(DocumentType::EventMeta)));
-    Query::equal(Collection::Events, equals).order_by("created")
+    Query::equal(Collection::Events, equals)
 }
 
 /// Returns a time as a part of a name: `2026-05-01T08:30:00`. Names sort by it.
@@ -157,7 +155,7 @@ async fn first_events(
         "type",
     ]);
     let seen = std::sync::Mutex::new(HashSet::new());
-    read(daemon, query, limit, |document| {
+    read(daemon, query, "created", limit, |document| {
         let is_shown = document["jobId"].is_null() && !is_staged(&document);
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let correlation = text(&document["context"]["correlationId"]);
@@ -219,7 +217,8 @@ async fn find_correlation(daemon: Arc<Daemon>, name: String) -> FindResult {
     if first != last {
         return Ok(None);
     }
-    let earliest = events_query(vec![(FIELD, json!(first))]).only(&["created"]).limit(1);
+    let earliest = events_query(vec![(FIELD, json!(first))]).order_by("created");
+    let earliest = earliest.only(&["created"]).limit(1);
     let found = documents.find(earliest).await?;
     let created = found.first().and_then(|event| event["created"].as_i64()).unwrap_or_default();
     Ok(Some(correlation_item(&daemon, &first, created)))
@@ -239,7 +238,7 @@ fn correlation_item(daemon: &Arc<Daemon>, id: &str, created: Millis) -> ViewItem
 /// Lists `correlations/<id>/`: its first events.
 async fn correlation(daemon: Arc<Daemon>, id: String) -> ListResult {
     let query = events_query(vec![("context.correlationId", json!(id))]);
-    let events = read(&daemon, query, SHOWN_MAX, read_event).await?;
+    let events = read(&daemon, query, "created", SHOWN_MAX, read_event).await?;
     let item = |(n, event): (usize, Event)| (directory_name(n, &event), event_item(&daemon, event));
     let mut items: DirectoryItems = events.documents.into_iter().enumerate().map(item).collect();
     if events.is_cut {
@@ -299,7 +298,7 @@ async fn event_directory(daemon: Arc<Daemon>, event: Arc<Event>) -> ListResult {
             let id = id.clone();
             Box::pin(async move {
                 let query = Query::equal(Collection::Jobs, vec![("eventId", json!(id))]);
-                let jobs = read(&daemon, query.order_by("created"), SHOWN_MAX, read_job).await?;
+                let jobs = read(&daemon, query, "created", SHOWN_MAX, read_job).await?;
                 let item =
                     |job: JobRecord| (job.module.clone(), job_directory(daemon.clone(), job));
                 Ok(jobs.documents.into_iter().map(item).collect())
@@ -409,9 +408,9 @@ impl JobsPlace {
         for state in self.state.job_states() {
             let mut equals = vec![("state", json!(state))];
             equals.extend(self.module.as_ref().map(|module| ("module", json!(module))));
-            let query = Query::equal(Collection::Jobs, equals).order_by("due").descending();
+            let query = Query::equal(Collection::Jobs, equals).descending();
             let shown = self.state;
-            let jobs = read(&daemon, query, SHOWN_MAX - items.len(), |document| {
+            let jobs = read(&daemon, query, "due", SHOWN_MAX - items.len(), |document| {
                 Ok(read_job(document)?.filter(|job| shown.shows(job)))
             });
             let jobs = jobs.await?;
@@ -461,7 +460,7 @@ async fn types(daemon: Arc<Daemon>) -> ListResult {
 /// Lists `types/<type>/`: links to the newest events.
 async fn events_of_type(daemon: Arc<Daemon>, event_type: String) -> ListResult {
     let query = events_query(vec![("type", json!(event_type))]).descending();
-    let events = read(&daemon, query, SHOWN_MAX, read_event).await?;
+    let events = read(&daemon, query, "created", SHOWN_MAX, read_event).await?;
     let link = |event: &Event| {
         let correlation = &event.context.correlation_id;
         (

@@ -406,43 +406,32 @@ impl View {
 
     /// Looks up a name and increments the lookup count of its inode.
     pub async fn lookup(&self, parent: Ino, name: &str) -> Result<LookupOutcome> {
-        if let Some(item) = self.find_unlisted(parent, name).await? {
-            return self.entry(parent, name, &item, EntryUse::Lookup).map(LookupOutcome::Found);
+        let (directory, kept) = self.kept_listing(parent, ListingUse::Kept)?;
+        if kept.as_ref().is_none_or(|listing| listing.get(name).is_none()) {
+            let found = directory.find(name).await;
+            let found = found.map_err(|error| self.note_failure(parent, &error))?;
+            if let Some(item) = found {
+                return self.entry(parent, name, &item, EntryUse::Lookup).map(LookupOutcome::Found);
+            }
         }
-        let (listing, ttl) = self.listing(parent, ListingUse::Kept).await?;
+        let listing = match kept {
+            Some(listing) => listing,
+            None => self.list_anew(parent, &*directory).await?,
+        };
         match listing.get(name).filter(|_| !self.is_moved_away(parent, name)) {
             Some(item) => {
                 self.entry(parent, name, item, EntryUse::Lookup).map(LookupOutcome::Found)
             }
-            None => Ok(LookupOutcome::Missing(ttl)),
+            None => Ok(LookupOutcome::Missing(directory.ttl())),
         }
-    }
-
-    /// Returns the item of a name that a directory can find without a listing, unless the kept
-    /// listing has the name.
-    async fn find_unlisted(&self, parent: Ino, name: &str) -> Result<Option<ViewItem>> {
-        let directory = {
-            let state = self.lock();
-            let inode = state.inodes.get(&parent).ok_or(Errno::STALE)?;
-            let ViewItem::Directory(directory) = &inode.item else { return Err(Errno::NOTDIR) };
-            let is_kept = inode.listing.as_ref().is_some_and(|(since, listing)| {
-                since.elapsed() < directory.ttl() && listing.get(name).is_some()
-            });
-            if is_kept || directory.fixed_entries().is_some() {
-                return Ok(None);
-            }
-            directory.clone()
-        };
-        directory.find(name).await.map_err(|error| {
-            let path = format!("{}/{name}", self.path(parent));
-            tracing::error!(path, error = error_chain(&error), "a name cannot be looked up");
-            self.reads.note(&path, &ReadFailure::from_store_error(&error))
-        })
     }
 
     /// Returns the current entries of a directory.
     pub async fn list(&self, ino: Ino) -> Result<Listing> {
-        self.listing(ino, ListingUse::Fresh).await.map(|(listing, _)| listing)
+        match self.kept_listing(ino, ListingUse::Fresh)? {
+            (_, Some(listing)) => Ok(listing),
+            (directory, None) => self.list_anew(ino, &*directory).await,
+        }
     }
 
     /// Returns the first entry at position `from` or later that was not moved away, with its
@@ -539,31 +528,38 @@ impl View {
         self.lock().inodes.get(&parent).is_some_and(|inode| inode.moved_away.contains(name))
     }
 
-    /// Returns a directory's listing and how long it stays valid. For a directory that never
-    /// changes, this is always the kept listing.
-    async fn listing(&self, ino: Ino, wanted: ListingUse) -> Result<(Listing, Duration)> {
-        let directory = {
-            let state = self.lock();
-            let inode = state.inodes.get(&ino).ok_or(Errno::STALE)?;
-            let ViewItem::Directory(directory) = &inode.item else { return Err(Errno::NOTDIR) };
-            let ttl = directory.ttl();
-            if let Some((since, listing)) = &inode.listing
-                && (ttl == FOREVER || (wanted == ListingUse::Kept && since.elapsed() < ttl))
-            {
-                return Ok((listing.clone(), ttl));
-            }
-            directory.clone()
-        };
+    /// Returns a directory, and its kept listing if that may be used. For a directory that never
+    /// changes it always may.
+    fn kept_listing(
+        &self,
+        ino: Ino,
+        wanted: ListingUse,
+    ) -> Result<(Arc<dyn Directory>, Option<Listing>)> {
+        let state = self.lock();
+        let inode = state.inodes.get(&ino).ok_or(Errno::STALE)?;
+        let ViewItem::Directory(directory) = &inode.item else { return Err(Errno::NOTDIR) };
+        let ttl = directory.ttl();
+        let kept = inode.listing.as_ref().filter(|(since, _)| {
+            ttl == FOREVER || (wanted == ListingUse::Kept && since.elapsed() < ttl)
+        });
+        Ok((directory.clone(), kept.map(|(_, listing)| listing.clone())))
+    }
+
+    /// Lists a directory, and keeps the listing.
+    async fn list_anew(&self, ino: Ino, directory: &dyn Directory) -> Result<Listing> {
         let listed = directory.list().await;
-        let listing = listed.map_err(|error| {
-            let path = self.path(ino);
-            tracing::error!(path, error = error_chain(&error), "a folder cannot be listed");
-            self.reads.note(&path, &ReadFailure::from_store_error(&error))
-        })?;
+        let listing = listed.map_err(|error| self.note_failure(ino, &error))?;
         if let Some(inode) = self.lock().inodes.get_mut(&ino) {
             inode.listing = Some((Instant::now(), listing.clone()));
         }
-        Ok((listing, directory.ttl()))
+        Ok(listing)
+    }
+
+    /// Records that a directory cannot be listed or searched. Returns the error for the kernel.
+    fn note_failure(&self, ino: Ino, error: &StoreError) -> Errno {
+        let path = self.path(ino);
+        tracing::error!(path, error = error_chain(error), "a folder cannot be listed");
+        self.reads.note(&path, &ReadFailure::from_store_error(error))
     }
 
     /// Returns the attributes of a name's inode. Makes the inode if there is none yet.
