@@ -18,7 +18,7 @@ use ion_model::event::{DocumentType, Event, is_event, is_staged};
 use ion_model::id::EventId;
 use ion_model::record::InsightRecord;
 use ion_model::term::{IndexRange, Term, TermSubject, Terms, module_text};
-use ion_stores::{Collection, DataPlane, Pages, Query, StoreError, TermRange, decode, encode};
+use ion_stores::{Collection, DataPlane, Pages, Query, StoreError, decode, encode};
 use serde_json::{Value, json};
 
 use crate::list::TimeRange;
@@ -171,10 +171,9 @@ impl Search {
         module: &str,
     ) -> Result<Vec<Query>, StoreError> {
         let all = || Query::all(Collection::Events);
-        let mut shortest: Option<(usize, Vec<TermRange>)> = None;
+        let mut shortest: Option<(usize, Vec<IndexRange>)> = None;
         let mut exact = Vec::new();
         for ranges in self.terms.iter().filter_map(|term| term.index_ranges(module)) {
-            let ranges: Vec<TermRange> = ranges.into_iter().map(term_range).collect();
             if ranges.len() > LISTS_MAX {
                 continue;
             }
@@ -183,11 +182,11 @@ impl Search {
                 let query = all().with_term(range.clone()).limit(COUNTED_MAX);
                 count += plane.documents.count(query).await?;
             }
-            if let [only @ TermRange::Is(_)] = &ranges[..] {
+            if let [only @ IndexRange::Is(_)] = &ranges[..] {
                 exact.push(only.clone());
             }
             // A list of many that is not sorted by time would be read as a whole.
-            let is_sorted = ranges.iter().all(|range| matches!(range, TermRange::Is(_)));
+            let is_sorted = ranges.iter().all(|range| matches!(range, IndexRange::Is(_)));
             let can_be_read = is_sorted || count < COUNTED_MAX;
             if can_be_read && shortest.as_ref().is_none_or(|(fewest, _)| count < *fewest) {
                 shortest = Some((count, ranges));
@@ -195,21 +194,13 @@ impl Search {
         }
         let shortest = match shortest {
             Some((_, ranges)) => ranges,
-            None => vec![TermRange::Is(module_text(module))],
+            None => vec![IndexRange::Is(module_text(module))],
         };
-        let query = |range: TermRange| {
+        let query = |range: IndexRange| {
             let others = exact.iter().filter(|other| **other != range).cloned();
             others.fold(all().with_term(range.clone()), Query::with_term)
         };
         Ok(shortest.into_iter().map(query).collect())
-    }
-}
-
-fn term_range(range: IndexRange) -> TermRange {
-    match range {
-        IndexRange::Is(text) => TermRange::Is(text),
-        IndexRange::Prefix(prefix) => TermRange::prefix(prefix),
-        IndexRange::Between(from, below) => TermRange::Between(from, below),
     }
 }
 

@@ -140,6 +140,20 @@ impl fmt::Write for Field<'_> {
     }
 }
 
+/// Returns the smallest text that is larger than every text with this prefix; `None` if there is no
+/// such text.
+pub fn prefix_end(prefix: &str) -> Option<String> {
+    let mut chars: Vec<char> = prefix.chars().collect();
+    while let Some(last) = chars.pop() {
+        // Texts are compared by their bytes, which is the order of their characters.
+        if let Some(above) = (u32::from(last) + 1..=u32::from(char::MAX)).find_map(char::from_u32) {
+            chars.push(above);
+            return Some(chars.into_iter().collect());
+        }
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -91,8 +91,10 @@ async fn add_index_texts(documents: &dyn Documents, document: Value) -> Result<b
 
 #[cfg(test)]
 mod tests {
+    use ion_model::term::IndexRange;
+
     use super::*;
-    use crate::{DataPlane, TermRange};
+    use crate::DataPlane;
 
     #[tokio::test]
     async fn insights_of_an_older_plane_are_indexed_once() {
@@ -113,7 +115,7 @@ mod tests {
         documents.insert_all(all, None, Durability::Now).await.unwrap();
         let found = async || {
             let all = Query::all(Collection::Events);
-            documents.count(all.with_term(TermRange::prefix("m".into()))).await.unwrap()
+            documents.count(all.with_term(IndexRange::prefix("m".into()))).await.unwrap()
         };
         assert_eq!(found().await, 0);
         bring_up_to_date(documents).await.unwrap();

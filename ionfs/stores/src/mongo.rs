@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
 use futures_util::future::try_join_all;
+use ion_model::term::IndexRange;
 use mongodb::bson::{Bson, Document, doc};
 use mongodb::error::{Error, ErrorKind, WriteFailure};
 use mongodb::options::{
@@ -30,7 +31,7 @@ use serde_json::{Map, Value};
 use super::url::without_credentials;
 use super::{
     Collection, Documents, Durability, Equals, Guard, Inserted, Query, QueryPart, StoreError,
-    TERMS_FIELD, TallyRow, TermRange, indexes,
+    TERMS_FIELD, TallyRow, indexes,
 };
 
 /// How long one call may take. A replica set elects a new primary in about ten seconds; after that
@@ -380,9 +381,9 @@ fn query_filter(query: &Query) -> Document {
         filter.insert(field, bounds);
     }
     if !query.terms.is_empty() {
-        let condition = |range: &TermRange| match range {
-            TermRange::Is(text) => doc! {TERMS_FIELD: text},
-            TermRange::Between(from, below) => {
+        let condition = |range: &IndexRange| match range {
+            IndexRange::Is(text) => doc! {TERMS_FIELD: text},
+            IndexRange::Between(from, below) => {
                 doc! {TERMS_FIELD: {"$elemMatch": {"$gte": from, "$lt": below}}}
             }
         };

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use super::{NumberRange, Term, TermNumber, TermTest, ValuePattern};
 use crate::event::KeyValue;
+use crate::text::prefix_end;
 
 /// The character between the parts of a text. A key or a value may have it too: then two values
 /// have the same text, and are told apart when they are judged.
@@ -23,10 +24,16 @@ const PART_BYTES_MAX: usize = 128;
 pub enum IndexRange {
     /// This text.
     Is(String),
-    /// The texts that begin with this one.
-    Prefix(String),
     /// The texts from the first one on, and before the second one.
     Between(String, String),
+}
+
+impl IndexRange {
+    /// Makes the range of texts that begin with `prefix`.
+    pub fn prefix(prefix: String) -> Self {
+        let end = prefix_end(&prefix).unwrap_or_else(|| char::MAX.to_string());
+        Self::Between(prefix, end)
+    }
 }
 
 /// Returns the index texts of an insight of `module` with these values.
@@ -75,7 +82,7 @@ impl Term {
     /// Returns ranges of index texts of which each insight of `module` that meets the term has at
     /// least one; none if no range has them all.
     pub fn index_ranges(&self, module: &str) -> Option<Vec<IndexRange>> {
-        let values = || IndexRange::Prefix(key_prefix(module, '=', &self.key));
+        let values = || IndexRange::prefix(key_prefix(module, '=', &self.key));
         match &self.test {
             TermTest::OneOf(patterns) => {
                 let text = |pattern: &ValuePattern| match pattern {
@@ -117,7 +124,6 @@ mod tests {
     fn has(range: &IndexRange, text: &str) -> bool {
         match range {
             IndexRange::Is(one) => text == one,
-            IndexRange::Prefix(prefix) => text.starts_with(prefix.as_str()),
             IndexRange::Between(from, below) => from.as_str() <= text && text < below.as_str(),
         }
     }

@@ -1,5 +1,7 @@
 //! Queries for documents, and the indexes that serve them.
 
+use ion_model::term::IndexRange;
+use ion_model::text::prefix_end;
 use serde_json::{Value, json};
 
 use super::{Documents, Equals};
@@ -106,13 +108,13 @@ pub fn known_queries() -> Vec<Query> {
             .order_by("created")
             .start_at(after()),
         Query::all(Collection::Events)
-            .with_term(TermRange::Is("m\u{1f}=k\u{1f}v".into()))
-            .with_term(TermRange::Is("m\u{1f}=l\u{1f}w".into()))
+            .with_term(IndexRange::Is("m\u{1f}=k\u{1f}v".into()))
+            .with_term(IndexRange::Is("m\u{1f}=l\u{1f}w".into()))
             .order_by("created")
             .descending()
             .start_at(after()),
         Query::all(Collection::Events)
-            .with_term(TermRange::prefix("m\u{1f}=k\u{1f}".into()))
+            .with_term(IndexRange::prefix("m\u{1f}=k\u{1f}".into()))
             .order_by("created")
             .descending()
             .start_at(after()),
@@ -155,27 +157,10 @@ pub struct Query {
     pub range: Option<FieldRange>,
     /// What the texts in the documents' array `terms` must be; the first condition is the one that
     /// documents are found by.
-    pub terms: Vec<TermRange>,
+    pub terms: Vec<IndexRange>,
     /// The fields that the results have, besides their ids; `None` for whole documents. A list
     /// shows one line of a document that may have hundreds of kilobytes.
     pub fields: Option<&'static [&'static str]>,
-}
-
-/// What a text in a document's array `terms` must be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TermRange {
-    /// This text.
-    Is(String),
-    /// A text from the first one on, and before the second one.
-    Between(String, String),
-}
-
-impl TermRange {
-    /// Makes the range of texts that begin with `prefix`.
-    pub fn prefix(prefix: String) -> Self {
-        let above = prefix_end(&prefix).unwrap_or_else(|| char::MAX.to_string());
-        Self::Between(prefix, above)
-    }
 }
 
 /// A range of values of one field.
@@ -206,20 +191,6 @@ impl FieldRange {
     pub fn prefix(field: &'static str, prefix: &str) -> Self {
         Self { field, from: prefix.into(), below: prefix_end(prefix).map(Value::from) }
     }
-}
-
-/// Returns the smallest text that is larger than every text with this prefix; `None` if there is no
-/// such text.
-fn prefix_end(prefix: &str) -> Option<String> {
-    let mut chars: Vec<char> = prefix.chars().collect();
-    while let Some(last) = chars.pop() {
-        // Texts are compared by their bytes, which is the order of their characters.
-        if let Some(above) = (u32::from(last) + 1..=u32::from(char::MAX)).find_map(char::from_u32) {
-            chars.push(above);
-            return Some(chars.into_iter().collect());
-        }
-    }
-    None
 }
 
 /// Where in the sort order the results begin.
@@ -276,10 +247,10 @@ impl Query {
     }
 
     /// Finds only documents of [`Collection::Events`] of which one of the `terms` is in this range.
-    /// They must be sorted by `created`. Ranges other than [`TermRange::Is`] may only be the first
+    /// They must be sorted by `created`. Ranges other than [`IndexRange::Is`] may only be the first
     /// condition. Documents that a range finds are all read before the first is returned.
     #[must_use]
-    pub fn with_term(mut self, range: TermRange) -> Self {
+    pub fn with_term(mut self, range: IndexRange) -> Self {
         self.terms.push(range);
         self
     }

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 
 use async_trait::async_trait;
+use ion_model::term::IndexRange;
 use ion_system::failpoint;
 use rusqlite::types::{Value as Sql, ValueRef};
 use rusqlite::{Connection, OptionalExtension as _, params_from_iter};
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use super::{Sqlite, WriteFailure, force_sync};
 use crate::{
     Collection, Documents, Durability, Equals, Guard, Inserted, Query, QueryPart, StoreError,
-    TERMS_FIELD, TallyRow, TermRange, indexes,
+    TERMS_FIELD, TallyRow, indexes,
 };
 
 /// Returns the statement that makes a collection's table.
@@ -284,10 +285,10 @@ fn source_sql(query: &Query, values: &mut Vec<Sql>) -> String {
     };
     let found = match query.terms.first() {
         None => return query.collection.as_str().to_owned(),
-        Some(TermRange::Is(term)) => {
+        Some(IndexRange::Is(term)) => {
             format!("(SELECT event, created FROM event_terms WHERE term = {})", parameter(term))
         }
-        Some(TermRange::Between(from, below)) => format!(
+        Some(IndexRange::Between(from, below)) => format!(
             "(SELECT DISTINCT event, created FROM event_terms WHERE term >= {} AND term < {})",
             parameter(from),
             parameter(below)
@@ -302,8 +303,11 @@ fn filter_sql(query: &Query, part: QueryPart<'_>, values: &mut Vec<Sql>) -> Stri
     let index = if query.terms.is_empty() { index_of(query) } else { &[] };
     let mut sql = equals_sql(&query.equals, |field| index.contains(&field), values);
     for term in query.terms.iter().skip(1) {
-        debug_assert!(matches!(term, TermRange::Is(_)), "{term:?} would be read for each document");
-        if let TermRange::Is(term) = term {
+        debug_assert!(
+            matches!(term, IndexRange::Is(_)),
+            "{term:?} would be read for each document"
+        );
+        if let IndexRange::Is(term) = term {
             values.push(Sql::Text(term.clone()));
             sql.push_str(&format!(
                 " AND EXISTS (SELECT 1 FROM event_terms AS u WHERE u.term = ?{} AND u.created = \

@@ -109,10 +109,11 @@ impl Sqlite {
 
 #[cfg(test)]
 mod tests {
+    use ion_model::term::IndexRange;
     use serde_json::json;
 
     use super::*;
-    use crate::{Collection, Documents as _, Query, TermRange};
+    use crate::{Collection, Documents as _, Query};
 
     /// Row numbers of removed documents are used again, in whatever order documents were removed.
     #[tokio::test]
@@ -126,7 +127,7 @@ mod tests {
             assert!(store.delete(Collection::Events, id, vec![]).await.unwrap());
         };
         let found = async || {
-            let all = Query::all(Collection::Events).with_term(TermRange::prefix("t-".into()));
+            let all = Query::all(Collection::Events).with_term(IndexRange::prefix("t-".into()));
             let mut ids: Vec<String> = store
                 .find(all.order_by("created"))
                 .await

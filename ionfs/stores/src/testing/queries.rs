@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use ion_model::term::IndexRange;
 use serde_json::{Value, json};
 
-use crate::{Collection, Documents, Durability, FieldRange, Pages, Query, StartAt, TermRange};
+use crate::{Collection, Documents, Durability, FieldRange, Pages, Query, StartAt};
 
 /// How many documents the contract looks at. More than two pages of every list.
 const MANY: usize = 700;
@@ -152,8 +153,8 @@ async fn documents_are_found_by_the_texts_in_their_array(documents: &dyn Documen
     let all = (0..MANY).map(|n| (Collection::Events, document(n, terms(n)))).collect();
     documents.insert_all(all, None, Durability::Now).await.unwrap();
     let events = || Query::all(Collection::Events).order_by("created").descending();
-    let is = |text: &str| TermRange::Is(text.to_owned());
-    let between = |from: &str, below: &str| TermRange::Between(from.to_owned(), below.to_owned());
+    let is = |text: &str| IndexRange::Is(text.to_owned());
+    let between = |from: &str, below: &str| IndexRange::Between(from.to_owned(), below.to_owned());
     let found = documents
         .find(events().with_term(is("q-k\u{1f}1")).start_at(StartAt::Beginning).limit(3))
         .await
@@ -169,7 +170,8 @@ async fn documents_are_found_by_the_texts_in_their_array(documents: &dyn Documen
     let found = documents.find(range.clone().start_at(StartAt::Beginning)).await.unwrap();
     assert_eq!(ids(&found), ["t011", "t010", "t009"]);
     assert_eq!(documents.count(range.limit(2)).await.unwrap(), 2);
-    let prefix = || Query::all(Collection::Events).with_term(TermRange::prefix("q-k\u{1f}".into()));
+    let prefix =
+        || Query::all(Collection::Events).with_term(IndexRange::prefix("q-k\u{1f}".into()));
     assert_eq!(documents.count(prefix()).await.unwrap(), MANY);
     let times = FieldRange::at_least("created", json!(5)).below(json!(6));
     let found = documents.find(events().with_term(is("q-k\u{1f}1")).within(times)).await.unwrap();
