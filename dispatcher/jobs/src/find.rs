@@ -107,26 +107,12 @@ async fn find_only(
 /// # Errors
 /// When there is no such correlation and no such event, or more than one.
 pub async fn find_correlation(ledger: &Ledger, id: &str) -> Result<String, FindError> {
-    const FIELD: &str = "context.correlationId";
-    let within = Query::all(Collection::Events)
-        .within(FieldRange::prefix(FIELD, id))
-        .order_by(FIELD)
-        .only(&[FIELD])
-        .limit(1);
-    let documents = &ledger.plane().documents;
-    let correlation = |found: Vec<Value>| {
-        found
-            .first()
-            .and_then(|document| document["context"]["correlationId"].as_str().map(str::to_owned))
-    };
-    let first = correlation(documents.find(within.clone()).await?);
-    let last = correlation(documents.find(within.descending()).await?);
-    match (first, last) {
-        (Some(one), Some(other)) if one == other || one == id => Ok(one),
-        (Some(one), Some(other)) => {
+    match ledger.plane().documents.correlations_beginning_with(id).await? {
+        Some((one, other)) if one == other || one == id => Ok(one),
+        Some((one, other)) => {
             Err(FindError::Several { kind: "correlation", id: id.to_owned(), one, other })
         }
-        _ => match find_event(ledger, id).await {
+        None => match find_event(ledger, id).await {
             Ok(event) => Ok(event.context.correlation_id.to_string()),
             Err(FindError::Nothing { .. }) => Err(nothing_found("correlation and no event", id)),
             Err(error) => Err(error),

@@ -198,26 +198,14 @@ async fn recent(daemon: Arc<Daemon>) -> ListResult {
 
 /// Returns the correlation whose id this is, or the only one whose id begins so.
 async fn find_correlation(daemon: Arc<Daemon>, name: String) -> FindResult {
-    const FIELD: &str = "context.correlationId";
-    let within = Query::all(Collection::Events)
-        .within(FieldRange::prefix(FIELD, &name))
-        .order_by(FIELD)
-        .only(&[FIELD, "created"])
-        .limit(1);
     let documents = &daemon.plane.documents;
-    let id = |found: &[Value]| {
-        let first = found.first()?["context"]["correlationId"].as_str()?;
-        Some(first.to_owned())
+    let Some((first, last)) = documents.correlations_beginning_with(&name).await? else {
+        return Ok(None);
     };
-    let Some(first) = id(&documents.find(within.clone()).await?) else { return Ok(None) };
-    let last = match first == name {
-        true => first.clone(),
-        false => id(&documents.find(within.descending()).await?).unwrap_or_default(),
-    };
-    if first != last {
+    if first != name && first != last {
         return Ok(None);
     }
-    let earliest = events_query(vec![(FIELD, json!(first))]).order_by("created");
+    let earliest = events_query(vec![("context.correlationId", json!(first))]).order_by("created");
     let earliest = earliest.only(&["created"]).limit(1);
     let found = documents.find(earliest).await?;
     let created = found.first().and_then(|event| event["created"].as_i64()).unwrap_or_default();

@@ -181,8 +181,8 @@ pub trait Documents: Send + Sync + fmt::Debug {
         ids: Vec<String>,
     ) -> Result<HashSet<String>, StoreError>;
 
-    /// Does some of the work that the store has put off, for a short time. Whoever has spare time
-    /// calls it again and again.
+    /// Does some of the work that the store has put off, for a short time. A dispatcher calls it in
+    /// its spare time, again and again.
     async fn maintain(&self) -> Result<(), StoreError> {
         Ok(())
     }
@@ -240,6 +240,27 @@ impl dyn Documents {
             });
         }
         found.into_iter().map(|document| decode(collection, document)).collect()
+    }
+
+    /// Returns the first and the last correlation whose id begins with `beginning`, by the order of
+    /// ids; none if no event has such a correlation.
+    pub async fn correlations_beginning_with(
+        &self,
+        beginning: &str,
+    ) -> Result<Option<(String, String)>, StoreError> {
+        const FIELD: &str = "context.correlationId";
+        let within = Query::all(Collection::Events)
+            .within(FieldRange::prefix(FIELD, beginning))
+            .order_by(FIELD)
+            .only(&[FIELD])
+            .limit(1);
+        let id = |found: &[Value]| {
+            let id = found.first()?["context"]["correlationId"].as_str()?;
+            Some(id.to_owned())
+        };
+        let first = id(&self.find(within.clone()).await?);
+        let last = id(&self.find(within.descending()).await?);
+        Ok(first.zip(last))
     }
 
     /// Inserts the document, or replaces the one with the same id. It is durable when this returns.
