@@ -4,8 +4,8 @@
 //! A row for each text of each document would make each document change as many pages of the index
 //! as it has texts. So an insert writes no rows. Documents are indexed later, in the order of their
 //! row numbers and many at a time: by a dispatcher in its spare time ([`Documents::maintain`]), and
-//! by whoever searches, before the search. A table says how far the index is. Triggers keep it true
-//! when a document that is indexed already is replaced or removed, in the same transaction.
+//! before each search. A table has the row number up to which the index is complete. When an
+//! indexed document is replaced or removed, triggers change the index in the same transaction.
 
 use rusqlite::Connection;
 
@@ -63,12 +63,8 @@ fn rows_behind(connection: &Connection) -> rusqlite::Result<i64> {
     connection.prepare_cached(sql)?.query_row([], |row| row.get(0))
 }
 
-/// Indexes the next documents. Returns whether there are more.
-fn index_some(connection: &Connection) -> rusqlite::Result<bool> {
-    let behind = rows_behind(connection)?;
-    if behind <= 0 {
-        return Ok(false);
-    }
+/// Indexes the next documents.
+fn index_some(connection: &Connection) -> rusqlite::Result<()> {
     let insert = "INSERT OR IGNORE INTO event_terms
         SELECT text.value, json_extract(document, '$.created'), events.rowid
         FROM event_terms_state AS state
@@ -77,32 +73,34 @@ fn index_some(connection: &Connection) -> rusqlite::Result<bool> {
         WHERE json_type(document, '$.terms') = 'array'
         ORDER BY 1, 2, 3";
     connection.prepare_cached(insert)?.execute([AT_ONCE])?;
-    let step = behind.min(AT_ONCE);
+    // Another process may have indexed some of them since the caller looked.
+    let step = rows_behind(connection)?.clamp(0, AT_ONCE);
     let update = "UPDATE event_terms_state SET indexed = indexed + ?1";
-    connection.prepare_cached(update)?.execute([step])?;
-    Ok(behind > AT_ONCE)
+    connection.prepare_cached(update)?.execute([step]).map(drop)
 }
 
 impl Sqlite {
-    /// Indexes some documents if there are any that are not indexed. Returns whether there are
-    /// more.
-    pub(super) async fn index_some_terms(&self) -> Result<bool, StoreError> {
+    /// Indexes some documents if there are any that are not indexed. Returns how many rows were not
+    /// indexed before.
+    pub(super) async fn index_some_terms(&self) -> Result<i64, StoreError> {
         let behind = self.read("looking at the index of terms", rows_behind).await?;
-        if behind <= 0 {
-            return Ok(false);
+        if behind > 0 {
+            let level = self.sync_level(Durability::WithNextSync);
+            let index = |connection: &Connection| Ok(index_some(connection)?);
+            self.write_with_level(level, "indexing terms", index).await?;
         }
-        let level = self.sync_level(Durability::WithNextSync);
-        let index = |connection: &Connection| Ok(index_some(connection)?);
-        self.write_with_level(level, "indexing terms", index).await
+        Ok(behind)
     }
 
     /// Indexes all documents that are not indexed.
     pub(super) async fn index_all_terms(&self) -> Result<(), StoreError> {
-        let behind = self.read("looking at the index of terms", rows_behind).await?;
+        let behind = self.index_some_terms().await?;
         if behind > SAID_FROM {
             tracing::info!(documents = behind, "indexing the values of insights");
         }
-        while self.index_some_terms().await? {}
+        if behind > AT_ONCE {
+            while self.index_some_terms().await? > AT_ONCE {}
+        }
         Ok(())
     }
 }
