@@ -142,20 +142,28 @@ pub(crate) async fn print_jobs(
 }
 
 fn job_row(job: &JobRecord) -> Vec<String> {
-    let last = job.attempts.last();
-    let took = last
-        .map(|a| output::format_duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0)));
-    let reason = last.and_then(|a| a.reason.clone()).filter(|_| job.state != JobState::Succeeded);
     vec![
         job.id.short().to_owned(),
         job.module.clone(),
         job.state.as_str().to_owned(),
         job.attempt.to_string(),
-        took.unwrap_or_default(),
+        time_taken(job),
         output::format_age(job.created),
         format!("{} {}", job.event_type, job.event_id.short()),
-        reason.unwrap_or_default(),
+        failure_reason(job).unwrap_or_default().to_owned(),
     ]
+}
+
+/// Returns how long the last attempt of a job took, or has taken so far.
+pub(crate) fn time_taken(job: &JobRecord) -> String {
+    let Some(last) = job.attempts.last() else { return String::new() };
+    output::format_duration((last.ended.unwrap_or_else(clock::now) - last.started).max(0))
+}
+
+/// Returns why the last attempt of a job ended as it did, unless the job has succeeded.
+pub(crate) fn failure_reason(job: &JobRecord) -> Option<&str> {
+    let last = job.attempts.last().filter(|_| job.state != JobState::Succeeded)?;
+    last.reason.as_deref()
 }
 
 /// Returns the job that failed last.
@@ -177,11 +185,7 @@ async fn latest_failed_job(ledger: &Ledger) -> Result<JobRecord, CommandFailure>
         "job {} of {}, which failed last{}",
         job.id,
         job.module,
-        job.attempts
-            .last()
-            .and_then(|attempt| attempt.reason.as_deref())
-            .map(|reason| format!(": {reason}"))
-            .unwrap_or_default()
+        failure_reason(&job).map(|reason| format!(": {reason}")).unwrap_or_default()
     ));
     Ok(job)
 }

@@ -10,7 +10,6 @@ use dispatcher::ledger::{Ledger, RegisteredModules};
 use dispatcher::list::JobFilter;
 use dispatcher::progress::{CorrelationStatus, Verdict};
 use dispatcher::summary::{CorrelationSummary, OutdatedGather, outdated_gathers, read_summary};
-use ionfs::clock;
 use ionfs::event::{DocumentType, Event, is_staged};
 use ionfs::record::{InsightRecord, JobRecord, JobState};
 use ionfs::stores::{Collection, Pages, Query, decode};
@@ -18,7 +17,7 @@ use serde_json::{Value, json};
 
 use self::summary::summary_lines;
 use self::tree::print_tree;
-use crate::job::print_jobs;
+use crate::job::{failure_reason, print_jobs, time_taken};
 use crate::list::ListPartArgs;
 use crate::settings::CommandSettings;
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
@@ -185,20 +184,15 @@ fn outdated_line(outdated: &OutdatedGather) -> String {
 }
 
 pub(crate) fn job_line(job: &JobRecord) -> String {
-    let attempt = job.attempts.last();
-    let took = attempt
-        .map(|a| output::format_duration((a.ended.unwrap_or_else(clock::now) - a.started).max(0)));
     let tries = if job.attempt > 1 { format!("  attempt {}", job.attempt) } else { String::new() };
-    let reason =
-        attempt.and_then(|a| a.reason.clone()).filter(|_| job.state != JobState::Succeeded);
-    let reason =
-        reason.map(|reason| format!("  {}", output::escape_foreign(&reason))).unwrap_or_default();
+    let reason = failure_reason(job).map(|reason| format!("  {}", output::escape_foreign(reason)));
     format!(
-        "{} {}  {}  {}{tries}{reason}",
+        "{} {}  {}  {}{tries}{}",
         output::coloured_state(job.state.as_str()),
         job.module,
         job.id.short(),
-        took.unwrap_or_default()
+        time_taken(job),
+        reason.unwrap_or_default()
     )
 }
 
@@ -246,8 +240,7 @@ async fn print_documents(ledger: &Ledger, correlation: &str) -> CommandResult {
     for_each_document(ledger, insights, |document| {
         let insight: InsightRecord = decode(Collection::Events, document)?;
         if !insight.staged {
-            // The texts of the index are of no use to people.
-            output::print_json_line(&InsightRecord { terms: vec![], ..insight });
+            output::print_json_line(&insight.shown_document());
         }
         Ok(())
     })

@@ -131,19 +131,8 @@ impl Trace {
         Ok(Self { status, insights })
     }
 
-    /// Returns its documents: events, insights, jobs.
-    pub fn documents(&self) -> Vec<Value> {
-        let mut documents = Vec::new();
-        let gathered = self.for_each_document(|document| {
-            documents.push(document.clone());
-            Ok::<_, std::convert::Infallible>(())
-        });
-        gathered.unwrap_or_else(|never| match never {});
-        documents
-    }
-
-    /// Calls `take` with one document after another: all of them together would take many times the
-    /// memory of their text.
+    /// Calls `take` with one document after another, events, insights and jobs: all of them together
+    /// would take many times the memory of their text.
     ///
     /// # Errors
     /// The first error that `take` returns.
@@ -152,7 +141,7 @@ impl Trace {
         mut take: impl FnMut(&Value) -> Result<(), E>,
     ) -> Result<(), E> {
         self.status.events.iter().try_for_each(|event| take(&encode(event)))?;
-        self.insights.values().try_for_each(|insight| take(&encode(insight)))?;
+        self.insights.values().try_for_each(|insight| take(&insight.shown_document()))?;
         self.status.jobs.iter().try_for_each(|job| take(&encode(job)))
     }
 }

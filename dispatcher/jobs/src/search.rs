@@ -71,10 +71,7 @@ impl SearchHit {
     /// Returns the document of the hit, with the event above it as its member `above`.
     pub fn document(&self) -> Value {
         let mut document = match &self.document {
-            FoundDocument::Insight(insight) => {
-                // The texts of the index are of no use to people.
-                encode(&InsightRecord { terms: vec![], ..(**insight).clone() })
-            }
+            FoundDocument::Insight(insight) => insight.shown_document(),
             FoundDocument::Event(event) => encode(event),
         };
         if let Some(above) = &self.above {

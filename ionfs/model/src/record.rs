@@ -4,6 +4,7 @@
 //! a job's record to fence its commits and to show it in the browsing mount.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::clock::Millis;
 use crate::event::{Context, Event, FileEntry, KeyValue};
@@ -460,6 +461,12 @@ pub struct InsightRecord {
 }
 
 impl InsightRecord {
+    /// Returns the document as people see it: without the texts of the index.
+    pub fn shown_document(&self) -> Value {
+        let shown = Self { terms: vec![], ..self.clone() };
+        serde_json::to_value(shown).expect("a record has string keys only, so it has a JSON form")
+    }
+
     /// Returns the id of a job's insight document.
     pub fn id(job: &JobId) -> String {
         format!("insight:{job}")
