@@ -119,3 +119,14 @@ fn set_attributes(folder: &ModuleFolder, file: &FileEntry) -> Result<(), Handler
     let failed = HandlerError::folder(folder.full_path(&path), "cannot be given its attributes");
     finished().map_err(failed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_the_event_is_below_in_data() {
+        let file = ion_plane::upload::empty_file_entry("key".into(), "a/b".into());
+        assert_eq!(path_of(&file), Path::new("in/data/a/b"));
+    }
+}

@@ -216,7 +216,8 @@ fn a_large_correlation_is_shown_as_a_summary() {
     let home = Home::new();
     home.program(
         "make",
-        "#!/usr/bin/env python3\nfor n in range(1200):\n    with open(f'/ion/out/events/{n}.json', 'w') as f: f.write('{\"eventType\":\"crop\"}')\n",
+        "#!/usr/bin/env python3\nfor n in range(1200):\n    \
+         with open(f'/ion/out/events/{n}.json', 'w') as f: f.write('{\"eventType\":\"crop\"}')\n",
     );
     let file = home
         .write("pipeline.yaml", "modules:\n  make: {on: [start], emits: [crop], run: [./make]}\n");

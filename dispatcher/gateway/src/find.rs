@@ -52,6 +52,7 @@ pub(super) fn routes() -> Vec<Route> {
 fn describe(id: &str, summary: &str, parameter: &str, after: &str) -> Value {
     let string = json!({"type": "string"});
     let query = |name: &str, what: String, schema: &Value| json!({"name": name, "in": "query", "description": what, "schema": schema});
+    let lines = json!({NDJSON: {"schema": {"type": "string"}}});
     let number = json!({"type": "integer", "format": "int64", "minimum": 0});
     let time = "in milliseconds since 1970.";
     json!({
@@ -67,7 +68,7 @@ fn describe(id: &str, summary: &str, parameter: &str, after: &str) -> Value {
             query("after", format!("{after} by its id: the hits after it are found."), &string),
         ],
         "responses": {
-            "200": {"description": "The hits, newest first, one JSON document a line.", "content": {NDJSON: {"schema": {"type": "string"}}}},
+            "200": {"description": "The hits, newest first, one JSON document a line.", "content": lines},
             "400": openapi::problem("A parameter cannot be read."),
             "404": openapi::problem("The document that `after` names does not exist."),
         },

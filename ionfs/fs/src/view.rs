@@ -562,7 +562,7 @@ impl View {
         self.reads.note(&path, &ReadFailure::from_store_error(error))
     }
 
-    /// Returns the attributes of a name's inode. Makes the inode if there is none yet.
+    /// Returns the attributes of a name's inode. Makes the inode if the name has none.
     fn entry(&self, parent: Ino, name: &str, item: &ViewItem, purpose: EntryUse) -> Result<Attr> {
         let mut state = self.lock();
         let next = state.next;

@@ -1,9 +1,9 @@
 //! Brings the documents of a plane that an older Ion made up to date, once, when they are opened.
 //!
 //! # How it works
-//! A document of the plane says which layout its documents have. Whoever opens a plane of an older
-//! layout changes its documents one after the other, and then writes the new layout. Each document
-//! is changed only if nobody else has changed it meanwhile.
+//! One document of the plane has the number of the layout that its documents have. A process that
+//! opens a plane of an older layout changes the documents one after the other, and then writes the
+//! new number. It changes a document only if no other process has changed it meanwhile.
 //!
 //! # After a crash
 //! The next process to open the plane begins again, and leaves out the documents that are changed

@@ -358,7 +358,7 @@ fn enable_wal(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 /// Makes the tables and indexes unless they exist. In a file of an older Ion, each index is made in
-/// a transaction of its own: whoever is stopped in between goes on with the next one.
+/// a transaction of its own: if the process is killed in between, the next process makes the rest.
 fn make_tables(
     connection: &mut Connection,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

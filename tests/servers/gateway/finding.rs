@@ -15,7 +15,8 @@ fn found_by_its_values(home: &Home) {
     );
     home.program(
         "detect",
-        "#!/bin/sh\nn=$(cat /ion/in/meta/n); echo \"{\\\"kind\\\":\\\"car\\\",\\\"score\\\":0.$n,\\\"n\\\":$n}\" > /ion/out/insights.json\n",
+        "#!/bin/sh\nn=$(cat /ion/in/meta/n)\n\
+         echo \"{\\\"kind\\\":\\\"car\\\",\\\"score\\\":0.$n,\\\"n\\\":$n}\" > /ion/out/insights.json\n",
     );
     let file = home.write(
         "pipeline.yaml",

@@ -132,8 +132,8 @@ impl Drop for ArrivalWatcher {
 
 type WatchError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Returns the modules that have a message which no subscriber holds. Opens the connection if there
-/// is none yet.
+/// Returns the modules that have a message which no subscriber holds. Opens the connection if it is
+/// not open.
 fn find_ready_queues(
     connection: &mut Option<Connection>,
     database: &Database,
