@@ -260,21 +260,13 @@ fn insights_and_the_events_above_them_are_found_by_their_values() {
 fn the_insights_of_an_older_plane_are_found() {
     let home = detecting();
     let older = "
-import sqlite3
-c = sqlite3.connect('state/ion.db')
 c.execute(\"UPDATE events SET document = json_remove(document, '$.terms')\")
 c.execute(\"DELETE FROM plane WHERE id = 'layout'\")
 assert c.execute('SELECT count(*) FROM event_terms').fetchone() == (0,)
 c.execute('DROP INDEX events_type_created')
 c.execute('PRAGMA user_version = 4')
-c.commit()
 ";
-    let made = std::process::Command::new("python3")
-        .args(["-c", older])
-        .current_dir(home.path())
-        .status()
-        .unwrap();
-    assert!(made.success());
+    home.change_database(older);
     for point in ["layout.index=1", "layout.insights=1"] {
         let killed = home.run_with(&[("ION_FAILPOINTS", point)], ["job", "list"]);
         assert_eq!(killed.code, None, "{point}: {killed:#?}");

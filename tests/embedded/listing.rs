@@ -333,20 +333,12 @@ fn a_folder_that_does_not_list_all_says_so() {
     let home = Home::new();
     home.run(["event", "create", "thing", "--id", "first", "--correlation", "c"]).well();
     let many = "
-import sqlite3
-c = sqlite3.connect('state/ion.db')
 c.execute(\"\"\"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10500)
     INSERT INTO events (id, document) SELECT 'e' || i,
     json_set(document, '$.id', 'e' || i, '$.context.eventId', 'e' || i, '$.created', i)
     FROM n, (SELECT document FROM events WHERE id = 'first')\"\"\")
-c.commit()
 ";
-    let made = std::process::Command::new("python3")
-        .args(["-c", many])
-        .current_dir(home.path())
-        .status()
-        .unwrap();
-    assert!(made.success());
+    home.change_database(many);
     let plane = BrowsedPlane::new(&home);
     for (folder, how) in [
         ("correlations/c", "ion event list --correlation c"),

@@ -201,6 +201,15 @@ impl Home {
         std::fs::read_to_string(log).unwrap()
     }
 
+    /// Changes the plane's database by lines of Python, in which `c` is a connection to it.
+    pub fn change_database(&self, lines: &str) {
+        let connect = "import sqlite3\nc = sqlite3.connect('state/ion.db')\n";
+        let program = format!("{connect}{lines}\nc.commit()\n");
+        let mut python = Command::new("python3");
+        let changed = python.args(["-c", &program]).current_dir(self.path()).status().unwrap();
+        assert!(changed.success(), "{lines}");
+    }
+
     /// Returns all jobs, as documents.
     pub fn jobs(&self) -> Vec<Value> {
         self.run(["--json", "job", "list", "--limit", "1000000"]).documents()
