@@ -305,10 +305,24 @@ impl LocalExecutor {
         let ion_dir =
             if self.mode == SandboxMode::Plain { plain.clone() } else { mount_at.clone() };
         let processes = tree.limits().processes;
-        let env = environment(&[], &start, &ion_dir, api);
-        let container = match self.make_container(&start, env, processes, &mut stop, log).await {
-            Ok(container) => container,
-            Err(end) => return (end, exit_span()),
+        let container = match &start.module.container {
+            None => None,
+            Some(wanted) => {
+                let (argv, env) = (start.module.argv(), environment(&[], &start, &ion_dir, api));
+                let say = |words: &str| log.note(words);
+                let request = ContainerRequest {
+                    container: wanted,
+                    argv,
+                    env,
+                    tree: Some(&mount_at),
+                    processes,
+                    say: &say,
+                };
+                match self.make_container(request, &mut stop).await {
+                    Ok(container) => Some(Box::new(container)),
+                    Err(end) => return (end, exit_span()),
+                }
+            }
         };
         let argv = start.module.argv();
         // A container's runtime makes a root of its own, so nothing has to be covered.
@@ -362,32 +376,18 @@ impl LocalExecutor {
         (ran, exit)
     }
 
-    /// Makes the module's container, if the module has one, with these variables. This may take
-    /// long: an image may have to be fetched first. The error is how the attempt ends without one.
+    /// Makes a container. This may take long: an image may have to be fetched first. The error is
+    /// how the attempt ends without the container.
     async fn make_container(
         &self,
-        start: &AttemptStart,
-        env: Vec<(String, String)>,
-        processes: u64,
+        request: ContainerRequest<'_>,
         stop: &mut watch::Receiver<Option<StopReason>>,
-        log: &JobLog,
-    ) -> Result<Option<Box<SandboxContainer>>, ProcessEnd> {
-        let Some(container) = &start.module.container else { return Ok(None) };
-        let say = |words: &str| log.note(words);
-        let mount_at = start.module.base_dir();
-        let request = ContainerRequest {
-            container,
-            argv: start.module.argv(),
-            env,
-            tree: Some(&mount_at),
-            processes,
-            say: &say,
-        };
+    ) -> Result<SandboxContainer, ProcessEnd> {
         let made = tokio::select! {
             made = self.containers.make(request) => made,
             stop = wait_for_stop(stop) => return Err(ProcessEnd::Stopped(stop)),
         };
-        made.map(|container| Some(Box::new(container))).map_err(|error| match error.is_lasting() {
+        made.map_err(|error| match error.is_lasting() {
             true => ProcessEnd::CannotRun(error_chain(&error)),
             false => ProcessEnd::NotStarted(error_chain(&error)),
         })
