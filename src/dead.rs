@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 use clap::{Args, Subcommand};
 use dispatcher::find::find_job;
 use dispatcher::ledger::{Ledger, LedgerError};
-use dispatcher::list::{JobFilter, ListPart, ListRows, TimeRange};
+use dispatcher::list::{JobFilter, TimeRange};
 use ionfs::clock;
 use ionfs::errors::error_chain;
 use ionfs::id::{EventId, JobId};
 use ionfs::record::{JobRecord, JobState};
-use ionfs::stores::{Collection, DeadLetter, decode};
+use ionfs::stores::{Collection, DeadLetter, Pages, decode};
 
 use crate::list::ListPartArgs;
 use crate::settings::CommandSettings;
@@ -173,7 +173,7 @@ struct ChosenJobs {
     /// The jobs that were read.
     jobs: VecDeque<JobRecord>,
     /// The rest of the list of dead jobs; none if jobs were named.
-    rows: Option<ListRows>,
+    pages: Option<Pages>,
 }
 
 impl ChosenJobs {
@@ -200,21 +200,19 @@ impl ChosenJobs {
             jobs.push_back(found);
         }
         if !ids.is_empty() {
-            return Ok(Self { jobs, rows: None });
+            return Ok(Self { jobs, pages: None });
         }
         // A job that dies again after it was retried is not met twice.
         let time = TimeRange { until: Some(clock::now()), ..TimeRange::default() };
         let list = JobFilter { time, ..dead_filter(module) }.list();
-        let documents = &*ledger.plane().documents;
-        let rows = list.rows(documents, ListPart::Latest, usize::MAX >> 1).await?;
-        Ok(Self { jobs, rows: Some(rows) })
+        Ok(Self { jobs, pages: Some(list.pages()) })
     }
 
     async fn next(&mut self, ledger: &Ledger) -> Result<Option<JobRecord>, CommandFailure> {
         if self.jobs.is_empty()
-            && let Some(rows) = &mut self.rows
+            && let Some(pages) = &mut self.pages
         {
-            for document in rows.next(&*ledger.plane().documents).await?.unwrap_or_default() {
+            for document in pages.next(&*ledger.plane().documents).await?.unwrap_or_default() {
                 self.jobs.push_back(decode(Collection::Jobs, document)?);
             }
         }

@@ -127,7 +127,8 @@ impl ListQuery {
         self.query.equals.iter().all(has)
     }
 
-    fn pages(self) -> Pages {
+    /// Returns all rows, oldest first.
+    pub fn pages(self) -> Pages {
         Pages::new(self.query, self.by)
     }
 
