@@ -353,8 +353,9 @@ def tails(whole):
         if whole:
             piece = os.pread(os.open("log", os.O_RDONLY), 60_000, at); os.closerange(fd + 1, fd + 2)
         # lseek() finds the size here: on any FUSE, fstat() shows a new size a moment before the
-        # kernel's maps have it.
-        elif os.lseek(fd, 0, os.SEEK_END) > at: piece = mmap.mmap(fd, 0, mmap.MAP_SHARED, mmap.PROT_READ)[at:at + 60_000]
+        # kernel's maps have it, and a read of a map beyond the size that they have is a SIGBUS.
+        # For the same reason the map's length is given: mmap() would ask fstat() for it.
+        elif (size := os.lseek(fd, 0, os.SEEK_END)) > at: piece = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)[at:at + 60_000]
         else: piece = b""
         assert piece == pattern[at % 249:at % 249 + len(piece)], at
         at += len(piece)
