@@ -211,7 +211,7 @@ impl AttemptRunner {
         outcome: AttemptOutcome,
     ) -> Result<JobRecord, LedgerError> {
         let (retries, jitter) = (module.retries, jitter(job));
-        let ended = Transition::Ended(EndedAttempt { outcome, retries, jitter });
+        let ended = Transition::Ended(Box::new(EndedAttempt { outcome, retries, jitter }));
         let is_unavailable = |failed: FailedTry<'_, LedgerError>| {
             let LedgerError::Store(error) = failed.error else { return false };
             let error = error_chain(error);

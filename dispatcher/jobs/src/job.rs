@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use ion_model::clock::{Millis, millis};
 use ion_model::record::{
-    Attempt, AttemptEnd, FailedReads, GatherObstacles, JobRecord, JobState, MissingJobs, StoredLog,
+    Attempt, AttemptEnd, FailedReads, GatherObstacles, JobRecord, JobState, MissingJobs,
+    RefusedFiles, StoredLog,
 };
 use ion_model::text::{REASON_MAX, cut};
 
@@ -58,7 +59,7 @@ pub enum Transition {
         lease: Millis,
     },
     /// The attempt ended.
-    Ended(EndedAttempt),
+    Ended(Box<EndedAttempt>),
     /// A person cancels the job, or drops a dead one.
     CancelAsked,
     /// A person retries a dead or cancelled job.
@@ -80,6 +81,8 @@ pub struct AttemptOutcome {
     pub staged: bool,
     /// The attempt's reads that Ion could not answer.
     pub failed_reads: FailedReads,
+    /// The attempt's event files that were refused.
+    pub rejected: RefusedFiles,
 }
 
 impl AttemptOutcome {
@@ -92,6 +95,7 @@ impl AttemptOutcome {
             log: None,
             staged: false,
             failed_reads: FailedReads::default(),
+            rejected: RefusedFiles::default(),
         }
     }
 
@@ -169,7 +173,12 @@ pub fn next_record(
             job.attempts.pop();
             set_term(&mut job, now, 0);
         }
-        (JobState::Starting, Transition::Running) => job.state = JobState::Running,
+        (JobState::Starting, Transition::Running) => {
+            job.state = JobState::Running;
+            if let Some(attempt) = job.attempts.last_mut() {
+                attempt.process_started = Some(now);
+            }
+        }
         (JobState::Starting | JobState::Running, Transition::Renewed) => {
             let lease = job.term;
             set_term(&mut job, now, lease);
@@ -234,6 +243,7 @@ fn end_attempt(job: &mut JobRecord, ended: &EndedAttempt, now: Millis) {
         attempt.log = outcome.log.as_ref().map(|log| log.entry.clone());
         attempt.log_left_out = outcome.log.as_ref().map_or(0, |log| log.left_out);
         attempt.failed_reads.clone_from(&outcome.failed_reads);
+        attempt.rejected.clone_from(&outcome.rejected);
     }
     match outcome.end {
         AttemptEnd::Succeeded => {
@@ -316,11 +326,8 @@ mod tests {
     }
 
     fn ended(end: AttemptEnd) -> Transition {
-        Transition::Ended(EndedAttempt {
-            outcome: AttemptOutcome::from_end(end),
-            retries: 1,
-            jitter: 0.0,
-        })
+        let outcome = AttemptOutcome::from_end(end);
+        Transition::Ended(Box::new(EndedAttempt { outcome, retries: 1, jitter: 0.0 }))
     }
 
     /// Returns a happening of this kind.

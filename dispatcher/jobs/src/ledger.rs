@@ -444,7 +444,7 @@ impl Ledger {
             reason: Some(reason.to_owned()),
             ..AttemptOutcome::from_end(AttemptEnd::Lost)
         };
-        let lost = Transition::Ended(EndedAttempt { outcome, retries: 0, jitter: 0.0 });
+        let lost = Transition::Ended(Box::new(EndedAttempt { outcome, retries: 0, jitter: 0.0 }));
         self.advance(job, &lost).await
     }
 

@@ -117,6 +117,9 @@ pub struct Attempt {
     pub number: u32,
     /// When it was claimed.
     pub started: Millis,
+    /// When its process began; `None` if it has not, or if an older Ion ran it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process_started: Option<Millis>,
     /// When it ended; `None` while it is in progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Millis>,
@@ -140,6 +143,9 @@ pub struct Attempt {
     /// The reads that Ion could not answer. An attempt with such a read has failed.
     #[serde(default, skip_serializing_if = "FailedReads::is_empty")]
     pub failed_reads: FailedReads,
+    /// The event files that were refused and not committed afterwards.
+    #[serde(default, skip_serializing_if = "RefusedFiles::is_empty")]
+    pub rejected: RefusedFiles,
 }
 
 fn is_zero(bytes: &u64) -> bool {
@@ -152,6 +158,7 @@ impl Attempt {
         Self {
             number,
             started,
+            process_started: None,
             ended: None,
             end: None,
             exit_code: None,
@@ -159,7 +166,39 @@ impl Attempt {
             log: None,
             log_left_out: 0,
             failed_reads: FailedReads::default(),
+            rejected: RefusedFiles::default(),
         }
+    }
+}
+
+/// An event file that was refused, as `events/rejected/<name>.json` shows it while the job runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedFile {
+    /// The file's name in `out/events`.
+    pub name: String,
+    /// The name in errno(3) of the error that its close returned, such as `EINVAL`.
+    pub errno: String,
+    /// Why it was refused, in words.
+    pub reason: String,
+    /// When it was refused.
+    pub at: Millis,
+}
+
+/// The event files of an attempt that were refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedFiles {
+    /// The first refused files, one for each name.
+    #[serde(default)]
+    pub first: Vec<RefusedFile>,
+    /// The number of further refused files.
+    #[serde(default)]
+    pub more: u64,
+}
+
+impl RefusedFiles {
+    /// Whether no file was refused.
+    pub fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.more == 0
     }
 }
 

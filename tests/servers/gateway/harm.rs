@@ -380,7 +380,7 @@ fn many_who_wait_for_one_large_correlation_are_one_look() {
     }
     let outcome =
         AttemptOutcome { exit_code: Some(0), ..AttemptOutcome::from_end(AttemptEnd::Succeeded) };
-    let ended = Transition::Ended(EndedAttempt { outcome, retries: 0, jitter: 0.0 });
+    let ended = Transition::Ended(Box::new(EndedAttempt { outcome, retries: 0, jitter: 0.0 }));
     runtime.block_on(ledger.advance(&job, &ended)).unwrap();
     for http in &mut waiters {
         let answer = http.answer("GET").unwrap();

@@ -406,7 +406,7 @@ fn end_attempt(state: &mut GatherState, slot: usize, end: AttemptEnd) -> Option<
     let staged = event_made_by(slot).is_some_and(|event| state.events[event] == Committed::Staged);
     let outcome = AttemptOutcome { staged, ..AttemptOutcome::from_end(end) };
     let ended = EndedAttempt { outcome, retries: 0, jitter: 0.0 };
-    let state = advance(state, slot, &Transition::Ended(ended))?;
+    let state = advance(state, slot, &Transition::Ended(ended.into()))?;
     if slot == ALL {
         (state.gathered, state.pod) = (None, None);
         state.restart_reading();

@@ -7,17 +7,17 @@ use std::time::Duration;
 use ion_fs::job::{OlderConventions, TreeOutcome, ValueFileNames};
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::{ANY_TYPE, Module, ModuleApi};
-use ion_model::record::{AttemptEnd, CommitMode};
-use ion_plane::commit::{Fence, Origin};
+use ion_model::record::{AttemptEnd, CommitMode, RefusedFile, RefusedFiles};
+use ion_plane::commit::{Fence, Origin, Rejection};
 use tokio::sync::watch;
 
 use super::sidecar::{CompletionReport, Sidecar};
 use super::{AttemptStart, StopReason, rejection_words};
 use crate::sandbox::{self, ProcessExit};
 
-/// The most failed reads in the record of one attempt. A job's document holds all its attempts, and
-/// a store takes 2 MiB at most; the job's own tree lists more.
-const RECORDED_READS_MAX: usize = 20;
+/// The most failed reads, and the most refused event files, in the record of one attempt. A job's
+/// document holds all its attempts, and a store takes 2 MiB at most; the job's own tree lists more.
+const RECORDED_MAX: usize = 20;
 
 /// Returns who commits: the attempt, as long as `fence` holds.
 pub(super) fn origin(start: &AttemptStart, fence: Fence) -> Origin {
@@ -181,8 +181,21 @@ pub(super) fn decide_outcome(
         (_, reason) => (end, reason),
     };
     let staged = end == AttemptEnd::Succeeded && commit == CommitMode::OnSuccess;
-    let failed_reads = outcome.failed_reads.clone().shortened(RECORDED_READS_MAX);
-    AttemptOutcome { end, exit_code, reason, log: None, staged, failed_reads }
+    let failed_reads = outcome.failed_reads.clone().shortened(RECORDED_MAX);
+    let rejected = recorded_refusals(&outcome.rejections);
+    AttemptOutcome { end, exit_code, reason, log: None, staged, failed_reads, rejected }
+}
+
+/// Returns the refused event files as the attempt's record keeps them.
+fn recorded_refusals(rejections: &[Rejection]) -> RefusedFiles {
+    let first = rejections.iter().take(RECORDED_MAX).map(|rejection| RefusedFile {
+        name: rejection.name.clone(),
+        errno: rejection.errno.to_string(),
+        reason: rejection.reason.clone(),
+        at: rejection.at,
+    });
+    let more = rejections.len().saturating_sub(RECORDED_MAX) as u64;
+    RefusedFiles { first: first.collect(), more }
 }
 
 /// Returns the end of an attempt that was asked to stop.
@@ -210,7 +223,7 @@ mod tests {
             reason: "block 3 does not match its checksum".into(),
             at: 0,
         };
-        let failed_reads = FailedReads { first: vec![read; RECORDED_READS_MAX + 1], more: 5 };
+        let failed_reads = FailedReads { first: vec![read; RECORDED_MAX + 1], more: 5 };
         let outcome = TreeOutcome { failed_reads, ..TreeOutcome::default() };
         let words = "a read of \"in/data/f\" failed: damaged: block 3 does not match its checksum \
                      (and 25 more)";
@@ -221,10 +234,7 @@ mod tests {
         );
         assert_eq!((well.end, well.exit_code, well.staged), (AttemptEnd::Failed, Some(0), false));
         assert_eq!(well.reason.as_deref(), Some(words));
-        assert_eq!(
-            (well.failed_reads.first.len(), well.failed_reads.more),
-            (RECORDED_READS_MAX, 6)
-        );
+        assert_eq!((well.failed_reads.first.len(), well.failed_reads.more), (RECORDED_MAX, 6));
         let badly =
             decide_outcome(ProcessEnd::Exited(ProcessExit::Code(3)), &outcome, CommitMode::OnClose);
         assert_eq!(badly.reason, Some(format!("{words}; exit status 3")));

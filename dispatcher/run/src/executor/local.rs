@@ -267,12 +267,8 @@ impl LocalExecutor {
         }
         match (ran.end, stopped) {
             (ChainEnd::Well { .. }, _) => AttemptOutcome {
-                end: AttemptEnd::Succeeded,
                 exit_code: Some(0),
-                reason: None,
-                log: None,
-                staged: false,
-                failed_reads: FailedReads::default(),
+                ..AttemptOutcome::from_end(AttemptEnd::Succeeded)
             },
             (_, Some(why)) => stopped_outcome(why),
             (ChainEnd::Failed(failure), None) => AttemptOutcome {
