@@ -64,6 +64,7 @@ fn main() {
     let database = std::fs::metadata(large.state().join("ion.db")).unwrap().len() >> 20;
     println!("embedded stores, {events} events and jobs, a database of {database} MiB");
     compare(&large, &small);
+    browse(&large, &small);
     let plane = runtime.block_on(open(&StoreUrls::embedded(&large.state()))).unwrap();
     keeping(&runtime, &plane);
     if wants_mongo {
@@ -82,6 +83,7 @@ fn main() {
         }
         println!("MongoDB's protocol, {events} events and jobs");
         compare(&homes[1], &homes[0]);
+        browse(&homes[1], &homes[0]);
     }
 }
 
@@ -278,21 +280,111 @@ fn compare(large: &Home, small: &Home) {
     );
 }
 
+/// Compares shell commands in the mounted large plane with those in the small one.
+fn browse(large: &Home, small: &Home) {
+    let mounts = [BrowsedPlane::new(large), BrowsedPlane::new(small)];
+    let event = JobId::derive(&EventId::new("event"), "7").to_string();
+    let read = format!("cat correlations/{}/{event}/event.json", &LARGE[..6]);
+    let rows: [(&str, &str, &str); 6] = [
+        (
+            "ls -U of the large correlation | head",
+            "ls -U correlations/LARGE | head -n 100",
+            "<= 50 ms",
+        ),
+        (
+            "ls -U of the newest day of a type | head",
+            "ls -U types/crop/* | head -n 100",
+            "<= 50 ms",
+        ),
+        ("ls recent", "ls recent", ""),
+        ("an event by the beginnings of ids", &read, "<= 50 ms"),
+        ("the state of the first dead job", "cat dead/$(ls -U dead | head -n 1)/state", "<= 50 ms"),
+        (
+            "find by paths, the first 100",
+            "ls -U find/insights/work/kind=car/colour=red | head -n 100",
+            "<= 50 ms",
+        ),
+    ];
+    for (what, script, goal) in rows {
+        let script = script.replace("LARGE", LARGE);
+        let [ours, theirs] = mounts.each_ref().map(|mount| {
+            // The kernel caches names for a second.
+            median(ROUNDS, || {
+                std::thread::sleep(Duration::from_millis(1100));
+                mount.timed(&script).0
+            })
+        });
+        line(what, ours, theirs, goal);
+    }
+    let count = format!("ls -U correlations/{LARGE} | wc -l");
+    let [ours, theirs] = mounts.each_ref().map(|mount| {
+        let (took, out) = mount.timed(&count);
+        took.div_f64(out.trim().parse::<f64>().unwrap() / 1000.0)
+    });
+    let memory = mounts[0].peak_memory() >> 20;
+    line(
+        "ls -U of the large correlation, each 1,000 names",
+        ours,
+        theirs,
+        &format!("linear  ({memory} MiB)"),
+    );
+}
+
+/// A mounted plane, which is unmounted on drop.
+struct BrowsedPlane {
+    folder: std::path::PathBuf,
+    mount: std::process::Child,
+}
+
+impl BrowsedPlane {
+    fn new(home: &Home) -> Self {
+        let folder = home.path().join("plane");
+        let mount = home.ion().arg("mount").arg(&folder).stderr(Stdio::null()).spawn().unwrap();
+        support::wait_for("the plane to be mounted", || folder.join("recent").exists());
+        Self { folder, mount }
+    }
+
+    /// Runs a script in the mount. Returns the time it took and what it printed.
+    fn timed(&self, script: &str) -> (Duration, String) {
+        let began = Instant::now();
+        let mut shell = Command::new("sh");
+        let ran = shell.args(["-ec", script]).current_dir(&self.folder).output().unwrap();
+        assert!(ran.status.success() && !ran.stdout.is_empty(), "{script}: {ran:?}");
+        (began.elapsed(), String::from_utf8_lossy(&ran.stdout).into_owned())
+    }
+
+    fn peak_memory(&self) -> u64 {
+        peak_memory(self.mount.id()).unwrap_or_default()
+    }
+}
+
+impl Drop for BrowsedPlane {
+    fn drop(&mut self) {
+        support::signal(self.mount.id(), "TERM");
+        let _ = self.mount.wait();
+    }
+}
+
+/// Returns the most memory, in bytes, that a process had; none if it has ended.
+fn peak_memory(process: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().ok()?;
+    Some(kib << 10)
+}
+
 /// Runs a command. Returns the time it took, the bytes it printed, and its peak memory.
 fn timed(home: &Home, words: &[&str]) -> (Duration, u64, u64) {
     let began = Instant::now();
     let mut command: Command = home.ion();
     let mut child =
         command.args(words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let status = format!("/proc/{}/status", child.id());
+    let process = child.id();
     let (done, ended) = std::sync::mpsc::channel::<()>();
     let watch = std::thread::spawn(move || {
         let mut peak = 0;
         while ended.recv_timeout(Duration::from_millis(2)).is_err() {
-            let Ok(text) = std::fs::read_to_string(&status) else { break };
-            let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-            let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
-            peak = kib.map_or(peak, |kib| (kib << 10).max(peak));
+            peak = peak_memory(process).map_or(peak, |now| now.max(peak));
         }
         peak
     });

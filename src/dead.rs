@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 use clap::{Args, Subcommand};
 use dispatcher::find::find_job;
 use dispatcher::ledger::{Ledger, LedgerError};
-use dispatcher::list::{JobFilter, TimeRange};
+use dispatcher::list::JobFilter;
 use ionfs::clock;
 use ionfs::errors::error_chain;
 use ionfs::id::{EventId, JobId};
 use ionfs::record::{JobRecord, JobState};
-use ionfs::stores::{Collection, DeadLetter, Pages, decode};
+use ionfs::stores::{Collection, DeadLetter, Pages, TimeRange, decode};
 
 use crate::list::ListPartArgs;
 use crate::settings::CommandSettings;

@@ -3,13 +3,12 @@
 use clap::{Args, Subcommand};
 use dispatcher::find::{find_event, find_job};
 use dispatcher::ledger::Ledger;
-use dispatcher::list::TimeRange;
-use dispatcher::search::{
-    FoundDocument, Search, SearchHit, SearchHits, SearchKind, parse_search_terms, term_keys,
-};
 use ionfs::event::{Event, KeyValue};
 use ionfs::record::InsightRecord;
-use ionfs::stores::{Collection, encode};
+use ionfs::search::{
+    FoundDocument, Search, SearchHit, SearchHits, SearchKind, parse_search_terms, term_keys,
+};
+use ionfs::stores::{Collection, TimeRange, encode};
 use serde_json::Value;
 
 use crate::list::ListTime;

@@ -5,10 +5,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
-use dispatcher::list::{ListPart, ListQuery, ListWatch, TimeRange};
+use dispatcher::list::{ListPart, ListQuery, ListWatch};
 use ionfs::clock::{self, Millis};
 use ionfs::event::is_staged;
 use ionfs::stores::Documents;
+use ionfs::stores::TimeRange;
 use serde_json::Value;
 
 use crate::settings::CommandSettings;

@@ -14,16 +14,19 @@ use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// Mount the whole plane as a read-only tree, until Ctrl-C
 ///
-/// correlations/<id>/<n>-<type>-<id8>/ holds an event's files, values and insights, and its jobs
-/// with their logs, also under the id of the event; modules/<name>/<state>/, types/<event type>/,
-/// recent/, running/, queued/, failed/ and dead/ link into it. Bytes are fetched only when they are
-/// read.
+/// correlations/<day>/<time>-<type>-<id>/<n>-<type>-<id>/ holds an event's files, values and
+/// insights, and its jobs with their state, logs and attempts; correlations/<id>/<id> leads there,
+/// too. modules/<name>/<state>/, types/<type>/<day>/, insights/<module>/<key>/<value>/,
+/// find/insights/<module>/<term>/, recent/, running/, queued/, failed/ and dead/ link into it.
+/// Bytes are fetched only when they are read, and names only as far as they are asked for. All
+/// times are UTC. docs/debugging.md shows how failures are found.
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   ion mount /tmp/plane &
-  ls -lR /tmp/plane/correlations
-  cat /tmp/plane/dead/*/log
-  grep -R Traceback /tmp/plane/modules/detect/dead/")]
+  ls /tmp/plane/recent/
+  cat /tmp/plane/dead/*/state
+  tail -f /tmp/plane/running/*-detect-*/log
+  grep -r Traceback /tmp/plane/modules/detect/dead/*/log")]
 pub(crate) struct MountArgs {
     /// The folder to mount at; it is made if it does not exist
     folder: PathBuf,

@@ -300,7 +300,7 @@ fn the_mount_leads_to_jobs_by_state_and_to_events_by_id() {
         state("waits").0 == "running" && state("later").1 > Some(0)
     });
     let plane = BrowsedPlane::new(&home);
-    assert_eq!(plane.sh("grep -rlR Traceback dead/ | wc -l").trim(), "1");
+    assert_eq!(plane.sh("grep -r Traceback dead/*/log | wc -l").trim(), "1");
     assert!(plane.sh("ls dead").contains("-fails-"));
     assert_eq!(plane.sh("cat dead/*/log"), "Traceback\nion: exit status 3\n");
     assert_eq!(plane.sh("cat running/*-waits-*/log"), "begun\n");
@@ -320,34 +320,155 @@ fn the_mount_leads_to_jobs_by_state_and_to_events_by_id() {
     assert!(missing.contains("No such file"), "an event of another correlation: {missing}");
     let created: i64 =
         plane.sh(&format!("stat -c %Y correlations/{short}")).trim().parse().unwrap();
-    assert_eq!(created, bad["created"].as_i64().unwrap() / 1000);
+    let events = home.run(["--json", "event", "list", "--correlation", correlation]).documents();
+    assert_eq!(created, events[0]["created"].as_i64().unwrap() / 1000);
     home.write("go", "");
     drop(plane);
     signal(up.id(), "TERM");
     up.wait().unwrap();
 }
 
-/// A folder that has more than people can look at lists a part, and says how to see the rest.
+/// A folder of any size is listed as it is read, every name of it is found again, and no listing
+/// takes memory for the rest.
 #[test]
-fn a_folder_that_does_not_list_all_says_so() {
+fn a_folder_of_many_names_is_read_in_parts() {
     let home = Home::new();
     home.run(["event", "create", "thing", "--id", "first", "--correlation", "c"]).well();
+    // Each second has several events, two of which also have ids that begin with the same letters.
     let many = "
-c.execute(\"\"\"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10500)
+c.execute(\"\"\"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 30500)
     INSERT INTO events (id, document) SELECT 'e' || i,
-    json_set(document, '$.id', 'e' || i, '$.context.eventId', 'e' || i, '$.created', i)
+    json_set(document, '$.id', 'e' || i, '$.context.eventId', 'e' || i, '$.created', i * 100)
     FROM n, (SELECT document FROM events WHERE id = 'first')\"\"\")
 ";
     home.change_database(many);
     let plane = BrowsedPlane::new(&home);
-    for (folder, how) in [
-        ("correlations/c", "ion event list --correlation c"),
-        ("types/thing", "ion event list --type thing"),
-    ] {
-        assert_eq!(plane.sh(&format!("ls -U {folder} | wc -l")).trim(), "10001", "{folder}");
-        let more = plane.sh(&format!("cat {folder}/MORE"));
-        assert!(more.contains("10000 events of the") && more.contains(how), "{more}");
+    let day = "types/thing/1970-01-01";
+    for (folder, count) in [("correlations/c", 30_501), (day, 30_500)] {
+        assert_eq!(plane.sh(&format!("ls -U {folder} | wc -l")).trim(), count.to_string());
+        // Names are distinct, and a listing of some has the first ones.
+        assert_eq!(plane.sh(&format!("ls {folder} | uniq | wc -l")).trim(), count.to_string());
     }
-    let unlisted = plane.sh("cat correlations/c/e10400/event.json");
-    assert!(unlisted.contains("\"thing\""), "{unlisted}");
+    assert_eq!(plane.sh("ls types/thing | wc -l").trim(), "2", "the days");
+    assert_eq!(plane.sh(&format!("ls -U {day} | head -n 1")).trim(), "00:50:50-e30500");
+    assert_eq!(plane.sh("ls -U correlations/c | sed -n 10402p").trim(), "10401-thing-e10402");
+    // A name is found by its own, by its id and by what it is listed as.
+    for name in ["10401-thing-e10402", "e10402"] {
+        let shown = plane.sh(&format!("cat correlations/c/{name}/event.json"));
+        assert!(shown.contains("\"e10402\""), "{shown}");
+    }
+    let through = plane.sh(&format!("cat {day}/00:50:50-e30500/event.json"));
+    assert!(through.contains("\"e30500\""), "{through}");
+    for missing in ["correlations/c/10401-other-e10402", &format!("{day}/00:50:51-e30500")] {
+        plane.sh(&format!("! test -e {missing}"));
+    }
+    // telldir() and seekdir(): a program goes back to a name that it has read before.
+    plane.sh(
+        "python3 - <<'E'
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+libc.opendir.restype = ctypes.c_void_p
+libc.readdir.restype = ctypes.c_void_p
+libc.telldir.restype = ctypes.c_long
+for name, args in (('readdir', [ctypes.c_void_p]), ('telldir', [ctypes.c_void_p]), ('rewinddir', [ctypes.c_void_p]), ('seekdir', [ctypes.c_void_p, ctypes.c_long])):
+    getattr(libc, name).argtypes = args
+folder = libc.opendir(b'correlations/c')
+def name():
+    entry = libc.readdir(folder)
+    return ctypes.string_at(entry + 19).decode() if entry else None
+names, places = [], []
+while True:
+    places.append(libc.telldir(folder))
+    names.append(name())
+    if names[-1] is None: break
+assert len(names) == 30504, len(names)
+for at in (29000, 700, 15000, 2, 30502):
+    libc.seekdir(folder, places[at])
+    assert name() == names[at], at
+libc.rewinddir(folder)
+assert name() == names[0]
+E",
+    );
+}
+
+/// Ids and types that people choose are names in the mount, and lead to their events.
+#[test]
+fn any_id_is_a_name_in_the_mount() {
+    let home = Home::new();
+    let ids = ["a/b", "..", "clip-1", "clip-2", "100%", "a%2Fb", "2026-01-01", "\u{e9}t\u{e9}"];
+    for id in ids {
+        let correlation = format!("c/{id}");
+        home.run(["event", "create", "a-b", "--id", id, "--correlation", &correlation]).well();
+    }
+    home.run(["event", "create", "a-b", "--id", "clip-10", "--correlation", "c/clip-1"]).well();
+    let plane = BrowsedPlane::new(&home);
+    let listed = plane.sh("ls recent; cat correlations/*/*/*/event.json | grep '\"eventId\"'");
+    for id in ids {
+        assert!(listed.contains(&format!("\"{id}\"")), "{id}: {listed}");
+    }
+    assert_eq!(plane.sh("cat recent/*/*/event.json | grep -c '\"eventId\"'").trim(), "9");
+    assert_eq!(plane.sh("cat types/a-b/*/*/event.json | grep -c '\"eventId\"'").trim(), "9");
+    let one = plane.sh("cat correlations/c%2Fclip-1/0-a-b-clip-1/event.json");
+    assert!(one.contains("\"clip-1\""), "{one}");
+    assert!(plane.sh("cat correlations/c%2F../%2E%2E/event.json").contains("\"..\""));
+}
+
+/// Insights and events are found by folders that are terms, listed or not.
+#[test]
+fn insights_are_found_by_paths_of_terms() {
+    let home = Home::new();
+    let keep = "n=$(cat /ion/in/meta/n); echo '[{\"key\":\"kind\",\"value\":\"'$(cat \
+                /ion/in/meta/kind)'\"},{\"key\":\"n\",\"value\":\"'$n'\"},{\"key\":\"odd|=*\",\"value\":\"a/b|c\"}]' \
+                > /ion/out/insights.json";
+    home.program("keep", &format!("#!/bin/sh\nset -e\n{keep}\n"));
+    let file = home.write("pipeline.yaml", "modules:\n  look: {on: [seen], run: [./keep]}\n");
+    let mut up = home.ion();
+    up.args(["up", file.to_str().unwrap()]);
+    let mut up = up.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for("the module to be registered", || {
+        home.run(["module", "list"]).stdout.lines().count() == 2
+    });
+    home.run(["event", "create", "root", "--id", "top", "--correlation", "c"]).well();
+    for n in 0..60 {
+        let (n, kind) = (format!("n={n}"), if n % 20 == 0 { "kind=car" } else { "kind=bus" });
+        let parent = ["--parent", "top", "--correlation", "c"];
+        let values = ["event", "create", "seen", "--data", &n, "--data", kind];
+        home.run(values.into_iter().chain(parent)).well();
+    }
+    wait_for("all jobs to succeed", || {
+        home.jobs().iter().filter(|job| job["state"] == "succeeded").count() == 60
+    });
+    let plane = BrowsedPlane::new(&home);
+    assert_eq!(
+        plane.sh("ls find/insights find/events").replace('\n', " ").trim(),
+        "find/events: root seen  find/insights: look"
+    );
+    // Keys of few values are listed as terms; each name below is a link to the job.
+    let terms = plane.sh("ls find/insights/look | grep -v ^20");
+    assert_eq!(terms, "kind=bus\nkind=car\nodd\\|\\=\\*=a%2Fb\\|c\n");
+    let count = |folder: &str| plane.sh(&format!("ls '{folder}' | wc -l")).trim().to_owned();
+    assert_eq!(count("find/insights/look"), "63");
+    for (folder, found) in [
+        ("find/insights/look/kind=car", "3"),
+        ("find/insights/look/kind=car/n>=20", "2"),
+        ("find/insights/look/kind=car|bus/@root/n<3", "3"),
+        ("find/insights/look/kind=none", "0"),
+        ("find/events/seen/kind=car", "3"),
+        ("insights/look/kind/car", "3"),
+        ("insights/look/odd|=*/a%2Fb|c", "60"),
+        ("insights/look/n", "60"),
+    ] {
+        assert_eq!(count(folder), found, "{folder}");
+    }
+    let kept = plane.sh("cat find/insights/look/kind=car/n'>'=40/*/insights.json");
+    assert!(kept.contains("\"40\""), "{kept}");
+    let above = plane.sh("cat find/insights/look/n=40/@root/*/event.json");
+    assert!(above.contains("\"top\""), "{above}");
+    assert_eq!(plane.sh("cat insights/look/kind/car/*/insights.json | grep -c car").trim(), "3");
+    for wrong in ["find/insights/none", "find/events/none", "find/insights/look/n>=x"] {
+        plane.sh(&format!("! ls '{wrong}' 2>/dev/null"));
+    }
+    drop(plane);
+    signal(up.id(), "TERM");
+    up.wait().unwrap();
 }

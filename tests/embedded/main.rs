@@ -9,6 +9,7 @@ mod carried;
 mod closing;
 mod crash;
 mod data;
+mod debugging;
 mod files;
 mod hostile;
 mod keeping;

@@ -130,7 +130,7 @@ fn the_readme_is_true_as_it_stands() {
     let mount = page.start("ion mount /tmp/plane");
     assert!(page.run("ls   /tmp/plane/correlations").well().stdout.contains("new_text"));
     assert!(
-        page.run("grep -R Traceback /tmp/plane/modules/detect/dead")
+        page.run("grep -r Traceback /tmp/plane/modules/detect/dead")
             .well()
             .stdout
             .contains("went wrong")

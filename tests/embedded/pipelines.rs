@@ -487,26 +487,27 @@ fn the_mount_shows_a_running_pipeline() {
         "{listing:#?}"
     );
     assert_eq!(
-        sh("cat correlations/*/0-*/data/f correlations/*/1-*/data/f").well().stdout,
+        sh("cat correlations/*/*/0-*/data/f correlations/*/*/1-*/data/f").well().stdout,
         "content of f\ncontent of f\n"
     );
     let found = sh("grep -rl needle correlations | sort").well();
     assert_eq!(found.stdout.lines().count(), 2, "{found:#?}");
     assert!(
-        found.stdout.contains("/jobs/one/log") && found.stdout.contains("/jobs/two/log"),
+        found.stdout.contains("/jobs/one/attempts/1/log")
+            && found.stdout.contains("/jobs/two/attempts/1/log"),
         "{found:#?}"
     );
     assert_eq!(
         sh("cat modules/one/running/*/job.json | grep -c '\"state\": \"running\"'").well().stdout,
         "1\n"
     );
-    assert_eq!(sh("cat types/told/*/data/f").well().stdout, "content of f\n");
+    assert_eq!(sh("cat types/told/*/*/data/f").well().stdout, "content of f\n");
     home.write("go", "");
     wait_for("both jobs to succeed", || {
         home.jobs().iter().filter(|j| j["state"] == "succeeded").count() == 2
     });
     wait_for("the mount to show the new state of the job of `one`", || {
-        sh("ls modules/one/succeeded").stdout.lines().count() == 1
+        sh("ls modules/one/succeeded/*").stdout.lines().count() == 1
     });
     signal(mount.id(), "TERM");
     assert!(mount.wait().unwrap().success());

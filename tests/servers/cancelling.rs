@@ -273,7 +273,7 @@ fn a_gathering_that_is_held_back_names_the_dead_job() {
     let mut mount = home.ion().arg("mount").arg(&tree).spawn().unwrap();
     let seen = || {
         let mut shown = Command::new("sh");
-        shown.args(["-c", "cat correlations/*/*/jobs/all/job.json"]).current_dir(&tree);
+        shown.args(["-c", "cat correlations/*/*/*/jobs/all/job.json"]).current_dir(&tree);
         shown.output().unwrap().stdout
     };
     wait_for("the mount to show the record", || !seen().is_empty());

@@ -10,12 +10,11 @@ use axum::http::{HeaderValue, header};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream;
-use ion_jobs::list::TimeRange;
-use ion_jobs::search::{Search, SearchHits, SearchKind, parse_search_terms};
 use ion_model::clock::Millis;
 use ion_model::id::JobId;
 use ion_model::record::InsightRecord;
-use ion_stores::{Collection, StoreError};
+use ion_plane::search::{Search, SearchHits, SearchKind, parse_search_terms};
+use ion_stores::{Collection, StoreError, TimeRange};
 use serde_json::{Value, json};
 
 use super::auth::Scope;

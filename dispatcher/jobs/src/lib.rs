@@ -4,10 +4,9 @@
 //! [`ledger`] stores the job documents and changes them by that function only. [`gather`] decides
 //! when everything below an event has ended, [`cancel`] cancels an event and everything below it,
 //! [`progress`] shows how far a correlation has come, and [`summary`] what a large one consists of,
-//! [`lineage`] walks through it. [`find`] finds things by their ids and [`search`] by terms,
-//! [`list`] reads lists of any length, [`logs`] reads what a job wrote, [`retention`] removes old
-//! correlations, [`metrics`] counts. This crate must not know how a job is run, nor which program
-//! calls it.
+//! [`lineage`] walks through it. [`find`] finds things by their ids, [`list`] reads lists of any
+//! length, [`logs`] reads what a job wrote, [`retention`] removes old correlations, [`metrics`]
+//! counts. This crate must not know how a job is run, nor which program calls it.
 //!
 //! Begin with [`job`], then [`ledger`].
 
@@ -23,5 +22,4 @@ pub mod metrics;
 pub mod pipeline;
 pub mod progress;
 pub mod retention;
-pub mod search;
 pub mod summary;

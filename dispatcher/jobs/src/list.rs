@@ -9,7 +9,7 @@ mod watch;
 use ion_model::clock::Millis;
 use ion_model::event::DocumentType;
 use ion_model::record::JobState;
-use ion_stores::{Collection, Documents, FieldRange, Pages, Query, StoreError};
+use ion_stores::{Collection, Documents, Pages, Query, StoreError, TimeRange};
 use serde_json::{Value, json};
 
 pub use self::watch::ListWatch;
@@ -17,28 +17,6 @@ pub use self::watch::ListWatch;
 /// The number of rows in a page. One document may have 300 kB: larger pages need more memory,
 /// smaller ones more queries.
 const PAGE_ROWS: usize = 128;
-
-/// A time range: at or after `since`, and before `until`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TimeRange {
-    /// The first moment of the range; none for the beginning of time.
-    pub since: Option<Millis>,
-    /// The first moment after the range; none for the end of time.
-    pub until: Option<Millis>,
-}
-
-impl TimeRange {
-    /// Lets a query find only documents of which this field is in the range.
-    pub(crate) fn restrict(self, query: Query, field: &'static str) -> Query {
-        let Self { since, until } = self;
-        let from = FieldRange::at_least(field, since.unwrap_or(Millis::MIN).into());
-        match (since, until) {
-            (None, None) => query,
-            (_, Some(until)) => query.within(from.below(until.into())),
-            (Some(_), None) => query.within(from),
-        }
-    }
-}
 
 /// Which jobs to list. A field with `None` does not restrict the list.
 #[derive(Clone, Debug, Default)]

@@ -63,6 +63,11 @@ impl Filesystem for Kernel {
         ] {
             let _ = config.add_capabilities(wanted);
         }
+        if !self.mount.tree.is_of_job() {
+            // In a folder of a million names, the kernel then asks for the attributes of those that
+            // somebody looks at.
+            let _ = config.add_capabilities(InitFlags::FUSE_READDIRPLUS_AUTO);
+        }
         if self.mount.tree.daemon().may_pass_through()
             && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
         {

@@ -17,6 +17,7 @@ mod lineage;
 pub mod mount;
 mod open;
 mod output;
+mod part;
 mod reads;
 mod tree;
 pub mod view;

@@ -92,8 +92,9 @@ pub(super) async fn lineage_items(daemon: &Arc<Daemon>, event: &Event) -> ListRe
     let events = ancestors(daemon, event).await?;
     let names: Vec<String> =
         events.iter().enumerate().map(|(n, event)| directory_name(n, event)).collect();
-    let trigger =
-        names.last().map(|name| ("trigger".to_owned(), ViewItem::Link(format!("lineage/{name}"))));
+    let trigger = names.last().map(|name| {
+        ("trigger".to_owned(), ViewItem::Link(format!("lineage/{name}"), event.created))
+    });
     let directories: Vec<(String, ViewItem)> = names
         .into_iter()
         .zip(events)

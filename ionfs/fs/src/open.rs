@@ -8,6 +8,7 @@ use bytes::Bytes;
 use ion_plane::cache::BlobReader;
 
 use super::output::{CloseReport, StagedHandle};
+use super::part::PartReader;
 use super::view::Listing;
 use super::{Errno, Result};
 
@@ -22,10 +23,18 @@ pub(crate) enum OpenInode {
     InMemory(Bytes),
     /// The output of a job that runs on this machine: a local file that grows.
     Live(Arc<File>),
-    /// A directory. Holds the listing of a view directory from its last read from the start. `None`
-    /// until the first read, and always for a directory below `out/`, whose names are read anew
-    /// each time.
-    Directory(Arc<Mutex<Option<Listing>>>),
+    /// A directory. Holds what was read of a view directory. `None` until the first read, and
+    /// always for a directory below `out/`, whose names are read anew each time.
+    Directory(Arc<Mutex<Option<OpenListing>>>),
+}
+
+/// What an open view directory holds.
+#[derive(Debug)]
+pub(crate) enum OpenListing {
+    /// All its entries, from its last read from the start.
+    Whole(Listing),
+    /// Some entries of a directory that may have any number of them.
+    Part(PartReader),
 }
 
 /// What the kernel may cache of an open file or directory.

@@ -59,6 +59,11 @@ impl Tree {
         &self.daemon
     }
 
+    /// Returns whether the tree is a module's, which writes its output there.
+    pub(crate) fn is_of_job(&self) -> bool {
+        self.output.is_some()
+    }
+
     /// Returns the span of the job's attempt; none if the tree is not a job's.
     pub(crate) fn job_span(&self) -> Option<&tracing::Span> {
         self.output.as_ref().map(|output| output.span())
@@ -215,7 +220,7 @@ impl Tree {
         match self.part(ino)? {
             TreePart::Staged(output, ino) => output.names.readlink(ino).map(Bytes::from),
             TreePart::View(ino) => match self.view.item(ino)? {
-                ViewItem::Link(target) => Ok(Bytes::from(target)),
+                ViewItem::Link(target, _) => Ok(Bytes::from(target)),
                 _ => Err(Errno::INVAL),
             },
         }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -28,11 +28,20 @@ pub enum ViewItem {
     Blob(Arc<FileEntry>),
     /// A local file that grows: the output of a job that runs on this machine.
     Live(PathBuf),
-    /// A symbolic link.
-    Link(String),
+    /// A symbolic link: its target, and its modification time.
+    Link(String, Millis),
 }
 
 impl ViewItem {
+    /// Returns the kind of inode that the name stands for.
+    pub(super) fn kind(&self) -> FileKind {
+        match self {
+            Self::Directory(_) => FileKind::Directory,
+            Self::Text(..) | Self::Blob(_) | Self::Live(_) => FileKind::File,
+            Self::Link(..) => FileKind::Symlink,
+        }
+    }
+
     /// Makes a directory whose entries are known and never change.
     pub fn fixed(entries: impl IntoIterator<Item = (String, ViewItem)>) -> Self {
         let listing: Listing = entries.into_iter().collect();
@@ -47,7 +56,16 @@ impl ViewItem {
         F: Fn() -> L + Send + Sync + 'static,
         L: Future<Output = ListResult> + Send + 'static,
     {
-        Self::Directory(Arc::new(LazyDirectory { ttl, list }))
+        Self::lazy_at(ttl, 0, list)
+    }
+
+    /// Makes a directory like [`ViewItem::lazy`] with a modification time.
+    pub fn lazy_at<F, L>(ttl: Duration, mtime: Millis, list: F) -> Self
+    where
+        F: Fn() -> L + Send + Sync + 'static,
+        L: Future<Output = ListResult> + Send + 'static,
+    {
+        Self::Directory(Arc::new(LazyDirectory { ttl, mtime, list }))
     }
 
     /// Makes a directory like [`ViewItem::lazy`] in which `find` finds further names: those that
@@ -60,8 +78,23 @@ impl ViewItem {
         S: Fn(String) -> R + Send + Sync + 'static,
         R: Future<Output = FindResult> + Send + 'static,
     {
-        let list = LazyDirectory { ttl, list };
-        Self::Directory(Arc::new(SearchableDirectory { list, mtime, find }))
+        let list = LazyDirectory { ttl, mtime, list };
+        Self::Directory(Arc::new(SearchableDirectory { list, find }))
+    }
+
+    /// Makes a directory of any number of names: `begin` makes a reader of them all, and `find`
+    /// finds each of them, and names that stand for others. `mtime` is its modification time.
+    pub fn paged<S, R>(
+        ttl: Duration,
+        mtime: Millis,
+        begin: impl Fn() -> Box<dyn NamePages> + Send + Sync + 'static,
+        find: S,
+    ) -> Self
+    where
+        S: Fn(String) -> R + Send + Sync + 'static,
+        R: Future<Output = FindResult> + Send + 'static,
+    {
+        Self::Directory(Arc::new(PagedDirectory { ttl, mtime, begin, find }))
     }
 
     /// Makes a file that holds `value` as pretty-printed JSON with a newline at its end.
@@ -78,6 +111,17 @@ pub type ListResult = std::result::Result<Vec<(String, ViewItem)>, StoreError>;
 /// What a name stands for, if it stands for something, or the error of the store that could not be
 /// asked.
 pub type FindResult = std::result::Result<Option<ViewItem>, StoreError>;
+
+/// The next names of a directory, or none after the last ones, or the error of the store that could
+/// not be asked.
+pub type NamesResult = std::result::Result<Option<Vec<(String, ViewItem)>>, StoreError>;
+
+/// Reads the names of a directory that may have any number of them, some at a time.
+#[async_trait]
+pub trait NamePages: Send {
+    /// Returns the next names. A part may be empty though names follow.
+    async fn next(&mut self) -> NamesResult;
+}
 
 /// The entries of a directory at one moment, sorted by name. Clones share one copy.
 #[derive(Clone, Debug, Default)]
@@ -126,6 +170,12 @@ pub trait Directory: Send + Sync + std::fmt::Debug {
         Ok(None)
     }
 
+    /// Begins to read the names of a directory that may have any number of them. Such a directory
+    /// is never listed as a whole, and finds each of its names.
+    fn pages(&self) -> Option<Box<dyn NamePages>> {
+        None
+    }
+
     /// Returns the entries if they are known without asking a store.
     fn fixed_entries(&self) -> Option<&FixedDirectory> {
         None
@@ -145,6 +195,7 @@ pub trait Directory: Send + Sync + std::fmt::Debug {
 /// A directory that a closure lists.
 struct LazyDirectory<F> {
     ttl: Duration,
+    mtime: Millis,
     list: F,
 }
 
@@ -167,12 +218,15 @@ where
     fn ttl(&self) -> Duration {
         self.ttl
     }
+
+    fn mtime(&self) -> Millis {
+        self.mtime
+    }
 }
 
 /// A directory in which a closure finds names that are not listed.
 struct SearchableDirectory<F, S> {
     list: LazyDirectory<F>,
-    mtime: Millis,
     find: S,
 }
 
@@ -200,6 +254,48 @@ where
 
     fn ttl(&self) -> Duration {
         self.list.ttl
+    }
+
+    fn mtime(&self) -> Millis {
+        self.list.mtime
+    }
+}
+
+/// A directory whose names closures read and find.
+struct PagedDirectory<B, S> {
+    ttl: Duration,
+    mtime: Millis,
+    begin: B,
+    find: S,
+}
+
+impl<B, S> std::fmt::Debug for PagedDirectory<B, S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Paged").field("ttl", &self.ttl).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl<B, S, R> Directory for PagedDirectory<B, S>
+where
+    B: Fn() -> Box<dyn NamePages> + Send + Sync,
+    S: Fn(String) -> R + Send + Sync,
+    R: Future<Output = FindResult> + Send,
+{
+    async fn list(&self) -> std::result::Result<Listing, StoreError> {
+        Ok(Listing::default())
+    }
+
+    async fn find(&self, name: &str) -> FindResult {
+        (self.find)(name.to_owned()).await
+    }
+
+    fn pages(&self) -> Option<Box<dyn NamePages>> {
+        Some((self.begin)())
+    }
+
+    fn ttl(&self) -> Duration {
+        self.ttl
     }
 
     fn mtime(&self) -> Millis {
@@ -413,6 +509,9 @@ impl View {
             if let Some(item) = found {
                 return self.entry(parent, name, &item, EntryUse::Lookup).map(LookupOutcome::Found);
             }
+            if directory.pages().is_some() {
+                return Ok(LookupOutcome::Missing(directory.ttl()));
+            }
         }
         let listing = match kept {
             Some(listing) => listing,
@@ -450,6 +549,31 @@ impl View {
             }
         }
         Ok(None)
+    }
+
+    /// Begins to read the names of a directory, if it may have any number of them.
+    pub(super) fn pages(&self, ino: Ino) -> Result<Option<Box<dyn NamePages>>> {
+        let (directory, _) = self.kept_listing(ino, ListingUse::Kept)?;
+        Ok(directory.pages())
+    }
+
+    /// Returns the next names of a directory; none after the last ones.
+    pub(super) async fn next_names(
+        &self,
+        ino: Ino,
+        pages: &mut dyn NamePages,
+    ) -> Result<Option<Vec<(String, ViewItem)>>> {
+        loop {
+            let read = pages.next().await.map_err(|error| self.note_failure(ino, &error))?;
+            if read.as_ref().is_none_or(|names| !names.is_empty()) {
+                return Ok(read);
+            }
+        }
+    }
+
+    /// Returns the attributes of an entry that a listing shows.
+    pub(super) fn listed_attr(&self, ino: Ino, name: &str, item: &ViewItem) -> Result<Attr> {
+        self.entry(ino, name, item, EntryUse::Listing)
     }
 
     /// Returns whether a directory's entries never change. A directory that a name was moved away
@@ -641,8 +765,9 @@ impl View {
                 let modified = metadata.modified().map_err(|error| super::errno(&error))?;
                 (FileKind::File, metadata.size(), modified, 0o444, Duration::ZERO)
             }
-            ViewItem::Link(target) => {
-                (FileKind::Symlink, target.len() as u64, SystemTime::UNIX_EPOCH, 0o777, FOREVER)
+            ViewItem::Link(target, at) => {
+                let at = clock::system_time(*at);
+                (FileKind::Symlink, target.len() as u64, at, 0o777, FOREVER)
             }
         };
         Ok(Attr {

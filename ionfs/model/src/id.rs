@@ -9,6 +9,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+/// Returns the first characters of an id, by which people know it.
+pub fn short_id(id: &str) -> &str {
+    id.char_indices().nth(8).map_or(id, |(end, _)| &id[..end])
+}
+
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -34,7 +39,7 @@ macro_rules! id {
 
             /// Returns the first eight characters, which are enough for people to tell ids apart.
             pub fn short(&self) -> &str {
-                self.0.char_indices().nth(8).map_or(&self.0, |(end, _)| &self.0[..end])
+                short_id(&self.0)
             }
         }
 

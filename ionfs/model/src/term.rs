@@ -324,6 +324,21 @@ fn plain(letters: &[TermLetter]) -> String {
     letters.iter().map(|letter| letter.char()).collect()
 }
 
+/// Returns the text of the term that holds if a key has this value and no other.
+pub fn equality_term(key: &str, value: &str) -> String {
+    let mut text = String::with_capacity(key.len() + value.len() + 1);
+    for (part, after) in [(key, Some('=')), (value, None)] {
+        for char in part.chars() {
+            if matches!(char, '\\' | '=' | '!' | '<' | '>' | '|' | '*' | '?' | '@') {
+                text.push('\\');
+            }
+            text.push(char);
+        }
+        text.extend(after);
+    }
+    text
+}
+
 /// The operator between a key and a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TermOperator {

@@ -4,8 +4,8 @@
 //! closed files, [`commit`] makes an event of them in four steps, and [`relay`] publishes the
 //! events that a dead process left unpublished. For maintenance, [`audit`] checks everything,
 //! [`collect`] removes blobs that no document names, and [`probe`] finds out what a store allows.
-//! [`node`] holds what all mounts of one daemon share. This crate must not know the kernel's calls,
-//! FUSE, modules or who runs jobs.
+//! [`search`] finds insights and events by terms. [`node`] holds what all mounts of one daemon
+//! share. This crate must not know the kernel's calls, FUSE, modules or who runs jobs.
 //!
 //! Begin with [`commit`]: Ion's guarantees rest on its steps.
 
@@ -19,4 +19,5 @@ pub mod first;
 pub mod node;
 pub mod probe;
 pub mod relay;
+pub mod search;
 pub mod upload;

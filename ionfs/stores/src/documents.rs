@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use self::query::{FieldRange, Pages, Query, StartAt, known_queries};
+pub use self::query::{FieldRange, Pages, Query, StartAt, TimeRange, known_queries};
 pub(crate) use self::query::{QueryPart, TERMS_FIELD, indexes};
 use crate::collection::Collection;
 use crate::durability::Durability;

@@ -38,8 +38,8 @@ pub use self::bus::{
 };
 pub use self::collection::Collection;
 pub use self::documents::{
-    Documents, Equals, FieldRange, Guard, Inserted, Pages, Query, StartAt, TallyRow, decode,
-    encode, known_queries,
+    Documents, Equals, FieldRange, Guard, Inserted, Pages, Query, StartAt, TallyRow, TimeRange,
+    decode, encode, known_queries,
 };
 pub(crate) use self::documents::{QueryPart, TERMS_FIELD, indexes};
 pub use self::durability::Durability;

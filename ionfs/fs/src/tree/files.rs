@@ -45,7 +45,7 @@ impl Tree {
     fn open_view(&self, ino: Ino) -> Result<OpenInode> {
         Ok(match self.view.item(ino)? {
             ViewItem::Directory(_) => return Err(Errno::ISDIR),
-            ViewItem::Link(_) => return Err(Errno::LOOP),
+            ViewItem::Link(..) => return Err(Errno::LOOP),
             ViewItem::Text(bytes, _) => OpenInode::InMemory(bytes),
             ViewItem::Live(path) => {
                 OpenInode::Live(Arc::new(File::open(path).map_err(|error| errno(&error))?))

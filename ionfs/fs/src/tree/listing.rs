@@ -5,10 +5,15 @@ use std::sync::{Arc, PoisonError};
 
 use super::{Tree, TreePart};
 use crate::answer::Answer;
-use crate::open::OpenInode;
+use crate::open::{OpenInode, OpenListing};
 use crate::output::{DOT, DOT_DOT, OUT};
+use crate::part::{ListedPart, PartReader};
 use crate::view::Listing;
 use crate::{Attr, Errno, FileKind, Ino, ROOT, Result};
+
+/// The inode number of a name that was listed without its attributes. The name has a number only
+/// once it is looked up. The kernel's own number for this case is the same.
+const UNKNOWN: Ino = 0xffff_ffff;
 
 /// What a listing reports of each name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +46,8 @@ pub(crate) enum ListedDirectory {
     Staged(Ino),
     /// A view directory, and what it held when it was last read from the start.
     View(Ino, Listing),
+    /// A view directory of any number of names, and those that are read now.
+    Part(Ino, ListedPart),
 }
 
 impl Tree {
@@ -63,17 +70,39 @@ impl Tree {
         };
         let (tree, kept) = (self.clone(), kept.clone());
         Answer::later(async move {
-            let held = kept.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            let listing = match held.filter(|_| offset != 0) {
-                Some(listing) => listing,
-                None => {
-                    let listing = tree.view.list(ino).await?;
-                    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-                    kept.insert(listing).clone()
-                }
-            };
-            Ok(ListedDirectory::View(ino, listing))
+            let lock = || kept.lock().unwrap_or_else(PoisonError::into_inner);
+            let held = lock().take().filter(|_| offset != 0);
+            let (open, listed) = tree.list_view(ino, held, offset).await?;
+            *lock() = Some(open);
+            Ok(listed)
         })
+    }
+
+    /// Lists a view directory from a position on. Returns what its handle holds from now on.
+    async fn list_view(
+        &self,
+        ino: Ino,
+        held: Option<OpenListing>,
+        offset: u64,
+    ) -> Result<(OpenListing, ListedDirectory)> {
+        let place = usize::try_from(offset.saturating_sub(DOT_DOT)).unwrap_or(usize::MAX);
+        let mut reader = match held {
+            Some(OpenListing::Whole(listing)) => {
+                let listed = ListedDirectory::View(ino, listing.clone());
+                return Ok((OpenListing::Whole(listing), listed));
+            }
+            Some(OpenListing::Part(reader)) if reader.can_reach(place) => reader,
+            _ => match self.view.pages(ino)? {
+                Some(pages) => PartReader::begin(pages),
+                None => {
+                    let listing = self.view.list(ino).await?;
+                    let listed = ListedDirectory::View(ino, listing.clone());
+                    return Ok((OpenListing::Whole(listing), listed));
+                }
+            },
+        };
+        let part = reader.part_at(&self.view, ino, place).await?;
+        Ok((OpenListing::Part(reader), ListedDirectory::Part(ino, part)))
     }
 
     /// Passes the entries of a directory behind position `place` of its listing to `take`, each
@@ -89,7 +118,9 @@ impl Tree {
     ) -> Result<()> {
         let (ino, parent) = match directory {
             ListedDirectory::Staged(ino) => (*ino, self.output()?.names.parent(*ino)),
-            ListedDirectory::View(ino, _) => (*ino, self.view.parent(*ino)),
+            ListedDirectory::View(ino, _) | ListedDirectory::Part(ino, _) => {
+                (*ino, self.view.parent(*ino))
+            }
         };
         let mut at = place;
         while at < DOT_DOT {
@@ -99,8 +130,12 @@ impl Tree {
                 return Ok(());
             }
         }
-        let ListedDirectory::View(_, listing) = directory else {
-            return self.list_staged_after(ino, at, wanted, take);
+        let listing = match directory {
+            ListedDirectory::View(_, listing) => listing,
+            ListedDirectory::Part(_, part) => {
+                return self.list_part_after(ino, part, at, wanted, take);
+            }
+            ListedDirectory::Staged(_) => return self.list_staged_after(ino, at, wanted, take),
         };
         // In the root, `out/` stands before the entries of the view.
         let before = DOT_DOT + u64::from(ino == ROOT && self.output.is_some());
@@ -117,6 +152,34 @@ impl Tree {
         } {
             (next, at) = (after, after as u64 + before);
             if take(at, &entry.name, ListedEntry::from_attr(entry.attr)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes the entries of a part behind position `place` of its directory to `take`. The root of
+    /// a tree is no such directory, so `out/` does not stand before them.
+    fn list_part_after(
+        &self,
+        ino: Ino,
+        part: &ListedPart,
+        place: u64,
+        wanted: ListingDetail,
+        mut take: impl FnMut(u64, &OsStr, ListedEntry) -> bool,
+    ) -> Result<()> {
+        let next = usize::try_from(place - DOT_DOT).unwrap_or(usize::MAX);
+        let known = next.saturating_sub(part.first);
+        for (at, (name, item)) in part.entries.iter().enumerate().skip(known) {
+            let listed = match wanted {
+                // A name that is only listed gets no inode: there may be millions.
+                ListingDetail::Names => ListedEntry { ino: UNKNOWN, kind: item.kind(), attr: None },
+                ListingDetail::Attributes => {
+                    ListedEntry::from_attr(self.view.listed_attr(ino, name, item)?)
+                }
+            };
+            let after = (part.first + at + 1) as u64 + DOT_DOT;
+            if take(after, OsStr::new(name), listed) {
                 break;
             }
         }

@@ -1,5 +1,6 @@
 //! Queries for documents, and the indexes that serve them.
 
+use ion_model::clock::Millis;
 use ion_model::term::IndexRange;
 use ion_model::text::prefix_end;
 use serde_json::{Value, json};
@@ -90,6 +91,25 @@ pub fn known_queries() -> Vec<Query> {
         equal(Collection::Jobs, &["module"]).order_by("created").descending().start_at(after()),
         equal(Collection::Jobs, &["module", "state"])
             .order_by("due")
+            .descending()
+            .start_at(after()),
+        equal(Collection::Events, &["context.documentType", "depth"])
+            .order_by("created")
+            .within(FieldRange::at_least("created", 1.into()).below(2.into()))
+            .descending()
+            .start_at(after()),
+        equal(Collection::Events, &["unclaimed", "publication"])
+            .order_by("created")
+            .within(FieldRange::at_least("created", 1.into()).below(2.into()))
+            .descending(),
+        equal(Collection::Jobs, &["state"])
+            .order_by("due")
+            .within(FieldRange::at_least("due", 1.into()).below(2.into()))
+            .descending()
+            .start_at(after()),
+        equal(Collection::Jobs, &["module", "state"])
+            .order_by("due")
+            .within(FieldRange::at_least("due", 1.into()).below(2.into()))
             .descending()
             .start_at(after()),
         Query::all(Collection::Jobs)
@@ -313,6 +333,29 @@ impl Query {
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = limit;
         self
+    }
+}
+
+/// A time range: at or after `since`, and before `until`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimeRange {
+    /// The first moment of the range; none for the beginning of time.
+    pub since: Option<Millis>,
+    /// The first moment after the range; none for the end of time.
+    pub until: Option<Millis>,
+}
+
+impl TimeRange {
+    /// Lets a query find only documents of which this field is in the range.
+    #[must_use]
+    pub fn restrict(self, query: Query, field: &'static str) -> Query {
+        let Self { since, until } = self;
+        let from = FieldRange::at_least(field, since.unwrap_or(Millis::MIN).into());
+        match (since, until) {
+            (None, None) => query,
+            (_, Some(until)) => query.within(from.below(until.into())),
+            (Some(_), None) => query.within(from),
+        }
     }
 }
 

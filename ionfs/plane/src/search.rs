@@ -18,10 +18,8 @@ use ion_model::event::{DocumentType, Event, is_event, is_staged};
 use ion_model::id::EventId;
 use ion_model::record::InsightRecord;
 use ion_model::term::{IndexRange, Term, TermSubject, Terms, module_text};
-use ion_stores::{Collection, DataPlane, Pages, Query, StoreError, decode, encode};
+use ion_stores::{Collection, DataPlane, Pages, Query, StoreError, TimeRange, decode, encode};
 use serde_json::{Value, json};
-
-use crate::list::TimeRange;
 
 /// How far the insights of a term are counted to find the shortest list. Reading so many is fast,
 /// so it does not matter how many more there are.

@@ -1,0 +1,214 @@
+//! One event as a folder: its files and values, and its jobs with their attempts.
+
+use std::sync::Arc;
+
+use ion_model::clock::Millis;
+use ion_model::event::Event;
+use ion_model::record::{Attempt, JobRecord};
+use ion_plane::node::Node as Daemon;
+use ion_stores::{Collection, Query, decode};
+use serde_json::{Value, json};
+
+use super::documents::{
+    BrowseResult, DirectoryItems, LISTED_MAX, add_more, directory, is_shown_event, read,
+};
+use super::state::{attempt_steps, describe_job, waits_for};
+use crate::lineage::{event_items, insights_item, log_item};
+use crate::view::{ListResult, ViewItem};
+
+/// The file that says that no module was to get an event.
+const NOBODY: &str = "NOBODY";
+
+/// The file that says what a job waits for, or which modules have not taken an event yet.
+const WAITING: &str = "waiting.json";
+
+/// Makes the folder of an event. The event is read when the folder is accessed.
+pub(super) fn event_item(daemon: &Arc<Daemon>, id: &str, created: Millis) -> ViewItem {
+    let id = id.to_owned();
+    directory(daemon.clone(), created, move |daemon| {
+        let id = id.clone();
+        Box::pin(async move {
+            let found = daemon.plane.documents.get(Collection::Events, &id).await?;
+            match found.filter(is_shown_event) {
+                Some(document) => {
+                    let event: Event = decode(Collection::Events, document)?;
+                    list_event(daemon, event).await
+                }
+                // Its correlation was dropped after the name was found.
+                None => Ok(vec![]),
+            }
+        })
+    })
+}
+
+async fn list_event(daemon: Arc<Daemon>, event: Event) -> ListResult {
+    let mut items = event_items(&daemon, &event).await?;
+    // The log of the job that committed the event is shown with that job, under the job's own
+    // event.
+    items.retain(|(name, _)| name != "log");
+    if event.unclaimed
+        && let Some(waiting) = unclaimed_item(&daemon, &event).await?
+    {
+        items.push((WAITING.to_owned(), waiting));
+    }
+    let (created, event) = (event.created, Arc::new(event));
+    let jobs = directory(daemon, created, move |daemon| {
+        let event = event.clone();
+        Box::pin(async move { list_jobs(daemon, &event).await })
+    });
+    items.push(("jobs".to_owned(), jobs));
+    Ok(items)
+}
+
+/// Returns a file that names the modules that are to get the event and have no job on it yet.
+async fn unclaimed_item(daemon: &Daemon, event: &Event) -> BrowseResult<Option<ViewItem>> {
+    let query = Query::equal(Collection::Jobs, vec![("eventId", json!(event.id))]);
+    let jobs = read(daemon, query.only(&["created", "module"]), "created", LISTED_MAX, |job| {
+        Ok(job["module"].as_str().map(str::to_owned))
+    });
+    let claimed = jobs.await?.documents;
+    let expected = event.expected_by.iter().flatten();
+    let missing: Vec<&String> = expected.filter(|module| !claimed.contains(module)).collect();
+    if missing.is_empty() {
+        return Ok(None);
+    }
+    let waiting = json!({
+        "waitsFor": "a dispatcher with a free place that serves these modules",
+        "modules": missing,
+        "since": event.created,
+    });
+    Ok(Some(ViewItem::json(&waiting, event.created)))
+}
+
+async fn list_jobs(daemon: Arc<Daemon>, event: &Event) -> ListResult {
+    let query = Query::equal(Collection::Jobs, vec![("eventId", json!(event.id))]);
+    let jobs = read(&daemon, query, "created", LISTED_MAX, |document| {
+        decode::<JobRecord>(Collection::Jobs, document).map(Some)
+    });
+    let jobs = jobs.await?;
+    let is_for_nobody = event.expected_by.as_ref().is_some_and(Vec::is_empty);
+    let mut items: DirectoryItems = jobs
+        .documents
+        .into_iter()
+        .map(|job| (job.module.clone(), job_item(daemon.clone(), job)))
+        .collect();
+    if items.is_empty() && is_for_nobody {
+        let text = format!(
+            "No module subscribed to events of type {:?} when this one was committed, or their \
+             `where` did not hold.\n`ion module list` shows what each module subscribes to.\n",
+            event.event_type
+        );
+        items.push((NOBODY.to_owned(), ViewItem::Text(text.into(), event.created)));
+    }
+    if jobs.is_cut {
+        let how = format!("`ion job list --event {}` lists all.", event.id);
+        add_more(&mut items, "the first jobs", &how);
+    }
+    Ok(items)
+}
+
+/// Makes the folder of a job.
+fn job_item(daemon: Arc<Daemon>, job: JobRecord) -> ViewItem {
+    let (created, job) = (job.created, Arc::new(job));
+    directory(daemon, created, move |daemon| {
+        let job = job.clone();
+        Box::pin(async move { list_job(daemon, job).await })
+    })
+}
+
+async fn list_job(daemon: Arc<Daemon>, job: Arc<JobRecord>) -> ListResult {
+    let state = ViewItem::Text(describe_job(&job).into(), job.ended.unwrap_or(job.created));
+    let mut items = vec![
+        ("job.json".to_owned(), ViewItem::json(&*job, job.created)),
+        ("state".to_owned(), state),
+    ];
+    items.extend(insights_item(&daemon, &job.id).await?);
+    // A link, so that `grep -r` meets each log once.
+    if log_item(&daemon, &job.id, &job.module, &job.event_id, job.attempt).await?.is_some() {
+        let target = format!("attempts/{}/log", job.attempt);
+        items.push(("log".to_owned(), ViewItem::Link(target, job.created)));
+    }
+    items.extend(waiting_item(&job));
+    if !job.attempts.is_empty() {
+        let created = job.created;
+        let attempts = directory(daemon, created, move |daemon| {
+            let items = job.attempts.iter().enumerate().map(|(at, attempt)| {
+                let (job, started) = (job.clone(), attempt.started);
+                let folder = directory(daemon.clone(), started, move |daemon| {
+                    let job = job.clone();
+                    Box::pin(async move { list_attempt(&daemon, &job, at).await })
+                });
+                (attempt.number.to_string(), folder)
+            });
+            Box::pin(std::future::ready(Ok(items.collect())))
+        });
+        items.push(("attempts".to_owned(), attempts));
+    }
+    Ok(items)
+}
+
+/// Returns a file that says what a job that has not begun waits for.
+fn waiting_item(job: &JobRecord) -> Option<(String, ViewItem)> {
+    let since = job.due - job.term;
+    let mut waiting = json!({"waitsFor": waits_for(job)?, "since": since});
+    if job.term > 0 {
+        waiting["until"] = json!(job.due);
+    }
+    if let Some(obstacles) = &job.waits_for {
+        waiting["open"] = json!(obstacles.open);
+        waiting["dead"] = json!(obstacles.dead);
+        waiting["jobs"] = json!(obstacles.named);
+    }
+    Some((WAITING.to_owned(), ViewItem::json(&waiting, since)))
+}
+
+/// Lists the folder of the attempt at this position: what is known of it, its output, and what Ion
+/// refused and could not read.
+async fn list_attempt(daemon: &Daemon, job: &JobRecord, at: usize) -> ListResult {
+    let Some(attempt) = job.attempts.get(at) else { return Ok(vec![]) };
+    let changed = attempt.ended.unwrap_or(attempt.started);
+    let mut items = vec![("attempt.json".to_owned(), attempt_item(job, at, attempt, changed))];
+    items.extend(log_item(daemon, &job.id, &job.module, &job.event_id, attempt.number).await?);
+    let refused = &attempt.rejected;
+    if !refused.is_empty() {
+        let files = refused
+            .first
+            .iter()
+            .map(|file| (record_name(&file.name), ViewItem::json(file, file.at)));
+        let mut files: DirectoryItems = files.collect();
+        if refused.more > 0 {
+            let more = format!("{} more were refused; the log names them.", refused.more);
+            add_more(&mut files, "the first refused files", &more);
+        }
+        items.push(("rejected".to_owned(), ViewItem::fixed(files)));
+    }
+    let unread = &attempt.failed_reads;
+    if !unread.is_empty() {
+        let reads = unread
+            .first
+            .iter()
+            .enumerate()
+            .map(|(n, read)| (format!("{n}.json"), ViewItem::json(read, read.at)));
+        let mut reads: DirectoryItems = reads.collect();
+        if unread.more > 0 {
+            let more = format!("{} more reads failed.", unread.more);
+            add_more(&mut reads, "the first failed reads", &more);
+        }
+        items.push(("failed-reads".to_owned(), ViewItem::fixed(reads)));
+    }
+    Ok(items)
+}
+
+/// Returns the name of the record of a refused file, as `events/rejected` of the job had it.
+fn record_name(file: &str) -> String {
+    if file.ends_with(".json") { file.to_owned() } else { format!("{file}.json") }
+}
+
+/// Makes the file that tells about an attempt and how long each of its steps took, in milliseconds.
+fn attempt_item(job: &JobRecord, at: usize, attempt: &Attempt, changed: Millis) -> ViewItem {
+    let steps = attempt_steps(job, at).into_iter();
+    let known = steps.filter_map(|(step, took)| Some((step.to_owned(), json!(took?))));
+    let mut shown = json!(attempt);
+    shown["stepsMs"] = Value::Object(known.collect());
+    ViewItem::json(&shown, changed)
+}

@@ -1,0 +1,323 @@
+//! `find/` and `insights/`: insights and events by terms.
+//!
+//! Each term is a folder, whether it is listed or not: `find/insights/classify/kind=car/score>=0.8`.
+//! Only the first folder lists terms. If each did, a program that walks through the whole tree would
+//! meet all combinations of all values.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use ion_model::event::KeyValue;
+use ion_model::term::{IndexRange, equality_term, module_text};
+use ion_plane::node::Node as Daemon;
+use ion_plane::search::{
+    FoundDocument, Search, SearchHit, SearchHits, SearchKind, parse_search_terms,
+};
+use ion_stores::{Collection, Query, StoreError, TimeRange};
+
+use super::documents::{BrowseResult, DirectoryItems, add_more, text};
+use super::jobs::list_modules;
+use super::names::{id_part, name_of, text_of};
+use super::time::{TimeSpan, second_of_name, time_name};
+use super::types::{is_type, list_types};
+use crate::CURRENT;
+use crate::view::{FindResult, NamePages, NamesResult, ViewItem};
+
+/// How many hits are read at once.
+const PART_HITS: usize = 128;
+
+/// How many of the newest insights are looked at to list keys and values.
+const SAMPLED: usize = 1000;
+
+/// The most values of a key that are listed as terms. A key with more is a measure or a name: a
+/// list of its values helps nobody.
+const LISTED_VALUES_MAX: usize = 50;
+
+/// The most bytes of a name.
+const NAME_MAX: usize = 255;
+
+/// Makes `find/`.
+pub(super) fn find_root(daemon: &Arc<Daemon>) -> ViewItem {
+    let (listed, found) = (daemon.clone(), daemon.clone());
+    let of_module = |daemon: &Arc<Daemon>, name: &str| {
+        FoundFolder::new(daemon, SearchKind::Insights(name.to_owned()), vec![], 3).item()
+    };
+    let insights = ViewItem::searchable(
+        CURRENT,
+        0,
+        move || {
+            list_modules(listed.clone(), move |daemon, module| {
+                of_module(daemon, text(module, "id"))
+            })
+        },
+        move |name| {
+            let daemon = found.clone();
+            async move { Ok(is_module(&daemon, &name).await?.then(|| of_module(&daemon, &name))) }
+        },
+    );
+    let (listed, found) = (daemon.clone(), daemon.clone());
+    let of_type = |daemon: &Arc<Daemon>, name: &str| {
+        FoundFolder::new(daemon, SearchKind::Events(name.to_owned()), vec![], 3).item()
+    };
+    let events = ViewItem::searchable(
+        CURRENT,
+        0,
+        move || list_types(listed.clone(), of_type),
+        move |name| {
+            let daemon = found.clone();
+            async move { Ok(is_type(&daemon, &name).await?.then(|| of_type(&daemon, &name))) }
+        },
+    );
+    ViewItem::fixed([("events".to_owned(), events), ("insights".to_owned(), insights)])
+}
+
+/// Makes `insights/`: the insights of each module by key and value.
+pub(super) fn insights(daemon: &Arc<Daemon>) -> ViewItem {
+    let (listed, found) = (daemon.clone(), daemon.clone());
+    ViewItem::searchable(
+        CURRENT,
+        0,
+        move || {
+            list_modules(listed.clone(), |daemon, module| keys_item(daemon, text(module, "id")))
+        },
+        move |name| {
+            let daemon = found.clone();
+            async move { Ok(is_module(&daemon, &name).await?.then(|| keys_item(&daemon, &name))) }
+        },
+    )
+}
+
+/// Returns whether this is the name of a registered module, or of one that has kept insights.
+async fn is_module(daemon: &Daemon, name: &str) -> BrowseResult<bool> {
+    let documents = &daemon.plane.documents;
+    if documents.get(Collection::Modules, name).await?.is_some() {
+        return Ok(true);
+    }
+    let kept = Query::all(Collection::Events).with_term(IndexRange::Is(module_text(name)));
+    Ok(documents.count(kept.limit(1)).await? > 0)
+}
+
+/// Makes `insights/<module>/`.
+fn keys_item(daemon: &Arc<Daemon>, module: &str) -> ViewItem {
+    let folder = FoundFolder::new(daemon, SearchKind::Insights(module.to_owned()), vec![], 2);
+    let listed = folder.clone();
+    let list = move || {
+        let folder = listed.clone();
+        async move {
+            let sample = folder.sample().await?;
+            let keys: BTreeSet<&str> = sample.pairs().map(|pair| pair.key.as_str()).collect();
+            let items = keys.into_iter().filter(|key| is_name(key));
+            let items = items.map(|key| (name_of(key).into_owned(), values_item(&folder, key)));
+            Ok(sample.with_more(items.collect(), "key"))
+        }
+    };
+    let find =
+        move |name: String| std::future::ready(Ok(Some(values_item(&folder, &text_of(&name)))));
+    ViewItem::searchable(CURRENT, 0, list, find)
+}
+
+/// Makes `insights/<module>/<key>/`.
+fn values_item(folder: &FoundFolder, key: &str) -> ViewItem {
+    let (folder, key) = (folder.clone(), key.to_owned());
+    let (listed, listed_key) = (folder.clone(), key.clone());
+    let item = |folder: &FoundFolder, key: &str, value: &str| {
+        let terms = vec![equality_term(key, value)];
+        FoundFolder { terms, depth: folder.depth + 2, ..folder.clone() }.item()
+    };
+    let list = move || {
+        let (folder, key) = (listed.clone(), listed_key.clone());
+        async move {
+            let sample = folder.sample().await?;
+            let of_key = sample.pairs().filter(|pair| pair.key == key);
+            let values: BTreeSet<&str> = of_key.map(|pair| pair.value.as_str()).collect();
+            let items = values.into_iter().filter(|value| is_name(value));
+            let items =
+                items.map(|value| (name_of(value).into_owned(), item(&folder, &key, value)));
+            Ok(sample.with_more(items.collect(), "value"))
+        }
+    };
+    let find =
+        move |name: String| std::future::ready(Ok(Some(item(&folder, &key, &text_of(&name)))));
+    ViewItem::searchable(CURRENT, 0, list, find)
+}
+
+/// Returns whether a text can be listed as a name.
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && name_of(text).len() <= NAME_MAX
+}
+
+/// The newest insights of a module.
+struct SampledInsights {
+    hits: Vec<SearchHit>,
+    is_cut: bool,
+}
+
+impl SampledInsights {
+    fn pairs(&self) -> impl Iterator<Item = &KeyValue> {
+        self.hits.iter().flat_map(values_of)
+    }
+
+    /// Adds the file that says that older insights may have others.
+    fn with_more(&self, mut items: DirectoryItems, what: &str) -> DirectoryItems {
+        if self.is_cut {
+            let shown = format!("what the newest {SAMPLED} insights have");
+            add_more(&mut items, &shown, &format!("Each other {what} is here by its name."));
+        }
+        items
+    }
+}
+
+fn values_of(hit: &SearchHit) -> &[KeyValue] {
+    match &hit.document {
+        FoundDocument::Insight(insight) => &insight.data,
+        FoundDocument::Event(event) => &event.data,
+    }
+}
+
+/// A folder of links to what meets some terms.
+#[derive(Clone)]
+struct FoundFolder {
+    daemon: Arc<Daemon>,
+    kind: SearchKind,
+    terms: Vec<String>,
+    /// How many folders below the root of the mount it is.
+    depth: usize,
+}
+
+impl FoundFolder {
+    fn new(daemon: &Arc<Daemon>, kind: SearchKind, terms: Vec<String>, depth: usize) -> Self {
+        Self { daemon: daemon.clone(), kind, terms, depth }
+    }
+
+    fn item(self) -> ViewItem {
+        let listed = self.clone();
+        ViewItem::paged(
+            CURRENT,
+            0,
+            move || Box::new(FoundNames { folder: listed.clone(), read: FoundRead::Nothing }),
+            move |name| {
+                let folder = self.clone();
+                async move { folder.find(&name).await }
+            },
+        )
+    }
+
+    /// Begins a search for what the folder links to.
+    async fn search(&self, time: TimeRange) -> BrowseResult<SearchHits> {
+        // Only terms that can be read become folders.
+        let (terms, above) = parse_search_terms(&self.terms).unwrap_or_default();
+        let search = Search { kind: self.kind.clone(), terms, above, time, after: None };
+        search.begin(&self.daemon.plane).await
+    }
+
+    async fn sample(&self) -> BrowseResult<SampledInsights> {
+        let mut search = self.search(TimeRange::default()).await?;
+        let hits = next_hits(&mut search, SAMPLED).await?;
+        Ok(SampledInsights { is_cut: hits.len() == SAMPLED, hits })
+    }
+
+    /// Returns what a name stands for: a hit that is listed under it, or a folder with one more
+    /// term.
+    async fn find(&self, name: &str) -> FindResult {
+        if let Some(TimeSpan { from, below }) = second_of_name(None, name) {
+            let time = TimeRange { since: Some(from), until: Some(below) };
+            let mut hits = self.search(time).await?;
+            while let Some(hit) = hits.next().await? {
+                let (found, link) = self.link(&hit);
+                if found == name {
+                    return Ok(Some(link));
+                }
+            }
+            return Ok(None);
+        }
+        let mut terms = self.terms.clone();
+        terms.push(text_of(name).into_owned());
+        let folder = Self { terms, depth: self.depth + 1, ..self.clone() };
+        Ok(parse_search_terms(&folder.terms).is_ok().then(|| folder.item()))
+    }
+
+    /// Returns the name of a hit, and the link to it: to the job that kept an insight, to the event,
+    /// or to the event above it that was asked for.
+    fn link(&self, hit: &SearchHit) -> (String, ViewItem) {
+        let (id, created, context, below) = match &hit.document {
+            FoundDocument::Insight(insight) => {
+                let below = format!("/jobs/{}", insight.context.name);
+                (&*insight.id, insight.created, &insight.context, below)
+            }
+            FoundDocument::Event(event) => {
+                (event.id.as_str(), event.created, &event.context, String::new())
+            }
+        };
+        let (event, below) = match (&hit.above, &hit.document) {
+            (Some(above), _) => (above.id.as_str(), String::new()),
+            (None, FoundDocument::Event(event)) => (event.id.as_str(), below),
+            (None, FoundDocument::Insight(_)) => (context.event_id.as_str(), below),
+        };
+        let (up, correlation) = ("../".repeat(self.depth), context.correlation_id.as_str());
+        let target = format!("{up}correlations/{}/{}{below}", name_of(correlation), name_of(event));
+        let name = format!("{}-{}", time_name(created), id_part(id));
+        (name, ViewItem::Link(target, created))
+    }
+
+    /// Returns folders for the values of keys that have few, among these hits.
+    fn term_folders(&self, hits: &[SearchHit]) -> DirectoryItems {
+        let mut values: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for pair in hits.iter().flat_map(values_of) {
+            values.entry(&pair.key).or_default().insert(&pair.value);
+        }
+        values.retain(|_, values| values.len() <= LISTED_VALUES_MAX);
+        let pairs =
+            values.iter().flat_map(|(key, values)| values.iter().map(move |one| (key, one)));
+        let folder = |(key, value): (&&str, &&str)| {
+            let term = equality_term(key, value);
+            let name = name_of(&term).into_owned();
+            let folder = Self { terms: vec![term], depth: self.depth + 1, ..self.clone() };
+            (name.len() <= NAME_MAX).then(|| (name, folder.item()))
+        };
+        pairs.filter_map(folder).collect()
+    }
+}
+
+async fn next_hits(hits: &mut SearchHits, most: usize) -> Result<Vec<SearchHit>, StoreError> {
+    let mut found = Vec::new();
+    while found.len() < most
+        && let Some(hit) = hits.next().await?
+    {
+        found.push(hit);
+    }
+    Ok(found)
+}
+
+/// Reads the names of a [`FoundFolder`].
+struct FoundNames {
+    folder: FoundFolder,
+    read: FoundRead,
+}
+
+/// What was read of a [`FoundFolder`].
+enum FoundRead {
+    Nothing,
+    Some(Box<SearchHits>),
+}
+
+#[async_trait]
+impl NamePages for FoundNames {
+    async fn next(&mut self) -> NamesResult {
+        let mut names = DirectoryItems::new();
+        let hits = match &mut self.read {
+            FoundRead::Some(search) => next_hits(search, PART_HITS).await?,
+            FoundRead::Nothing => {
+                let mut search = self.folder.search(TimeRange::default()).await?;
+                let hits = next_hits(&mut search, PART_HITS).await?;
+                if self.folder.terms.is_empty() {
+                    names = self.folder.term_folders(&hits);
+                }
+                self.read = FoundRead::Some(search.into());
+                hits
+            }
+        };
+        names.extend(hits.iter().map(|hit| self.folder.link(hit)));
+        Ok((!names.is_empty()).then_some(names))
+    }
+}

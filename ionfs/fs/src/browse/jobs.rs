@@ -1,0 +1,174 @@
+//! Folders of links to jobs: of all modules by state, and of each module.
+
+use std::sync::Arc;
+
+use ion_model::id::short_id;
+use ion_model::record::JobState;
+use ion_plane::node::Node as Daemon;
+use ion_stores::{Collection, Pages, Query};
+use serde_json::{Value, json};
+
+use super::documents::{DirectoryItems, LISTED_MAX, TimedFolder, add_more, directory, read, text};
+use super::names::name_of;
+use super::time::time_name;
+use super::unclaimed::QueuedFolder;
+use crate::view::{ListResult, ViewItem};
+
+/// A state by which jobs are shown to people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ShownState {
+    Waiting,
+    /// Queued, and no attempt has failed yet.
+    Queued,
+    /// Queued again after a failed attempt.
+    Failed,
+    /// To a person who looks, a job that starts is running.
+    Running,
+    Succeeded,
+    Dead,
+    Cancelled,
+}
+
+/// The fields of a job that a listing needs.
+const JOB_FIELDS: &[&str] =
+    &["correlationId", "created", "due", "eventId", "eventType", "failures", "module", "state"];
+
+impl ShownState {
+    pub(super) const ALL: [Self; 7] = [
+        Self::Waiting,
+        Self::Queued,
+        Self::Failed,
+        Self::Running,
+        Self::Succeeded,
+        Self::Dead,
+        Self::Cancelled,
+    ];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Queued => "queued",
+            state => state.job_states()[0].as_str(),
+        }
+    }
+
+    fn job_states(self) -> &'static [JobState] {
+        match self {
+            Self::Waiting => &[JobState::Waiting],
+            Self::Queued | Self::Failed => &[JobState::Queued],
+            Self::Running => &[JobState::Running, JobState::Starting],
+            Self::Succeeded => &[JobState::Succeeded],
+            Self::Dead => &[JobState::Dead],
+            Self::Cancelled => &[JobState::Cancelled],
+        }
+    }
+
+    fn shows(self, job: &Value) -> bool {
+        let failures = job["failures"].as_u64().unwrap_or_default();
+        match self {
+            Self::Queued => failures == 0,
+            Self::Failed => failures > 0,
+            _ => true,
+        }
+    }
+}
+
+/// A folder of links to jobs in a state: of one module, or of all.
+#[derive(Clone)]
+pub(super) struct JobsFolder {
+    pub(super) module: Option<String>,
+    pub(super) state: ShownState,
+}
+
+impl JobsFolder {
+    /// Makes the folder. The jobs that entered the state last come first. Jobs in final states that
+    /// most jobs reach have a folder for each day.
+    pub(super) fn item(self, daemon: &Arc<Daemon>) -> ViewItem {
+        match self.state {
+            // The time by which running jobs are sorted changes with each renewal of their leases,
+            // so no name could have it; but there are only as many as there are places.
+            ShownState::Running => directory(daemon.clone(), 0, move |daemon| {
+                Box::pin(self.clone().list_running(daemon))
+            }),
+            ShownState::Succeeded | ShownState::Cancelled => self.timed(daemon).by_days(),
+            ShownState::Queued => {
+                let module = self.module.clone();
+                QueuedFolder { jobs: self.timed(daemon), module }.item()
+            }
+            _ => self.timed(daemon).item(),
+        }
+    }
+
+    fn timed(self, daemon: &Arc<Daemon>) -> TimedFolder {
+        let query = self.query(self.state.job_states()[0]);
+        let namer = move |job: &Value| self.state.shows(job).then(|| self.link(job));
+        let daemon = daemon.clone();
+        TimedFolder { daemon, query, field: "due", day: None, namer: Arc::new(namer) }
+    }
+
+    fn query(&self, state: JobState) -> Query {
+        let mut equals = vec![("state", json!(state))];
+        equals.extend(self.module.as_ref().map(|module| ("module", json!(module))));
+        Query::equal(Collection::Jobs, equals).only(JOB_FIELDS)
+    }
+
+    async fn list_running(self, daemon: Arc<Daemon>) -> ListResult {
+        let mut items = DirectoryItems::new();
+        for state in self.state.job_states() {
+            let query = self.query(*state).descending();
+            let left = LISTED_MAX - items.len();
+            let jobs = read(&daemon, query, "due", left, |job| Ok(Some(job))).await?;
+            items.extend(jobs.documents.iter().map(|job| {
+                let (rest, link) = self.link(job);
+                let created = job["created"].as_i64().unwrap_or_default();
+                (format!("{}-{rest}", time_name(created)), link)
+            }));
+            if jobs.is_cut {
+                let how = "`ion job list --state running` lists all.";
+                add_more(&mut items, "the first jobs", how);
+            }
+        }
+        Ok(items)
+    }
+
+    /// Returns the name of a job without its time, and the link to it.
+    fn link(&self, job: &Value) -> (String, ViewItem) {
+        let (module, id) = (text(job, "module"), short_id(text(job, "id")));
+        let (correlation, event) = (text(job, "correlationId"), text(job, "eventId"));
+        let (name, up) = match (&self.module, self.state) {
+            (Some(_), ShownState::Succeeded | ShownState::Cancelled) => {
+                (text(job, "eventType"), "../../../..")
+            }
+            (Some(_), _) => (text(job, "eventType"), "../../.."),
+            (None, _) => (module, ".."),
+        };
+        let target =
+            format!("{up}/correlations/{}/{}/jobs/{module}", name_of(correlation), name_of(event));
+        let entered = job["due"].as_i64().unwrap_or_default();
+        (format!("{name}-{id}"), ViewItem::Link(target, entered))
+    }
+}
+
+/// Lists the registered modules, each with the item that `item_of` makes of its document.
+pub(super) async fn list_modules(
+    daemon: Arc<Daemon>,
+    item_of: impl Fn(&Arc<Daemon>, &Value) -> ViewItem,
+) -> ListResult {
+    let mut pages = Pages::by_id(Query::all(Collection::Modules));
+    let mut items = DirectoryItems::new();
+    while let Some(page) = pages.next(&*daemon.plane.documents).await? {
+        let named = page.iter().filter_map(|module| Some((module["id"].as_str()?, module)));
+        items.extend(named.map(|(name, module)| (name.to_owned(), item_of(&daemon, module))));
+    }
+    Ok(items)
+}
+
+/// Makes `modules/<name>/`.
+pub(super) fn module_item(daemon: &Arc<Daemon>, module: &Value) -> ViewItem {
+    let mut items = vec![("module.json".to_owned(), ViewItem::json(module, 0))];
+    for state in ShownState::ALL {
+        let folder = JobsFolder { module: Some(text(module, "id").to_owned()), state };
+        items.push((state.as_str().to_owned(), folder.item(daemon)));
+    }
+    ViewItem::fixed(items)
+}

@@ -1,0 +1,69 @@
+//! Reading the names of a directory that may have any number of them, one part after the other.
+//!
+//! A handle holds one part. A position in the directory is the number of names before it. A read
+//! that goes on behind the part reads the next one; a read from before it begins anew, as
+//! rewinddir() and seekdir() do.
+
+use std::sync::Arc;
+
+use crate::view::{NamePages, View, ViewItem};
+use crate::{Ino, Result};
+
+/// Some names of a directory that follow each other.
+#[derive(Clone, Debug)]
+pub(crate) struct ListedPart {
+    /// The number of names before them.
+    pub(crate) first: usize,
+    /// The names. None are left of the directory if there are none here.
+    pub(crate) entries: Arc<[(String, ViewItem)]>,
+}
+
+impl ListedPart {
+    fn end(&self) -> usize {
+        self.first + self.entries.len()
+    }
+}
+
+/// The part that a handle read last, and the reader of what follows.
+pub(crate) struct PartReader {
+    part: ListedPart,
+    rest: Box<dyn NamePages>,
+}
+
+impl std::fmt::Debug for PartReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PartReader").field("first", &self.part.first).finish_non_exhaustive()
+    }
+}
+
+impl PartReader {
+    /// Begins before the first name.
+    pub(crate) fn begin(pages: Box<dyn NamePages>) -> Self {
+        let part = ListedPart { first: 0, entries: Arc::default() };
+        Self { part, rest: pages }
+    }
+
+    /// Returns whether the part, or what follows it, has the names from this position on.
+    pub(crate) fn can_reach(&self, place: usize) -> bool {
+        place >= self.part.first
+    }
+
+    /// Returns the part that has the name at this position, or a part without names if the
+    /// directory has fewer.
+    pub(crate) async fn part_at(
+        &mut self,
+        view: &View,
+        ino: Ino,
+        place: usize,
+    ) -> Result<ListedPart> {
+        while place >= self.part.end() {
+            let next = view.next_names(ino, &mut *self.rest).await?;
+            let first = self.part.end();
+            let Some(entries) = next else {
+                return Ok(ListedPart { first, entries: Arc::default() });
+            };
+            self.part = ListedPart { first, entries: entries.into() };
+        }
+        Ok(self.part.clone())
+    }
+}
