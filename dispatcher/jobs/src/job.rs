@@ -8,6 +8,7 @@ use ion_model::record::{
     Attempt, AttemptEnd, FailedReads, GatherObstacles, JobRecord, JobState, MissingJobs, StoredLog,
 };
 use ion_model::text::{REASON_MAX, cut};
+use ion_model::usage::AttemptUsage;
 
 /// How many attempts may be lost with their dispatchers before a job is dead. A job that takes its
 /// host down must not be retried for ever, and the ordinary restarts of a cluster must not end a
@@ -22,6 +23,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 /// What happened to a job.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are a few for each attempt, and none is kept")]
 #[cfg_attr(
     test,
     derive(strum::EnumDiscriminants),
@@ -80,6 +82,8 @@ pub struct AttemptOutcome {
     pub staged: bool,
     /// The attempt's reads that Ion could not answer.
     pub failed_reads: FailedReads,
+    /// What the attempt used.
+    pub usage: AttemptUsage,
 }
 
 impl AttemptOutcome {
@@ -92,6 +96,7 @@ impl AttemptOutcome {
             log: None,
             staged: false,
             failed_reads: FailedReads::default(),
+            usage: AttemptUsage::default(),
         }
     }
 
@@ -234,6 +239,7 @@ fn end_attempt(job: &mut JobRecord, ended: &EndedAttempt, now: Millis) {
         attempt.log = outcome.log.as_ref().map(|log| log.entry.clone());
         attempt.log_left_out = outcome.log.as_ref().map_or(0, |log| log.left_out);
         attempt.failed_reads.clone_from(&outcome.failed_reads);
+        attempt.usage = outcome.usage;
     }
     match outcome.end {
         AttemptEnd::Succeeded => {

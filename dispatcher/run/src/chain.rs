@@ -36,6 +36,7 @@ use ion_jobs::metrics::ChainMetrics;
 use ion_jobs::pipeline::{Link, Module};
 use ion_model::event::Event;
 use ion_model::id::{EventId, JobId};
+use ion_model::usage::AttemptUsage;
 use ion_plane::node::Node;
 use ion_stores::Guard;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -43,7 +44,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use self::flow::Flow;
-use self::outcome::LinkEnd;
+use self::outcome::{LinkEnd, total_usage};
 use self::pool::{PoolLease, Pools};
 use self::record::Recording;
 pub use self::record::STDIN;
@@ -162,6 +163,11 @@ impl ChainRemains {
     /// Returns what each link wrote to stderr, with the link's name.
     pub fn link_stderrs(&self) -> impl Iterator<Item = (&str, &Bytes)> {
         self.links.iter().map(|end| (end.link.name.as_str(), &end.stderr))
+    }
+
+    /// Returns what the links used together.
+    pub fn usage(&self) -> AttemptUsage {
+        total_usage(&self.links)
     }
 }
 

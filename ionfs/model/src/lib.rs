@@ -16,3 +16,4 @@ pub mod limits;
 pub mod record;
 pub mod term;
 pub mod text;
+pub mod usage;

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::clock::Millis;
 use crate::event::{Context, Event, FileEntry, KeyValue};
 use crate::id::{CorrelationId, EventId, JobId};
+use crate::usage::AttemptUsage;
 
 /// The state of a job (DESIGN.md section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -140,6 +141,9 @@ pub struct Attempt {
     /// The reads that Ion could not answer. An attempt with such a read has failed.
     #[serde(default, skip_serializing_if = "FailedReads::is_empty")]
     pub failed_reads: FailedReads,
+    /// What it used, as far as that is known.
+    #[serde(default, skip_serializing_if = "AttemptUsage::is_empty")]
+    pub usage: AttemptUsage,
 }
 
 fn is_zero(bytes: &u64) -> bool {
@@ -159,6 +163,7 @@ impl Attempt {
             log: None,
             log_left_out: 0,
             failed_reads: FailedReads::default(),
+            usage: AttemptUsage::default(),
         }
     }
 }

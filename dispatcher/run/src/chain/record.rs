@@ -18,13 +18,14 @@ use ion_model::id::{EventId, JobId};
 use ion_model::record::logs_prefix;
 use ion_model::record::{Attempt, AttemptEnd, JobRecord, JobState, LogRecord};
 use ion_model::text::format_tail;
+use ion_model::usage::AttemptUsage;
 use ion_plane::commit::{Refusal, TooDeep, create_with_documents};
 use ion_plane::node::Node;
 use ion_plane::upload::store_bytes_unsynced;
 use ion_stores::{Collection, DataPlane, Guard, Inserted, encode};
 use serde_json::Value;
 
-use super::outcome::{LinkEnd, LinkExit};
+use super::outcome::{LinkEnd, LinkExit, total_usage};
 use super::spool::{Spool, SpooledBlob};
 use super::{ChainEnd, InputState, Link, LinkFailure};
 use crate::sandbox::ProcessExit;
@@ -355,6 +356,7 @@ impl Recording {
             ended: Some(ended),
             end: Some(attempt_end),
             reason,
+            usage: total_usage(links),
             ..Attempt::new(1, started)
         };
         self.job_record(self.chain_job_id(), &self.module.name, &self.first, state, attempt)
@@ -373,12 +375,15 @@ impl Recording {
             LinkExit::GivenUp => (JobState::Cancelled, AttemptEnd::Cancelled),
             _ => (JobState::Dead, AttemptEnd::Failed),
         };
+        // The chain's own job has the usage of all links: sums over jobs would count it twice.
+        let usage = if self.is_single_link() { end.usage() } else { AttemptUsage::default() };
         let attempt = Attempt {
             ended: Some(end.ended),
             end: Some(attempt_end),
             exit_code: end.how.exit_code(),
             reason: (end.how != LinkExit::Exited(ProcessExit::Code(0))).then(|| end.how.in_words()),
             log,
+            usage,
             ..Attempt::new(self.stored.attempt(), end.started)
         };
         self.job_record(

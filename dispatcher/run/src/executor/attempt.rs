@@ -182,7 +182,8 @@ pub(super) fn decide_outcome(
     };
     let staged = end == AttemptEnd::Succeeded && commit == CommitMode::OnSuccess;
     let failed_reads = outcome.failed_reads.clone().shortened(RECORDED_READS_MAX);
-    AttemptOutcome { end, exit_code, reason, log: None, staged, failed_reads }
+    let usage = outcome.usage;
+    AttemptOutcome { end, exit_code, reason, log: None, staged, failed_reads, usage }
 }
 
 /// Returns the end of an attempt that was asked to stop.
