@@ -17,3 +17,4 @@ pub mod record;
 pub mod term;
 pub mod text;
 pub mod usage;
+pub mod version;

@@ -10,6 +10,7 @@ use crate::clock::Millis;
 use crate::event::{Context, Event, FileEntry, KeyValue};
 use crate::id::{CorrelationId, EventId, JobId};
 use crate::usage::AttemptUsage;
+use crate::version::ModuleVersion;
 
 /// The state of a job (DESIGN.md section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -118,6 +119,10 @@ pub struct Attempt {
     pub number: u32,
     /// When it was claimed.
     pub started: Millis,
+    /// What it ran: [`VersionRecord`](crate::version::VersionRecord) says more. None until its
+    /// process runs, and where no dispatcher runs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<ModuleVersion>,
     /// When it ended; `None` while it is in progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Millis>,
@@ -156,6 +161,7 @@ impl Attempt {
         Self {
             number,
             started,
+            version: None,
             ended: None,
             end: None,
             exit_code: None,

@@ -69,7 +69,7 @@ mod tests {
         let older =
             json!({"number": 1, "started": 5, "ended": 7, "end": "succeeded", "exitCode": 0});
         let attempt: Attempt = serde_json::from_value(older.clone()).unwrap();
-        assert_eq!(attempt.usage, AttemptUsage::default());
+        assert_eq!((attempt.usage, attempt.version.as_ref()), (AttemptUsage::default(), None));
         assert_eq!(json!(attempt), older);
     }
 }

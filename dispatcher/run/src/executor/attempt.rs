@@ -183,7 +183,7 @@ pub(super) fn decide_outcome(
     let staged = end == AttemptEnd::Succeeded && commit == CommitMode::OnSuccess;
     let failed_reads = outcome.failed_reads.clone().shortened(RECORDED_READS_MAX);
     let usage = outcome.usage;
-    AttemptOutcome { end, exit_code, reason, log: None, staged, failed_reads, usage }
+    AttemptOutcome { end, exit_code, reason, log: None, staged, failed_reads, usage, version: None }
 }
 
 /// Returns the end of an attempt that was asked to stop.
