@@ -16,6 +16,7 @@ use ionfs::version::ModuleVersion;
 
 use crate::list::{ListFormat, ListPartArgs, ShownList, print_list};
 use crate::settings::{ArgumentError, CommandSettings};
+use crate::usage::usage_in_words;
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// The time between two reads of a log that is followed.
@@ -25,7 +26,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Debug, Subcommand)]
 pub(crate) enum JobCommand {
     List(ListArgs),
-    /// Print a job's document; and, as messages, what its attempts ran
+    /// Print a job's document; and, as messages, what its attempts ran and used
     Get(IdArgs),
     Logs(LogArgs),
     /// Stop a job; a running one gets SIGTERM, and SIGKILL after a while
@@ -117,7 +118,7 @@ pub(crate) async fn run(settings: &CommandSettings, command: JobCommand) -> Comm
     Ok(CommandVerdict::Well)
 }
 
-/// Says what each attempt of a job ran.
+/// Says what each attempt of a job ran, and what it used.
 async fn print_attempts(ledger: &Ledger, job: &JobRecord) -> Result<(), CommandFailure> {
     let documents = &*ledger.plane().documents;
     let mut shown: Option<&ModuleVersion> = None;
@@ -127,6 +128,10 @@ async fn print_attempts(ledger: &Ledger, job: &JobRecord) -> Result<(), CommandF
             let found = find_version(documents, &job.module, version).await?;
             let ran = found.map(|record| format!(": {}", record.command_line()));
             output::print_message(&format!("version {version}{}", ran.unwrap_or_default()));
+        }
+        if !attempt.usage.is_empty() {
+            let (number, used) = (attempt.number, usage_in_words(attempt.usage));
+            output::print_message(&format!("attempt {number} used {used}"));
         }
     }
     Ok(())

@@ -25,3 +25,4 @@ mod staging;
 mod support;
 mod tidy;
 mod trial;
+mod usage;

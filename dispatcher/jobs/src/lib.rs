@@ -6,8 +6,8 @@
 //! [`progress`] shows how far a correlation has come, and [`summary`] what a large one consists of,
 //! [`lineage`] walks through it. [`find`] finds things by their ids and [`search`] by terms,
 //! [`list`] reads lists of any length, [`logs`] reads what a job wrote, [`retention`] removes old
-//! correlations, [`version`] says what attempts ran, [`metrics`] counts. This crate must not know how a job is run, nor which program
-//! calls it.
+//! correlations, [`version`] says what attempts ran and [`usage`] what they used, [`metrics`]
+//! counts. This crate must not know how a job is run, nor which program calls it.
 //!
 //! Begin with [`job`], then [`ledger`].
 
@@ -25,4 +25,5 @@ pub mod progress;
 pub mod retention;
 pub mod search;
 pub mod summary;
+pub mod usage;
 pub mod version;

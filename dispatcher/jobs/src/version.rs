@@ -55,8 +55,8 @@ pub struct ModuleVersions {
 }
 
 impl ModuleVersions {
-    /// Makes an empty set of versions, whose documents are kept in `plane`. Programs without a slash
-    /// are looked up in `search_path`, which is a `PATH`.
+    /// Makes an empty set of versions, whose documents are kept in `plane`. Programs without a
+    /// slash are looked up in `search_path`, which is a `PATH`.
     pub fn new(plane: DataPlane, search_path: impl Into<String>) -> Self {
         Self { plane, search_path: search_path.into(), known: Mutex::default() }
     }
@@ -295,7 +295,8 @@ impl FileHasher<'_> {
 struct HashedFile {
     /// The file's stamp before it was read.
     stamp: FileStamp,
-    /// Whether a later change of the file changes its stamp, whatever the filesystem's clock counts.
+    /// Whether each later change of the file changes its stamp, however coarse the filesystem's
+    /// clock is.
     is_settled: bool,
     /// The SHA-256 in hexadecimal digits.
     sha256: String,
