@@ -300,7 +300,7 @@ impl DispatchState {
 
     /// Writes how an attempt ended, and wakes the tasks that wait for it.
     async fn end_attempt(&self, job: &JobRecord, module: &Module, outcome: AttemptOutcome) {
-        self.metrics.count_end(&module.name, outcome.end);
+        self.metrics.count_end(&module.name, outcome.end, outcome.usage);
         let record = match self.attempts.write_end(job, module, outcome).await {
             Ok(record) => record,
             Err(error) => {
