@@ -2,11 +2,11 @@
 //! that says what that was.
 //!
 //! # How it works
-//! A version is a SHA-256 over the arguments, the content of the programs and of the arguments that
-//! are files beside the pipeline, the images and the environment. The content of a file is read
-//! when an attempt runs it first, and again only when the file's place, size or times have changed;
-//! otherwise an attempt costs one `stat` for each file. The document of a version is inserted when
-//! this process runs the version first.
+//! A version is a SHA-256 over the arguments, the content of the programs, of the arguments that
+//! are files beside the pipeline and of the module's `files`, the images and the environment. The
+//! content of a file is read when an attempt runs it first, and again only when the file's place,
+//! size or times have changed; otherwise an attempt costs one `stat` for each file. The document of
+//! a version is inserted when this process runs the version first.
 //!
 //! # What it never does
 //! Fail an attempt: a file that cannot be read is a part of the version without its content, and a
@@ -33,7 +33,7 @@ use ion_system::run_blocking;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::pipeline::{ImageReference, Module};
+use crate::pipeline::{ImageReference, MODULE_FILES_MAX, Module, find_files};
 
 /// How old the last change of a file must be for its times to tell it from the next change, in
 /// milliseconds. Some filesystems count seconds: with a shorter time a change right after another
@@ -141,7 +141,8 @@ impl KnownVersion {
         let mut hasher =
             FileHasher { directory: &module.directory, path, now, former, files: &mut self.files };
         let programs = programs_of(module, &mut hasher);
-        let version = version_of(&programs, &module.env);
+        let files = hasher.matching_files(&module.files);
+        let version = version_of(&programs, &files, &module.env);
         if self.stored.as_ref() == Some(&version) {
             return (version, None);
         }
@@ -151,6 +152,7 @@ impl KnownVersion {
             version: version.clone(),
             first_seen: now,
             programs,
+            files,
             env: module.env.keys().cloned().collect(),
         };
         (version, Some(record))
@@ -181,19 +183,28 @@ struct HashedProgram<'a> {
     files: Vec<(&'a str, Option<&'a str>)>,
 }
 
-/// Returns the version of these programs in this environment.
-fn version_of(programs: &[ProgramRecord], env: &BTreeMap<String, String>) -> ModuleVersion {
+/// Returns the part of files that a version depends on.
+fn hashed_files(files: &[FileDigest]) -> Vec<(&str, Option<&str>)> {
+    files.iter().map(|file| (file.name.as_str(), file.sha256.as_deref())).collect()
+}
+
+/// Returns the version of these programs and files in this environment.
+fn version_of(
+    programs: &[ProgramRecord],
+    files: &[FileDigest],
+    env: &BTreeMap<String, String>,
+) -> ModuleVersion {
     let hashed = |program: &'_ ProgramRecord| {
-        let files = program.files.iter();
         serde_json::json!(HashedProgram {
             image: program.image.as_deref(),
             argv: &program.argv,
-            files: files.map(|file| (file.name.as_str(), file.sha256.as_deref())).collect(),
+            files: hashed_files(&program.files),
         })
     };
     let programs: Vec<_> = programs.iter().map(hashed).collect();
+    let files = hashed_files(files);
     // JSON keeps the border between two texts, whatever they contain.
-    let text = serde_json::json!({"programs": programs, "env": env}).to_string();
+    let text = serde_json::json!({"programs": programs, "files": files, "env": env}).to_string();
     let mut digits = hex(&Sha256::digest(text));
     digits.truncate(ModuleVersion::DIGITS);
     ModuleVersion::new(digits)
@@ -244,6 +255,27 @@ impl FileHasher<'_> {
             }
         }
         files
+    }
+
+    /// Returns the digests of the files that these patterns find, at most [`MODULE_FILES_MAX`].
+    fn matching_files(&mut self, patterns: &[String]) -> Vec<FileDigest> {
+        let mut digests = Vec::new();
+        for pattern in patterns {
+            let room = MODULE_FILES_MAX.saturating_sub(digests.len());
+            // One more shows whether some are left out.
+            let mut found = find_files(self.directory, pattern, room + 1);
+            let is_cut = found.len() > room;
+            found.truncate(room);
+            let is_empty = found.is_empty();
+            digests.extend(found.into_iter().map(|name| {
+                let place = self.directory.join(&name);
+                self.digest(&name, Some(place))
+            }));
+            if is_empty || is_cut {
+                digests.push(FileDigest { name: pattern.clone(), path: None, sha256: None });
+            }
+        }
+        digests
     }
 
     /// Returns the digest of the file of an image that says what is in the image; none for an image
@@ -418,6 +450,15 @@ mod tests {
         bench.module.run.push("more".into());
         expect_new(&mut bench);
         std::fs::remove_file(bench.folder.path().join("run.sh")).unwrap();
+        expect_new(&mut bench);
+        bench.module.files = vec!["lib/*.py".into()];
+        expect_new(&mut bench);
+        std::fs::create_dir(bench.folder.path().join("lib")).unwrap();
+        bench.write("lib/a.py", "1");
+        expect_new(&mut bench);
+        bench.write("lib/a.py", "2");
+        expect_new(&mut bench);
+        bench.write("lib/b.py", "");
         expect_new(&mut bench);
         // Neither another name and limits nor another folder matter.
         let mut other = Bench::new();

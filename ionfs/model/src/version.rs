@@ -55,6 +55,10 @@ pub struct VersionRecord {
     pub first_seen: Millis,
     /// The programs: one, or one for each link of a chain.
     pub programs: Vec<ProgramRecord>,
+    /// The files that belong to the module beside its programs. A pattern that found no file, or
+    /// more than count, is one of them without a path.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileDigest>,
     /// The names of the variables that the module adds to the environment of its programs.
     #[serde(default)]
     pub env: Vec<String>,
