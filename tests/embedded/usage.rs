@@ -77,6 +77,34 @@ fn a_record_says_what_ran_and_what_it_used() {
     assert_eq!(up.stop(), Some(0));
 }
 
+/// The links of a chain run at the same time: the chain's own job has what they used together, and
+/// no sum counts it twice.
+#[test]
+fn the_job_of_a_chain_has_the_sums_of_its_links() {
+    let home = Home::new();
+    let chain =
+        "name: c\nChain: [{Command: cat, Name: one}, {Command: wc, Arguments: [-c], Name: two}]\n";
+    home.write("pipeline.yaml", chain);
+    home.write("input", vec![0; 1_000_000]);
+    home.run(["run", "c", "--file", "input"]).well();
+    let attempt = attempts_of(&home, "c").remove(0);
+    let stored = 1_000_000 + "1000000\n".len();
+    assert_eq!(attempt["usage"]["storedBytes"], json!(stored), "{attempt}");
+    assert_eq!(attempt["usage"]["fetchedBytes"], json!(1_000_000), "{attempt}");
+    assert!(attempt["usage"]["peakBytes"].as_u64() > Some(MIB) && attempt["version"].is_string());
+    for link in ["one", "two"] {
+        let attempt = attempts_of(&home, link).remove(0);
+        assert_eq!((&attempt["usage"], &attempt["version"]), (&Value::Null, &Value::Null));
+    }
+    let sums = home.run(["--json", "usage", "--by", "correlation"]).well();
+    assert!(sums.stderr.contains("of 2 attempts is not known: of pods, of links"), "{sums:?}");
+    let sums = sums.documents();
+    assert_eq!(
+        (sums.len(), &sums[0]["jobs"], &sums[0]["storedBytes"]),
+        (1, &json!(3), &json!(stored))
+    );
+}
+
 fn sums_are_those_of_the_records(home: &Home, attempts: &[Value]) {
     let sums = home.run(["--json", "usage"]).well().documents();
     let work = &sums[0];
