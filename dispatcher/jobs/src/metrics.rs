@@ -258,3 +258,35 @@ impl Drop for GaugeGuard {
         self.0.dec();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ion_system::metrics::encode_openmetrics;
+
+    use super::*;
+
+    #[test]
+    fn what_attempts_used_is_counted_as_far_as_it_is_known() {
+        let (metrics, mut registry) = (DispatchMetrics::default(), Registry::default());
+        metrics.describe(&mut registry);
+        let usage = AttemptUsage {
+            cpu_ms: Some(1500),
+            peak_bytes: Some(5 << 20),
+            fetched_bytes: Some(7),
+            stored_bytes: None,
+        };
+        metrics.count_end("m", AttemptEnd::Succeeded, usage);
+        metrics.count_end("m", AttemptEnd::Failed, usage);
+        metrics.count_end("m", AttemptEnd::Lost, AttemptUsage::default());
+        let text = encode_openmetrics(&registry).unwrap();
+        for line in [
+            "job_cpu_seconds_total{module=\"m\"} 3.0",
+            "job_fetched_bytes_total{module=\"m\"} 14",
+            "job_peak_memory_bytes_count{module=\"m\"} 2",
+            "job_peak_memory_bytes_bucket{le=\"4194304.0\",module=\"m\"} 0",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        assert!(!text.contains("job_stored_bytes_total{"), "{text}");
+    }
+}
