@@ -51,7 +51,7 @@ const PATH_BYTES_MAX: usize = 4096;
 pub struct ModuleVersions {
     plane: DataPlane,
     search_path: String,
-    known: Mutex<HashMap<String, Arc<Mutex<KnownVersion>>>>,
+    known: Mutex<HashMap<String, Arc<KnownModule>>>,
 }
 
 impl ModuleVersions {
@@ -64,13 +64,13 @@ impl ModuleVersions {
     /// Returns the version that an attempt of this module runs now. Its document is stored if this
     /// process has not stored it yet.
     pub async fn current(&self, module: &Arc<Module>) -> ModuleVersion {
-        let known = self.lock_known().entry(module.name.clone()).or_default().clone();
+        let known = lock(&self.known).entry(module.name.clone()).or_default().clone();
         let (module, path, shared) = (module.clone(), self.search_path.clone(), known.clone());
-        let (version, new) =
-            run_blocking(move || lock(&shared).update(&module, &path, clock::now())).await;
-        if let Some(record) = new {
+        let record =
+            run_blocking(move || lock(&shared.files).describe(&module, &path, clock::now())).await;
+        if lock(&known.stored).as_ref() != Some(&record.version) {
             match self.store(&record).await {
-                Ok(()) => lock(&known).stored = Some(record.version),
+                Ok(()) => *lock(&known.stored) = Some(record.version.clone()),
                 Err(error) => tracing::warn!(
                     module = record.module,
                     error = error_chain(&error),
@@ -78,7 +78,7 @@ impl ModuleVersions {
                 ),
             }
         }
-        version
+        record.version
     }
 
     async fn store(&self, record: &VersionRecord) -> Result<(), StoreError> {
@@ -88,16 +88,10 @@ impl ModuleVersions {
         let document = encode(record);
         self.plane.documents.insert(Collection::Plane, document, None, durability).await.map(drop)
     }
-
-    fn lock_known(&self) -> MutexGuard<'_, HashMap<String, Arc<Mutex<KnownVersion>>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// Locks a module's version. The holder may read whole files meanwhile, so this is for threads that
-/// may block, or for a moment when no attempt waits.
-fn lock(known: &Mutex<KnownVersion>) -> MutexGuard<'_, KnownVersion> {
-    known.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Returns the document of a version, if it was ever run and stored.
@@ -119,43 +113,39 @@ pub fn version_pages(module: &str) -> Pages {
     Pages::by_id(Query::all(Collection::Plane).within(of_module))
 }
 
-/// What is known of a module's version.
+/// What is known of a module.
 #[derive(Debug, Default)]
-struct KnownVersion {
-    /// The digests of the files that belonged to it when an attempt ran last.
-    files: HashMap<PathBuf, HashedFile>,
+struct KnownModule {
+    /// Held while files are read, so only threads that may block lock it. Attempts that begin
+    /// meanwhile wait, instead of reading the same files.
+    files: Mutex<KnownFiles>,
     /// The version whose document is known to be stored.
-    stored: Option<ModuleVersion>,
+    stored: Mutex<Option<ModuleVersion>>,
 }
 
-impl KnownVersion {
-    /// Returns the version of `module` now, and its document if that may not be stored yet.
-    fn update(
-        &mut self,
-        module: &Module,
-        search_path: &str,
-        now: Millis,
-    ) -> (ModuleVersion, Option<VersionRecord>) {
-        let former = std::mem::take(&mut self.files);
+/// The digests of the files that belonged to a module when an attempt ran last.
+#[derive(Debug, Default)]
+struct KnownFiles(HashMap<PathBuf, HashedFile>);
+
+impl KnownFiles {
+    /// Returns the document of the version that `module` has now.
+    fn describe(&mut self, module: &Module, search_path: &str, now: Millis) -> VersionRecord {
+        let former = std::mem::take(&mut self.0);
         let path = module.env.get("PATH").map_or(search_path, String::as_str);
         let mut hasher =
-            FileHasher { directory: &module.directory, path, now, former, files: &mut self.files };
+            FileHasher { directory: &module.directory, path, now, former, files: &mut self.0 };
         let programs = programs_of(module, &mut hasher);
         let files = hasher.matching_files(&module.files);
         let version = version_of(&programs, &files, &module.env);
-        if self.stored.as_ref() == Some(&version) {
-            return (version, None);
-        }
-        let record = VersionRecord {
+        VersionRecord {
             id: VersionRecord::id_of(&module.name, &version),
             module: module.name.clone(),
-            version: version.clone(),
+            version,
             first_seen: now,
             programs,
             files,
             env: module.env.keys().cloned().collect(),
-        };
-        (version, Some(record))
+        }
     }
 }
 
@@ -402,7 +392,7 @@ mod tests {
     struct Bench {
         folder: tempfile::TempDir,
         module: Module,
-        known: KnownVersion,
+        known: KnownFiles,
     }
 
     impl Bench {
@@ -411,7 +401,7 @@ mod tests {
             let run = ["./run.sh", "model.bin", "-v"].map(str::to_owned).to_vec();
             let mut module = Module::new("m", run, folder.path().into());
             module.env.insert("TOKEN".into(), "one".into());
-            let bench = Self { folder, module, known: KnownVersion::default() };
+            let bench = Self { folder, module, known: KnownFiles::default() };
             bench.write("run.sh", "#!/bin/sh\n");
             bench.write("model.bin", "weights");
             bench
@@ -425,7 +415,7 @@ mod tests {
 
         fn version(&mut self) -> ModuleVersion {
             // An hour from now, every change is an old one.
-            self.known.update(&self.module, "/usr/bin:/bin", clock::now() + 3_600_000).0
+            self.known.describe(&self.module, "/usr/bin:/bin", clock::now() + 3_600_000).version
         }
     }
 
@@ -481,7 +471,7 @@ mod tests {
         let mut bench = Bench::new();
         let first = bench.version();
         // A digest that no file has shows whether the file was read.
-        for known in bench.known.files.values_mut() {
+        for known in bench.known.0.values_mut() {
             known.sha256 = "kept".into();
         }
         let kept = bench.version();
@@ -492,8 +482,8 @@ mod tests {
         // Right after a change, a next one may leave the times as they are.
         let mut bench = Bench::new();
         let now = clock::now();
-        bench.known.update(&bench.module, "", now);
-        assert!(bench.known.files.values().all(|known| !known.is_settled));
+        bench.known.describe(&bench.module, "", now);
+        assert!(bench.known.0.values().all(|known| !known.is_settled));
     }
 
     #[test]
