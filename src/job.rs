@@ -8,12 +8,15 @@ use dispatcher::find::{find_correlation, find_job};
 use dispatcher::ledger::Ledger;
 use dispatcher::list::{JobFilter, ListPart, ListWatch};
 use dispatcher::logs::{LogRead, LogReader};
+use dispatcher::version::find_version;
 use ionfs::clock;
 use ionfs::record::{JobRecord, JobState};
 use ionfs::stores::{Collection, decode, encode};
+use ionfs::version::ModuleVersion;
 
 use crate::list::{ListFormat, ListPartArgs, ShownList, print_list};
 use crate::settings::{ArgumentError, CommandSettings};
+use crate::usage::usage_in_words;
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// The time between two reads of a log that is followed.
@@ -23,7 +26,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Debug, Subcommand)]
 pub(crate) enum JobCommand {
     List(ListArgs),
-    /// Print a job's document
+    /// Print a job's document; and, as messages, what its attempts ran and used
     Get(IdArgs),
     Logs(LogArgs),
     /// Stop a job; a running one gets SIGTERM, and SIGKILL after a while
@@ -92,7 +95,13 @@ pub(crate) async fn run(settings: &CommandSettings, command: JobCommand) -> Comm
             let filter = JobFilter { module, state, correlation, time };
             return print_jobs(settings, &ledger, filter, &args.part).await;
         }
-        JobCommand::Get(args) => output::print_json(&find_job(&ledger, &args.id).await?),
+        JobCommand::Get(args) => {
+            let job = find_job(&ledger, &args.id).await?;
+            output::print_json(&job);
+            if !settings.json {
+                print_attempts(&ledger, &job).await?;
+            }
+        }
         JobCommand::Logs(args) => return print_log(settings, &ledger, args).await,
         JobCommand::Cancel(args) => {
             let job = ledger.cancel(&find_job(&ledger, &args.id).await?.id).await?;
@@ -107,6 +116,25 @@ pub(crate) async fn run(settings: &CommandSettings, command: JobCommand) -> Comm
         }
     }
     Ok(CommandVerdict::Well)
+}
+
+/// Says what each attempt of a job ran, and what it used.
+async fn print_attempts(ledger: &Ledger, job: &JobRecord) -> Result<(), CommandFailure> {
+    let documents = &*ledger.plane().documents;
+    let mut shown: Option<&ModuleVersion> = None;
+    for attempt in &job.attempts {
+        if let Some(version) = attempt.version.as_ref().filter(|version| shown != Some(*version)) {
+            shown = Some(version);
+            let found = find_version(documents, &job.module, version).await?;
+            let ran = found.map(|record| format!(": {}", record.command_line()));
+            output::print_message(&format!("version {version}{}", ran.unwrap_or_default()));
+        }
+        if !attempt.usage.is_empty() {
+            let (number, used) = (attempt.number, usage_in_words(attempt.usage));
+            output::print_message(&format!("attempt {number} used {used}"));
+        }
+    }
+    Ok(())
 }
 
 /// Names the gathering jobs that have begun without the job `again`, which is run once more.

@@ -23,6 +23,7 @@ mod settings;
 mod spans;
 mod trace;
 mod up;
+mod usage;
 mod wait;
 
 use std::process::ExitCode;
@@ -72,6 +73,7 @@ enum IonCommand {
     #[command(subcommand)]
     Job(job::JobCommand),
     Trace(trace::TraceArgs),
+    Usage(usage::UsageArgs),
     #[command(subcommand)]
     Find(find::FindCommand),
     Cancel(cancel::CancelArgs),
@@ -175,6 +177,7 @@ async fn run_command(settings: CommandSettings, command: IonCommand) -> CommandR
         IonCommand::Module(command) => module::run(&settings, command).await,
         IonCommand::Job(command) => job::run(&settings, command).await,
         IonCommand::Trace(args) => trace::run(&settings, args).await,
+        IonCommand::Usage(args) => usage::run(&settings, args).await,
         IonCommand::Find(command) => find::run(&settings, command).await,
         IonCommand::Cancel(args) => cancel::run(&settings, args).await,
         IonCommand::Dead(command) => dead::run(&settings, command).await,

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::{Module, Pipeline};
+use dispatcher::version::version_pages;
+use ionfs::stores::{Collection, decode};
+use ionfs::version::VersionRecord;
 use serde_json::{Map, Value, json};
 
 use crate::event::parse_pair;
@@ -17,8 +20,7 @@ use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 pub(crate) enum ModuleCommand {
     /// List the registered modules
     List,
-    /// Print a module's document
-    Get(NameArgs),
+    Get(ModuleGetArgs),
     Create(Box<ModuleCreateArgs>),
     /// Remove a module and the messages in its queue; its jobs stay in the ledger
     Delete(NameArgs),
@@ -30,6 +32,21 @@ pub(crate) struct NameArgs {
     /// The module's name
     #[arg(value_name = "NAME")]
     name: String,
+}
+
+/// Print a module's document, or the versions of it that attempts have run
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ion module get sample
+  ion module get sample --versions         what its jobs have run since when; the latest last
+  ion --json module get sample --versions  with the digests of its files, one document a line")]
+pub(crate) struct ModuleGetArgs {
+    /// The module's name
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// List its versions instead; those of a module that was removed are kept, too
+    #[arg(long)]
+    versions: bool,
 }
 
 /// Register a module, or all modules of a pipeline file
@@ -163,6 +180,9 @@ pub(crate) async fn run(settings: &CommandSettings, command: ModuleCommand) -> C
     let ledger = Ledger::new(plane);
     match command {
         ModuleCommand::List => list(settings, &ledger).await,
+        ModuleCommand::Get(args) if args.versions => {
+            list_versions(settings, &ledger, &args.name).await
+        }
         ModuleCommand::Get(args) => match ledger.module(&args.name).await? {
             Some(module) => {
                 output::print_json(&module);
@@ -206,6 +226,36 @@ async fn list(settings: &CommandSettings, ledger: &Ledger) -> CommandResult {
     };
     let mut table = output::Table::new(&["MODULE", "ON", "EMITS", "RUNS"]);
     table.print_rows(modules.iter().map(row).collect());
+    table.print_heading();
+    Ok(CommandVerdict::Well)
+}
+
+/// Lists the versions of a module in the order in which attempts ran them first.
+async fn list_versions(settings: &CommandSettings, ledger: &Ledger, name: &str) -> CommandResult {
+    let documents = &*ledger.plane().documents;
+    let (mut pages, mut versions) = (version_pages(name), Vec::new());
+    while let Some(page) = pages.next(documents).await? {
+        for document in page {
+            versions.push(decode::<VersionRecord>(Collection::Plane, document)?);
+        }
+    }
+    if versions.is_empty() && ledger.module(name).await?.is_none() {
+        return Err(unknown_module(name));
+    }
+    versions.sort_by_key(|version| version.first_seen);
+    if settings.json {
+        versions.iter().for_each(output::print_json_line);
+        return Ok(CommandVerdict::Well);
+    }
+    let row = |version: &VersionRecord| {
+        vec![
+            version.version.to_string(),
+            output::format_age(version.first_seen),
+            version.command_line(),
+        ]
+    };
+    let mut table = output::Table::new(&["VERSION", "FIRST RUN", "RUNS"]);
+    table.print_rows(versions.iter().map(row).collect());
     table.print_heading();
     Ok(CommandVerdict::Well)
 }

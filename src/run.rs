@@ -97,7 +97,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
         }
     });
     let name = module.name.clone();
-    let result = run_once(plane, Arc::new(executor), module, event, &stop).await?;
+    let result = run_once(plane, Arc::new(executor), module, event, &search_path(), &stop).await?;
     // All that the module wrote is shown before the events it published. A signal cuts this short.
     tokio::select! {
         _ = tokio::task::spawn_blocking(move || live.finish(None)) => {}

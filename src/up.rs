@@ -229,7 +229,7 @@ async fn serve(
         }
         None => None,
     };
-    let mut dispatch = DispatchSettings::new(&settings.home);
+    let mut dispatch = DispatchSettings::new(&settings.home, search_path());
     dispatch.slots = args.jobs.unwrap_or(dispatch.slots);
     dispatch.lease = args.lease;
     let names: Vec<String> = modules.iter().map(|module| module.name.clone()).collect();

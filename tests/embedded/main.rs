@@ -26,3 +26,4 @@ mod staging;
 mod support;
 mod tidy;
 mod trial;
+mod usage;

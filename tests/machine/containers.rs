@@ -167,6 +167,10 @@ fn a_container_that_needs_more_memory_than_its_limit_is_told_apart() {
     )
     .failed();
     assert!(ran.stderr.contains("out of memory: its limit is 64 MiB"), "{ran:#?}");
+    // The control group knows what all processes of the container had together.
+    let used = home.jobs()[0]["attempts"][0]["usage"].clone();
+    let peak = used["peakBytes"].as_u64().unwrap();
+    assert!((60 << 20..=64 << 20).contains(&peak) && used["cpuMs"].is_u64(), "{used}");
     script(&home, "head -c 3000000 /dev/zero | grep -c x; true", ", resources: {memory: 64Mi}")
         .well();
     let ran = script(&home, "kill -9 $$; exit 3", ", resources: {memory: 64Mi}").failed();

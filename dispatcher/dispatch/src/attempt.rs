@@ -12,15 +12,17 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ion_jobs::job::{AttemptOutcome, EndedAttempt, Transition};
 use ion_jobs::ledger::{Ledger, LedgerError};
 use ion_jobs::pipeline::Module;
+use ion_jobs::version::ModuleVersions;
 use ion_model::errors::error_chain;
 use ion_model::event::Event;
 use ion_model::record::{JobRecord, JobState};
+use ion_model::version::ModuleVersion;
 use ion_run::executor::{AttemptStart, Executor, RunResult, StopReason, record_verdict};
 use ion_system::failpoint;
 use ion_system::patience::{FailedTry, Retry};
@@ -52,11 +54,20 @@ pub struct ClaimedJob {
     pub gathered: Option<Vec<Event>>,
 }
 
+/// A job whose lease this process maintains.
+#[derive(Clone, Copy)]
+struct HeldJob<'a> {
+    job: &'a JobRecord,
+    /// What the attempt runs; unset until it is known, which is before its process runs.
+    version: &'a OnceLock<ModuleVersion>,
+}
+
 /// Runs attempts of claimed jobs, and writes their ends.
 #[derive(Clone, Debug)]
 pub struct AttemptRunner {
     ledger: Ledger,
     executor: Arc<dyn Executor>,
+    versions: Arc<ModuleVersions>,
     /// How long a job stays with this process without a renewal.
     lease: Duration,
     notices: NoticeSender,
@@ -65,10 +76,17 @@ pub struct AttemptRunner {
 }
 
 impl AttemptRunner {
-    /// Creates a runner of jobs that were claimed with this lease.
-    pub fn new(ledger: Ledger, executor: Arc<dyn Executor>, lease: Duration) -> Self {
+    /// Creates a runner of jobs that were claimed with this lease. Programs without a slash are
+    /// looked up in `search_path`, to tell their versions apart.
+    pub fn new(
+        ledger: Ledger,
+        executor: Arc<dyn Executor>,
+        search_path: &str,
+        lease: Duration,
+    ) -> Self {
+        let versions = Arc::new(ModuleVersions::new(ledger.plane().clone(), search_path));
         let (notices, stopping) = (NoticeSender::default(), CancellationToken::new());
-        Self { ledger, executor, lease, notices, stopping }
+        Self { ledger, executor, versions, lease, notices, stopping }
     }
 
     /// Makes the runner send a notice of each attempt that starts, and give up the write of an end
@@ -89,11 +107,22 @@ impl AttemptRunner {
         let start =
             AttemptStart { job: job.clone(), module: (*module).clone(), event, gathered, running };
         let span = start.span();
-        let work = self.executor.run(start, stop.subscribe()).instrument(span.clone());
-        let result = tokio::select! {
-            result = work => result,
-            never = self.maintain_lease(&job, runs, stop) => match never {},
+        let version = OnceLock::new();
+        let work = async {
+            // The process of an adopted job runs already, and its record says what.
+            if job.state != JobState::Running {
+                let _ = version.set(self.versions.current(&module).await);
+            }
+            self.executor.run(start, stop.subscribe()).await
         };
+        let held = HeldJob { job: &job, version: &version };
+        let mut result = tokio::select! {
+            result = work.instrument(span.clone()) => result,
+            never = self.maintain_lease(held, runs, stop) => match never {},
+        };
+        if let RunResult::Ended(outcome) = &mut result {
+            outcome.version = version.get().cloned();
+        }
         if let RunResult::Ended(outcome) = &result {
             record_verdict(outcome, &span);
         }
@@ -103,12 +132,12 @@ impl AttemptRunner {
     /// Keeps the record of a running job up to date. Never returns.
     async fn maintain_lease(
         &self,
-        job: &JobRecord,
+        held: HeldJob<'_>,
         mut runs: oneshot::Receiver<()>,
         stop: &watch::Sender<Option<StopReason>>,
     ) -> Infallible {
         let now = Instant::now();
-        let mut plan = match job.state {
+        let mut plan = match held.job.state {
             JobState::Running => LeasePlan::for_adopted_job(self.lease, now),
             _ => LeasePlan::for_claimed_job(self.lease, now),
         };
@@ -124,7 +153,7 @@ impl AttemptRunner {
             };
             let mut actions = VecDeque::from(plan.decide(happening, Instant::now()));
             while let Some(action) = actions.pop_front() {
-                if let Some(happening) = self.perform(job, action, stop).await {
+                if let Some(happening) = self.perform(held, action, stop).await {
                     actions.extend(plan.decide(happening, Instant::now()));
                 }
             }
@@ -134,12 +163,13 @@ impl AttemptRunner {
     /// Performs one action. Returns the happening that follows from it, if one does.
     async fn perform(
         &self,
-        job: &JobRecord,
+        held: HeldJob<'_>,
         action: LeaseAction,
         stop: &watch::Sender<Option<StopReason>>,
     ) -> Option<LeaseHappening> {
+        let job = held.job;
         match action {
-            LeaseAction::WriteRunning => self.write_running(job).await,
+            LeaseAction::WriteRunning => self.write_running(held).await,
             LeaseAction::Read(patience) => {
                 let read = tokio::time::timeout(patience, self.ledger.get(&job.id)).await;
                 let Ok(record) = read else { return Some(report_silent_store(job)) };
@@ -165,8 +195,10 @@ impl AttemptRunner {
     }
 
     /// Writes that the attempt runs; commits of a pod count only after that.
-    async fn write_running(&self, job: &JobRecord) -> Option<LeaseHappening> {
-        match self.ledger.advance(job, &Transition::Running).await {
+    async fn write_running(&self, held: HeldJob<'_>) -> Option<LeaseHappening> {
+        let HeldJob { job, version } = held;
+        let runs = Transition::Running { version: version.get().cloned() };
+        match self.ledger.advance(job, &runs).await {
             Ok(record) => self.notices.send(DispatchNotice::Started(record)),
             Err(LedgerError::Store(error)) => {
                 let error = error_chain(&error);

@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use ion_jobs::job::Transition;
 use ion_model::errors::error_chain;
 use ion_model::record::{AttemptEnd, JobRecord};
+use ion_model::usage::AttemptUsage;
 use ion_stores::StoreError;
 
 use super::served::ServedModule;
@@ -79,7 +80,7 @@ impl DispatchState {
     pub(super) async fn mark_lost(&self, job: &JobRecord) {
         match self.ledger.mark_lost(job, "its dispatcher died").await {
             Ok(record) => {
-                self.metrics.count_end(&record.module, AttemptEnd::Lost);
+                self.metrics.count_end(&record.module, AttemptEnd::Lost, AttemptUsage::default());
                 self.served.wake_module(&record.module);
                 self.notices.send(DispatchNotice::Ended(record));
             }

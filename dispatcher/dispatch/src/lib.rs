@@ -71,6 +71,8 @@ const STORE_WAIT: Duration = Duration::from_secs(1);
 pub struct DispatchSettings {
     /// The folder of all state. It has the presence locks.
     pub home: PathBuf,
+    /// The `PATH` in which programs without a slash are found.
+    pub search_path: String,
     /// How long a job stays with a dispatcher that died on another host; a dispatcher on the same
     /// host is known to be dead at once. Default 60 s. A holder that cannot renew the lease gives
     /// the job up after two thirds of that time, so a document store that is unavailable for less
@@ -83,9 +85,14 @@ pub struct DispatchSettings {
 
 impl DispatchSettings {
     /// Returns the default settings.
-    pub fn new(home: impl Into<PathBuf>) -> Self {
+    pub fn new(home: impl Into<PathBuf>, search_path: impl Into<String>) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { home: home.into(), lease: Duration::from_secs(60), slots: 2 * processors }
+        Self {
+            home: home.into(),
+            search_path: search_path.into(),
+            lease: Duration::from_secs(60),
+            slots: 2 * processors,
+        }
     }
 }
 
@@ -153,7 +160,8 @@ impl Dispatcher {
     ) -> Self {
         let (ledger, notices) = (Ledger::new(plane), NoticeSender(notices));
         let stopping = CancellationToken::new();
-        let attempts = AttemptRunner::new(ledger.clone(), executor.clone(), settings.lease)
+        let (path, lease) = (&settings.search_path, settings.lease);
+        let attempts = AttemptRunner::new(ledger.clone(), executor.clone(), path, lease)
             .for_dispatcher(notices.clone(), stopping.clone());
         let shared = DispatchState {
             ledger,
@@ -292,7 +300,7 @@ impl DispatchState {
 
     /// Writes how an attempt ended, and wakes the tasks that wait for it.
     async fn end_attempt(&self, job: &JobRecord, module: &Module, outcome: AttemptOutcome) {
-        self.metrics.count_end(&module.name, outcome.end);
+        self.metrics.count_end(&module.name, outcome.end, outcome.usage);
         let record = match self.attempts.write_end(job, module, outcome).await {
             Ok(record) => record,
             Err(error) => {

@@ -67,7 +67,8 @@ pub struct SingleRunEnd {
     pub outcome: AttemptOutcome,
 }
 
-/// Runs `module` once on `event`. A value in `stop` ends it early.
+/// Runs `module` once on `event`. A value in `stop` ends it early. Programs without a slash are
+/// found in `search_path`.
 ///
 /// # Errors
 /// When the event or its job cannot be recorded. A module that fails is no error.
@@ -76,6 +77,7 @@ pub async fn run_once(
     executor: Arc<dyn Executor>,
     module: Module,
     event: Event,
+    search_path: &str,
     stop: &watch::Sender<Option<StopReason>>,
 ) -> Result<SingleRunEnd, SingleRunError> {
     let event = event.for_nobody();
@@ -89,7 +91,7 @@ pub async fn run_once(
         ClaimOutcome::Won(job) => job,
         ClaimOutcome::Known(job) => return Err(SingleRunError::Known(job.id)),
     };
-    let runner = AttemptRunner::new(ledger, executor, lease);
+    let runner = AttemptRunner::new(ledger, executor, search_path, lease);
     let claimed = ClaimedJob { job: job.clone(), module: Arc::new(module), event, gathered };
     let (result, span) = runner.run(claimed, stop).await;
     let RunResult::Ended(outcome) = result else { return Err(SingleRunError::Left(job.id)) };

@@ -9,6 +9,8 @@ use ion_model::record::{
     RefusedFiles, StoredLog,
 };
 use ion_model::text::{REASON_MAX, cut};
+use ion_model::usage::AttemptUsage;
+use ion_model::version::ModuleVersion;
 
 /// How many attempts may be lost with their dispatchers before a job is dead. A job that takes its
 /// host down must not be retried for ever, and the ordinary restarts of a cluster must not end a
@@ -46,7 +48,10 @@ pub enum Transition {
         lease: Millis,
     },
     /// Its process runs.
-    Running,
+    Running {
+        /// What it runs, if that is known.
+        version: Option<ModuleVersion>,
+    },
     /// Its holder renews the lease, which begins again.
     Renewed,
     /// Its holder ends while the attempt goes on: another dispatcher may adopt the job now.
@@ -83,6 +88,10 @@ pub struct AttemptOutcome {
     pub failed_reads: FailedReads,
     /// The attempt's event files that were refused.
     pub rejected: RefusedFiles,
+    /// What the attempt used.
+    pub usage: AttemptUsage,
+    /// What the attempt ran, if that is known.
+    pub version: Option<ModuleVersion>,
 }
 
 impl AttemptOutcome {
@@ -96,6 +105,8 @@ impl AttemptOutcome {
             staged: false,
             failed_reads: FailedReads::default(),
             rejected: RefusedFiles::default(),
+            usage: AttemptUsage::default(),
+            version: None,
         }
     }
 
@@ -134,7 +145,7 @@ impl Transition {
             Self::WaitsAgain => "put back",
             Self::Gathers(_) => "gathering",
             Self::Claimed { .. } => "claimed",
-            Self::Running => "running",
+            Self::Running { .. } => "running",
             Self::Renewed => "renewed",
             Self::Left => "left",
             Self::Adopted { .. } => "adopted",
@@ -173,11 +184,12 @@ pub fn next_record(
             job.attempts.pop();
             set_term(&mut job, now, 0);
         }
-        (JobState::Starting, Transition::Running) => {
+        (JobState::Starting, Transition::Running { version }) => {
             job.state = JobState::Running;
             if let Some(attempt) = job.attempts.last_mut() {
                 attempt.process_started = Some(now);
             }
+            note_version(&mut job, version.as_ref());
         }
         (JobState::Starting | JobState::Running, Transition::Renewed) => {
             let lease = job.term;
@@ -215,6 +227,13 @@ fn queue(job: &mut JobRecord, now: Millis, wait: Millis) {
     set_term(job, now, wait);
 }
 
+/// Notes which version the latest attempt runs, if that is known.
+fn note_version(job: &mut JobRecord, version: Option<&ModuleVersion>) {
+    if let (Some(attempt), Some(version)) = (job.attempts.last_mut(), version) {
+        attempt.version = Some(version.clone());
+    }
+}
+
 fn set_term(job: &mut JobRecord, now: Millis, term: Millis) {
     job.term = term;
     job.due = now + term;
@@ -233,6 +252,7 @@ fn finish(job: &mut JobRecord, state: JobState, now: Millis) {
 
 fn end_attempt(job: &mut JobRecord, ended: &EndedAttempt, now: Millis) {
     let outcome = &ended.outcome;
+    note_version(job, outcome.version.as_ref());
     if let Some(attempt) = job.attempts.last_mut() {
         attempt.ended = Some(now);
         attempt.end = Some(outcome.end);
@@ -244,6 +264,7 @@ fn end_attempt(job: &mut JobRecord, ended: &EndedAttempt, now: Millis) {
         attempt.log_left_out = outcome.log.as_ref().map_or(0, |log| log.left_out);
         attempt.failed_reads.clone_from(&outcome.failed_reads);
         attempt.rejected.clone_from(&outcome.rejected);
+        attempt.usage = outcome.usage;
     }
     match outcome.end {
         AttemptEnd::Succeeded => {
@@ -339,7 +360,7 @@ mod tests {
             HappeningKind::WaitsAgain => Transition::WaitsAgain,
             HappeningKind::Gathers => Transition::Gathers(MissingJobs::default()),
             HappeningKind::Claimed => Transition::Claimed { holder, lease },
-            HappeningKind::Running => Transition::Running,
+            HappeningKind::Running => Transition::Running { version: None },
             HappeningKind::Renewed => Transition::Renewed,
             HappeningKind::Left => Transition::Left,
             HappeningKind::Adopted => Transition::Adopted { holder, lease },
@@ -370,7 +391,7 @@ mod tests {
                 Starting,
                 vec![
                     (one(gathers), Starting),
-                    (Transition::Running, Running),
+                    (one(HappeningKind::Running), Running),
                     (Transition::WaitsAgain, Waiting),
                     (one(renewed), Starting),
                     (one(left), Starting),

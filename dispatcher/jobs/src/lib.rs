@@ -5,8 +5,9 @@
 //! when everything below an event has ended, [`cancel`] cancels an event and everything below it,
 //! [`progress`] shows how far a correlation has come, and [`summary`] what a large one consists of,
 //! [`lineage`] walks through it. [`find`] finds things by their ids, [`list`] reads lists of any
-//! length, [`logs`] reads what a job wrote, [`retention`] removes old correlations, [`metrics`]
-//! counts. This crate must not know how a job is run, nor which program calls it.
+//! length, [`logs`] reads what a job wrote, [`retention`] removes old correlations, [`version`] says
+//! what attempts ran and [`usage`] what they used, [`metrics`] counts. This crate must not know how a
+//! job is run, nor which program calls it.
 //!
 //! Begin with [`job`], then [`ledger`].
 
@@ -23,3 +24,5 @@ pub mod pipeline;
 pub mod progress;
 pub mod retention;
 pub mod summary;
+pub mod usage;
+pub mod version;

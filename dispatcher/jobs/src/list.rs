@@ -6,7 +6,6 @@
 
 mod watch;
 
-use ion_model::clock::Millis;
 use ion_model::event::DocumentType;
 use ion_model::record::JobState;
 use ion_stores::{Collection, Documents, Pages, Query, StoreError, TimeRange};
@@ -200,6 +199,7 @@ impl ListRows {
 
 #[cfg(test)]
 mod tests {
+    use ion_model::clock::Millis;
     use ion_stores::{DataPlane, Durability};
 
     use super::*;

@@ -1,12 +1,18 @@
 //! The metrics of a dispatcher and a gateway, for operators. This module does not know how they are
 //! shown.
 
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
 use ion_model::record::AttemptEnd;
+use ion_model::usage::AttemptUsage;
 use ion_system::metrics::{Latency, Registry};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Unit;
 
 use crate::ledger::ClaimOutcome;
 
@@ -28,6 +34,29 @@ struct ClaimLabel {
     outcome: &'static str,
 }
 
+/// Upper bounds of the buckets of memory, in bytes: 4 MiB to 64 GiB, each four times the one
+/// before. Each bucket costs one time series for each module.
+const MEMORY_BUCKETS: [f64; 8] = [
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+    268_435_456.0,
+    1_073_741_824.0,
+    4_294_967_296.0,
+    17_179_869_184.0,
+    68_719_476_736.0,
+];
+
+/// A histogram of memory for each module.
+#[derive(Debug)]
+struct MemoryFamily(Family<ModuleLabel, Histogram, fn() -> Histogram>);
+
+impl Default for MemoryFamily {
+    fn default() -> Self {
+        Self(Family::new_with_constructor(|| Histogram::new(MEMORY_BUCKETS)))
+    }
+}
+
 /// What one dispatcher has done since it started.
 #[derive(Debug, Default)]
 pub struct DispatchMetrics {
@@ -35,6 +64,10 @@ pub struct DispatchMetrics {
     ended: Family<EndLabels, Counter>,
     running: Family<ModuleLabel, Gauge>,
     claims: Family<ClaimLabel, Counter>,
+    cpu_seconds: Family<ModuleLabel, Counter<f64, AtomicU64>>,
+    fetched_bytes: Family<ModuleLabel, Counter>,
+    stored_bytes: Family<ModuleLabel, Counter>,
+    peak_bytes: MemoryFamily,
 }
 
 impl DispatchMetrics {
@@ -48,6 +81,30 @@ impl DispatchMetrics {
             "Jobs claimed, by the outcome of the claim",
             self.claims.clone(),
         );
+        registry.register_with_unit(
+            "job_cpu",
+            "Processor time of the attempts that ended",
+            Unit::Seconds,
+            self.cpu_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "job_fetched",
+            "Bytes fetched from the object store for the attempts that ended",
+            Unit::Bytes,
+            self.fetched_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "job_stored",
+            "Bytes of files stored by the attempts that ended",
+            Unit::Bytes,
+            self.stored_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "job_peak_memory",
+            "Most memory of each attempt that ended",
+            Unit::Bytes,
+            self.peak_bytes.0.clone(),
+        );
     }
 
     /// Counts an attempt that starts. It counts as running until the returned guard is dropped.
@@ -57,11 +114,26 @@ impl DispatchMetrics {
         CountGauge(self.running.get_or_create_owned(&of)).count_one()
     }
 
-    /// Counts an attempt that has ended.
-    pub fn count_end(&self, module: &str, end: AttemptEnd) {
+    /// Counts an attempt that has ended, and what it used as far as that is known.
+    pub fn count_end(&self, module: &str, end: AttemptEnd, usage: AttemptUsage) {
         self.ended
             .get_or_create(&EndLabels { module: module.to_owned(), verdict: end.as_str() })
             .inc();
+        let AttemptUsage { cpu_ms, peak_bytes, fetched_bytes, stored_bytes } = usage;
+        let of = ModuleLabel { module: module.to_owned() };
+        if let Some(cpu) = cpu_ms {
+            self.cpu_seconds.get_or_create(&of).inc_by(Duration::from_millis(cpu).as_secs_f64());
+        }
+        if let Some(bytes) = fetched_bytes {
+            self.fetched_bytes.get_or_create(&of).inc_by(bytes);
+        }
+        if let Some(bytes) = stored_bytes {
+            self.stored_bytes.get_or_create(&of).inc_by(bytes);
+        }
+        if let Some(bytes) = peak_bytes {
+            #[expect(clippy::cast_precision_loss, reason = "a bucket is chosen by it")]
+            self.peak_bytes.0.get_or_create(&of).observe(bytes as f64);
+        }
     }
 
     /// Counts the claim of a job that a message announced, by its outcome.
@@ -184,5 +256,37 @@ pub struct GaugeGuard(Gauge);
 impl Drop for GaugeGuard {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ion_system::metrics::encode_openmetrics;
+
+    use super::*;
+
+    #[test]
+    fn what_attempts_used_is_counted_as_far_as_it_is_known() {
+        let (metrics, mut registry) = (DispatchMetrics::default(), Registry::default());
+        metrics.describe(&mut registry);
+        let usage = AttemptUsage {
+            cpu_ms: Some(1500),
+            peak_bytes: Some(5 << 20),
+            fetched_bytes: Some(7),
+            stored_bytes: None,
+        };
+        metrics.count_end("m", AttemptEnd::Succeeded, usage);
+        metrics.count_end("m", AttemptEnd::Failed, usage);
+        metrics.count_end("m", AttemptEnd::Lost, AttemptUsage::default());
+        let text = encode_openmetrics(&registry).unwrap();
+        for line in [
+            "job_cpu_seconds_total{module=\"m\"} 3.0",
+            "job_fetched_bytes_total{module=\"m\"} 14",
+            "job_peak_memory_bytes_count{module=\"m\"} 2",
+            "job_peak_memory_bytes_bucket{le=\"4194304.0\",module=\"m\"} 0",
+        ] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+        assert!(!text.contains("job_stored_bytes_total{"), "{text}");
     }
 }

@@ -8,6 +8,7 @@ mod chain;
 mod container;
 mod cycles;
 mod error;
+mod files;
 mod image;
 mod kubernetes;
 mod link;
@@ -36,6 +37,9 @@ use self::container::{ContainerFields, check_image_fields};
 pub use self::cycles::find_cycles;
 use self::error::Mistake;
 pub use self::error::{PipelineError, PipelineProblem};
+use self::files::check_file_pattern;
+pub(crate) use self::files::find_files;
+pub use self::files::{FilePatternError, MODULE_FILES_MAX};
 pub use self::image::{ImageReference, ImageReferenceError};
 pub use self::kubernetes::{KubernetesFields, Toleration};
 pub use self::link::{Link, LinkSettings, OUTPUT_MAX};
@@ -154,6 +158,8 @@ struct ModuleEntry {
     run: Option<Spanned<Vec<String>>>,
     image: Option<Spanned<String>>,
     env: Option<Spanned<BTreeMap<String, String>>>,
+    #[serde(default)]
+    files: Vec<Spanned<String>>,
     commit: Option<CommitMode>,
     api: Option<Spanned<String>>,
     urls: Option<Spanned<String>>,
@@ -332,6 +338,7 @@ fn build_module(
     module.emits = parse_event_types(entry.emits.unwrap_or_default())?;
     set_older_fields(&mut module, entry.env, entry.api, entry.commit, entry.urls)?;
     check_image_fields(&module).map_err(|problem| problem.at_place(place))?;
+    module.files = parse_files(entry.files, module.container.as_ref())?;
     let of_links = LinkFields { warm: entry.warm, idle: entry.idle, output: entry.output };
     if entry.stdio {
         module.links = vec![single_link(&module)];
@@ -403,6 +410,25 @@ fn set_start_events(
         }
     }
     Ok(())
+}
+
+/// Reads the patterns of a module's `files`.
+fn parse_files(
+    patterns: Vec<Spanned<String>>,
+    container: Option<&Container>,
+) -> Result<Vec<String>, Mistake> {
+    for pattern in &patterns {
+        let place = pattern.referenced;
+        if container.is_some() {
+            let what = "belongs to a program of this machine: an image has its files in it";
+            return Err(PipelineProblem::Field { field: "files", what }.at_place(place));
+        }
+        let unreadable = |source: FilePatternError| {
+            PipelineProblem::Unreadable { field: "files", source: source.into() }.at_place(place)
+        };
+        check_file_pattern(&pattern.value).map_err(unreadable)?;
+    }
+    Ok(patterns.into_iter().map(|pattern| pattern.value).collect())
 }
 
 /// Reads the terms of a module's `where`.

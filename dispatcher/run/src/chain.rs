@@ -34,8 +34,10 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use ion_jobs::metrics::ChainMetrics;
 use ion_jobs::pipeline::{Link, Module};
+use ion_jobs::version::ModuleVersions;
 use ion_model::event::Event;
 use ion_model::id::{EventId, JobId};
+use ion_model::usage::AttemptUsage;
 use ion_plane::node::Node;
 use ion_stores::Guard;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -43,7 +45,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use self::flow::Flow;
-use self::outcome::LinkEnd;
+use self::outcome::{LinkEnd, total_usage};
 use self::pool::{PoolLease, Pools};
 use self::record::Recording;
 pub use self::record::STDIN;
@@ -163,6 +165,11 @@ impl ChainRemains {
     pub fn link_stderrs(&self) -> impl Iterator<Item = (&str, &Bytes)> {
         self.links.iter().map(|end| (end.link.name.as_str(), &end.stderr))
     }
+
+    /// Returns what the links used together.
+    pub fn usage(&self) -> AttemptUsage {
+        total_usage(&self.links)
+    }
 }
 
 /// The failure of a run: which link failed, and how.
@@ -217,6 +224,7 @@ pub struct LinkRuntime {
 pub struct Chains {
     node: Arc<Node>,
     pools: Pools,
+    versions: ModuleVersions,
     /// One permit for each run of [`Self::start`] that may go on.
     places: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
@@ -229,10 +237,13 @@ impl Chains {
     /// Returns a runner whose processes start with `places`. The environment of each process of
     /// this machine begins with `env`.
     pub fn new(node: Arc<Node>, places: LinkRuntime, env: Vec<(String, String)>) -> Arc<Self> {
+        let path = env.iter().find(|(key, _)| key == "PATH").map_or("", |(_, path)| path);
+        let versions = ModuleVersions::new(node.plane.clone(), path);
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let (processes, metrics) = (node.settings.limits.processes, Arc::<ChainMetrics>::default());
         Arc::new(Self {
             pools: Pools::new(places, env, processes, metrics.clone()),
+            versions,
             node,
             places: Arc::new(Semaphore::new(PLACES_EACH * processors)),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
@@ -297,7 +308,12 @@ impl Chains {
     ) -> ChainResult {
         let ChainRequest { module, event, stored, input } = run;
         let used = self.pools.begin_run(&module);
-        let recording = Recording::new(&self.node, module.clone(), event, stored);
+        // Whoever runs an attempt of the chain's job records its version.
+        let version = match stored {
+            InputState::Not => Some(self.versions.current(&module).await),
+            InputState::By { .. } => None,
+        };
+        let recording = Recording::new(&self.node, module.clone(), event, stored, version);
         let flow = Flow { used: &used, module: &module, recording: &recording };
         let mut outcome = flow.run(input, live, stop).await;
         let end = recording.record_rest(&mut outcome).await;

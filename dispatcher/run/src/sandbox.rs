@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ion_model::limits::bytes_in_words;
+use ion_model::usage::AttemptUsage;
 use ion_system::sys;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
@@ -166,7 +167,27 @@ enum InitReport {
     Started,
     Failed(String),
     CannotRun(String),
-    Exited(ProcessExit),
+    Exited { exit: ProcessExit, usage: Option<ProcessUsage> },
+}
+
+/// What a job's processes used, from its start to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ProcessUsage {
+    /// Their processor time, in microseconds.
+    pub(crate) cpu_micros: u64,
+    /// Their most memory, in bytes, as [`AttemptUsage::peak_bytes`] counts it.
+    pub(crate) peak_bytes: u64,
+}
+
+impl ProcessUsage {
+    /// Returns it as a part of an attempt's usage.
+    pub(crate) fn to_attempt_usage(self) -> AttemptUsage {
+        AttemptUsage {
+            cpu_ms: Some((self.cpu_micros + 500) / 1000),
+            peak_bytes: Some(self.peak_bytes),
+            ..AttemptUsage::default()
+        }
+    }
 }
 
 /// A running job's processes. Dropping it kills them.
@@ -177,6 +198,8 @@ pub struct Sandbox {
     init: OwnedFd,
     /// How the module ended, once `job-init` has reported it.
     exit: Option<ProcessExit>,
+    /// What its processes used, if `job-init` has reported it.
+    usage: Option<ProcessUsage>,
     /// Its `job-init` removes control groups at the end, and must live until then.
     tidies_up: bool,
     _image: Option<Arc<File>>,
@@ -324,7 +347,8 @@ impl ForkServer {
             (InitReport::Failed(reason), _) => Err(SandboxError::Failed(reason)),
             (InitReport::CannotRun(reason), _) => Err(SandboxError::CannotRun(reason)),
             (report, Some(init)) => {
-                let sandbox = Sandbox { socket, init, exit: None, tidies_up, _image: image };
+                let sandbox =
+                    Sandbox { socket, init, exit: None, usage: None, tidies_up, _image: image };
                 Ok((sandbox, report, descriptors.next()))
             }
             _ => Err(SandboxError::Silent),
@@ -399,7 +423,10 @@ impl Sandbox {
             return Ok(exit);
         }
         match receive_report(&self.socket).await? {
-            (InitReport::Exited(exit), _) => Ok(*self.exit.insert(exit)),
+            (InitReport::Exited { exit, usage }, _) => {
+                self.usage = usage;
+                Ok(*self.exit.insert(exit))
+            }
             (InitReport::Failed(reason), _) => Err(SandboxError::Failed(reason)),
             (InitReport::CannotRun(reason), _) => Err(SandboxError::CannotRun(reason)),
             _ => Err(SandboxError::Silent),
@@ -413,6 +440,12 @@ impl Sandbox {
         // process as ended.
         let _ = tokio::time::timeout(START_WAIT, sys::wait_for_exit(&self.init)).await;
         Ok(exit)
+    }
+
+    /// Returns what the job's processes used. It is known once they have ended, if their `job-init`
+    /// was not killed before.
+    pub(crate) fn usage(&self) -> Option<ProcessUsage> {
+        self.usage
     }
 
     /// Returns, without waiting, whether the program has ended. Only for a program without a tree.

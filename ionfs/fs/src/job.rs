@@ -12,6 +12,7 @@ use ion_model::event::{Event, FileEntry, KeyValue, event_json};
 use ion_model::id::JobId;
 use ion_model::limits::Limits;
 use ion_model::record::{FailedRead, FailedReads};
+use ion_model::usage::AttemptUsage;
 use ion_plane::address::{FileUrls, addresses};
 use ion_plane::commit::{Committer, Origin, Receipt, Rejection, TooDeep};
 use ion_plane::node::{Node as Daemon, job_dir};
@@ -101,6 +102,9 @@ pub struct TreeOutcome {
     /// The job's reads that Ion could not answer. A job with any of them fails.
     #[serde(default, skip_serializing_if = "FailedReads::is_empty")]
     pub failed_reads: FailedReads,
+    /// The bytes that were fetched and stored for the job. A tree knows nothing of processes.
+    #[serde(default, skip_serializing_if = "AttemptUsage::is_empty")]
+    pub usage: AttemptUsage,
 }
 
 impl TreeOutcome {
@@ -223,6 +227,11 @@ impl JobTree {
             exceeded: self.output.exceeded(),
             no_room: self.output.no_room(),
             failed_reads: self.reads.failed_reads(),
+            usage: AttemptUsage {
+                fetched_bytes: Some(self.reads.fetched().bytes()),
+                stored_bytes: Some(self.output.bytes_stored()),
+                ..AttemptUsage::default()
+            },
         }
     }
 }

@@ -179,6 +179,11 @@ impl Output {
         self.staging.shown_path(ino)
     }
 
+    /// Returns the bytes of the files that were stored as blobs.
+    pub(crate) fn bytes_stored(&self) -> u64 {
+        self.uploads.bytes_stored()
+    }
+
     /// Returns the bytes that uploads have moved.
     pub(crate) fn bytes_moved(&self) -> u64 {
         self.uploads.bytes_moved()

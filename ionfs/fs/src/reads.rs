@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ion_model::clock;
 use ion_model::errors::error_chain;
 use ion_model::record::{FailedRead, FailedReads, ReadFailureCause};
-use ion_plane::cache::CacheError;
+use ion_plane::cache::{CacheError, FetchCount};
 use ion_stores::StoreError;
 
 use super::Errno;
@@ -104,16 +104,19 @@ fn failed_read(path: &str, failure: &ReadFailure) -> FailedReads {
     log.failed_reads()
 }
 
-/// The failed reads of one tree, shared by everything that reads for it.
+/// What is known of the reads of one tree, shared by everything that reads for it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ReadLog(Arc<Mutex<FailedReads>>);
+pub(crate) struct ReadLog {
+    failed: Arc<Mutex<FailedReads>>,
+    fetched: FetchCount,
+}
 
 impl ReadLog {
     /// Records a failed read of the file or folder at `path`, as seen from `ION_DIR`. Returns the
     /// errno that the module receives.
     pub(crate) fn note(&self, path: &str, failure: &ReadFailure) -> Errno {
         let (path, reason) = (shorten(path), shorten(&failure.reason));
-        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         let same = |one: &FailedRead| {
             one.path == path && one.blob == failure.blob && one.cause == failure.cause
         };
@@ -138,7 +141,12 @@ impl ReadLog {
 
     /// Returns the reads that have failed so far.
     pub(crate) fn failed_reads(&self) -> FailedReads {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the count of the bytes that were fetched for these reads.
+    pub(crate) fn fetched(&self) -> &FetchCount {
+        &self.fetched
     }
 }
 

@@ -16,3 +16,5 @@ pub mod limits;
 pub mod record;
 pub mod term;
 pub mod text;
+pub mod usage;
+pub mod version;

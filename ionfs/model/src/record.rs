@@ -9,6 +9,8 @@ use serde_json::Value;
 use crate::clock::Millis;
 use crate::event::{Context, Event, FileEntry, KeyValue};
 use crate::id::{CorrelationId, EventId, JobId};
+use crate::usage::AttemptUsage;
+use crate::version::ModuleVersion;
 
 /// The state of a job (DESIGN.md section 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -120,6 +122,10 @@ pub struct Attempt {
     /// When its process began; `None` if it has not, or if an older Ion ran it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process_started: Option<Millis>,
+    /// What it ran: [`VersionRecord`](crate::version::VersionRecord) says more. None until its
+    /// process runs, and where no dispatcher runs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<ModuleVersion>,
     /// When it ended; `None` while it is in progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Millis>,
@@ -146,6 +152,9 @@ pub struct Attempt {
     /// The event files that were refused and not committed afterwards.
     #[serde(default, skip_serializing_if = "RefusedFiles::is_empty")]
     pub rejected: RefusedFiles,
+    /// What it used, as far as that is known.
+    #[serde(default, skip_serializing_if = "AttemptUsage::is_empty")]
+    pub usage: AttemptUsage,
 }
 
 fn is_zero(bytes: &u64) -> bool {
@@ -159,6 +168,7 @@ impl Attempt {
             number,
             started,
             process_started: None,
+            version: None,
             ended: None,
             end: None,
             exit_code: None,
@@ -167,6 +177,7 @@ impl Attempt {
             log_left_out: 0,
             failed_reads: FailedReads::default(),
             rejected: RefusedFiles::default(),
+            usage: AttemptUsage::default(),
         }
     }
 }

@@ -30,7 +30,7 @@ use ion_system::metrics::PlaneMetrics;
 use tokio::sync::Semaphore;
 
 use self::blob::LocalFileKind;
-pub use self::blob::{BlobReader, CachedBlob};
+pub use self::blob::{BlobReader, CachedBlob, FetchCount};
 use self::buffer::Buffers;
 use self::disk::DiskCache;
 use self::memory::BlockMemory;

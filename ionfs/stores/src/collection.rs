@@ -14,7 +14,8 @@ pub enum Collection {
     /// Tickets: one for each attempt whose tree a pod may mount. See `ion_csi::ticket`.
     Tickets,
     /// Facts about the plane as a whole: see [`crate::registry`] and
-    /// [`crate::get_or_set_plane_id`].
+    /// [`crate::get_or_set_plane_id`]. Also the versions of its modules: see
+    /// `ion_model::version::VersionRecord`.
     Plane,
 }
 

@@ -3,6 +3,7 @@
 
 use std::ffi::CString;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -221,6 +222,41 @@ pub fn kill_namespace(signal: Signal) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// What this process's children used that have ended and were waited for, with their own such
+/// children.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChildUsage {
+    /// Their processor time, in user and in kernel mode, in microseconds.
+    pub cpu_micros: u64,
+    /// The resident memory of the largest of them at its largest, in bytes. A new process counts
+    /// what it shares with its parent until it runs its own program.
+    pub peak_bytes: u64,
+}
+
+/// Returns what this process's children used so far.
+///
+/// # Errors
+/// Returns the kernel's error; it has no reason for one.
+pub fn child_usage() -> io::Result<ChildUsage> {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the call writes one `rusage` to memory of that size, and nothing else.
+    if unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the memory was zeroed, which is a valid `rusage`, and the call has filled it.
+    let usage = unsafe { usage.assume_init() };
+    let number = |value: libc::c_long| u64::try_from(value).unwrap_or(0);
+    let micros = |time: libc::timeval| {
+        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+        seconds.saturating_mul(1_000_000).saturating_add(number(time.tv_usec))
+    };
+    Ok(ChildUsage {
+        cpu_micros: micros(usage.ru_utime).saturating_add(micros(usage.ru_stime)),
+        // The kernel counts in KiB.
+        peak_bytes: number(usage.ru_maxrss).saturating_mul(1024),
+    })
 }
 
 /// Waits until a process has ended, given a descriptor of that process (`pidfd_open`).

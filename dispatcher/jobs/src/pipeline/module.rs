@@ -148,6 +148,10 @@ pub struct Module {
     /// The variables that it adds to the environment of its programs.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// The files that belong to it beside its program, as patterns of paths below the working
+    /// folder. Its version changes with them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
     /// When its events are committed.
     #[serde(default)]
     pub commit: CommitMode,
@@ -214,6 +218,7 @@ impl Module {
             link_settings: LinkSettings::default(),
             privileged: false,
             env: BTreeMap::new(),
+            files: vec![],
             commit: CommitMode::default(),
             api: ModuleApi::default(),
             urls: FileUrls::default(),

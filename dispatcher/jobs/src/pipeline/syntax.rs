@@ -167,6 +167,7 @@ fn allowed_values(field: &str) -> Option<String> {
         "on-dead" => "wait or go: what a gathering module does about a dead job",
         "run" => "a list of the program and its arguments, as in run: [./resize.sh, --fast]",
         "image" => "an image, as in image: \"registry.example/tools:v1\"",
+        "files" => "a list of paths, as in files: [\"lib/*.py\", model.onnx]",
         "env" => "a map of texts, as in env: {FPS: \"1\"}",
         "commit" => "on-close or on-success",
         "api" => "none or sidecar",

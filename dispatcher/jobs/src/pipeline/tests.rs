@@ -106,6 +106,9 @@ fn each_mistake_is_named_with_its_line_and_the_way_out() {
             "\"where\": the term \"score>=high\" compares with \"high\", which is no number; a term \
              is, for example, score>=0.8",
         ),
+        (module("files: [../lib/a.py]"), "p.yaml:5:", "below the pipeline file's folder"),
+        (module("files: lib"), "p.yaml:5:", "as in files: [\"lib/*.py\", model.onnx]"),
+        (module("image: i\n    files: [a.py]"), "p.yaml:6:", "an image has its files in it"),
         (module("where: [\"@start\"]"), "p.yaml:5:", "which only `ion find` takes"),
         (module("timeout: soon"), "p.yaml:5:", "write it as 30s"),
         (module("concurrency: 0"), "p.yaml:5:", "1 to 10000 jobs at a time are allowed"),

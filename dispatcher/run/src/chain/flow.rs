@@ -28,7 +28,7 @@ use super::pool::{LinkStartError, PoolLease};
 use super::record::{FlowOutcome, Recording};
 use super::spool::{Spool, SpooledBlob, Storing};
 use super::{Input, PIECES};
-use crate::sandbox::{PipedStreams, ProcessExit, Sandbox, SandboxError};
+use crate::sandbox::{PipedStreams, ProcessExit, ProcessUsage, Sandbox, SandboxError};
 
 /// The most bytes of one read from a link: what a pipe holds.
 const PIECE: usize = 64 << 10;
@@ -193,9 +193,9 @@ impl Flow<'_> {
     ) -> LinkEnd {
         let started = clock::now();
         let kept = Mutex::new(BytesMut::new());
-        let (how, wrote) = match taken {
+        let (how, used, wrote) = match taken {
             Ok(piped) => self.supervise_link(index, piped, from, to, &kept, give_up).await,
-            Err(error) => (LinkExit::NotStarted(error_chain(&error)), None),
+            Err(error) => (LinkExit::NotStarted(error_chain(&error)), None, None),
         };
         let (storing, left) = wrote.unzip();
         if !how.ended_well() {
@@ -220,7 +220,7 @@ impl Flow<'_> {
         };
         let link = self.module.links[index].clone();
         let stderr = kept.into_inner().unwrap_or_else(PoisonError::into_inner).freeze();
-        LinkEnd { link, how, started, ended: clock::now(), stderr, output, _left: left }
+        LinkEnd { link, how, started, ended: clock::now(), stderr, output, used, _left: left }
     }
 
     async fn supervise_link(
@@ -231,7 +231,7 @@ impl Flow<'_> {
         to: OutputReceiver,
         kept: &Mutex<BytesMut>,
         give_up: &CancellationToken,
-    ) -> (LinkExit, Option<(Storing, Sandbox)>) {
+    ) -> (LinkExit, Option<ProcessUsage>, Option<(Storing, Sandbox)>) {
         let PipedStreams { mut sandbox, stdin, stdout, stderr } = piped;
         let timeout = self.module.timeout;
         // When the next link closed its stdin, if it did.
@@ -280,10 +280,10 @@ impl Flow<'_> {
             }
         };
         match done {
-            Ok((how, storing)) => (how, Some((storing, sandbox))),
+            Ok((how, storing)) => (how, sandbox.usage(), Some((storing, sandbox))),
             Err(why) => {
-                kill_link(sandbox).await;
-                (why, None)
+                kill_link(&mut sandbox).await;
+                (why, sandbox.usage(), None)
             }
         }
     }
@@ -366,7 +366,7 @@ fn to_link_exit(exit: Result<ProcessExit, SandboxError>) -> LinkExit {
 }
 
 /// Kills a link's processes and waits until they have ended.
-async fn kill_link(mut sandbox: Sandbox) {
+async fn kill_link(sandbox: &mut Sandbox) {
     sandbox.kill().await;
     if tokio::time::timeout(GONE_WAIT, sandbox.wait_for_exit()).await.is_err() {
         tracing::warn!("a killed link has not ended yet");

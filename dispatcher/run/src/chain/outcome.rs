@@ -5,9 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use ion_jobs::pipeline::Link;
 use ion_model::clock::Millis;
+use ion_model::usage::AttemptUsage;
 
 use super::spool::SpooledBlob;
-use crate::sandbox::{ProcessExit, Sandbox, out_of_memory_words};
+use crate::sandbox::{ProcessExit, ProcessUsage, Sandbox, out_of_memory_words};
 
 /// How one link ended, and what it wrote.
 #[derive(Debug)]
@@ -19,8 +20,24 @@ pub(super) struct LinkEnd {
     pub(super) stderr: Bytes,
     /// All that it wrote, if it ended well.
     pub(super) output: Option<SpooledBlob>,
+    /// What its processes used, if that is known.
+    pub(super) used: Option<ProcessUsage>,
     /// What is left of its processes. They are removed only after the run's answer is sent.
     pub(super) _left: Option<Sandbox>,
+}
+
+impl LinkEnd {
+    /// Returns what the link used, with the bytes that were stored of its output.
+    pub(super) fn usage(&self) -> AttemptUsage {
+        let stored = self.output.as_ref().map_or(0, |output| output.entry.size);
+        let used = self.used.map(ProcessUsage::to_attempt_usage).unwrap_or_default();
+        AttemptUsage { stored_bytes: Some(stored), ..used }
+    }
+}
+
+/// Returns what links used together: they run at the same time.
+pub(super) fn total_usage(links: &[LinkEnd]) -> AttemptUsage {
+    links.iter().map(LinkEnd::usage).fold(AttemptUsage::default(), AttemptUsage::plus_concurrent)
 }
 
 /// How a link ended.

@@ -18,13 +18,15 @@ use ion_model::id::{EventId, JobId};
 use ion_model::record::logs_prefix;
 use ion_model::record::{Attempt, AttemptEnd, JobRecord, JobState, LogRecord};
 use ion_model::text::format_tail;
+use ion_model::usage::AttemptUsage;
+use ion_model::version::ModuleVersion;
 use ion_plane::commit::{Refusal, TooDeep, create_with_documents};
 use ion_plane::node::Node;
 use ion_plane::upload::store_bytes_unsynced;
 use ion_stores::{Collection, DataPlane, Guard, Inserted, encode};
 use serde_json::Value;
 
-use super::outcome::{LinkEnd, LinkExit};
+use super::outcome::{LinkEnd, LinkExit, total_usage};
 use super::spool::{Spool, SpooledBlob};
 use super::{ChainEnd, InputState, Link, LinkFailure};
 use crate::sandbox::ProcessExit;
@@ -44,6 +46,8 @@ pub(super) struct Recording {
     module: Arc<Module>,
     first: Event,
     stored: InputState,
+    /// The chain's version; none where another process records it.
+    version: Option<ModuleVersion>,
     /// The largest allowed depth of its last event below the first one of its correlation.
     depth_max: u64,
     /// The most time that the stores may take for one recording.
@@ -104,12 +108,18 @@ pub(super) struct Step {
 }
 
 impl Recording {
-    pub(super) fn new(node: &Node, module: Arc<Module>, first: Event, stored: InputState) -> Self {
+    pub(super) fn new(
+        node: &Node,
+        module: Arc<Module>,
+        first: Event,
+        stored: InputState,
+        version: Option<ModuleVersion>,
+    ) -> Self {
         let steps = derive_steps(&module, &first.id).collect();
         let plane = Arc::new(node.plane.clone());
         let deadline = node.settings.commit_deadline;
         let depth_max = module.limits.apply_to(node.settings.limits).lineage_depth;
-        Self { plane, module, first, stored, depth_max, deadline, steps }
+        Self { plane, module, first, stored, version, depth_max, deadline, steps }
     }
 
     /// Returns the spool for the input; none where the input is an event's file already.
@@ -355,6 +365,8 @@ impl Recording {
             ended: Some(ended),
             end: Some(attempt_end),
             reason,
+            usage: total_usage(links),
+            version: self.version.clone(),
             ..Attempt::new(1, started)
         };
         self.job_record(self.chain_job_id(), &self.module.name, &self.first, state, attempt)
@@ -373,12 +385,19 @@ impl Recording {
             LinkExit::GivenUp => (JobState::Cancelled, AttemptEnd::Cancelled),
             _ => (JobState::Dead, AttemptEnd::Failed),
         };
+        // The chain's own job has both, for all links: sums over jobs would count them twice.
+        let (usage, version) = match self.is_single_link() {
+            true => (end.usage(), self.version.clone()),
+            false => (AttemptUsage::default(), None),
+        };
         let attempt = Attempt {
             ended: Some(end.ended),
             end: Some(attempt_end),
             exit_code: end.how.exit_code(),
             reason: (end.how != LinkExit::Exited(ProcessExit::Code(0))).then(|| end.how.in_words()),
             log,
+            usage,
+            version,
             ..Attempt::new(self.stored.attempt(), end.started)
         };
         self.job_record(

@@ -183,7 +183,15 @@ pub(super) fn decide_outcome(
     let staged = end == AttemptEnd::Succeeded && commit == CommitMode::OnSuccess;
     let failed_reads = outcome.failed_reads.clone().shortened(RECORDED_MAX);
     let rejected = recorded_refusals(&outcome.rejections);
-    AttemptOutcome { end, exit_code, reason, log: None, staged, failed_reads, rejected }
+    AttemptOutcome {
+        exit_code,
+        reason,
+        staged,
+        failed_reads,
+        rejected,
+        usage: outcome.usage,
+        ..AttemptOutcome::from_end(end)
+    }
 }
 
 /// Returns the refused event files as the attempt's record keeps them.

@@ -18,7 +18,8 @@ use ion_model::checksum::BLOCK_BYTES;
 use ion_model::errors::{error_chain, is_no_room};
 use ion_model::event::{Context, FileEntry};
 use ion_model::record::{AttemptEnd, FailedReads};
-use ion_plane::cache::{BlobReader, CacheError};
+use ion_model::usage::AttemptUsage;
+use ion_plane::cache::{BlobReader, CacheError, FetchCount};
 use ion_plane::commit::Fence;
 use ion_plane::node::{Node, job_dir, live_log_path};
 use ion_stores::StoreError;
@@ -40,8 +41,8 @@ use super::{AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
 use crate::chain::{ChainEnd, ChainRequest, Chains, Input, InputState, LinkRuntime};
 use crate::container::{ContainerRequest, Containers};
 use crate::sandbox::{
-    self, Covers, ForkServer, ProcessExit, Rights, Sandbox, SandboxCommand, SandboxContainer,
-    SandboxError, SandboxMode,
+    self, Covers, ForkServer, ProcessExit, ProcessUsage, Rights, Sandbox, SandboxCommand,
+    SandboxContainer, SandboxError, SandboxMode,
 };
 
 /// The wait between SIGTERM and SIGKILL. A shorter wait cuts off modules that tidy up; a longer
@@ -93,6 +94,21 @@ pub struct LocalExecutor {
     covers: Arc<Covers>,
     chains: Arc<Chains>,
     output: Option<Arc<dyn OutputWatcher>>,
+}
+
+/// The process of an attempt that has ended.
+struct RanProcess {
+    end: ProcessEnd,
+    /// What its processes used, if that is known.
+    usage: Option<ProcessUsage>,
+    /// The span that began when the process ended.
+    exit: Span,
+}
+
+impl RanProcess {
+    fn not_started(end: ProcessEnd) -> Self {
+        Self { end, usage: None, exit: exit_span() }
+    }
 }
 
 impl LocalExecutor {
@@ -207,7 +223,8 @@ impl LocalExecutor {
                 }
             },
         };
-        let (ran, exit) = self.run_process(start, &tree, api.as_ref(), stop, log).await;
+        let RanProcess { end: ran, usage, exit } =
+            self.run_process(start, &tree, api.as_ref(), stop, log).await;
         let word = match api {
             Some(api) => api.close().await,
             None => CompletionReport::NotAsked,
@@ -215,7 +232,10 @@ impl LocalExecutor {
         if let Some(left) = &self.settings.left {
             left.collect(&tree, &folder.join("left")).await;
         }
-        let outcome = tree.finish().instrument(exit).await;
+        let mut outcome = tree.finish().instrument(exit).await;
+        if let Some(used) = usage {
+            outcome.usage = outcome.usage.plus_concurrent(used.to_attempt_usage());
+        }
         decide_outcome(ran.with_completion(word), &outcome, commit)
     }
 
@@ -248,7 +268,8 @@ impl LocalExecutor {
         };
         let AttemptStart { module, event, running, .. } = start;
         let unread = Arc::new(OnceLock::new());
-        let input = stream_files(self.node.clone(), files, unread.clone());
+        let fetched = FetchCount::default();
+        let input = stream_files(self.node.clone(), files, unread.clone(), fetched.clone());
         let run = ChainRequest { module: Arc::new(module), event, stored, input };
         let _ = running.send(());
         let cancel = CancellationToken::new();
@@ -265,7 +286,10 @@ impl LocalExecutor {
             log.note(&format!("link {link} said:"));
             log.append(words);
         }
-        match (ran.end, stopped) {
+        let fetched =
+            AttemptUsage { fetched_bytes: Some(fetched.bytes()), ..AttemptUsage::default() };
+        let usage = ran.left.usage().plus_concurrent(fetched);
+        let outcome = match (ran.end, stopped) {
             (ChainEnd::Well { .. }, _) => AttemptOutcome {
                 exit_code: Some(0),
                 ..AttemptOutcome::from_end(AttemptEnd::Succeeded)
@@ -282,11 +306,11 @@ impl LocalExecutor {
                 let failed_reads = unread.get().cloned().unwrap_or_default();
                 AttemptOutcome { failed_reads, ..AttemptOutcome::failed(reason) }
             }
-        }
+        };
+        AttemptOutcome { usage, ..outcome }
     }
 
-    /// Runs the process; its tree is unmounted when this returns. The returned span begins when the
-    /// process ends.
+    /// Runs the process; its tree is unmounted when this returns.
     async fn run_process(
         &self,
         start: AttemptStart,
@@ -294,7 +318,7 @@ impl LocalExecutor {
         api: Option<&Sidecar>,
         mut stop: watch::Receiver<Option<StopReason>>,
         log: &JobLog,
-    ) -> (ProcessEnd, Span) {
+    ) -> RanProcess {
         let job = &start.job;
         let plain = self.node.settings.home.join("mnt").join(format!("{}-{}", job.id, job.attempt));
         let mount_at = start.module.base_dir();
@@ -316,7 +340,7 @@ impl LocalExecutor {
                 };
                 match self.make_container(request, &mut stop).await {
                     Ok(container) => Some(Box::new(container)),
-                    Err(end) => return (end, exit_span()),
+                    Err(end) => return RanProcess::not_started(end),
                 }
             }
         };
@@ -345,7 +369,7 @@ impl LocalExecutor {
         let (mut sandbox, output, mounted) =
             match self.spawn_and_mount(command, tree, &plain).instrument(mounting).await {
                 Ok(mounted) => mounted,
-                Err(not_started) => return (not_started, exit_span()),
+                Err(end) => return RanProcess::not_started(end),
             };
         self.node.metrics.mounts.observe_since(begun);
         let log = live_log_path(&self.node.settings.home, &job.id, job.attempt);
@@ -360,7 +384,7 @@ impl LocalExecutor {
             Err(SandboxError::CannotRun(reason)) => ProcessEnd::CannotRun(reason),
             Err(error) => ProcessEnd::NotStarted(error_chain(&error)),
         };
-        let exit = exit_span();
+        let (exit, usage) = (exit_span(), sandbox.usage());
         // Dropping it kills every process that is left, and the mount goes with them.
         drop(sandbox);
         self.unmount(mounted, &plain).await;
@@ -369,7 +393,7 @@ impl LocalExecutor {
         if tokio::time::timeout(GONE_WAIT, reading).await.is_err() {
             tracing::warn!(job = %job.id, "the job's output did not end with it");
         }
-        (ran, exit)
+        RanProcess { end: ran, usage, exit }
     }
 
     /// Makes a container. This may take long: an image may have to be fetched first. The error is
@@ -529,11 +553,12 @@ fn to_process_end(exit: Result<ProcessExit, SandboxError>) -> ProcessEnd {
 }
 
 /// Returns the bytes of an event's files, one file after the other. A read that fails ends them,
-/// and is stored in `unread`.
+/// and is stored in `unread`. What is fetched for them counts in `fetched`.
 fn stream_files(
     node: Arc<Node>,
     files: Vec<FileEntry>,
     unread: Arc<OnceLock<FailedReads>>,
+    fetched: FetchCount,
 ) -> Input {
     let pieces = move |file: FileEntry| {
         let (unread, name) = (unread.clone(), file.name.clone());
@@ -541,7 +566,8 @@ fn stream_files(
             let failed = unread.get_or_init(|| failed_read_of_blob(&name, error));
             io::Error::other(failed.in_words().unwrap_or_default())
         };
-        let open = node.cache.open(&file).map(BlobReader::new).map_err(|error| failed(&error));
+        let open = node.cache.open(&file).map(|blob| BlobReader::counted(blob, &fetched));
+        let open = open.map_err(|error| failed(&error));
         let begin = open.map(|reader| (reader, 0, failed));
         stream::iter([begin])
             .and_then(|begin| async { Ok(stream::try_unfold(begin, next_piece)) })

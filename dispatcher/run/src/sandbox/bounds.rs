@@ -13,6 +13,7 @@ use std::time::Duration;
 use ion_system::patience::Retry;
 use serde::{Deserialize, Serialize};
 
+use super::ProcessUsage;
 use super::error::InitError;
 
 /// The file that a process writes to enter a group.
@@ -83,6 +84,29 @@ impl CgroupLimits {
         let text = fs::read_to_string(counter).ok()?;
         let killed = text.lines().find_map(|line| line.strip_prefix("oom_kill "))?;
         (killed.trim() != "0").then_some(*limit)
+    }
+
+    /// Returns what the processes of the groups used. A value that no group has is that of
+    /// `children`.
+    pub(super) fn usage(&self, children: Option<ProcessUsage>) -> Option<ProcessUsage> {
+        let number = |name: &str, from: fn(&str) -> Option<&str>| {
+            self.groups.iter().find_map(|group| {
+                let text = fs::read_to_string(group.folder.join(name)).ok()?;
+                from(&text)?.trim().parse::<u64>().ok()
+            })
+        };
+        let cpu_micros = number("cpu.stat", |text| {
+            text.lines().find_map(|line| line.strip_prefix("usage_usec "))
+        });
+        // The first version counts in nanoseconds.
+        let cpu_micros =
+            cpu_micros.or_else(|| Some(number("cpuacct.usage", |text| Some(text))? / 1000));
+        let peak_bytes = number("memory.peak", |text| Some(text))
+            .or_else(|| number("memory.max_usage_in_bytes", |text| Some(text)));
+        Some(ProcessUsage {
+            cpu_micros: cpu_micros.or(children.map(|children| children.cpu_micros))?,
+            peak_bytes: peak_bytes.or(children.map(|children| children.peak_bytes))?,
+        })
     }
 
     /// Removes the groups. Every process in them must have been reaped.

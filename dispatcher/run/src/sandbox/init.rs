@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use ion_model::errors::error_chain;
-use ion_system::sys::{self, Fork};
+use ion_system::sys::{self, ChildUsage, Fork};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Gid, Uid};
 use rustix::process::{
@@ -21,8 +21,8 @@ use rustix::thread::UnshareFlags;
 use super::error::InitError;
 use super::root::RootHandles;
 use super::{
-    BUNDLE, InitOrder, InitReport, ProcessExit, SandboxCommand, SandboxContainer, SandboxMode,
-    receive, rights, root, send,
+    BUNDLE, InitOrder, InitReport, ProcessExit, ProcessUsage, SandboxCommand, SandboxContainer,
+    SandboxMode, receive, rights, root, send,
 };
 
 /// How often orphans that have ended are reaped while the module runs.
@@ -283,9 +283,10 @@ fn supervise(
     }
     kill_and_reap_all(command, child);
     let exit = status.map_or(ProcessExit::Signal(Signal::KILL.as_raw()), to_process_exit);
+    let usage = child_usage();
     let ended = match &command.container {
-        Some(container) => report_container_end(container, exit),
-        None => InitReport::Exited(exit),
+        Some(container) => report_container_end(container, exit, usage),
+        None => InitReport::Exited { exit, usage },
     };
     let _ = send_report(socket, &ended, &[]);
     if command.mount_at.is_none() && command.container.is_none() {
@@ -301,16 +302,29 @@ fn wait_until_dropped(socket: BorrowedFd<'_>) {
     while receive_order(socket).is_some() {}
 }
 
-/// Returns the report of a container's end. Removes its control groups.
-fn report_container_end(container: &SandboxContainer, exit: ProcessExit) -> InitReport {
+/// Returns what all processes of the job used. Every one of them has ended and is a child of this
+/// process, or of one that was.
+fn child_usage() -> Option<ProcessUsage> {
+    let ChildUsage { cpu_micros, peak_bytes } = sys::child_usage().ok()?;
+    Some(ProcessUsage { cpu_micros, peak_bytes })
+}
+
+/// Returns the report of a container's end. Removes its control groups. `usage` is what this
+/// process's children used, the runtime among them; the groups know it of the container alone.
+fn report_container_end(
+    container: &SandboxContainer,
+    exit: ProcessExit,
+    usage: Option<ProcessUsage>,
+) -> InitReport {
     let out_of_memory = container.bounds.exceeded_memory_limit();
+    let usage = container.bounds.usage(usage);
     container.bounds.remove();
     match (exit, out_of_memory) {
-        (ProcessExit::Code(0), _) => InitReport::Exited(exit),
-        (_, Some(bytes)) => InitReport::Exited(ProcessExit::OutOfMemory(bytes)),
+        (ProcessExit::Code(0), _) => InitReport::Exited { exit, usage },
+        (_, Some(bytes)) => InitReport::Exited { exit: ProcessExit::OutOfMemory(bytes), usage },
         (_, None) => match read_runtime_error() {
             Some(error) => InitReport::Failed(format!("the container cannot be started: {error}")),
-            None => InitReport::Exited(exit),
+            None => InitReport::Exited { exit, usage },
         },
     }
 }

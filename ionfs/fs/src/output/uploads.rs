@@ -60,6 +60,8 @@ pub(super) struct StagedUploads {
     own_blobs: Arc<JobBlobs>,
     /// Bytes that uploads have moved. A request that waits for uploads may wait while this grows.
     moved: Arc<AtomicU64>,
+    /// Bytes of files that were stored as blobs.
+    stored: AtomicU64,
     /// Files as events named them, for their next reader on this node.
     named: Mutex<Vec<NamedFile>>,
 }
@@ -107,6 +109,7 @@ impl StagedUploads {
             closed: ClosedFiles::new(STORERS_MAX),
             own_blobs: JobBlobs::new(blobs, runtime, prefix),
             moved: Arc::default(),
+            stored: AtomicU64::new(0),
             named: Mutex::default(),
         })
     }
@@ -114,6 +117,11 @@ impl StagedUploads {
     /// Returns the bytes that uploads have moved.
     pub(super) fn bytes_moved(&self) -> u64 {
         self.moved.load(Ordering::Relaxed)
+    }
+
+    /// Returns the bytes of the files that were stored as blobs.
+    pub(super) fn bytes_stored(&self) -> u64 {
+        self.stored.load(Ordering::Relaxed)
     }
 
     /// Stores a closed file in the background, once it has rested.
@@ -263,6 +271,7 @@ impl StagedUploads {
             error => error.into(),
         })?;
         self.daemon.metrics.bytes_uploaded.add(entry.size);
+        self.stored.fetch_add(entry.size, Ordering::Relaxed);
         if let Some((generation, sums)) = written
             && sums.total() == entry.size
             && sums.finish() != entry.checksums

@@ -55,7 +55,7 @@ impl Tree {
                 // bytes.
                 let blob = open_blob(&self.daemon, &entry);
                 let blob = blob.map_err(|failure| self.read_failed(ino, &failure))?;
-                OpenInode::Blob(Arc::new(BlobReader::new(blob)))
+                OpenInode::Blob(Arc::new(BlobReader::counted(blob, self.reads.fetched())))
             }
         })
     }
@@ -118,7 +118,7 @@ impl Tree {
             && reader.blob().entry().size <= SMALL
         {
             self.fetch_next_of_walk(self.current_inode(ino));
-            reader.blob().prefetch_whole();
+            reader.prefetch_whole();
         }
     }
 
@@ -131,7 +131,7 @@ impl Tree {
         drop(walks);
         for entry in ahead {
             if let Ok(blob) = open_blob(&self.daemon, &entry) {
-                blob.prefetch_whole();
+                BlobReader::counted(blob, self.reads.fetched()).prefetch_whole();
             }
         }
     }

@@ -115,6 +115,22 @@ struct BlockRequest {
     waiting: Waiting,
 }
 
+/// Counts the bytes that are brought from the blob store for some readers. Clones count together.
+/// Bytes that several readers wait for count for the one that asked first.
+#[derive(Clone, Debug, Default)]
+pub struct FetchCount(Arc<AtomicU64>);
+
+impl FetchCount {
+    /// Returns the bytes so far.
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
 /// An open blob: its local file, and which blocks of the file may be read.
 #[derive(Debug)]
 pub struct CachedBlob {
@@ -199,10 +215,11 @@ impl CachedBlob {
     ///
     /// # Errors
     /// The error of the first block that could not be brought. It has been logged.
-    pub async fn read(
+    pub(super) async fn read(
         self: &Arc<Self>,
         offset: u64,
         length: u64,
+        fetched: &FetchCount,
     ) -> Result<Bytes, Arc<CacheError>> {
         let end = offset.saturating_add(length).min(self.entry.size);
         if offset >= end {
@@ -220,31 +237,24 @@ impl CachedBlob {
         let asked =
             |index: u64| ((index + 1) * self.block).min(end) - (index * self.block).max(offset);
         if first == last {
-            return Ok(part(first, &self.read_block(first, asked(first)).await?.bytes));
+            return Ok(part(first, &self.read_block(first, asked(first), fetched).await?.bytes));
         }
-        self.request_blocks(first..last + 1, BlockDemand::Reader);
+        self.request_blocks(first..last + 1, BlockDemand::Reader, fetched);
         let mut all = BytesMut::with_capacity(usize::try_from(end - offset).unwrap_or(0));
         for index in first..=last {
-            all.extend_from_slice(&part(index, &self.read_block(index, asked(index)).await?.bytes));
+            let block = self.read_block(index, asked(index), fetched).await?;
+            all.extend_from_slice(&part(index, &block.bytes));
         }
         Ok(all.freeze())
     }
 
     /// Starts to bring the blocks that overlap `range` if there is room in memory, and does not
     /// wait for them.
-    fn prefetch(self: &Arc<Self>, range: Range<u64>) {
+    fn prefetch(self: &Arc<Self>, range: Range<u64>, fetched: &FetchCount) {
         let end = range.end.min(self.entry.size);
         if range.start < end {
             let run = range.start / self.block..end.div_ceil(self.block);
-            self.request_blocks(run, BlockDemand::ReadAhead);
-        }
-    }
-
-    /// Starts to bring the whole blob if it comes from a store and there is room in memory, and
-    /// does not wait.
-    pub fn prefetch_whole(self: &Arc<Self>) {
-        if self.place == LocalFileKind::Node && self.present.count() < self.blocks {
-            self.prefetch(0..self.entry.size);
+            self.request_blocks(run, BlockDemand::ReadAhead, fetched);
         }
     }
 
@@ -253,6 +263,7 @@ impl CachedBlob {
         self: &Arc<Self>,
         index: u64,
         asked: u64,
+        fetched: &FetchCount,
     ) -> Result<Arc<CachedBlock>, Arc<CacheError>> {
         let metrics = &self.shared.metrics;
         let mut waited = false;
@@ -268,8 +279,8 @@ impl CachedBlob {
                 metrics.cache_misses.add(1);
             }
             let arriving = self.lock_arriving().get(&index).cloned();
-            let arriving =
-                arriving.or_else(|| self.request_blocks(index..index + 1, BlockDemand::Reader));
+            let arriving = arriving
+                .or_else(|| self.request_blocks(index..index + 1, BlockDemand::Reader, fetched));
             // `None`: the block has arrived in between.
             let Some(mut arriving) = arriving else { continue };
             // An error: the read-ahead that was to bring the block found no room. The loop now
@@ -295,6 +306,7 @@ impl CachedBlob {
         self: &Arc<Self>,
         run: Range<u64>,
         demand: BlockDemand,
+        fetched: &FetchCount,
     ) -> Option<watch::Receiver<BlockOutcome>> {
         let mut requests: Vec<BlockRequest> = Vec::new();
         let mut last = None;
@@ -330,16 +342,20 @@ impl CachedBlob {
             }
         }
         for BlockRequest { from, mut waiting } in requests {
-            let this = self.clone();
+            let (this, fetched) = (self.clone(), fetched.clone());
             tokio::spawn(async move {
                 match from {
                     BlockSource::Disk => {
-                        while this.read_from_disk(&mut waiting, demand).await == DiskRead::Bad {
+                        while this.read_from_disk(&mut waiting, demand, &fetched).await
+                            == DiskRead::Bad
+                        {
                             let mut bad: Waiting = waiting.pop_front().into_iter().collect();
-                            this.fetch_from_store(&mut bad, BlockDemand::Reader).await;
+                            this.fetch_from_store(&mut bad, BlockDemand::Reader, &fetched).await;
                         }
                     }
-                    BlockSource::Store => this.fetch_from_store(&mut waiting, demand).await,
+                    BlockSource::Store => {
+                        this.fetch_from_store(&mut waiting, demand, &fetched).await
+                    }
                 }
                 // These blocks found no room in memory.
                 let mut arriving = this.lock_arriving();
@@ -373,6 +389,7 @@ impl CachedBlob {
         self: &Arc<Self>,
         waiting: &mut Waiting,
         demand: BlockDemand,
+        fetched: &FetchCount,
     ) -> DiskRead {
         while let Some((index, _)) = waiting.front() {
             let index = *index;
@@ -386,13 +403,12 @@ impl CachedBlob {
             });
             let error = match read.await {
                 Ok((true, bytes)) => {
-                    let counter = match self.place {
+                    match self.place {
                         LocalFileKind::Store if !self.sound.has(index) => {
-                            &self.shared.metrics.bytes_fetched
+                            self.count_fetched(bytes.len() as u64, fetched);
                         }
-                        _ => &self.shared.metrics.bytes_cached,
-                    };
-                    counter.add(bytes.len() as u64);
+                        _ => self.shared.metrics.bytes_cached.add(bytes.len() as u64),
+                    }
                     self.sound.set(index);
                     self.deliver_first(waiting, CachedBlock::new(bytes, room));
                     continue;
@@ -417,7 +433,12 @@ impl CachedBlob {
 
     /// Fetches blocks from the store in one request. If the request breaks off, fetches the
     /// remaining blocks again.
-    async fn fetch_from_store(self: &Arc<Self>, waiting: &mut Waiting, demand: BlockDemand) {
+    async fn fetch_from_store(
+        self: &Arc<Self>,
+        waiting: &mut Waiting,
+        demand: BlockDemand,
+        fetched: &FetchCount,
+    ) {
         let again = |failed: FailedTry<'_, CacheError>| match failed.error {
             CacheError::Store { source: StoreError::Unavailable { .. }, .. } => true,
             // The network may have damaged the bytes.
@@ -428,7 +449,7 @@ impl CachedBlob {
         let blocks = tokio::sync::Mutex::new(&mut *waiting);
         let fetch = async |_| {
             let mut waiting = blocks.lock().await;
-            self.try_fetch(&mut waiting, demand).await
+            self.try_fetch(&mut waiting, demand, fetched).await
         };
         if let Err(error) = FETCH.run(fetch, again).await {
             self.fail_waiting(waiting, error);
@@ -442,6 +463,7 @@ impl CachedBlob {
         self: &Arc<Self>,
         waiting: &mut Waiting,
         demand: BlockDemand,
+        fetched: &FetchCount,
     ) -> Result<(), CacheError> {
         let (Some((first, _)), Some((last, _))) = (waiting.front(), waiting.back()) else {
             return Ok(());
@@ -468,7 +490,7 @@ impl CachedBlob {
                 empty = left;
             }
             let bytes = buffer.share();
-            self.shared.metrics.bytes_fetched.add(bytes.len() as u64);
+            self.count_fetched(bytes.len() as u64, fetched);
             if !self.entry.checksums.block_matches(index, &bytes) {
                 return Err(corrupt());
             }
@@ -477,6 +499,11 @@ impl CachedBlob {
             self.keep_on_disk(index, block);
         }
         Ok(())
+    }
+
+    fn count_fetched(&self, bytes: u64, fetched: &FetchCount) {
+        self.shared.metrics.bytes_fetched.add(bytes);
+        fetched.add(bytes);
     }
 
     /// Delivers the first waiting block to its readers.
@@ -542,12 +569,19 @@ pub struct BlobReader {
     blob: Arc<CachedBlob>,
     begun: AtomicBool,
     ahead: Mutex<ReadAhead>,
+    fetched: FetchCount,
 }
 
 impl BlobReader {
     /// Makes a reader that has not read anything yet.
     pub fn new(blob: Arc<CachedBlob>) -> Self {
-        Self { blob, begun: AtomicBool::new(false), ahead: Mutex::default() }
+        Self::counted(blob, &FetchCount::default())
+    }
+
+    /// Makes such a reader. What is fetched for it counts in `fetched`, too.
+    pub fn counted(blob: Arc<CachedBlob>, fetched: &FetchCount) -> Self {
+        let fetched = fetched.clone();
+        Self { blob, begun: AtomicBool::new(false), ahead: Mutex::default(), fetched }
     }
 
     /// Returns the blob that it reads.
@@ -560,11 +594,20 @@ impl BlobReader {
         !self.begun.load(Ordering::Relaxed) && !self.begun.swap(true, Ordering::Relaxed)
     }
 
-    /// Reads like [`CachedBlob::read`], and starts to bring the bytes that are likely to be read
-    /// next.
+    /// Starts to bring the whole blob if it comes from a store and there is room in memory, and
+    /// does not wait.
+    pub fn prefetch_whole(&self) {
+        let blob = &self.blob;
+        if blob.place == LocalFileKind::Node && blob.present.count() < blob.blocks {
+            blob.prefetch(0..blob.entry.size, &self.fetched);
+        }
+    }
+
+    /// Reads up to `length` bytes from `offset`, fewer only at the blob's end. Brings the blocks
+    /// that it needs, and starts to bring the bytes that are likely to be read next.
     ///
     /// # Errors
-    /// As [`CachedBlob::read`].
+    /// The error of the first block that could not be brought. It has been logged.
     pub async fn read(&self, offset: u64, length: u64) -> Result<Bytes, Arc<CacheError>> {
         let blob = &self.blob;
         let end = offset.saturating_add(length).min(blob.entry.size);
@@ -574,10 +617,10 @@ impl BlobReader {
             // The requested blocks come before those that may be read next.
             if offset < end {
                 let run = offset / blob.block..end.div_ceil(blob.block);
-                blob.request_blocks(run, BlockDemand::Reader);
+                blob.request_blocks(run, BlockDemand::Reader, &self.fetched);
             }
-            blob.prefetch(ahead);
+            blob.prefetch(ahead, &self.fetched);
         }
-        blob.read(offset, length).await
+        blob.read(offset, length, &self.fetched).await
     }
 }

@@ -159,6 +159,14 @@ async fn read_in_pieces(cache: &Cache, entry: &FileEntry, piece: u64) -> Vec<u8>
 }
 
 /// Waits until every block has been written to the cache's file in the background.
+async fn read_range(
+    blob: &Arc<CachedBlob>,
+    offset: u64,
+    length: u64,
+) -> Result<Bytes, Arc<CacheError>> {
+    blob.read(offset, length, &FetchCount::default()).await
+}
+
 async fn wait_until_whole(blob: &Arc<CachedBlob>) {
     for _ in 0..1000 {
         if blob.whole_file().is_some() {
@@ -195,17 +203,19 @@ async fn one_fetch_however_many_wait_and_no_more_than_the_blocks_asked_for() {
     let entry = bench.store_blob("a", &bytes).await;
     let cache = bench.new_cache(CacheLimits::default());
     let blob = cache.open(&entry).expect("open");
-    let reads = (0..50).map(|_| blob.read(7 * BLOCK_BYTES + 5, 4096));
+    let fetched = FetchCount::default();
+    let reads = (0..50).map(|_| blob.read(7 * BLOCK_BYTES + 5, 4096, &fetched));
     for read in join_all(reads).await {
         assert!(read.expect("read")[..] == bytes[(7 * BLOCK_BYTES + 5) as usize..][..4096]);
     }
     assert_eq!((bench.metrics.bytes_fetched.get(), bench.requests()), (BLOCK_BYTES, 1));
+    assert_eq!(fetched.bytes(), BLOCK_BYTES);
     // Reads across the boundary of two blocks, and beyond the end.
-    let two = blob.read(10 * BLOCK_BYTES - 10, 20).await.expect("read");
+    let two = read_range(&blob, 10 * BLOCK_BYTES - 10, 20).await.expect("read");
     assert!(two[..] == bytes[(10 * BLOCK_BYTES - 10) as usize..][..20]);
     assert_eq!(bench.metrics.bytes_fetched.get(), 3 * BLOCK_BYTES);
-    assert_eq!(blob.read(20 * BLOCK_BYTES - 3, 100).await.expect("read").len(), 3);
-    assert!(blob.read(20 * BLOCK_BYTES, 100).await.expect("read").is_empty());
+    assert_eq!(read_range(&blob, 20 * BLOCK_BYTES - 3, 100).await.expect("read").len(), 3);
+    assert!(read_range(&blob, 20 * BLOCK_BYTES, 100).await.expect("read").is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -239,7 +249,8 @@ async fn flipped_bits_are_noticed_wherever_they_flip() {
     bench.store_blob("other", &bytes).await;
     cache.shared.memory.drop_blob(0);
     assert!(
-        blob.read(5 * BLOCK_BYTES, 1).await.expect("read")[0] == bytes[5 * BLOCK_BYTES as usize]
+        read_range(&blob, 5 * BLOCK_BYTES, 1).await.expect("read")[0]
+            == bytes[5 * BLOCK_BYTES as usize]
     );
     // A bit flips in the store: nobody has the right bytes.
     let mut wrong = bytes.clone();
@@ -248,9 +259,10 @@ async fn flipped_bits_are_noticed_wherever_they_flip() {
     let entry = FileEntry { key: "b".into(), name: "b".into(), ..entry };
     bench.store_blob("b", &wrong).await;
     let blob = cache.open(&entry).expect("open");
-    let error = blob.read(4 * BLOCK_BYTES, 1).await.expect_err("it is not what was written");
+    let error =
+        read_range(&blob, 4 * BLOCK_BYTES, 1).await.expect_err("it is not what was written");
     assert!(error.to_string().contains("block 4 does not match its checksum"), "{error}");
-    assert!(blob.read(5 * BLOCK_BYTES, 1).await.is_ok(), "the others are");
+    assert!(read_range(&blob, 5 * BLOCK_BYTES, 1).await.is_ok(), "the others are");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -268,10 +280,11 @@ async fn a_request_that_breaks_off_goes_on_where_it_was() {
     );
     bench.wire.breaks.store(u64::MAX, Ordering::SeqCst);
     let entry = bench.store_blob("b", &bytes).await;
-    let error = cache.open(&entry).expect("open").read(0, 1).await;
+    let error = read_range(&cache.open(&entry).expect("open"), 0, 1).await;
     assert!(error.is_ok(), "its block had come");
     let gone = FileEntry { key: "gone".into(), ..entry };
-    let error = cache.open(&gone).expect("open").read(0, 1).await.expect_err("there is none");
+    let error =
+        read_range(&cache.open(&gone).expect("open"), 0, 1).await.expect_err("there is none");
     assert!(matches!(*error, CacheError::Store { source: StoreError::NoSuchBlob(_), .. }));
 }
 

@@ -48,7 +48,7 @@ pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static st
 
 /// Returns an example of each kind of query that Ion makes on a collection with indexes. Tests show
 /// with them that no backend reads a whole collection. Add each new kind of query here. The
-/// collections without indexes are small, and are read whole.
+/// collections without indexes are small, and are read whole or by the beginnings of ids.
 pub fn known_queries() -> Vec<Query> {
     let equal = |collection, fields: &[&'static str]| {
         Query::equal(collection, fields.iter().map(|field| (*field, json!("x"))).collect())

@@ -116,7 +116,8 @@ impl StagedContent {
     }
 
     fn open_reader(&self, entry: &FileEntry) -> std::result::Result<Arc<BlobReader>, ReadFailure> {
-        Ok(Arc::new(BlobReader::new(open_blob(&self.daemon, entry)?)))
+        let blob = open_blob(&self.daemon, entry)?;
+        Ok(Arc::new(BlobReader::counted(blob, self.reads.fetched())))
     }
 
     /// Makes the next bytes of `to` a reference to the blob `entry`, without moving any. Returns
