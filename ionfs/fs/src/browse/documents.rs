@@ -48,15 +48,13 @@ pub(super) struct ShownDocuments<T> {
     pub(super) is_cut: bool,
 }
 
-/// Reads the first documents that a query finds in the order of a field, at most `limit`.
+/// Reads the first documents of these pages, at most `limit`.
 pub(super) async fn read<T>(
     daemon: &Daemon,
-    query: Query,
-    by: &'static str,
+    mut pages: Pages,
     limit: usize,
     read: impl Fn(Value) -> BrowseResult<Option<T>>,
 ) -> BrowseResult<ShownDocuments<T>> {
-    let mut pages = Pages::new(query, by);
     let mut documents = Vec::new();
     while let Some(page) = pages.next(&*daemon.plane.documents).await? {
         for document in page {

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use ion_model::clock::Millis;
 use ion_model::event::Event;
-use ion_model::record::{Attempt, JobRecord};
+use ion_model::id::JobId;
+use ion_model::record::JobRecord;
+use ion_model::version::VersionRecord;
 use ion_plane::node::Node as Daemon;
-use ion_stores::{Collection, Query, decode};
+use ion_stores::{Collection, Pages, Query, decode};
 use serde_json::{Value, json};
 
 use super::documents::{
@@ -62,13 +64,12 @@ async fn list_event(daemon: Arc<Daemon>, event: Event) -> ListResult {
 
 /// Returns a file that names the modules that are to get the event and have no job on it yet.
 async fn unclaimed_item(daemon: &Daemon, event: &Event) -> BrowseResult<Option<ViewItem>> {
-    let query = Query::equal(Collection::Jobs, vec![("eventId", json!(event.id))]);
-    let jobs = read(daemon, query.only(&["created", "module"]), "created", LISTED_MAX, |job| {
-        Ok(job["module"].as_str().map(str::to_owned))
-    });
-    let claimed = jobs.await?.documents;
-    let expected = event.expected_by.iter().flatten();
-    let missing: Vec<&String> = expected.filter(|module| !claimed.contains(module)).collect();
+    let expected = || event.expected_by.iter().flatten();
+    let job_of = |module: &str| JobId::derive(&event.id, module).to_string();
+    let jobs = expected().map(|module| job_of(module)).collect();
+    let claimed = daemon.plane.documents.find_existing_ids(Collection::Jobs, jobs).await?;
+    let missing: Vec<&String> =
+        expected().filter(|module| !claimed.contains(&job_of(module))).collect();
     if missing.is_empty() {
         return Ok(None);
     }
@@ -82,7 +83,7 @@ async fn unclaimed_item(daemon: &Daemon, event: &Event) -> BrowseResult<Option<V
 
 async fn list_jobs(daemon: Arc<Daemon>, event: &Event) -> ListResult {
     let query = Query::equal(Collection::Jobs, vec![("eventId", json!(event.id))]);
-    let jobs = read(&daemon, query, "created", LISTED_MAX, |document| {
+    let jobs = read(&daemon, Pages::new(query, "created"), LISTED_MAX, |document| {
         decode::<JobRecord>(Collection::Jobs, document).map(Some)
     });
     let jobs = jobs.await?;
@@ -167,7 +168,16 @@ fn waiting_item(job: &JobRecord) -> Option<(String, ViewItem)> {
 async fn list_attempt(daemon: &Daemon, job: &JobRecord, at: usize) -> ListResult {
     let Some(attempt) = job.attempts.get(at) else { return Ok(vec![]) };
     let changed = attempt.ended.unwrap_or(attempt.started);
-    let mut items = vec![("attempt.json".to_owned(), attempt_item(job, at, attempt, changed))];
+    let ran = match &attempt.version {
+        Some(version) => {
+            let id = VersionRecord::id_of(&job.module, version);
+            daemon.plane.documents.get_as::<VersionRecord>(Collection::Plane, &id).await?
+        }
+        None => None,
+    };
+    let shown = attempt_item(job, at, ran.as_ref(), changed);
+    let mut items = vec![("attempt.json".to_owned(), shown)];
+    items.extend(ran.map(|ran| ("version.json".to_owned(), ViewItem::json(&ran, ran.first_seen))));
     items.extend(log_item(daemon, &job.id, &job.module, &job.event_id, attempt.number).await?);
     let refused = &attempt.rejected;
     if !refused.is_empty() {
@@ -204,11 +214,20 @@ fn record_name(file: &str) -> String {
     if file.ends_with(".json") { file.to_owned() } else { format!("{file}.json") }
 }
 
-/// Makes the file that tells about an attempt and how long each of its steps took, in milliseconds.
-fn attempt_item(job: &JobRecord, at: usize, attempt: &Attempt, changed: Millis) -> ViewItem {
+/// Makes the file that tells about an attempt, what it ran, and how long each of its steps took, in
+/// milliseconds.
+fn attempt_item(
+    job: &JobRecord,
+    at: usize,
+    ran: Option<&VersionRecord>,
+    changed: Millis,
+) -> ViewItem {
     let steps = attempt_steps(job, at).into_iter();
     let known = steps.filter_map(|(step, took)| Some((step.to_owned(), json!(took?))));
-    let mut shown = json!(attempt);
+    let mut shown = json!(job.attempts[at]);
+    if let Some(ran) = ran {
+        shown["command"] = json!(ran.command_line());
+    }
     shown["stepsMs"] = Value::Object(known.collect());
     ViewItem::json(&shown, changed)
 }

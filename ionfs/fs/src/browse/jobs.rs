@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use ion_model::id::short_id;
 use ion_model::record::JobState;
+use ion_model::version::VersionRecord;
 use ion_plane::node::Node as Daemon;
-use ion_stores::{Collection, Pages, Query};
+use ion_stores::{Collection, FieldRange, Pages, Query, decode};
 use serde_json::{Value, json};
 
 use super::documents::{DirectoryItems, LISTED_MAX, TimedFolder, add_more, directory, read, text};
@@ -115,9 +116,9 @@ impl JobsFolder {
     async fn list_running(self, daemon: Arc<Daemon>) -> ListResult {
         let mut items = DirectoryItems::new();
         for state in self.state.job_states() {
-            let query = self.query(*state).descending();
+            let pages = Pages::new(self.query(*state).descending(), "due");
             let left = LISTED_MAX - items.len();
-            let jobs = read(&daemon, query, "due", left, |job| Ok(Some(job))).await?;
+            let jobs = read(&daemon, pages, left, |job| Ok(Some(job))).await?;
             items.extend(jobs.documents.iter().map(|job| {
                 let (rest, link) = self.link(job);
                 let created = job["created"].as_i64().unwrap_or_default();
@@ -163,6 +164,25 @@ pub(super) async fn list_modules(
     Ok(items)
 }
 
+/// Lists the versions that attempts of a module have run.
+async fn list_versions(daemon: &Daemon, module: &str) -> ListResult {
+    let prefix = FieldRange::prefix("id", &VersionRecord::id_prefix(module));
+    let pages = Pages::by_id(Query::all(Collection::Plane).within(prefix));
+    let versions = read(daemon, pages, LISTED_MAX, |document| {
+        decode::<VersionRecord>(Collection::Plane, document).map(Some)
+    });
+    let versions = versions.await?;
+    let item = |version: &VersionRecord| {
+        (format!("{}.json", version.version), ViewItem::json(version, version.first_seen))
+    };
+    let mut items: DirectoryItems = versions.documents.iter().map(item).collect();
+    if versions.is_cut {
+        let how = format!("`ion module get {module} --versions` prints all.");
+        add_more(&mut items, "the first versions", &how);
+    }
+    Ok(items)
+}
+
 /// Makes `modules/<name>/`.
 pub(super) fn module_item(daemon: &Arc<Daemon>, module: &Value) -> ViewItem {
     let mut items = vec![("module.json".to_owned(), ViewItem::json(module, 0))];
@@ -170,5 +190,11 @@ pub(super) fn module_item(daemon: &Arc<Daemon>, module: &Value) -> ViewItem {
         let folder = JobsFolder { module: Some(text(module, "id").to_owned()), state };
         items.push((state.as_str().to_owned(), folder.item(daemon)));
     }
+    let name = text(module, "id").to_owned();
+    let versions = directory(daemon.clone(), 0, move |daemon| {
+        let name = name.clone();
+        Box::pin(async move { list_versions(&daemon, &name).await })
+    });
+    items.push(("versions".to_owned(), versions));
     ViewItem::fixed(items)
 }
