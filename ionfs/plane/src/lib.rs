@@ -4,6 +4,7 @@
 //! closed files, [`commit`] makes an event of them in four steps, and [`relay`] publishes the
 //! events that a dead process left unpublished. For maintenance, [`audit`] checks everything,
 //! [`collect`] removes blobs that no document names, and [`probe`] finds out what a store allows.
+//! [`gathered`] is the list of events that a gathering job is given.
 //! [`node`] holds what all mounts of one daemon share. This crate must not know the kernel's calls,
 //! FUSE, modules or who runs jobs.
 //!
@@ -16,6 +17,7 @@ pub mod collect;
 pub mod commit;
 pub mod fetch;
 pub mod first;
+pub mod gathered;
 pub mod node;
 pub mod probe;
 pub mod relay;
