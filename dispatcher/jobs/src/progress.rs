@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 pub use self::obstacles::{Obstacle, OpenWork};
-use crate::gather::{Readiness, readiness};
+use crate::gather::{GatherWatch, Readiness};
 use crate::ledger::{Ledger, RegisteredModules};
 
 /// The state of a correlation at one moment.
@@ -147,7 +147,7 @@ impl Trace {
 }
 
 /// Reads the state of a correlation. The jobs are read before the events, and the registry before
-/// and after both, for the reason that [`readiness`] gives.
+/// and after both, for the reason that [`crate::gather::gather`] gives.
 pub async fn correlation_status(
     ledger: &Ledger,
     correlation: &str,
@@ -169,20 +169,21 @@ pub async fn correlation_status(
         .map(|job| job.id.clone())
         .take(UNDER_WAY)
         .collect();
+    let mut gathers = GatherWatch::default();
     let mut waits_for = BTreeMap::new();
     let mut held_back = 0;
     let mut open = 0;
     for job in &jobs {
         match (job.state, registered.module(&job.module)) {
             (JobState::Waiting, Some(module)) => {
-                match readiness(ledger, job, module, registered).await? {
+                match gathers.look(ledger, job, module, registered).await? {
                     Readiness::Waiting(what) => {
                         let is_held_back = what.open == 0;
                         held_back += usize::from(is_held_back);
                         open += usize::from(!is_held_back);
                         waits_for.insert(job.id.clone(), what);
                     }
-                    Readiness::Ready(..) | Readiness::Unsettled => open += 1,
+                    Readiness::Ready | Readiness::Unsettled => open += 1,
                 }
             }
             _ if is_open(job) => open += 1,
