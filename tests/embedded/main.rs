@@ -12,6 +12,7 @@ mod data;
 mod files;
 mod hostile;
 mod keeping;
+mod large;
 mod listing;
 mod manual;
 mod model;

@@ -203,30 +203,13 @@ pub async fn read_summary(
         all.extend(equals);
         Query::equal(Collection::Jobs, all)
     };
-    let mut by_module: BTreeMap<String, BTreeMap<&'static str, u64>> = BTreeMap::new();
-    for row in documents.tally(of(vec![]), &["state", "module"]).await? {
-        let [state, module] = &row.values[..] else { continue };
-        let state = JobState::ALL.into_iter().find(|known| json!(known) == *state);
-        let (Some(state), Some(module)) = (state, module.as_str()) else { continue };
-        by_module.entry(module.to_owned()).or_default().insert(state.as_str(), row.count);
-    }
-    let unclaimed = unclaimed_jobs(ledger, correlation, registered).await?;
-    let event = vec![
-        ("context.correlationId", json!(correlation)),
-        ("context.documentType", json!(DocumentType::EventMeta)),
-    ];
-    let events = Query::equal(Collection::Events, event);
-    let mut types = BTreeMap::new();
-    for row in documents.tally(events.clone(), &["type"]).await? {
-        types.insert(row.values[0].as_str().unwrap_or_default().to_owned(), row.count);
-    }
+    let by_module = count_jobs(documents, correlation).await?;
+    let events = events_of(correlation);
+    let mut types = count_types(documents, correlation).await?;
     let unpublished = count_events_in(documents, correlation, PublicationState::Unpublished);
     let unpublished: u64 = unpublished.await?.values().sum();
-    for (name, staged) in count_events_in(documents, correlation, PublicationState::Staged).await? {
-        if let Some(count) = types.get_mut(&name) {
-            *count = u64::saturating_sub(*count, staged);
-        }
-    }
+    // An event that is published meanwhile is among the unclaimed ones then.
+    let unclaimed = unclaimed_jobs(ledger, correlation, registered).await?;
     types.retain(|_, count| *count > 0);
     let mut modules = Vec::new();
     for (module, states) in by_module {
@@ -271,6 +254,58 @@ pub async fn read_summary(
         failures_not_read: failed.saturating_sub(failures.read),
         failures: failures.sorted(),
     })
+}
+
+fn events_of(correlation: &str) -> Query {
+    let equals = vec![
+        ("context.correlationId", json!(correlation)),
+        ("context.documentType", json!(DocumentType::EventMeta)),
+    ];
+    Query::equal(Collection::Events, equals)
+}
+
+/// Counts the visible events of a correlation by their types.
+async fn count_types(
+    documents: &dyn Documents,
+    correlation: &str,
+) -> Result<BTreeMap<String, u64>, StoreError> {
+    let mut types = BTreeMap::new();
+    for row in documents.tally(events_of(correlation), &["type"]).await? {
+        types.insert(row.values[0].as_str().unwrap_or_default().to_owned(), row.count);
+    }
+    for (name, staged) in count_events_in(documents, correlation, PublicationState::Staged).await? {
+        if let Some(count) = types.get_mut(&name) {
+            *count = u64::saturating_sub(*count, staged);
+        }
+    }
+    Ok(types)
+}
+
+/// Counts the visible events of a correlation, from an index.
+///
+/// # Errors
+/// When the documents cannot be read.
+pub async fn count_events(documents: &dyn Documents, correlation: &str) -> Result<u64, StoreError> {
+    Ok(count_types(documents, correlation).await?.values().sum())
+}
+
+/// How many jobs of each module are in each state.
+pub type JobCounts = BTreeMap<String, BTreeMap<&'static str, u64>>;
+
+/// Counts the jobs of a correlation, from one index.
+pub(crate) async fn count_jobs(
+    documents: &dyn Documents,
+    correlation: &str,
+) -> Result<JobCounts, StoreError> {
+    let query = Query::equal(Collection::Jobs, vec![("correlationId", json!(correlation))]);
+    let mut counts = JobCounts::new();
+    for row in documents.tally(query, &["state", "module"]).await? {
+        let [state, module] = &row.values[..] else { continue };
+        let state = JobState::ALL.into_iter().find(|known| json!(known) == *state);
+        let (Some(state), Some(module)) = (state, module.as_str()) else { continue };
+        counts.entry(module.to_owned()).or_default().insert(state.as_str(), row.count);
+    }
+    Ok(counts)
 }
 
 /// Returns how long `open` jobs take at this rate.
@@ -322,7 +357,7 @@ fn times_of(attempts: &[(Millis, Millis)]) -> Option<JobTimes> {
 
 /// Counts the jobs of a correlation that no dispatcher has claimed yet, by module. Beyond
 /// [`UNCLAIMED_LOOKED_AT`] events it counts no more: each of these is one event behind.
-async fn unclaimed_jobs(
+pub(crate) async fn unclaimed_jobs(
     ledger: &Ledger,
     correlation: &str,
     registered: &RegisteredModules,
@@ -354,7 +389,7 @@ async fn unclaimed_jobs(
 }
 
 /// Counts the events of this correlation that are in this state, by type.
-async fn count_events_in(
+pub(crate) async fn count_events_in(
     documents: &dyn Documents,
     correlation: &str,
     state: PublicationState,
@@ -377,7 +412,10 @@ async fn count_events_in(
 
 /// Returns whether a job of this correlation has succeeded and its staged events are not published
 /// yet.
-async fn has_outbox(documents: &dyn Documents, correlation: &str) -> Result<bool, StoreError> {
+pub(crate) async fn has_outbox(
+    documents: &dyn Documents,
+    correlation: &str,
+) -> Result<bool, StoreError> {
     // Such jobs are few, so those of all correlations are read.
     let query = Query::equal(Collection::Jobs, vec![("outbox", json!(true))]);
     let mut pages = Pages::by_id(query.only(&["correlationId", "state"]));

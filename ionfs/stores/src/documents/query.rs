@@ -134,6 +134,11 @@ pub fn known_queries() -> Vec<Query> {
             .order_by("context.correlationId")
             .only(&["context.correlationId"])
             .limit(1),
+        Query::all(Collection::Events)
+            .within(FieldRange::at_least("context.correlationId", "3f2b".into()))
+            .order_by("context.correlationId")
+            .only(&["context.correlationId"])
+            .limit(1),
     ]
 }
 
