@@ -94,7 +94,7 @@ pub use ion_csi::{self as csi, ticket};
 pub use ion_fs::{self as fs, mount};
 pub use ion_model::{checksum, clock, errors, event, id, limits, record, term, text};
 pub use ion_plane::{
-    address, audit, cache, collect, commit, fetch, first, node, probe, relay, upload,
+    address, audit, cache, collect, commit, fetch, first, node, probe, relay, resume, upload,
 };
 pub use ion_stores::{self as stores, registry};
 pub use ion_system::{beneath, environment, failpoint, home, metrics, patience, spans, sys};

@@ -3,6 +3,11 @@
 //! # How it works
 //! The correlations come in the order of their ids, each found by one row of an index. The documents
 //! of one that is dropped are read and removed page by page.
+//!
+//! # How it goes on after an interruption
+//! The note of `ion gc` names the last correlation that was looked at, and the next run begins after
+//! it. That is safe, because each correlation is judged by what the stores say when its turn comes:
+//! what was noted only decides that the earlier ones wait for a later run.
 
 use std::time::Duration;
 
@@ -11,8 +16,10 @@ use ion_model::event::{DocumentType, is_event};
 use ion_model::id::CorrelationId;
 use ion_model::record::{JobRecord, JobState, logs_prefix};
 use ion_plane::collect::{GcMode, GcReport, remove_by_prefix};
+use ion_plane::resume::PositionNote;
 use ion_stores::{Collection, Documents, Durability, FieldRange, Pages, Query, StoreError, decode};
 use ion_system::failpoint;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::ledger::{Ledger, RegisteredModules, dead_letter_key};
@@ -22,7 +29,7 @@ use crate::progress::CorrelationWatch;
 const CORRELATION: &str = "context.correlationId";
 
 /// What was dropped, or would be dropped in a dry run.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct DroppedCorrelations {
     /// Correlations dropped whole.
     pub correlations: usize,
@@ -30,6 +37,22 @@ pub struct DroppedCorrelations {
     pub documents: usize,
     /// Their blobs.
     pub blobs: GcReport,
+}
+
+/// How far `ion gc` is with old correlations.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RetentionPosition {
+    /// Correlations whose ids come before this one were looked at.
+    from: String,
+    /// What was dropped so far.
+    dropped: DroppedCorrelations,
+}
+
+impl RetentionPosition {
+    /// Returns the last correlation that was looked at.
+    pub fn last(&self) -> &str {
+        self.from.trim_end_matches('\0')
+    }
 }
 
 /// Drops correlations that have ended and in which nothing has happened for `age`: their jobs with
@@ -46,20 +69,23 @@ pub async fn drop_old_correlations(
     ledger: &Ledger,
     age: Duration,
     how: GcMode,
+    note: &mut PositionNote,
+    from: Option<RetentionPosition>,
 ) -> Result<DroppedCorrelations, StoreError> {
     let before = clock::now() - millis(age);
     let registered = ledger.registered_modules().await?;
     let documents = &*ledger.plane().documents;
-    let mut dropped = DroppedCorrelations::default();
-    let mut from = String::new();
-    while let Some(correlation) = next_correlation(documents, &from).await? {
+    let mut at = from.unwrap_or_default();
+    while let Some(correlation) = next_correlation(documents, &at.from).await? {
         if is_quiet_since(documents, &correlation, before).await? {
             let drop = CorrelationDrop { ledger, registered: &registered, before, how };
-            drop.run(&correlation, &mut dropped).await?;
+            drop.run(&correlation, &mut at.dropped).await?;
         }
-        from = id_after(&correlation);
+        at.from = id_after(&correlation);
+        note.write(&at).await?;
+        failpoint::hit("gc.correlation-passed");
     }
-    Ok(dropped)
+    Ok(at.dropped)
 }
 
 /// Returns the text that comes right after an id in the order of ids.

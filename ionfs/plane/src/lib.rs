@@ -3,7 +3,8 @@
 //! For reading, [`cache`] provides verified bytes of blobs. For writing, [`upload`] makes blobs of
 //! closed files, [`commit`] makes an event of them in four steps, and [`relay`] publishes the
 //! events that a dead process left unpublished. For maintenance, [`audit`] checks everything,
-//! [`collect`] removes blobs that no document names, and [`probe`] finds out what a store allows.
+//! [`collect`] removes blobs that no document names, [`resume`] notes how far such a command is, and
+//! [`probe`] finds out what a store allows.
 //! [`gathered`] is the list of events that a gathering job is given.
 //! [`node`] holds what all mounts of one daemon share. This crate must not know the kernel's calls,
 //! FUSE, modules or who runs jobs.
@@ -21,4 +22,5 @@ pub mod gathered;
 pub mod node;
 pub mod probe;
 pub mod relay;
+pub mod resume;
 pub mod upload;
