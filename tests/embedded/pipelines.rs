@@ -101,6 +101,19 @@ fn a_gathering_of_two_thousand_events_has_all_of_them_in_order_after_a_restart()
     expected.sort();
     assert_eq!(files, expected);
     assert_eq!(up.stop(), Some(0));
+    // Of the list's two blobs the one stays that the event names, because `cp` has moved a reference.
+    let lists = || {
+        let found = Command::new("find").arg(home.state().join("blobs")).output().unwrap();
+        let found = String::from_utf8(found.stdout).unwrap();
+        found.lines().filter(|line| line.contains(".gathered-")).map(str::to_owned).collect()
+    };
+    let before: Vec<String> = lists();
+    assert!(before.iter().any(|path| path.ends_with("places")), "{before:?}");
+    home.run(["gc", "--grace", "0s"]).well();
+    let after: Vec<String> = lists();
+    assert!(after.iter().any(|path| path.ends_with("events.json")), "{after:?}");
+    assert!(!after.iter().any(|path| path.ends_with("places")), "{after:?}");
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&blob(0)).unwrap().len(), EVENTS);
 }
 
 /// A gathering job publishes an event and fails. Its second attempt waits neither for that event

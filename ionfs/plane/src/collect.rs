@@ -17,7 +17,8 @@
 //!   the whole reading and keeps its position in the order, which is the time of its commit.
 //!   Nothing changes that time in the documents of an ended attempt.
 //! - An event refers to an ancestor's blob. The ancestor's own document names that blob, in the
-//!   same correlation.
+//!   same correlation. A list of gathered events is named by no document but of the job that it was
+//!   written for, so it is like a blob that the job has stored.
 //!
 //! # Why it examines the blobs anew after an interruption
 //! What a part is judged by, the active jobs and the documents, must be read after the part was

@@ -6,8 +6,9 @@
 //! the process that writes the list nor the one that reads it holds more than pieces of it.
 //!
 //! # What it never does
-//! Leave a blob that nobody removes: the keys hold the job's id, so `gc` keeps the blobs while the
-//! job is active, and removes them afterwards, since no document names them.
+//! Remove a blob. A module may have copied `in/events.json` to its output, which moves a reference, so
+//! its event names the blob. The keys hold the job's id, so `gc` keeps the blobs while the job is
+//! active; afterwards it removes those that no event names.
 
 use std::fmt;
 
