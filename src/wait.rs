@@ -13,11 +13,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use dispatcher::counts::{JobCounts, count_events};
 use dispatcher::dispatch::ServedWatch;
 use dispatcher::ledger::Ledger;
 use dispatcher::list::{JobFilter, ListPart};
 use dispatcher::progress::{CorrelationStatus, CorrelationWatch, Obstacle, OpenWork};
-use dispatcher::summary::{JobCounts, count_events, outdated_gathers};
+use dispatcher::summary::outdated_gathers;
 use humantime::format_duration;
 use indicatif::{MultiProgress, ProgressBar};
 use ionfs::errors::error_chain;

@@ -14,9 +14,9 @@ use serde_json::json;
 
 pub use self::documents::{CursorError, DocumentCursor, DocumentPages};
 pub use self::obstacles::{Obstacle, OpenWork};
+use crate::counts::{JobCounts, count_events_in, count_jobs, has_outbox, unclaimed_jobs};
 use crate::gather::{GatherWatch, Readiness};
 use crate::ledger::{Ledger, RegisteredModules};
-use crate::summary::{JobCounts, count_events_in, count_jobs, has_outbox, unclaimed_jobs};
 
 /// How many dead jobs a status names, at most.
 const NAMED_DEAD_MAX: usize = 1000;

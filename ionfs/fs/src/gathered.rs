@@ -22,7 +22,7 @@ use ion_stores::{Collection, StoreError};
 use serde_json::Value;
 
 use super::FOREVER;
-use super::job::values_item;
+use super::lineage::values_item;
 use super::view::{FindResult, ListResult, ViewItem, files_tree};
 
 /// The entries of `in/` that show files, and the gathered events if there are any.

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ion_model::clock::Millis;
 use ion_model::errors::is_no_room;
-use ion_model::event::{Event, KeyValue, event_json};
+use ion_model::event::{Event, event_json};
 use ion_model::id::JobId;
 use ion_model::limits::Limits;
 use ion_model::record::{FailedRead, FailedReads};
@@ -287,25 +286,9 @@ async fn input_items(
     items.extend([
         ("eventmeta.json".to_owned(), ViewItem::json(&values, created)),
         ("event.json".to_owned(), ViewItem::json(&event_json(event, &own_files), created)),
-        ("meta".to_owned(), values_item(&event.data, created)),
+        ("meta".to_owned(), lineage::values_item(&event.data, created)),
     ]);
     Ok(items)
-}
-
-/// Makes a directory with a file for each value. A value whose key cannot be a name is only in
-/// `eventmeta.json`.
-pub(super) fn values_item(values: &[KeyValue], at: Millis) -> ViewItem {
-    let can_be_name = |key: &str| {
-        !key.is_empty()
-            && key.len() <= 255
-            && key != "."
-            && key != ".."
-            && !key.contains(['/', '\0'])
-    };
-    let values = values.iter().filter(|pair| can_be_name(&pair.key));
-    ViewItem::fixed(
-        values.map(|pair| (pair.key.clone(), ViewItem::Text(pair.value.clone().into(), at))),
-    )
 }
 
 /// Makes `events/`. The lineage is read when the directory is first accessed; receipts, rejections
