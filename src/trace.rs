@@ -8,7 +8,7 @@ use dispatcher::dispatch::served_modules;
 use dispatcher::find::{find_correlation, latest_correlation};
 use dispatcher::ledger::{Ledger, RegisteredModules};
 use dispatcher::list::JobFilter;
-use dispatcher::progress::{CorrelationStatus, Verdict};
+use dispatcher::progress::Verdict;
 use dispatcher::summary::{CorrelationSummary, OutdatedGather, outdated_gathers, read_summary};
 use ionfs::event::{DocumentType, Event, is_staged};
 use ionfs::record::{InsightRecord, JobRecord, JobState};
@@ -162,17 +162,9 @@ fn verdict_line(summary: &CorrelationSummary) -> String {
     format!("{events} events, {jobs} jobs: {verdict}{took}")
 }
 
-/// Returns a line for each gathering job that ran before a job below it was run again, and so lacks
+/// Returns the line of a gathering job that ran before a job below it was run again, and so lacks
 /// the new results.
-pub(crate) fn outdated_lines(status: &CorrelationStatus) -> Vec<String> {
-    let pair = |(gatherer, again): (&JobRecord, &JobRecord)| OutdatedGather {
-        gatherer: gatherer.clone(),
-        again: again.clone(),
-    };
-    status.outdated_gathers().into_iter().map(|found| outdated_line(&pair(found))).collect()
-}
-
-fn outdated_line(outdated: &OutdatedGather) -> String {
+pub(crate) fn outdated_line(outdated: &OutdatedGather) -> String {
     let OutdatedGather { gatherer, again } = outdated;
     format!(
         "{} {} ran without {} {}, which was run again since: its results lack the new ones",
@@ -245,12 +237,20 @@ async fn print_documents(ledger: &Ledger, correlation: &str) -> CommandResult {
         Ok(())
     })
     .await?;
+    print_job_documents(ledger, correlation).await?;
+    Ok(CommandVerdict::Well)
+}
+
+/// Prints the documents of a correlation's jobs, oldest first.
+pub(crate) async fn print_job_documents(
+    ledger: &Ledger,
+    correlation: &str,
+) -> Result<(), CommandFailure> {
     for_each_document(ledger, jobs_of(correlation), |document| {
         output::print_json_line(&document);
         Ok(())
     })
-    .await?;
-    Ok(CommandVerdict::Well)
+    .await
 }
 
 /// Prints the graph in Graphviz's language.

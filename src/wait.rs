@@ -1,8 +1,9 @@
 //! `--wait`: follows a correlation to its end.
 //!
 //! # How it works
-//! The command reads the correlation again and again, and says what the correlation waits for when
-//! that changes. It also waits for an unavailable document store: the created event is processed
+//! The command counts the correlation's jobs again and again, and says what the correlation waits for
+//! when that changes. It reads the jobs themselves only to print a line for each that has ended, and
+//! not beyond [`LINES_MAX`] jobs. It also waits for an unavailable document store: the created event is processed
 //! without this command, and a replica set takes some ten seconds to elect a new primary.
 //!
 //! # What it never does
@@ -12,18 +13,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use dispatcher::counts::{JobCounts, count_events};
 use dispatcher::dispatch::ServedWatch;
 use dispatcher::ledger::Ledger;
-use dispatcher::progress::{CorrelationStatus, Obstacle, OpenWork, correlation_status};
+use dispatcher::list::{JobFilter, ListPart};
+use dispatcher::progress::{CorrelationStatus, CorrelationWatch, Obstacle, OpenWork};
+use dispatcher::summary::outdated_gathers;
 use humantime::format_duration;
 use indicatif::{MultiProgress, ProgressBar};
 use ionfs::errors::error_chain;
 use ionfs::id::JobId;
-use ionfs::stores::StoreError;
+use ionfs::record::{JobRecord, JobState};
+use ionfs::stores::{Collection, StoreError, decode};
 use tokio::time::Instant;
 
 use crate::settings::CommandSettings;
-use crate::trace::{job_line, outdated_lines};
+use crate::trace::{job_line, outdated_line, print_job_documents};
 use crate::{CommandFailure, CommandResult, CommandVerdict, output};
 
 /// The shortest time between two reads of the correlation.
@@ -43,6 +48,10 @@ const QUIET_WAIT: Duration = Duration::from_secs(5);
 /// The shortest time between two lines that say what the correlation waits for.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How many jobs a correlation may have for each of them to get a line when it has ended. The command
+/// remembers which ones have a line, and reads them anew when further ones have ended.
+const LINES_MAX: u64 = 10_000;
+
 /// One line names at most this many obstacles.
 const NAMED_OBSTACLES_MAX: usize = 5;
 
@@ -61,21 +70,24 @@ pub(crate) async fn wait_for_correlation(
     let deadline = Instant::now() + timeout;
     let mut shown = ShownJobs::new(settings);
     let mut reporter = ObstacleReporter::new();
-    let mut served = ServedWatch::default();
+    let mut reader = StatusReader {
+        ledger,
+        watch: CorrelationWatch::new(correlation),
+        served: ServedWatch::default(),
+    };
     let mut unavailable_since = None;
     loop {
         let started = Instant::now();
-        match read_status(ledger, &mut served, correlation).await {
+        match reader.read(&mut shown, correlation).await {
             Ok((now, waited_for)) => {
                 if unavailable_since.take().is_some() {
                     output::print_message("the document store is back");
                 }
-                if now.events.is_empty() {
+                if !now.exists {
                     return Err(CommandFailure(format!("there is no correlation {correlation}")));
                 }
-                shown.update(&now);
                 if now.ended {
-                    return Ok(shown.show_end(&now, &waited_for));
+                    return shown.show_end(ledger, correlation, &now, &waited_for).await;
                 }
                 reporter.report(&now, waited_for);
             }
@@ -114,22 +126,33 @@ pub(crate) async fn wait_for_correlation(
     }
 }
 
-async fn read_status(
-    ledger: &Ledger,
-    served: &mut ServedWatch,
-    correlation: &str,
-) -> Result<(CorrelationStatus, Vec<Obstacle>), StoreError> {
-    let registered = ledger.registered_modules().await?;
-    let now = correlation_status(ledger, correlation, &registered).await?;
-    let served = served.read_served_modules(ledger).await?;
-    let waited_for = OpenWork::of(&now, &registered).obstacles(&served);
-    Ok((now, waited_for))
+/// Reads how far the correlation has come.
+struct StatusReader<'a> {
+    ledger: &'a Ledger,
+    watch: CorrelationWatch,
+    served: ServedWatch,
+}
+
+impl StatusReader<'_> {
+    /// Reads the status, shows it, and returns it with what the correlation waits for.
+    async fn read(
+        &mut self,
+        shown: &mut ShownJobs,
+        correlation: &str,
+    ) -> Result<(CorrelationStatus, Vec<Obstacle>), StoreError> {
+        let registered = self.ledger.registered_modules().await?;
+        let now = self.watch.read(self.ledger, &registered).await?;
+        shown.update(self.ledger, correlation, &now).await?;
+        let served = self.served.read_served_modules(self.ledger).await?;
+        let waited_for = OpenWork::of(&now).obstacles(&served);
+        Ok((now, waited_for))
+    }
 }
 
 /// What the command has said about the obstacles that a correlation waits for.
 struct ObstacleReporter {
-    /// The number of events and ended jobs at the last look at which it changed.
-    progress: usize,
+    /// The jobs, counted at the last look at which the counts changed.
+    progress: JobCounts,
     /// When it changed.
     moved_at: Instant,
     /// The obstacles that were named and are still there.
@@ -139,15 +162,15 @@ struct ObstacleReporter {
 
 impl ObstacleReporter {
     fn new() -> Self {
-        Self { progress: 0, moved_at: Instant::now(), reported: Vec::new(), reported_at: None }
+        let (progress, moved_at) = (JobCounts::new(), Instant::now());
+        Self { progress, moved_at, reported: Vec::new(), reported_at: None }
     }
 
     /// Names the obstacles if one of them is new. Those that people have to remove are named at
     /// once, all others only when nothing has moved for a while.
     fn report(&mut self, now: &CorrelationStatus, mut obstacles: Vec<Obstacle>) {
-        let ended = now.jobs.iter().filter(|job| job.state.is_final()).count();
-        if self.progress != now.events.len() + ended {
-            (self.progress, self.moved_at) = (now.events.len() + ended, Instant::now());
+        if self.progress != now.jobs {
+            (self.progress, self.moved_at) = (now.jobs.clone(), Instant::now());
         }
         self.reported
             .retain(|reported| obstacles.iter().any(|obstacle| obstacle.is_same_kind(reported)));
@@ -180,7 +203,10 @@ fn list_obstacles(obstacles: &[Obstacle]) -> String {
 
 /// What the user has been shown of a correlation's jobs.
 struct ShownJobs {
+    /// The jobs that have a line, at most [`LINES_MAX`].
     jobs: BTreeSet<JobId>,
+    /// Whether the correlation has more jobs than get a line each, which was said.
+    is_large: bool,
     bars: MultiProgress,
     by_module: BTreeMap<String, ProgressBar>,
     terminal: bool,
@@ -191,6 +217,7 @@ impl ShownJobs {
     fn new(settings: &CommandSettings) -> Self {
         Self {
             jobs: BTreeSet::new(),
+            is_large: false,
             bars: MultiProgress::with_draw_target(output::bar_target()),
             by_module: BTreeMap::new(),
             terminal: output::is_terminal(),
@@ -198,16 +225,56 @@ impl ShownJobs {
         }
     }
 
-    fn update(&mut self, now: &CorrelationStatus) {
-        for job in now.jobs.iter().filter(|job| job.state.is_final()) {
-            if self.jobs.insert(job.id.clone()) && !self.terminal && !self.json {
-                output::print_line(job_line(job));
+    async fn update(
+        &mut self,
+        ledger: &Ledger,
+        correlation: &str,
+        now: &CorrelationStatus,
+    ) -> Result<(), StoreError> {
+        if self.terminal {
+            self.update_bars(now);
+        } else if !self.json && now.job_count() > LINES_MAX {
+            if !std::mem::replace(&mut self.is_large, true) {
+                output::print_message(&format!(
+                    "there are more than {LINES_MAX} jobs, so not each of them gets a line: `ion \
+                     trace {correlation}` shows how far they are"
+                ));
+            }
+        } else if !self.json && now.ended_count() != self.jobs.len() as u64 {
+            self.print_ended_jobs(ledger, correlation).await?;
+        }
+        Ok(())
+    }
+
+    /// Prints a line for each job that has ended and has none yet.
+    async fn print_ended_jobs(
+        &mut self,
+        ledger: &Ledger,
+        correlation: &str,
+    ) -> Result<(), StoreError> {
+        let documents = &*ledger.plane().documents;
+        for state in JobState::ALL.into_iter().filter(|state| state.is_final()) {
+            let filter = JobFilter {
+                correlation: Some(correlation.to_owned()),
+                state: Some(state),
+                ..JobFilter::default()
+            };
+            let most = usize::try_from(LINES_MAX).unwrap_or(usize::MAX);
+            let mut rows = filter.list().rows(documents, ListPart::Latest, most).await?;
+            while let Some(page) = rows.next(documents).await? {
+                for document in page {
+                    let job: JobRecord = decode(Collection::Jobs, document)?;
+                    if self.jobs.insert(job.id.clone()) {
+                        output::print_line(job_line(&job));
+                    }
+                }
             }
         }
-        if !self.terminal {
-            return;
-        }
-        for (module, counts) in now.count_jobs_by_module() {
+        Ok(())
+    }
+
+    fn update_bars(&mut self, now: &CorrelationStatus) {
+        for (module, counts) in &now.jobs {
             let bars = &self.bars;
             let bar = self
                 .by_module
@@ -223,25 +290,34 @@ impl ShownJobs {
     }
 
     /// Shows how the correlation ended.
-    fn show_end(&self, now: &CorrelationStatus, waited_for: &[Obstacle]) -> CommandVerdict {
+    async fn show_end(
+        &self,
+        ledger: &Ledger,
+        correlation: &str,
+        now: &CorrelationStatus,
+        waited_for: &[Obstacle],
+    ) -> CommandResult {
         self.by_module.values().for_each(ProgressBar::abandon);
         if self.json {
-            now.jobs.iter().for_each(output::print_json_line);
+            print_job_documents(ledger, correlation).await?;
         } else {
             output::print_line(format!(
                 "{} events, {} jobs: {}",
-                now.events.len(),
-                now.jobs.len(),
+                count_events(&*ledger.plane().documents, correlation).await?,
+                now.job_count(),
                 output::coloured_state(now.verdict().as_str())
             ));
         }
-        outdated_lines(now).iter().for_each(|line| output::print_message(line));
+        let registered = ledger.registered_modules().await?;
+        for outdated in outdated_gathers(ledger, correlation, &registered).await? {
+            output::print_message(&outdated_line(&outdated));
+        }
         if now.held_back > 0 {
             output::print_message(&format!(
                 "the correlation goes on only after {}",
                 list_obstacles(waited_for)
             ));
         }
-        if now.has_failed() { CommandVerdict::Failed } else { CommandVerdict::Well }
+        Ok(if now.has_failed() { CommandVerdict::Failed } else { CommandVerdict::Well })
     }
 }

@@ -96,7 +96,8 @@ pub use ion_model::{
     checksum, clock, errors, event, id, limits, record, term, text, usage, version,
 };
 pub use ion_plane::{
-    address, audit, cache, collect, commit, fetch, first, node, probe, relay, search, upload,
+    address, audit, cache, collect, commit, fetch, first, node, probe, relay, resume, search,
+    upload,
 };
 pub use ion_stores::{self as stores, registry};
 pub use ion_system::{beneath, environment, failpoint, home, metrics, patience, spans, sys};

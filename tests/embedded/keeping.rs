@@ -270,6 +270,95 @@ fn an_interrupted_removal_of_an_old_correlation_runs_nothing_again() {
     home.run(["event", "get", "old"]).failed();
 }
 
+/// `ion gc --older-than` is killed between two correlations. The next run says where it goes on, and
+/// drops the rest. What was looked at before is left to a later run, even if it has ended since.
+#[test]
+fn an_interrupted_gc_goes_on_after_the_correlation_that_it_has_looked_at() {
+    let home = Home::new();
+    let file = home.write(
+        "pipeline.yaml",
+        "modules:\n  end: {on: [go], run: [\"true\"], retries: 0}\n  later: {on: [wait], run: [\"true\"]}\n",
+    );
+    let up = home.up(&file);
+    for id in ["b", "c", "d"] {
+        home.run(["event", "create", "go", "--id", id, "--correlation", id, "--wait"]).well();
+    }
+    assert_eq!(up.stop(), Some(0));
+    home.run(["event", "create", "wait", "--id", "a", "--correlation", "a"]).well();
+    let killed = |flags: &[&str]| {
+        let mut gc = home.ion();
+        gc.args([&["gc", "--older-than", "0s"], flags].concat());
+        gc.env("ION_FAILPOINTS", "gc.correlation-passed=2");
+        assert_eq!(gc.status().unwrap().code(), None);
+    };
+    let dropped = |flags: &[&str]| {
+        let ran = home.run([&["--json", "gc", "--older-than", "0s"], flags].concat()).well();
+        let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+        (
+            report["correlations"].as_u64().unwrap(),
+            ran.stderr.contains("going on after correlation"),
+        )
+    };
+    // The note names `a`, and `b` was dropped after it.
+    killed(&[]);
+    home.run(["event", "get", "b"]).failed();
+    let up = home.up(&file);
+    wait_for("`a` to end", || state_of(&home, "later") == "succeeded");
+    assert_eq!(up.stop(), Some(0));
+    assert_eq!(dropped(&["--dry-run"]), (3, false), "other options begin anew");
+    assert_eq!(dropped(&[]), (2, true));
+    home.run(["event", "get", "a"]).well();
+    for id in ["c", "d"] {
+        home.run(["event", "get", id]).failed();
+    }
+    assert_eq!(dropped(&[]), (1, false), "the note is gone with the run that came to its end");
+    // A run may begin anew although another one was interrupted.
+    let up = home.up(&file);
+    for id in ["e", "f"] {
+        home.run(["event", "create", "go", "--id", id, "--correlation", id, "--wait"]).well();
+    }
+    assert_eq!(up.stop(), Some(0));
+    killed(&[]);
+    assert_eq!(dropped(&["--restart"]), (0, false));
+}
+
+/// `ion check` is killed between two pages of events. The next run goes on after the first page, and
+/// reports what was found there with the rest.
+#[test]
+fn an_interrupted_check_goes_on_with_what_it_has_found() {
+    let home = Home::new();
+    home.write("f", "content");
+    home.run(["event", "create", "go", "--id", "first", "--file", "f"]).well();
+    for blob in walk(&home.state().join("blobs")) {
+        std::fs::remove_file(blob).unwrap();
+    }
+    let now = home.run(["--json", "event", "get", "first"]).well().stdout;
+    let mut event: Value = serde_json::from_str(&now).unwrap();
+    event["files"] = Value::Array(vec![]);
+    let created = event["created"].as_i64().unwrap();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let plane = open(&StoreUrls::embedded(&home.state())).await.unwrap();
+        let documents = (0..299).map(|n| {
+            let mut event = event.clone();
+            event["id"] = format!("further-{n}").into();
+            event["context"]["eventId"] = event["id"].clone();
+            event["created"] = (created + 1 + n).into();
+            (Collection::Events, event)
+        });
+        plane.documents.insert_all(documents.collect(), None, Durability::Now).await.unwrap();
+    });
+    let mut check = home.ion();
+    check.arg("check").env("ION_FAILPOINTS", "check.page=2");
+    assert_eq!(check.status().unwrap().code(), None);
+    let ran = home.run(["--json", "check"]);
+    assert!(ran.stderr.contains("going on after 128 events"), "{ran:?}");
+    let report: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!((ran.code, &report["events"]), (Some(1), &300.into()), "{report}");
+    assert_eq!(report["findings"].as_array().unwrap().len(), 1, "{report}");
+    let ran = home.run(["--json", "check"]);
+    assert!(!ran.stderr.contains("going on"), "{ran:?}");
+}
+
 /// A dispatcher that dies between the end of an attempt and the removal of its ticket leaves the
 /// ticket behind, and `ion gc` removes it. The ticket of a running attempt stays however short
 /// `--grace` is.

@@ -13,6 +13,7 @@ mod debugging;
 mod files;
 mod hostile;
 mod keeping;
+mod large;
 mod listing;
 mod manual;
 mod model;

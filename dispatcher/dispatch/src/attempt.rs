@@ -23,6 +23,7 @@ use ion_model::errors::error_chain;
 use ion_model::event::Event;
 use ion_model::record::{JobRecord, JobState};
 use ion_model::version::ModuleVersion;
+use ion_plane::gathered::GatheredEvents;
 use ion_run::executor::{AttemptStart, Executor, RunResult, StopReason, record_verdict};
 use ion_system::failpoint;
 use ion_system::patience::{FailedTry, Retry};
@@ -51,7 +52,7 @@ pub struct ClaimedJob {
     /// Its event.
     pub event: Event,
     /// The gathered events, for a job of a module with `gather`.
-    pub gathered: Option<Vec<Event>>,
+    pub gathered: Option<GatheredEvents>,
 }
 
 /// A job whose lease this process maintains.

@@ -1,14 +1,17 @@
 //! Claims the jobs of messages, and reads what a job begins with.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Instant;
 
-use ion_jobs::gather::{Readiness, readiness};
+use ion_jobs::gather::{GatheredWork, gather};
+use ion_jobs::job::Transition;
 use ion_jobs::ledger::{ClaimOutcome, LedgerError, MessageSubject};
 use ion_jobs::pipeline::Module;
 use ion_model::clock;
 use ion_model::errors::error_chain;
 use ion_model::event::{Event, Message};
-use ion_model::record::{JobRecord, JobState, MissingJobs};
+use ion_model::record::{JobRecord, JobState};
 use ion_stores::{DeadLetter, Delivery, StoreError, encode};
 use ion_system::patience::{FailedTry, Retry};
 
@@ -24,6 +27,11 @@ const CLAIM: Retry = Retry::times(600).waiting(STORE_WAIT);
 /// The tries to read the documents that a job begins with before the job goes back to its queue.
 const READ_MATERIALS: Retry = Retry::times(20).waiting(STORE_WAIT);
 
+/// The part of a lease that may pass between the claim of a job and the beginning of its attempt
+/// without a renewal: the times after which a holder gives up, and others take a job, lie further
+/// apart.
+const LEASE_SLACK: u32 = 12;
+
 /// What a job begins with.
 #[derive(Debug)]
 pub(super) enum JobMaterials {
@@ -32,20 +40,12 @@ pub(super) enum JobMaterials {
         /// Its event.
         event: Box<Event>,
         /// What it gathers, for a job of a module with `gather`.
-        gathered: Option<GatheredEvents>,
+        gathered: Option<GatheredWork>,
     },
     /// A job below the event of a gathering job works again.
     WaitsAgain,
     /// The job cannot begin, for this reason.
     Missing(String),
-}
-
-/// What a gathering job begins with.
-#[derive(Debug)]
-pub(super) struct GatheredEvents {
-    pub(super) events: Vec<Event>,
-    /// The jobs without whose events it begins.
-    pub(super) without: MissingJobs,
 }
 
 /// What to do with the job of a message.
@@ -125,12 +125,41 @@ impl DispatchState {
             return Ok(JobMaterials::Ready { event, gathered: None });
         }
         let registered = self.ledger.registered_modules().await?;
-        Ok(match readiness(&self.ledger, job, module, &registered).await? {
-            Readiness::Ready(events, without) => {
-                JobMaterials::Ready { event, gathered: Some(GatheredEvents { events, without }) }
-            }
-            Readiness::Waiting(_) | Readiness::Unsettled => JobMaterials::WaitsAgain,
+        let gathered = gather(&self.ledger, job, module, &registered);
+        Ok(match self.keep_lease_during(job, gathered).await? {
+            gathered @ Some(_) => JobMaterials::Ready { event, gathered },
+            None => JobMaterials::WaitsAgain,
         })
+    }
+
+    /// Renews the lease of a job again and again. Never returns.
+    async fn keep_lease(&self, job: &JobRecord) -> Infallible {
+        loop {
+            tokio::time::sleep(self.settings.lease / 3).await;
+            // If somebody has taken the job meanwhile, this attempt is fenced.
+            if let Err(error) = self.ledger.advance(job, &Transition::Renewed).await {
+                let error = error_chain(&error);
+                tracing::warn!(job = %job.id, error, "the lease could not be renewed");
+            }
+        }
+    }
+
+    /// Renews the lease of a job while its events are being gathered, which may take minutes.
+    async fn keep_lease_during<T>(
+        &self,
+        job: &JobRecord,
+        work: impl Future<Output = Result<T, StoreError>>,
+    ) -> Result<T, LedgerError> {
+        let begun = Instant::now();
+        let done = tokio::select! {
+            done = work => done?,
+            never = self.keep_lease(job) => match never {},
+        };
+        // The attempt counts its lease from its own beginning.
+        if begun.elapsed() > self.settings.lease / LEASE_SLACK {
+            self.ledger.advance(job, &Transition::Renewed).await?;
+        }
+        Ok(done)
     }
 
     /// Claims the job of a message, and tries again while the store is unavailable, because a

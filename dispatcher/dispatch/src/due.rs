@@ -3,6 +3,7 @@
 
 use std::sync::PoisonError;
 
+use ion_jobs::gather::GatheredWork;
 use ion_jobs::job::{AttemptOutcome, Transition};
 use ion_jobs::ledger::LedgerError;
 use ion_jobs::pipeline::Module;
@@ -11,7 +12,7 @@ use ion_model::record::{AttemptEnd, JobRecord};
 
 use super::DispatchState;
 use super::attempt::ClaimedJob;
-use super::claims::{GatheredEvents, JobMaterials};
+use super::claims::JobMaterials;
 use super::serve::{DueLook, ModuleTask};
 use super::slots::JobSlot;
 
@@ -89,7 +90,7 @@ impl ModuleTask {
             JobMaterials::Ready { event, gathered: None } => {
                 self.begin_job(ClaimedJob { job, module, event: *event, gathered: None }, slot);
             }
-            JobMaterials::Ready { event, gathered: Some(GatheredEvents { events, without }) } => {
+            JobMaterials::Ready { event, gathered: Some(GatheredWork { events, without }) } => {
                 let job = self.dispatch.write_missing_jobs(job, without).await;
                 let gathered = Some(events);
                 self.begin_job(ClaimedJob { job, module, event: *event, gathered }, slot);

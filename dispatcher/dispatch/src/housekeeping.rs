@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ion_jobs::cancel::OldCancellations;
-use ion_jobs::gather::{Readiness, readiness};
+use ion_jobs::gather::{GatherWatch, Readiness};
 use ion_jobs::job::Transition;
 use ion_jobs::ledger::{LeaseMark, LedgerError};
 use ion_model::id::JobId;
@@ -34,6 +34,7 @@ struct HousekeepingState {
     unclaimed: Unclaimed,
     cancellations: OldCancellations,
     noted: GatherNote,
+    gathers: GatherWatch,
 }
 
 impl DispatchState {
@@ -47,6 +48,7 @@ impl DispatchState {
             unclaimed: Unclaimed::new(self.settings.lease),
             cancellations: OldCancellations::default(),
             noted: GatherNote::new(),
+            gathers: GatherWatch::default(),
         };
         let mut unkept = false;
         while !self.stopping.is_cancelled() {
@@ -84,12 +86,13 @@ impl DispatchState {
         let waiting = self.ledger.waiting_jobs().await?;
         let ids: HashSet<&JobId> = waiting.iter().map(|job| &job.id).collect();
         house.noted.retain(|id, _| ids.contains(id));
+        house.gathers.retain(&ids);
         if !waiting.is_empty() {
             let registered = self.ledger.registered_modules().await?;
             for job in waiting {
                 let Some(module) = registered.module(&job.module) else { continue };
-                match readiness(&self.ledger, &job, module, &registered).await? {
-                    Readiness::Ready(..) => {
+                match house.gathers.look(&self.ledger, &job, module, &registered).await? {
+                    Readiness::Ready => {
                         failpoint::hit("gather.ready");
                         if self.ledger.advance(&job, &Transition::Gathered).await.is_ok() {
                             self.served.wake_module(&job.module);

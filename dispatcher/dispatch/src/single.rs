@@ -18,6 +18,7 @@ use ion_model::event::Event;
 use ion_model::id::JobId;
 use ion_model::record::JobRecord;
 use ion_plane::commit::{Refusal, insert_for_nobody};
+use ion_plane::gathered::GatheredEvents;
 use ion_plane::relay;
 use ion_run::executor::{Executor, RunResult, StopReason};
 use ion_stores::{DataPlane, StoreError};
@@ -85,7 +86,7 @@ pub async fn run_once(
     let ledger = Ledger::new(plane.clone());
     let lease = module.timeout + LEASE_BEYOND_TIMEOUT;
     // A gathering module does not wait here: nothing else is below its event.
-    let gathered = module.gather.is_some().then(Vec::new);
+    let gathered = module.gather.is_some().then(|| GatheredEvents::Few(vec![]));
     let at_once = Module { gather: None, per: None, retries: 0, ..module.clone() };
     let job = match ledger.claim(&at_once, &event, Some((HOLDER, millis(lease)))).await? {
         ClaimOutcome::Won(job) => job,

@@ -290,6 +290,9 @@ async fn answer_created(
             match seen.documents.as_ref().filter(|_| need == LookNeed::Documents) {
                 None => json_answer(status, &answer),
                 Some(documents) => {
+                    if let Some(next) = &documents.next {
+                        answer["next"] = next.as_str().into();
+                    }
                     let mut before = answer.to_string();
                     before.truncate(before.len() - 1);
                     before.push_str(",\"trace\":");

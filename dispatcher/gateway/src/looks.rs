@@ -1,12 +1,13 @@
 //! Reads of correlations ("looks"), shared by all clients that wait for the same one.
 //!
-//! A look reads a correlation from the stores. This takes long, and for a large correlation it
-//! takes much memory. So there is at most one look at a time at each correlation, and its result
-//! serves every client that asked before it began: hundreds of clients that wait for one
-//! correlation cost as much as one. While a job is known to be under way, a look reads the record
-//! of that job alone.
+//! A look counts the jobs of a correlation, and reads its documents if a client needs them. There is
+//! at most one look at a time at each correlation, and its result serves every client that asked
+//! before it began: hundreds of clients that wait for one correlation cost as much as one. While a
+//! job is known to be under way, a look reads the record of that job alone.
 //!
-//! The documents of a look are serialized once, in pieces. Every answer sends the same pieces.
+//! The documents of a look are serialized once, in pieces. Every answer sends the same pieces. They
+//! are the first [`DOCUMENTS_MAX`] of the correlation; an answer says where the others begin, and a
+//! client that asks for those has an answer of its own.
 
 use std::collections::HashMap;
 use std::io;
@@ -17,15 +18,24 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use ion_jobs::ledger::Ledger;
-use ion_jobs::progress::{Trace, Verdict, is_under_way};
+use ion_jobs::progress::{CorrelationWatch, DocumentCursor, DocumentPages, Verdict, is_under_way};
 use ion_model::id::JobId;
+use ion_stores::Documents;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::problem::{Problem, ProblemKind};
 
-/// How many whole correlations may be read at once: each is in memory as records meanwhile.
+/// How many correlations may be read at once: each has a page of documents in memory meanwhile.
 const READ_MAX: usize = 4;
+
+/// How many documents an answer has, at most. A client that wants more goes on where the answer ends;
+/// a larger number makes one client hold more of the memory for answers.
+pub(super) const DOCUMENTS_MAX: usize = 10_000;
+
+/// How many documents are read together.
+const PAGE_DOCUMENTS: usize = 128;
 
 /// The maximum bytes of all answers in memory. A correlation of 10,000 events has about 20 MiB.
 const ANSWERS_MAX: usize = 256 << 20;
@@ -43,7 +53,7 @@ const STANDS: Duration = Duration::from_millis(20);
 const STANDS_MAX: Duration = Duration::from_secs(5);
 const STANDS_TIMES: u32 = 4;
 
-/// How long a job that has not ended spares reading the whole correlation. The limit is needed
+/// How long a job that has not ended spares counting the correlation's jobs. The limit is needed
 /// because the job's module may have been removed.
 const WHOLE_EVERY: Duration = Duration::from_secs(10);
 
@@ -65,10 +75,23 @@ pub(super) enum LookNeed {
 }
 
 /// One correlation that clients wait for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct WatchedCorrelation {
     /// The task that looks holds the lock; the others wait for its result.
-    last: Mutex<Option<Arc<CorrelationLook>>>,
+    state: Mutex<WatchState>,
+}
+
+#[derive(Debug)]
+struct WatchState {
+    watch: CorrelationWatch,
+    last: Option<Arc<CorrelationLook>>,
+}
+
+impl WatchedCorrelation {
+    fn new(correlation: &str) -> Self {
+        let watch = CorrelationWatch::new(correlation);
+        Self { state: Mutex::new(WatchState { watch, last: None }) }
+    }
 }
 
 /// The result of a look.
@@ -76,14 +99,14 @@ pub(super) struct WatchedCorrelation {
 pub(super) struct CorrelationLook {
     begun: Instant,
     took: Duration,
-    /// When the whole correlation was last read.
+    /// When the correlation's jobs were last counted.
     whole: Instant,
     under_way: Vec<JobId>,
     /// Whether the correlation exists.
     pub(super) found: bool,
     /// The correlation's verdict.
     pub(super) verdict: Verdict,
-    /// The correlation's documents, if a client needs them.
+    /// The correlation's first documents, if a client needs them.
     pub(super) documents: Option<SharedDocuments>,
 }
 
@@ -136,7 +159,7 @@ impl CorrelationLooks {
             return watched;
         }
         open.retain(|_, watched| watched.strong_count() > 0);
-        let watched = Arc::<WatchedCorrelation>::default();
+        let watched = Arc::new(WatchedCorrelation::new(correlation));
         open.insert(correlation.to_owned(), Arc::downgrade(&watched));
         watched
     }
@@ -149,20 +172,35 @@ impl CorrelationLooks {
         need: LookNeed,
         asked: Instant,
     ) -> Result<Arc<CorrelationLook>, Problem> {
-        let mut last = watched.last.lock().await;
-        if let Some(seen) = last.as_ref().filter(|seen| seen.can_answer(need, asked)) {
+        let mut state = watched.state.lock().await;
+        if let Some(seen) = state.last.as_ref().filter(|seen| seen.can_answer(need, asked)) {
             return Ok(seen.clone());
         }
         // The documents of the previous look are no longer needed.
-        let before = last.take();
-        let seen = self.read_correlation(ledger, correlation, need, before.as_deref()).await?;
-        Ok(last.insert(Arc::new(seen)).clone())
+        let before = state.last.take();
+        let before = before.as_deref();
+        let watch = &mut state.watch;
+        let seen = self.read_correlation(ledger, (correlation, watch), need, before).await?;
+        Ok(state.last.insert(Arc::new(seen)).clone())
+    }
+
+    /// Reads the documents that come after a place, for one client.
+    pub(super) async fn read_documents_after(
+        &self,
+        ledger: &Ledger,
+        correlation: &str,
+        cursor: &DocumentCursor,
+    ) -> Result<SharedDocuments, Problem> {
+        let _reading = self.reading.acquire().await;
+        let pages = DocumentPages::after(correlation, cursor);
+        let documents = &*ledger.plane().documents;
+        SharedDocuments::read(documents, correlation, pages, self.answers.clone()).await
     }
 
     async fn read_correlation(
         &self,
         ledger: &Ledger,
-        correlation: &str,
+        (correlation, watch): (&str, &mut CorrelationWatch),
         need: LookNeed,
         before: Option<&CorrelationLook>,
     ) -> Result<CorrelationLook, Problem> {
@@ -185,24 +223,24 @@ impl CorrelationLooks {
         }
         let _reading = self.reading.acquire().await;
         let begun = Instant::now();
-        let trace = Trace::read(ledger, correlation).await?;
-        let (found, verdict) = (!trace.status.events.is_empty(), trace.status.verdict());
-        let under_way = trace.status.under_way.clone();
+        let registered = ledger.registered_modules().await?;
+        let status = watch.read(ledger, &registered).await?;
+        let verdict = status.verdict();
         // A client that waits for the end needs the documents then.
-        let wanted = need == LookNeed::Documents || verdict != Verdict::Running;
-        let answers = self.answers.clone();
-        let documents = tokio::task::spawn_blocking(move || {
-            wanted.then(|| SharedDocuments::from_trace(&trace, answers)).transpose()
-        });
-        let documents = documents
-            .await
-            .map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))??;
+        let documents = match need == LookNeed::Documents || verdict != Verdict::Running {
+            false => None,
+            true => {
+                let (pages, answers) = (DocumentPages::new(correlation), self.answers.clone());
+                let documents = &*ledger.plane().documents;
+                Some(SharedDocuments::read(documents, correlation, pages, answers).await?)
+            }
+        };
         Ok(CorrelationLook {
             begun,
             took: begun.elapsed(),
             whole: begun,
-            under_way,
-            found,
+            under_way: status.under_way,
+            found: status.exists,
             verdict,
             documents,
         })
@@ -220,10 +258,12 @@ impl From<AnswersFull> for Problem {
 #[error("the memory for answers is used up; ask again in a moment, or use `ion trace`")]
 pub(super) struct AnswersFull;
 
-/// The documents of a correlation: a JSON array, in pieces that all answers share.
+/// Documents of a correlation: a JSON array, in pieces that all answers share.
 #[derive(Clone, Debug)]
 pub(super) struct SharedDocuments {
     pieces: Arc<AnswerPieces>,
+    /// The path by which a client gets the documents that follow, if any do.
+    pub(super) next: Option<String>,
 }
 
 #[derive(Debug)]
@@ -234,21 +274,34 @@ struct AnswerPieces {
 }
 
 impl SharedDocuments {
-    fn from_trace(trace: &Trace, room: Arc<Semaphore>) -> Result<Self, AnswersFull> {
+    /// Reads the next documents of these pages, at most [`DOCUMENTS_MAX`].
+    async fn read(
+        documents: &dyn Documents,
+        correlation: &str,
+        mut pages: DocumentPages,
+        room: Arc<Semaphore>,
+    ) -> Result<Self, Problem> {
         let mut text =
             PieceWriter { all: Vec::new(), open: Vec::with_capacity(PIECE), room, held: None };
         text.put(b"[")?;
-        let mut first = true;
-        trace.for_each_document(|document| {
-            if !std::mem::replace(&mut first, false) {
-                text.put(b",")?;
+        let (mut count, mut last) = (0, None);
+        let mut page = pages.next(documents, PAGE_DOCUMENTS).await?;
+        while !page.is_empty() && count < DOCUMENTS_MAX {
+            for (cursor, document) in page {
+                if count > 0 {
+                    text.put(b",")?;
+                }
+                serde_json::to_writer(&mut text, &document).map_err(|_| AnswersFull)?;
+                (count, last) = (count + 1, Some(cursor));
             }
-            serde_json::to_writer(&mut text, document).map_err(|_| AnswersFull)
-        })?;
+            page = pages.next(documents, PAGE_DOCUMENTS.min(DOCUMENTS_MAX - count).max(1)).await?;
+        }
         text.put(b"]")?;
         text.end_piece()?;
         let bytes = text.all.iter().map(|piece| piece.len() as u64).sum();
-        Ok(Self { pieces: Arc::new(AnswerPieces { all: text.all, bytes, _room: text.held }) })
+        let next = last.filter(|_| !page.is_empty()).map(|last| path_after(correlation, &last));
+        let pieces = Arc::new(AnswerPieces { all: text.all, bytes, _room: text.held });
+        Ok(Self { pieces, next })
     }
 
     /// Returns a body of these documents between two texts, and its length.
@@ -263,6 +316,13 @@ impl SharedDocuments {
         let all = ends(before).chain(shared).chain(ends(after));
         (Body::from_stream(all.map(Ok::<_, std::convert::Infallible>)), length)
     }
+}
+
+/// Returns the path of the documents of a correlation that come after a place.
+fn path_after(correlation: &str, cursor: &DocumentCursor) -> String {
+    let correlation = utf8_percent_encode(correlation, NON_ALPHANUMERIC);
+    let cursor = cursor.to_string();
+    format!("/correlations/{correlation}?after={}", utf8_percent_encode(&cursor, NON_ALPHANUMERIC))
 }
 
 /// A writer that collects text in pieces.

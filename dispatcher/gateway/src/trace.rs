@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
-use ion_jobs::progress::Verdict;
+use ion_jobs::progress::{DocumentCursor, Verdict};
 use ion_model::event::Event;
 use ion_model::id::EventId;
 use ion_model::text::quote;
@@ -17,7 +17,7 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::auth::Scope;
-use super::looks::{CorrelationLook, LookNeed};
+use super::looks::{CorrelationLook, LookNeed, SharedDocuments};
 use super::problem::{Problem, ProblemKind};
 use super::route::{Access, PathParams, Route, parse_query};
 use super::{SharedState, openapi};
@@ -40,12 +40,26 @@ const OUTCOME: HeaderName = HeaderName::from_static("ion-outcome");
 pub(super) fn routes() -> Vec<Route> {
     let id = |name: &str, what: &str| json!({"name": name, "in": "path", "required": true, "description": what, "schema": {"type": "string", "minLength": 1}});
     let mut trace = openapi::json_answer(
-        "Its events, insights and jobs, as `ion trace --json` prints them.",
+        "Its events, insights and jobs, as `ion trace --json` prints them; of more than 10,000 the \
+         first ones.",
         json!({"type": "array", "items": {"type": "object"}}),
     );
-    trace["headers"] = json!({"Ion-Outcome": {
-        "description": "The correlation's outcome so far.", "required": true, "schema": {"enum": ["running", "succeeded", "failed"]},
-    }});
+    trace["headers"] = json!({
+        "Ion-Outcome": {
+            "description": "The correlation's outcome so far.", "required": true, "schema": {"enum": ["running", "succeeded", "failed"]},
+        },
+        "Link": {
+            "description":
+                "The path by which to go on, as `<path>; rel=\"next\"`, if further documents \
+                 follow.",
+            "schema": {"type": "string"},
+        },
+    });
+    let after = json!({
+        "name": "after", "in": "query",
+        "description": "Go on after this place, which the header Link of an earlier answer names.",
+        "schema": {"type": "string"},
+    });
     let missing = openapi::problem("It does not exist.");
     let malformed = openapi::problem("The path or a parameter cannot be read.");
     vec![
@@ -55,7 +69,7 @@ pub(super) fn routes() -> Vec<Route> {
             show_correlation,
             json!({
                 "operationId": "correlation", "summary": "All that came of one first event",
-                "parameters": [id("correlation", "The correlation's id."), openapi::wait_parameter()],
+                "parameters": [id("correlation", "The correlation's id."), openapi::wait_parameter(), after],
                 "responses": {"200": trace, "400": malformed, "404": missing},
             }),
         ),
@@ -142,9 +156,19 @@ async fn show_correlation(
     PathParams(id): PathParams<String>,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
-    let longest = parse_wait(&parse_query(query.as_deref(), &["wait"])?)?.unwrap_or_default();
-    let seen = wait_for_end(&gate, &id, longest, LookNeed::Documents).await?;
-    let Some(documents) = seen.documents.as_ref().filter(|_| seen.found) else {
+    let parameters = parse_query(query.as_deref(), &["wait", "after"])?;
+    let longest = parse_wait(&parameters)?.unwrap_or_default();
+    let after = parse_after(&parameters)?;
+    let need = if after.is_some() { LookNeed::Verdict } else { LookNeed::Documents };
+    let seen = wait_for_end(&gate, &id, longest, need).await?;
+    let documents = match &after {
+        None => seen.documents.clone(),
+        Some(cursor) => {
+            let read = gate.looks.read_documents_after(&gate.ledger, &id, cursor);
+            Some(gate.within_deadline(read).await?)
+        }
+    };
+    let Some(documents) = documents.filter(|_| seen.found) else {
         return Err(Problem::new(
             ProblemKind::NotFound,
             format!("there is no correlation {}", quote(&id)),
@@ -153,7 +177,25 @@ async fn show_correlation(
     let mut response =
         streamed_answer(StatusCode::OK, documents.body(String::new(), String::new()));
     response.headers_mut().insert(OUTCOME, HeaderValue::from_static(seen.verdict.as_str()));
+    add_next_link(&mut response, &documents);
     Ok(response)
+}
+
+/// Returns the parameter `after`, a place among the documents of a correlation.
+fn parse_after(parameters: &HashMap<String, String>) -> Result<Option<DocumentCursor>, Problem> {
+    let Some(text) = parameters.get("after") else { return Ok(None) };
+    text.parse().map(Some).map_err(|error| {
+        let detail =
+            format!("after={text:?}: {error}; take the path from the header Link as it is");
+        Problem::new(ProblemKind::Malformed, detail)
+    })
+}
+
+/// Says in an answer by which path a client gets the documents that follow, if any do.
+pub(super) fn add_next_link(response: &mut Response, documents: &SharedDocuments) {
+    let Some(path) = &documents.next else { return };
+    let link = HeaderValue::try_from(format!("<{path}>; rel=\"next\""));
+    response.headers_mut().insert(header::LINK, link.expect("an escaped path is ASCII"));
 }
 
 /// Builds an answer whose JSON document is sent as it is read.

@@ -404,13 +404,6 @@ impl Ledger {
         found.ok_or_else(|| LedgerError::NoSuchJob(id.to_string()))
     }
 
-    /// Returns the jobs of a correlation, oldest first.
-    pub(crate) async fn jobs_of(&self, correlation: &str) -> Result<Vec<JobRecord>, StoreError> {
-        let equals = vec![("correlationId", json!(correlation))];
-        let query = Query::equal(Collection::Jobs, equals).order_by("created");
-        self.plane.documents.find_as(query).await
-    }
-
     /// Applies `happening` to the job, whose attempt and holder must still be those of `job`.
     ///
     /// # Errors

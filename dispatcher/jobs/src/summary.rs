@@ -10,13 +10,16 @@
 use std::collections::BTreeMap;
 
 use ion_model::clock::Millis;
-use ion_model::event::{DocumentType, Event, PublicationState, is_event};
+use ion_model::event::PublicationState;
 use ion_model::id::JobId;
 use ion_model::record::{Attempt, JobRecord, JobState};
 use ion_stores::{Collection, Documents, Pages, Query, StoreError, decode};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::counts::{
+    count_events_in, count_jobs, count_types, events_of, has_outbox, unclaimed_jobs,
+};
 use crate::ledger::{Ledger, RegisteredModules};
 use crate::list::{JobFilter, ListPart};
 use crate::progress::{OpenWork, Verdict};
@@ -31,9 +34,6 @@ const REASONS_READ_MAX: usize = 10_000;
 
 /// How many different reasons are kept. All further ones count as one.
 const REASONS_MAX: usize = 100;
-
-/// How many events are looked at to count the jobs that no dispatcher has claimed yet.
-const UNCLAIMED_LOOKED_AT: usize = 10_000;
 
 /// What a correlation consists of, and how far it has come.
 #[derive(Clone, Debug, Serialize)]
@@ -203,30 +203,13 @@ pub async fn read_summary(
         all.extend(equals);
         Query::equal(Collection::Jobs, all)
     };
-    let mut by_module: BTreeMap<String, BTreeMap<&'static str, u64>> = BTreeMap::new();
-    for row in documents.tally(of(vec![]), &["state", "module"]).await? {
-        let [state, module] = &row.values[..] else { continue };
-        let state = JobState::ALL.into_iter().find(|known| json!(known) == *state);
-        let (Some(state), Some(module)) = (state, module.as_str()) else { continue };
-        by_module.entry(module.to_owned()).or_default().insert(state.as_str(), row.count);
-    }
-    let unclaimed = unclaimed_jobs(ledger, correlation, registered).await?;
-    let event = vec![
-        ("context.correlationId", json!(correlation)),
-        ("context.documentType", json!(DocumentType::EventMeta)),
-    ];
-    let events = Query::equal(Collection::Events, event);
-    let mut types = BTreeMap::new();
-    for row in documents.tally(events.clone(), &["type"]).await? {
-        types.insert(row.values[0].as_str().unwrap_or_default().to_owned(), row.count);
-    }
+    let by_module = count_jobs(documents, correlation).await?;
+    let events = events_of(correlation);
+    let mut types = count_types(documents, correlation).await?;
     let unpublished = count_events_in(documents, correlation, PublicationState::Unpublished);
     let unpublished: u64 = unpublished.await?.values().sum();
-    for (name, staged) in count_events_in(documents, correlation, PublicationState::Staged).await? {
-        if let Some(count) = types.get_mut(&name) {
-            *count = u64::saturating_sub(*count, staged);
-        }
-    }
+    // An event that is published meanwhile is among the unclaimed ones then.
+    let unclaimed = unclaimed_jobs(ledger, correlation, registered).await?;
     types.retain(|_, count| *count > 0);
     let mut modules = Vec::new();
     for (module, states) in by_module {
@@ -318,78 +301,6 @@ fn times_of(attempts: &[(Millis, Millis)]) -> Option<JobTimes> {
     let others = attempts.len() - 1;
     let per_second = (others > 0).then(|| others as f64 * 1000.0 / (last - first).max(1) as f64);
     Some(JobTimes { p50: percentile(50)?, p95: percentile(95)?, per_second, of: took.len(), last })
-}
-
-/// Counts the jobs of a correlation that no dispatcher has claimed yet, by module. Beyond
-/// [`UNCLAIMED_LOOKED_AT`] events it counts no more: each of these is one event behind.
-async fn unclaimed_jobs(
-    ledger: &Ledger,
-    correlation: &str,
-    registered: &RegisteredModules,
-) -> Result<BTreeMap<String, u64>, StoreError> {
-    let documents = &*ledger.plane().documents;
-    let mut equals = Ledger::unclaimed_conditions();
-    equals.push(("context.correlationId", json!(correlation)));
-    let mut pages = Pages::new(Query::equal(Collection::Events, equals), "created");
-    let (mut unclaimed, mut looked_at) = (BTreeMap::new(), 0);
-    while let Some(page) = pages.next(documents).await? {
-        looked_at += page.len();
-        let mut expected: Vec<(String, String)> = Vec::new();
-        for document in page {
-            let event: Event = decode(Collection::Events, document)?;
-            expected.extend(registered.modules_for(&event).map(|module| {
-                (JobId::derive(&event.id, &module.name).to_string(), module.name.clone())
-            }));
-        }
-        let ids = expected.iter().map(|(id, _)| id.clone()).collect();
-        let present = documents.find_existing_ids(Collection::Jobs, ids).await?;
-        for (_, module) in expected.into_iter().filter(|(id, _)| !present.contains(id)) {
-            *unclaimed.entry(module).or_default() += 1;
-        }
-        if looked_at >= UNCLAIMED_LOOKED_AT {
-            break;
-        }
-    }
-    Ok(unclaimed)
-}
-
-/// Counts the events of this correlation that are in this state, by type.
-async fn count_events_in(
-    documents: &dyn Documents,
-    correlation: &str,
-    state: PublicationState,
-) -> Result<BTreeMap<String, u64>, StoreError> {
-    // Events that are not published are few, so those of all correlations are read.
-    let query = Query::equal(Collection::Events, vec![("publication", json!(state))]);
-    let query = query.only(&["context.correlationId", "context.documentType", "created", "type"]);
-    let mut pages = Pages::new(query, "created");
-    let mut counts = BTreeMap::new();
-    while let Some(page) = pages.next(documents).await? {
-        for event in page {
-            if event["context"]["correlationId"] == correlation && is_event(&event) {
-                let event_type = event["type"].as_str().unwrap_or_default();
-                *counts.entry(event_type.to_owned()).or_default() += 1;
-            }
-        }
-    }
-    Ok(counts)
-}
-
-/// Returns whether a job of this correlation has succeeded and its staged events are not published
-/// yet.
-async fn has_outbox(documents: &dyn Documents, correlation: &str) -> Result<bool, StoreError> {
-    // Such jobs are few, so those of all correlations are read.
-    let query = Query::equal(Collection::Jobs, vec![("outbox", json!(true))]);
-    let mut pages = Pages::by_id(query.only(&["correlationId", "state"]));
-    while let Some(page) = pages.next(documents).await? {
-        let is_open = |job: &Value| {
-            job["correlationId"] == correlation && job["state"] == json!(JobState::Succeeded)
-        };
-        if page.iter().any(is_open) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Returns whether a waiting gathering job waits for something else than dead jobs, as a dispatcher

@@ -19,6 +19,7 @@ use ion_model::id::JobId;
 use ion_model::record::JobRecord;
 use ion_model::text::quote;
 use ion_plane::commit::Rejection;
+use ion_plane::gathered::GatheredEvents;
 use ion_system::spans;
 use tokio::sync::{oneshot, watch};
 use tracing::field::Empty;
@@ -47,7 +48,7 @@ pub struct AttemptStart {
     /// Its event.
     pub event: Event,
     /// The gathered events, for a job of a module with `gather`.
-    pub gathered: Option<Vec<Event>>,
+    pub gathered: Option<GatheredEvents>,
     /// The executor sends on this channel once the process runs.
     pub running: oneshot::Sender<()>,
 }

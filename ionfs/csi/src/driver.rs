@@ -12,6 +12,7 @@ use ion_model::errors::error_chain;
 use ion_model::event::Event;
 use ion_model::id::EventId;
 use ion_model::limits::Limits;
+use ion_plane::gathered::GatheredEvents;
 use ion_plane::node::Node;
 use ion_stores::{Collection, StoreError};
 use ion_system::run_blocking;
@@ -33,7 +34,9 @@ use super::api::registration::{
 };
 use super::volumes::{Volume, VolumeNote, VolumeState, Volumes, unmount_and_remove};
 use super::{CsiError, DRIVER_NAME, TOKEN_ATTRIBUTE};
-use crate::ticket::{Ticket, TicketError, TicketKey, TicketPod, TokenError, TreeEnd};
+use crate::ticket::{
+    Ticket, TicketError, TicketGathered, TicketKey, TicketPod, TokenError, TreeEnd,
+};
 
 /// Keys of what the kubelet says about the pod. The CSIDriver object asks for it with
 /// `podInfoOnMount`.
@@ -238,12 +241,13 @@ impl Driver {
         let event = self.find_event(&ticket.event_id).await?;
         let gathered = match &ticket.gathered {
             None => None,
-            Some(ids) => {
+            Some(TicketGathered::List(list)) => Some(GatheredEvents::List(list.clone())),
+            Some(TicketGathered::Ids(ids)) => {
                 let mut events = Vec::with_capacity(ids.len());
                 for id in ids {
                     events.push(self.find_event(id).await?);
                 }
-                Some(events)
+                Some(GatheredEvents::Few(events))
             }
         };
         let limits = ticket.limits.apply_to(self.node.settings.limits);

@@ -22,6 +22,7 @@ use ion_model::limits::LimitOverrides;
 use ion_model::record::JobRecord;
 use ion_plane::collect::GcMode;
 use ion_plane::commit::Origin;
+use ion_plane::gathered::{GatheredEvents, GatheredList};
 use ion_stores::{Collection, DataPlane, Durability, Equals, Inserted, Query, StoreError, encode};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -53,7 +54,7 @@ pub struct Ticket {
     pub event_id: EventId,
     /// The events that a gathering job gathered, in order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gathered: Option<Vec<EventId>>,
+    pub gathered: Option<TicketGathered>,
     /// The conventions of older Ion that its tree follows.
     pub older: OlderConventions,
     /// The limits that its module sets.
@@ -65,6 +66,28 @@ pub struct Ticket {
     /// How the attempt's filesystem work ended; `None` while it has not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<TreeEnd>,
+}
+
+/// What a ticket says of gathered events.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TicketGathered {
+    /// Their ids.
+    Ids(Vec<EventId>),
+    /// The list of them in blobs.
+    List(Box<GatheredList>),
+}
+
+impl TicketGathered {
+    /// Returns what a ticket says of these events.
+    pub fn of(gathered: &GatheredEvents) -> Self {
+        match gathered {
+            GatheredEvents::Few(events) => {
+                Self::Ids(events.iter().map(|event| event.id.clone()).collect())
+            }
+            GatheredEvents::List(list) => Self::List(list.clone()),
+        }
+    }
 }
 
 /// The pod that has claimed a ticket.

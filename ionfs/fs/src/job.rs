@@ -6,22 +6,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ion_model::clock::Millis;
 use ion_model::errors::is_no_room;
-use ion_model::event::{Event, FileEntry, KeyValue, event_json};
+use ion_model::event::{Event, event_json};
 use ion_model::id::JobId;
 use ion_model::limits::Limits;
 use ion_model::record::{FailedRead, FailedReads};
 use ion_model::usage::AttemptUsage;
 use ion_plane::address::{FileUrls, addresses};
 use ion_plane::commit::{Committer, Origin, Receipt, Rejection, TooDeep};
+use ion_plane::gathered::GatheredEvents;
 use ion_plane::node::{Node as Daemon, job_dir};
 use ion_stores::StoreError;
 use ion_system::beneath::Folder;
 use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::gathered::{FilesInput, few_events, listed_events};
 use super::output::{Output, OutputSpec};
 pub use super::output::{TreeUsers, ValueFileNames};
 use super::reads::{ReadLog, failed_listing};
@@ -68,7 +69,7 @@ pub struct JobSpec {
     /// The event that the job works on.
     pub event: Event,
     /// The gathered events of a gathering job, in order; none for other jobs.
-    pub gathered: Option<Vec<Event>>,
+    pub gathered: Option<GatheredEvents>,
     /// Which conventions of older Ion its tree follows.
     pub older: OlderConventions,
     /// Which users the tree is for.
@@ -273,78 +274,30 @@ fn remove_folder(directory: &Path) -> io::Result<()> {
 /// `meta/`, its files in `data/`. File addresses are only in `eventmeta.json` (and `meta.json`), as
 /// in older Ion.
 async fn input_items(
-    daemon: &Daemon,
+    daemon: &Arc<Daemon>,
     spec: &JobSpec,
 ) -> Result<Vec<(String, ViewItem)>, StoreError> {
-    let created = spec.event.created;
-    let own_files = daemon.plane.files_of(&spec.event).await?;
-    let mut items = Vec::new();
-    let mut files = own_files.clone();
-    let mut directories = spec.event.directories.clone();
-    let mut values = spec.event.data.clone();
-    let (plane, urls) = (&daemon.plane, spec.older.urls);
-    if let Some(gathered) = &spec.gathered {
-        files.clear();
-        directories.clear();
-        let mut list: Vec<Value> = Vec::with_capacity(gathered.len());
-        let mut each = BTreeMap::new();
-        for (n, event) in gathered.iter().enumerate() {
-            let of_event = plane.files_of(event).await?;
-            list.push(event_json(event, &of_event));
-            each.insert(n.to_string(), gathered_item(event));
-            // Each event has its folder, even one without files.
-            directories.push(n.to_string());
-            values.extend(addresses(plane, urls, &event.id, &of_event, &format!("{n}/")).await?);
-            directories.extend(event.directories.iter().map(|name| format!("{n}/{name}")));
-            files.extend(
-                of_event
-                    .into_iter()
-                    .map(|file| FileEntry { name: format!("{n}/{}", file.name), ..file }),
-            );
-        }
-        items.push(("events.json".to_owned(), ViewItem::json(&list, created)));
-        items.push(("events".to_owned(), ViewItem::fixed(each)));
-    } else {
-        values.extend(addresses(plane, urls, &spec.event.id, &own_files, "").await?);
-    }
+    let (event, created) = (&spec.event, spec.event.created);
+    let own_files = daemon.plane.files_of(event).await?;
+    let urls = spec.older.urls;
+    let FilesInput { mut items, addresses } = match &spec.gathered {
+        None => FilesInput {
+            items: vec![("data".to_owned(), files_tree(&own_files, &event.directories))],
+            addresses: addresses(&daemon.plane, urls, &event.id, &own_files, "").await?,
+        },
+        Some(GatheredEvents::Few(few)) => few_events(daemon, few, urls, created).await?,
+        Some(GatheredEvents::List(list)) => listed_events(daemon, list, urls).await?,
+    };
+    let values = [event.data.clone(), addresses].concat();
     if spec.older.names == ValueFileNames::WithMetaJson {
         items.push(("meta.json".to_owned(), ViewItem::json(&values, created)));
     }
     items.extend([
-        ("data".to_owned(), files_tree(&files, &directories)),
         ("eventmeta.json".to_owned(), ViewItem::json(&values, created)),
-        ("event.json".to_owned(), ViewItem::json(&event_json(&spec.event, &own_files), created)),
-        ("meta".to_owned(), values_item(&spec.event.data, created)),
+        ("event.json".to_owned(), ViewItem::json(&event_json(event, &own_files), created)),
+        ("meta".to_owned(), lineage::values_item(&event.data, created)),
     ]);
     Ok(items)
-}
-
-/// Makes the directory of a gathered event's values. Its entries are made when it is accessed.
-fn gathered_item(event: &Event) -> ViewItem {
-    let (at, data) = (event.created, event.data.clone());
-    ViewItem::lazy(FOREVER, move || {
-        let items = vec![
-            ("eventmeta.json".to_owned(), ViewItem::json(&data, at)),
-            ("meta".to_owned(), values_item(&data, at)),
-        ];
-        std::future::ready(Ok(items))
-    })
-}
-
-/// Makes a directory with a file for each value. A value whose key cannot be a name is only in
-/// `eventmeta.json`.
-fn values_item(values: &[KeyValue], at: Millis) -> ViewItem {
-    let can_be_name = |key: &str| {
-        !key.is_empty()
-            && key.len() <= 255
-            && key != "."
-            && key != ".."
-            && !key.contains(['/', '\0'])
-    };
-    let values = values.iter().filter(|pair| can_be_name(&pair.key));
-    ViewItem::fixed(
-        values.map(|pair| (pair.key.clone(), ViewItem::Text(pair.value.clone().into(), at))),
-    )
 }
 
 /// Makes `events/`. The lineage is read when the directory is first accessed; receipts, rejections

@@ -12,6 +12,7 @@ mod blob;
 pub mod browse;
 mod eventfile;
 mod fuse;
+mod gathered;
 pub mod job;
 mod lineage;
 pub mod mount;

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use ion_model::event::{Event, event_json};
+use ion_model::clock::Millis;
+use ion_model::event::{Event, KeyValue, event_json};
 use ion_model::id::{EventId, JobId};
 use ion_model::record::{InsightRecord, LogRecord};
 use ion_plane::node::{Node as Daemon, live_log_path};
@@ -38,6 +39,22 @@ pub(super) async fn event_items(daemon: &Arc<Daemon>, event: &Event) -> ListResu
         );
     }
     Ok(items)
+}
+
+/// Makes a directory with a file for each value. A value whose key cannot be a name is only in
+/// `eventmeta.json`.
+pub(super) fn values_item(values: &[KeyValue], at: Millis) -> ViewItem {
+    let can_be_name = |key: &str| {
+        !key.is_empty()
+            && key.len() <= 255
+            && key != "."
+            && key != ".."
+            && !key.contains(['/', '\0'])
+    };
+    let values = values.iter().filter(|pair| can_be_name(&pair.key));
+    ViewItem::fixed(
+        values.map(|pair| (pair.key.clone(), ViewItem::Text(pair.value.clone().into(), at))),
+    )
 }
 
 /// Returns a job's `insights.json`, if the job kept any insights.

@@ -1,17 +1,27 @@
 //! `ion check`: checks that documents and blobs agree, and that every event is published.
+//!
+//! # How it goes on after an interruption
+//! Each event and each log is checked by itself, so a check that was interrupted begins after the
+//! document that its note names ([`crate::resume`]), and takes over what had been counted and found.
+//! Only unpublished events are watched for longer: the note names those that were still to be
+//! watched.
 
 use std::time::Duration;
 
 use ion_model::errors::error_chain;
 use ion_model::event::{DocumentType, Event, FileEntry, PublicationState};
+use ion_model::id::EventId;
 use ion_model::record::{JobRecord, JobState, LogRecord};
 use ion_stores::{Collection, DataPlane, Pages, Query, StoreError, decode};
-use serde_json::json;
+use ion_system::failpoint;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::relay::{self, Relay};
+use crate::resume::PositionNote;
 
 /// The result of a check of the plane.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckReport {
     /// The number of events that were checked.
     pub events: usize,
@@ -25,7 +35,7 @@ pub struct CheckReport {
 }
 
 /// A fault in the plane.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditFinding {
     /// What is wrong, as a text.
     pub what: String,
@@ -78,52 +88,110 @@ const WATCHED: Duration = relay::GRACE.saturating_add(Duration::from_secs(5));
 /// The number of unpublished events that are watched together.
 const SUSPECTS: usize = 1_000;
 
-/// Compares documents with blobs and with each other, a page of documents at a time.
+/// The most findings that a note takes over: it is one document, and a store limits its length. A
+/// check with more findings goes on from its last note.
+const NOTED_FINDINGS_MAX: usize = 1_000;
+
+/// How far a check is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct CheckPosition {
+    /// The kind of documents that is being checked: events, then logs.
+    kind: DocumentType,
+    /// The last document that was checked, by its time and id; none before the first one.
+    last: Option<Value>,
+    /// The unpublished events that are still to be watched.
+    suspects: Vec<EventId>,
+    /// What was found so far.
+    report: CheckReport,
+}
+
+impl CheckPosition {
+    fn beginning() -> Self {
+        let report = CheckReport::default();
+        Self { kind: DocumentType::EventMeta, last: None, suspects: vec![], report }
+    }
+
+    /// Returns the number of events that had been checked.
+    pub fn events(&self) -> usize {
+        self.report.events
+    }
+}
+
+/// Compares documents with blobs and with each other, a page of documents at a time. Begins where
+/// `from` says, and notes how far it is.
 ///
 /// # Errors
-/// When a store cannot be read. A fault in its content is a finding, not an error.
+/// When a store cannot be read, or the note cannot be written. A fault in a store's content is a
+/// finding, not an error.
 pub async fn check(
     plane: &DataPlane,
     depth: CheckDepth,
     repair: CheckRepair,
+    note: &mut PositionNote,
+    from: Option<CheckPosition>,
 ) -> Result<CheckReport, StoreError> {
-    let mut report = CheckReport::default();
-    let mut suspects = Vec::new();
-    let mut pages = pages_of_type(DocumentType::EventMeta);
-    while let Some(page) = pages.next(&*plane.documents).await? {
-        for document in page {
-            let event: Event = match decode(Collection::Events, document) {
-                Ok(event) => event,
-                Err(error) => {
-                    report.add_finding(error_chain(&error));
-                    continue;
-                }
-            };
-            check_event(plane, &event, depth, &mut report).await?;
+    let mut at = from.unwrap_or_else(CheckPosition::beginning);
+    loop {
+        let mut pages = pages_of_type(at.kind);
+        if let Some(last) = &at.last {
+            pages = pages.after(last);
+        }
+        while let Some(page) = pages.next(&*plane.documents).await? {
+            let last =
+                page.last().map(|last| json!({"created": last["created"], "id": last["id"]}));
+            for document in page {
+                check_document(plane, document, depth, &mut at).await?;
+            }
+            at.last = last;
+            if at.suspects.len() >= SUSPECTS {
+                let suspects = std::mem::take(&mut at.suspects);
+                watch_unpublished(plane, suspects, repair, &mut at.report).await?;
+            }
+            if at.report.findings.len() <= NOTED_FINDINGS_MAX {
+                note.write(&at).await?;
+            }
+            failpoint::hit("check.page");
+        }
+        if at.kind == DocumentType::ModuleLogs {
+            break;
+        }
+        (at.kind, at.last) = (DocumentType::ModuleLogs, None);
+    }
+    watch_unpublished(plane, at.suspects, repair, &mut at.report).await?;
+    Ok(at.report)
+}
+
+/// Checks one event or one log.
+async fn check_document(
+    plane: &DataPlane,
+    document: Value,
+    depth: CheckDepth,
+    at: &mut CheckPosition,
+) -> Result<(), StoreError> {
+    if at.kind == DocumentType::ModuleLogs {
+        return match decode::<LogRecord>(Collection::Events, document) {
+            // An empty log has no blob.
+            Ok(log) if log.logs.size > 0 => {
+                let what = format!("log {}", log.id);
+                check_blob(plane, &what, &log.logs, depth, &mut at.report).await
+            }
+            Ok(_) => Ok(()),
+            Err(error) => {
+                at.report.add_finding(error_chain(&error));
+                Ok(())
+            }
+        };
+    }
+    match decode::<Event>(Collection::Events, document) {
+        Ok(event) => {
+            check_event(plane, &event, depth, &mut at.report).await?;
             if event.publication == PublicationState::Unpublished {
-                suspects.push(event);
+                at.suspects.push(event.id);
             }
         }
-        if suspects.len() >= SUSPECTS {
-            watch_unpublished(plane, std::mem::take(&mut suspects), repair, &mut report).await?;
-        }
+        Err(error) => at.report.add_finding(error_chain(&error)),
     }
-    let mut pages = pages_of_type(DocumentType::ModuleLogs);
-    while let Some(page) = pages.next(&*plane.documents).await? {
-        for document in page {
-            match decode::<LogRecord>(Collection::Events, document) {
-                // An empty log has no blob.
-                Ok(log) if log.logs.size > 0 => {
-                    check_blob(plane, &format!("log {}", log.id), &log.logs, depth, &mut report)
-                        .await?;
-                }
-                Ok(_) => {}
-                Err(error) => report.add_finding(error_chain(&error)),
-            }
-        }
-    }
-    watch_unpublished(plane, suspects, repair, &mut report).await?;
-    Ok(report)
+    Ok(())
 }
 
 /// Checks one event and the blobs that it names.
@@ -167,24 +235,26 @@ async fn is_never_revealed(plane: &DataPlane, event: &Event) -> Result<bool, Sto
     Ok(over && again.is_some_and(|event| event.publication == PublicationState::Staged))
 }
 
-/// Waits for [`WATCHED`], then reads the unpublished events again and reports those that have not
-/// changed.
+/// Watches these events for [`WATCHED`], and reports those that were not published all the time and
+/// that no relay has taken over meanwhile.
 async fn watch_unpublished(
     plane: &DataPlane,
-    suspects: Vec<Event>,
+    suspects: Vec<EventId>,
     repair: CheckRepair,
     report: &mut CheckReport,
 ) -> Result<(), StoreError> {
-    if suspects.is_empty() {
+    let mut before = Vec::new();
+    for id in suspects {
+        before.extend(read_unpublished(plane, &id).await?);
+    }
+    if before.is_empty() {
         return Ok(());
     }
     tokio::time::sleep(WATCHED).await;
     let relay = Relay::new(plane.clone(), Duration::ZERO);
-    for before in suspects {
-        let now = plane.documents.get_as::<Event>(Collection::Events, before.id.as_str()).await?;
-        let Some(event) = now.filter(|now| {
-            now.publication == PublicationState::Unpublished && now.publisher == before.publisher
-        }) else {
+    for before in before {
+        let now = read_unpublished(plane, &before.id).await?;
+        let Some(event) = now.filter(|now| now.publisher == before.publisher) else {
             continue;
         };
         let what = format!(
@@ -198,6 +268,12 @@ async fn watch_unpublished(
         report.add_finding_with_repair(what, repaired);
     }
     Ok(())
+}
+
+/// Returns an event if it is not published.
+async fn read_unpublished(plane: &DataPlane, id: &EventId) -> Result<Option<Event>, StoreError> {
+    let found = plane.documents.get_as::<Event>(Collection::Events, id.as_str()).await?;
+    Ok(found.filter(|event| event.publication == PublicationState::Unpublished))
 }
 
 /// Compares a file's blob with its entry as far as `depth` says, and reports what differs.

@@ -17,7 +17,15 @@
 //!   the whole reading and keeps its position in the order, which is the time of its commit.
 //!   Nothing changes that time in the documents of an ended attempt.
 //! - An event refers to an ancestor's blob. The ancestor's own document names that blob, in the
-//!   same correlation.
+//!   same correlation. A list of gathered events is named by no document but of the job that it was
+//!   written for, so it is like a blob that the job has stored.
+//!
+//! # Why it examines the blobs anew after an interruption
+//! What a part is judged by, the active jobs and the documents, must be read after the part was
+//! listed: nothing that an earlier run has read may decide. A run could still leave out what an
+//! earlier one has examined, if it knew where that is; but stores list their blobs in no order that
+//! all of them keep, so there is no such place. Nothing is removed twice, and what was removed is not
+//! listed again.
 //!
 //! The grace period protects blobs that have no job (the files of `ion event create`, before its
 //! one insert), and blobs that a store writes long after it stopped answering: both are younger
@@ -38,10 +46,11 @@ use ion_stores::{
     BlobInfo, Collection, DataPlane, Pages, Query, StoreError, UnfinishedUploads, decode,
 };
 use ion_system::failpoint;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// What `gc` removed, or would remove.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct GcReport {
     /// The number of removed blobs.
     pub blobs: usize,

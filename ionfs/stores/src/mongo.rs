@@ -374,6 +374,10 @@ fn document_filter(collection: Collection, document: &Value, equals: &[Equals]) 
 
 fn query_filter(query: &Query) -> Document {
     let mut filter = equals_filter(None, &query.equals);
+    if let Some((field, values)) = &query.one_of {
+        let values: Vec<Bson> = values.iter().cloned().map(to_bson).collect();
+        filter.insert(*field, doc! {"$in": values});
+    }
     if let Some(range) = &query.range {
         let field = if range.field == "id" { "_id" } else { range.field };
         let mut bounds = doc! {"$gte": to_bson(range.from.clone())};

@@ -4,8 +4,9 @@
 //! registry, B an older one. Attempts are lost or fail; dead jobs are revived or dropped;
 //! on-success jobs publish their staged events after their end.
 //!
-//! The judge of the gathering (a dispatcher) reads the registry, the jobs, the events and the
-//! registry again, in separate steps, with any other steps in between. The judgement, the steps of
+//! The judge of the gathering (a dispatcher) reads the registry, the events, the jobs on them, the
+//! events again and the registry again, in separate steps, with any other steps in between. While
+//! the job waits, the first reading of the events and their jobs is enough to queue it. The judgement, the steps of
 //! a job, the modules that an event is for and every change of the registry are the real code.
 //! Stores and claims behave as their contract says. Each [`GatherFault`] must be refuted.
 
@@ -73,15 +74,17 @@ type Shown = [Option<(JobState, bool)>; SLOTS.len()];
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 struct Reading {
     registry: Option<u8>,
+    /// What the first walk has met: a bit for each event that is visible.
+    first: Option<u8>,
     jobs: Option<Shown>,
-    /// A bit for each event that is visible.
-    events: Option<u8>,
+    /// What the second walk has met.
+    second: Option<u8>,
 }
 
 /// What the judge concludes.
 enum Conclusion {
     Waits,
-    /// The gathered events, a bit for each.
+    /// The events that were met, a bit for each.
     Ready(u8),
 }
 
@@ -276,7 +279,7 @@ impl GatherPlane {
         step(true, &|state| judged(state).and_then(|_| self.read_next(state)));
         step(true, &|state| {
             let all = judged(state)?;
-            match (all, self.conclude(state)?) {
+            match (all, self.conclude(state, all)?) {
                 (JobState::Waiting, Conclusion::Waits) => state.gathered = None,
                 (JobState::Waiting, Conclusion::Ready(found)) => {
                     state.found_ready = true;
@@ -314,9 +317,13 @@ impl GatherPlane {
         });
     }
 
-    /// Returns what follows from the readings, as soon as it is certain.
-    fn conclude(&self, state: &GatherState) -> Option<Conclusion> {
-        let Reading { registry: Some(registry), jobs, events } = state.reading else { return None };
+    /// Returns what follows from the readings, as soon as it is certain. `job` is the state of the
+    /// gathering job: while it waits, one walk is enough.
+    fn conclude(&self, state: &GatherState, job: JobState) -> Option<Conclusion> {
+        let Reading { registry: Some(registry), first, jobs: Some(_), second } = state.reading
+        else {
+            return None;
+        };
         let asks_again = !matches!(
             self.fault,
             GatherFault::RegistryOnce | GatherFault::RegistryLast | GatherFault::OwnFile
@@ -325,32 +332,35 @@ impl GatherPlane {
             return Some(Conclusion::Waits);
         }
         let last = if self.fault == GatherFault::RegistryLast { state.registry } else { registry };
-        let judge = |events| {
-            self.judge(state, Reading { registry: Some(last), jobs, events: Some(events) })
-        };
-        match (jobs, events) {
-            (Some(_), Some(events)) => {
-                Some(judge(events).map_or(Conclusion::Waits, Conclusion::Ready))
-            }
-            // More events cannot make the gathering ready.
-            (Some(_), None) if self.fault != GatherFault::RegistryLast => {
-                judge(state.visible_events()).is_none().then_some(Conclusion::Waits)
-            }
-            _ => None,
+        let reading = Reading { registry: Some(last), second: None, ..state.reading };
+        // The second walk cannot make the gathering ready.
+        let may_judge = self.fault != GatherFault::RegistryLast || second.is_some();
+        if may_judge && self.judge(state, reading).is_none() {
+            return Some(Conclusion::Waits);
+        }
+        let one_walk = job == JobState::Waiting || self.fault == GatherFault::OneWalk;
+        match (first?, second) {
+            (first, None) if one_walk => Some(Conclusion::Ready(first)),
+            (_, None) => None,
+            (first, Some(second)) => Some(match self.are_same(first, second) {
+                true => Conclusion::Ready(second),
+                false => Conclusion::Waits,
+            }),
         }
     }
 
     /// Makes the next reading.
     fn read_next(&self, state: &mut GatherState) -> Option<()> {
         let reading = &mut state.reading;
-        let jobs_first = self.fault != GatherFault::EventsFirst;
         if reading.registry.is_none() {
             let own = self.fault == GatherFault::OwnFile;
             reading.registry = Some(if own { state.known_to_b } else { state.registry });
-        } else if reading.jobs.is_none() && (jobs_first || reading.events.is_some()) {
+        } else if reading.first.is_none() {
+            state.reading.first = Some(state.visible_events());
+        } else if reading.jobs.is_none() {
             reading.jobs = Some(state.jobs.map(|job| job.map(|job| (job.state, job.outbox))));
-        } else if reading.events.is_none() {
-            state.reading.events = Some(state.visible_events());
+        } else if reading.second.is_none() {
+            state.reading.second = Some(state.visible_events());
         } else {
             return None;
         }
@@ -482,12 +492,12 @@ fn no_gathering_begins_early_misses_an_event_runs_twice_or_waits_for_ever() {
 #[test]
 fn each_seeded_fault_is_refuted() {
     use GatherFault::{
-        AdoptedIsPutBack, ByType, DeadIsOver, EventsFirst, FormerForgotten, NotJudgedAgain,
+        AdoptedIsPutBack, ByType, DeadIsOver, FormerForgotten, NotJudgedAgain, OneWalk,
         OutboxIgnored, OwnFile, PutBackFails, ReadyIsForced, RegistryLast, RegistryOnce,
         UnclaimedIsOver,
     };
     let faults = [
-        (EventsFirst, RENAMED),
+        (OneWalk, RENAMED),
         (RegistryOnce, GROWING),
         (RegistryLast, SHRINKING),
         (OwnFile, RENAMED),

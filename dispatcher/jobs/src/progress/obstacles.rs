@@ -3,12 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use ion_model::event::{Event, PublicationState};
 use ion_model::id::JobId;
 use ion_model::record::JobState;
 
 use super::CorrelationStatus;
-use crate::ledger::RegisteredModules;
 
 /// Something that has to happen before a correlation ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,30 +107,31 @@ pub struct OpenWork {
 }
 
 impl OpenWork {
-    /// Returns the open work of a correlation that was read as a whole.
-    pub fn of(status: &CorrelationStatus, registered: &RegisteredModules) -> Self {
-        let mut work = Self::default();
-        let claimed: BTreeSet<(&str, &str)> =
-            status.jobs.iter().map(|job| (job.event_id.as_str(), job.module.as_str())).collect();
-        for event in &status.events {
-            for module in registered.modules_for(event) {
-                if !claimed.contains(&(event.id.as_str(), module.name.as_str())) {
-                    *work.queued.entry(module.name.clone()).or_default() += 1;
-                }
+    /// Returns the open work of a correlation.
+    pub fn of(status: &CorrelationStatus) -> Self {
+        let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        let mut work = Self {
+            dead: status.dead.clone(),
+            unpublished: count(status.unpublished),
+            ..Self::default()
+        };
+        for (module, jobs) in &status.unclaimed {
+            *work.queued.entry(module.clone()).or_default() += count(*jobs);
+        }
+        for (module, states) in &status.jobs {
+            let of = |state: JobState| states.get(state.as_str()).copied().unwrap_or_default();
+            let (queued, waiting) = (of(JobState::Queued), of(JobState::Waiting));
+            if queued > 0 {
+                *work.queued.entry(module.clone()).or_default() += count(queued);
+            }
+            let running = of(JobState::Starting) + of(JobState::Running);
+            if running > 0 {
+                work.running.insert(module.clone(), count(running));
+            }
+            if waiting > 0 {
+                work.gathering.insert(module.clone());
             }
         }
-        for job in &status.jobs {
-            let module = job.module.clone();
-            match job.state {
-                JobState::Queued => *work.queued.entry(module).or_default() += 1,
-                state if state.is_active() => *work.running.entry(module).or_default() += 1,
-                JobState::Waiting => drop(work.gathering.insert(module)),
-                JobState::Dead => work.dead.push((job.id.clone(), module)),
-                _ => {}
-            }
-        }
-        let is_unpublished = |event: &&Event| event.publication == PublicationState::Unpublished;
-        work.unpublished = status.events.iter().filter(is_unpublished).count();
         work
     }
 

@@ -23,13 +23,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use ion_csi::ticket::{Ticket, TicketKey, TicketKeyError, TokenContent, TreeEnd};
+use ion_csi::ticket::{Ticket, TicketGathered, TicketKey, TicketKeyError, TokenContent, TreeEnd};
 use ion_fs::job::TreeOutcome;
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::Module;
 use ion_model::clock::{self, millis};
 use ion_model::errors::error_chain;
-use ion_model::event::{Context, Event};
+use ion_model::event::Context;
 use ion_model::record::{AttemptEnd, CommitMode, JobRecord};
 use ion_plane::commit::Fence;
 use ion_plane::node::{Node, job_dir};
@@ -470,14 +470,13 @@ enum CreateFailure {
 
 /// Returns the ticket of an attempt, which its pod's node finds in the plane.
 fn ticket_of(start: &AttemptStart) -> Ticket {
-    let ids = |events: &Vec<Event>| events.iter().map(|event| event.id.clone()).collect();
     Ticket {
         id: Ticket::id(&start.job.id, start.job.attempt),
         version: 1,
         offered: clock::now(),
         origin: origin(start, Fence::Running),
         event_id: start.event.id.clone(),
-        gathered: start.gathered.as_ref().map(ids),
+        gathered: start.gathered.as_ref().map(TicketGathered::of),
         older: older_conventions(&start.module),
         limits: start.module.limits.clone(),
         pod: None,

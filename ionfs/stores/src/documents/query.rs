@@ -75,6 +75,8 @@ pub fn known_queries() -> Vec<Query> {
         equal(Collection::Jobs, &["correlationId"]).order_by("created"),
         equal(Collection::Jobs, &["correlationId", "module"]).order_by("created").start_at(after()),
         equal(Collection::Jobs, &["eventId"]).order_by("created"),
+        Query::one_of(Collection::Jobs, "eventId", vec![json!("x"), json!("y")])
+            .only(&["eventId", "state"]),
         equal(Collection::Jobs, &["module", "state"]).order_by("created"),
         equal(Collection::Jobs, &["module", "state"]).order_by("due"),
         equal(Collection::Jobs, &["state"]).order_by("due"),
@@ -152,6 +154,11 @@ pub fn known_queries() -> Vec<Query> {
             .order_by("context.correlationId")
             .only(&["context.correlationId"])
             .limit(1),
+        Query::all(Collection::Events)
+            .within(FieldRange::at_least("context.correlationId", "3f2b".into()))
+            .order_by("context.correlationId")
+            .only(&["context.correlationId"])
+            .limit(1),
     ]
 }
 
@@ -163,6 +170,9 @@ pub struct Query {
     /// The fields and values that a document must have. At least one must be indexed, unless the
     /// range or the order is, or the collection is small.
     pub equals: Vec<Equals>,
+    /// A field and the values of which it must have one; `None` for any. The field must be the first
+    /// one of an index.
+    pub one_of: Option<(&'static str, Vec<Value>)>,
     /// The field by which results are sorted, or the id if `None`. Documents with equal values
     /// come in any order, and documents without the field before all others.
     pub order_by: Option<&'static str>,
@@ -244,6 +254,7 @@ impl Query {
         Self {
             collection,
             equals,
+            one_of: None,
             order_by: None,
             descending: false,
             limit: Self::LIMIT,
@@ -257,6 +268,19 @@ impl Query {
     /// Makes a query for all documents of a collection, limited to [`Query::LIMIT`].
     pub fn all(collection: Collection) -> Self {
         Self::equal(collection, vec![])
+    }
+
+    /// Makes a query for all documents of a collection in which a field has one of these values,
+    /// limited to [`Query::LIMIT`]. Each value costs a search of the index, so a caller with many
+    /// values asks for a page of them at a time.
+    pub fn one_of(collection: Collection, field: &'static str, values: Vec<Value>) -> Self {
+        Self { one_of: Some((field, values)), ..Self::all(collection) }
+    }
+
+    /// Returns whether the query compares this field with values.
+    pub(crate) fn compares(&self, field: &str) -> bool {
+        self.equals.iter().any(|(equal, _)| *equal == field)
+            || self.one_of.as_ref().is_some_and(|(one, _)| *one == field)
     }
 
     /// Finds only documents in which a field has a value of this range.

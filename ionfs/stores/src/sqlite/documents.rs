@@ -175,11 +175,10 @@ fn equals_sql(
 /// range after fields that must be equal, and of several the one with the most such fields, or
 /// else the first one. SQLite has no statistics here, and would guess.
 fn index_of(query: &Query) -> &'static [&'static str] {
-    let is_equal = |field: &str| query.equals.iter().any(|(equal, _)| *equal == field);
     let wanted = query.order_by.or(query.range.as_ref().map(|range| range.field));
     let mut best: ((bool, usize, bool), &'static [&'static str]) = ((false, 0, false), &[]);
     for (_, fields) in named_indexes(query.collection) {
-        let equal = fields.iter().take_while(|field| is_equal(field)).count();
+        let equal = fields.iter().take_while(|field| query.compares(field)).count();
         let is_next = wanted.is_some() && fields.get(equal).copied() == wanted;
         let rank = (is_next && equal > 0, equal, is_next);
         if rank > best.0 {
@@ -302,6 +301,14 @@ fn source_sql(query: &Query, values: &mut Vec<Sql>) -> String {
 fn filter_sql(query: &Query, part: QueryPart<'_>, values: &mut Vec<Sql>) -> String {
     let index = if query.terms.is_empty() { index_of(query) } else { &[] };
     let mut sql = equals_sql(&query.equals, |field| index.contains(&field), values);
+    if let Some((field, wanted)) = &query.one_of {
+        let mut parameter = |value| {
+            values.push(sql_value(value));
+            format!("?{}", values.len())
+        };
+        let wanted: Vec<String> = wanted.iter().map(&mut parameter).collect();
+        sql.push_str(&format!(" AND {} IN ({})", query_field_sql(query, field), wanted.join(", ")));
+    }
     for term in query.terms.iter().skip(1) {
         debug_assert!(
             matches!(term, IndexRange::Is(_)),
@@ -656,8 +663,7 @@ mod tests {
             assert!(plan.iter().any(is_search) && !plan.iter().any(is_scan), "{sql}\n{plan:?}");
             // Another index with the same first fields serves as well.
             let index = index_of(query);
-            let is_equal = |field: &&&str| query.equals.iter().any(|(equal, _)| equal == *field);
-            let equal = index.iter().take_while(is_equal).count();
+            let equal = index.iter().take_while(|field| query.compares(field)).count();
             let is_sorted = query.order_by.is_some() && index.get(equal).copied() == query.order_by;
             let needed = index[..index.len().min(equal + usize::from(is_sorted))].join("_");
             let name = format!("{}_{}", query.collection.as_str(), needed.replace('.', "_"));

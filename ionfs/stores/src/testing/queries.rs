@@ -40,6 +40,7 @@ pub(super) async fn queries_find_and_count_what_they_say(documents: &dyn Documen
     insert_jobs(documents).await;
     ranges_are_read_in_both_directions(documents).await;
     texts_are_found_by_their_beginnings(documents).await;
+    documents_with_one_of_several_values_are_found(documents).await;
     only_the_wanted_fields_are_read(documents).await;
     counts_stop_at_their_limit_and_tallies_are_complete(documents).await;
     pages_have_the_documents_without_the_sort_field(documents).await;
@@ -80,6 +81,20 @@ async fn texts_are_found_by_their_beginnings(documents: &dyn Documents) {
     assert_eq!(found[0]["correlationId"], "q-0");
     let last = documents.find(first.descending().only(&["correlationId"])).await.unwrap();
     assert_eq!(last[0]["correlationId"], "q-3");
+}
+
+async fn documents_with_one_of_several_values_are_found(documents: &dyn Documents) {
+    // Each value finds all of its documents, and a value that no document has finds none.
+    let wanted = vec![json!("q-1"), json!("q-3"), json!("q-none")];
+    let query = Query::one_of(Collection::Jobs, "correlationId", wanted);
+    let expected: Vec<String> =
+        (0..MANY).filter(|n| n % 2 == 1).map(|n| format!("q{n:03}")).collect();
+    let found = documents.find(query.clone().only(&["correlationId"])).await.unwrap();
+    assert_eq!(ids(&found), expected);
+    assert_eq!(found[0], json!({"id": "q001", "correlationId": "q-1"}));
+    assert_eq!(documents.count(query).await.unwrap(), MANY / 2);
+    let none = Query::one_of(Collection::Jobs, "correlationId", vec![]);
+    assert_eq!(documents.find(none).await.unwrap(), [] as [Value; 0]);
 }
 
 async fn only_the_wanted_fields_are_read(documents: &dyn Documents) {

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hash::RandomState;
 
 use ion_model::event::{Event, PublicationState};
 use ion_model::id::{CorrelationId, EventId, JobId};
@@ -13,12 +14,12 @@ use serde_json::json;
 
 use super::scenarios::{GatherFault, Scenario};
 use super::{Committed, GatherJob, GatherState, Reading, SLOTS, TYPES};
-use crate::gather::{Readiness, judge};
+use crate::gather::walk::{EventsMet, GatherJudge, JobFacts};
 use crate::ledger::RegisteredModules;
 use crate::pipeline::{Module, OnDead};
 
 /// The cached judgements. The key is what was read, and how the visible events were committed. The
-/// value is the gathered events, a bit for each; none: the gathering waits.
+/// value is the events that were met, a bit for each; none: the gathering waits.
 type Judged = HashMap<(Reading, [Committed; TYPES.len()]), Option<u8>>;
 
 /// What all states of a scenario share: every version of the registry, and the results of the real
@@ -30,6 +31,7 @@ pub(super) struct GatherPlane {
     pub(super) modules: Vec<Module>,
     is_for: RefCell<HashMap<(u8, usize, u8), bool>>,
     judged: RefCell<Judged>,
+    hasher: RandomState,
 }
 
 fn module(name: &str, on: &str, emits: &str) -> Module {
@@ -66,6 +68,7 @@ impl GatherPlane {
             modules,
             is_for: RefCell::default(),
             judged: RefCell::default(),
+            hasher: RandomState::new(),
         }
     }
 
@@ -118,11 +121,11 @@ impl GatherPlane {
         })
     }
 
-    /// Returns what follows from the readings: the gathered events, a bit for each; none: the
-    /// gathering waits.
+    /// Returns what follows from the first walk: the events that it has met, a bit for each, if all
+    /// jobs on them have ended; none: the gathering waits.
     pub(super) fn judge(&self, state: &GatherState, reading: Reading) -> Option<u8> {
         let mut known = [Committed::No; TYPES.len()];
-        let seen = reading.events.unwrap();
+        let seen = reading.first.unwrap();
         for event in (0..TYPES.len()).filter(|event| seen & (1 << event) != 0) {
             known[event] = state.events[event];
         }
@@ -153,43 +156,66 @@ impl GatherPlane {
             }
         }
         let shown = reading.jobs.unwrap();
-        let mut jobs = Vec::new();
-        for (slot, (name, event)) in SLOTS.iter().enumerate() {
-            let expected = events
-                .iter()
-                .find(|known| known.id.as_str() == format!("e{event}"))
-                .is_some_and(|event| {
-                    registered.registry.modules_for(event).any(|expected| expected == *name)
-                });
-            let job = match shown[slot] {
-                Some(_) if self.fault == GatherFault::FormerForgotten && !expected => continue,
-                Some((state, outbox)) => GatherJob {
-                    outbox: outbox && self.fault != GatherFault::OutboxIgnored,
-                    ..GatherJob::new(state)
-                },
-                None if self.fault == GatherFault::UnclaimedIsOver => {
-                    GatherJob::new(JobState::Succeeded)
-                }
-                None => continue,
-            };
-            jobs.push(job.record(slot));
-        }
-        let waiting = jobs.iter().find(|job| job.module == "all").unwrap().clone();
-        let module = registered.modules.iter().find(|module| module.name == "all").unwrap().clone();
         registered.modules.sort_by(|a, b| a.name.cmp(&b.name));
-        match judge(&waiting, &module, &registered, &jobs, &events) {
-            Readiness::Ready(gathered, _) => {
-                let number = |event: &Event| event.id.as_str()[1..].parse::<usize>().unwrap();
-                Some(gathered.iter().fold(0, |all, event| all | 1 << number(event)))
-            }
-            Readiness::Waiting(_) | Readiness::Unsettled => None,
+        let module = registered.modules.iter().find(|module| module.name == "all").unwrap();
+        let mut judge = GatherJudge::new(module, &registered);
+        for event in &events {
+            let jobs = (0..SLOTS.len()).filter_map(|slot| {
+                let job = self.shown_job(shown[slot], slot, &registered, event)?;
+                Some(job.facts(slot))
+            });
+            judge.judge_event(event, jobs.collect());
         }
+        let number = |event: &Event| event.id.as_str()[1..].parse::<usize>().unwrap();
+        judge.conclude().ok().map(|_| events.iter().fold(0, |all, event| all | 1 << number(event)))
+    }
+
+    /// Returns what the judge takes for the job of a slot; none if it takes it for missing.
+    fn shown_job(
+        &self,
+        shown: Option<(JobState, bool)>,
+        slot: usize,
+        registered: &RegisteredModules,
+        event: &Event,
+    ) -> Option<GatherJob> {
+        let (name, of) = SLOTS[slot];
+        if event.id.as_str() != format!("e{of}") {
+            return None;
+        }
+        let expected = registered.registry.modules_for(event).any(|expected| expected == name);
+        match shown {
+            Some(_) if self.fault == GatherFault::FormerForgotten && !expected => None,
+            Some((state, outbox)) => Some(GatherJob {
+                outbox: outbox && self.fault != GatherFault::OutboxIgnored,
+                ..GatherJob::new(state)
+            }),
+            None => (self.fault == GatherFault::UnclaimedIsOver)
+                .then(|| GatherJob::new(JobState::Succeeded)),
+        }
+    }
+
+    /// Returns whether two walks have met the same events.
+    pub(super) fn are_same(&self, first: u8, second: u8) -> bool {
+        let met = |events: u8| {
+            let mut met = EventsMet::default();
+            for event in (0..TYPES.len()).filter(|event| events & (1 << event) != 0) {
+                met.add(&self.hasher, &EventId::new(format!("e{event}")));
+            }
+            met
+        };
+        met(first) == met(second)
     }
 }
 
 impl GatherJob {
     pub(super) fn new(state: JobState) -> Self {
         Self { state, outbox: false }
+    }
+
+    /// Returns what a walk reads of the job.
+    fn facts(self, slot: usize) -> JobFacts {
+        let JobRecord { id, event_id, module, state, outbox, .. } = self.record(slot);
+        JobFacts { id, event_id, module, state, outbox }
     }
 
     /// Returns the ledger's record of the job.

@@ -4,8 +4,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum GatherFault {
     None,
-    /// The events are read before the jobs.
-    EventsFirst,
+    /// One walk is enough: the events are read, then their jobs, and no event again.
+    OneWalk,
     /// The registry is read first, and not read again to see whether it has changed.
     RegistryOnce,
     /// The registry is only read last.
