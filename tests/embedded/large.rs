@@ -1,8 +1,9 @@
-//! A correlation of more events and jobs than Ion keeps of one anywhere: it is gathered, waited for,
+//! Correlations of more events and jobs than Ion keeps of one anywhere: they are gathered, waited for,
 //! and read over HTTP part by part.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::process::Command;
 
 use crate::support::cgroup::peak_mib;
 use crate::support::chains::address;
@@ -139,4 +140,82 @@ fn a_large_correlation_is_gathered_waited_for_and_read_part_by_part() {
     texts.sort();
     assert_eq!(blob(1), texts.concat());
     assert_eq!(up.stop(), Some(0));
+}
+
+/// So many events that the gathering job is given a list in a blob: it has each of them once, in
+/// the order of their commits and ids, although the dispatcher stops before everything has ended.
+#[test]
+fn a_gathering_of_two_thousand_events_has_all_of_them_in_order_after_a_restart() {
+    const EVENTS: usize = 2000;
+    let home = Home::new();
+    home.program(
+        "split",
+        "#!/bin/sh\nset -e\ni=0; while [ $i -lt 2000 ]; do f=; [ $((i % 500)) = 7 ] && { mkdir /ion/out/data/$i; echo $i > /ion/out/data/$i/p; f=$i/p; }\necho '{\"eventType\":\"piece\",\"files\":\"'$f'\",\"i\":'$i'}' > /ion/out/events/$i; i=$((i + 1)); done\n",
+    );
+    home.program("slow", "#!/bin/sh\nuntil [ -e $GO ]; do sleep 0.05; done\n");
+    // What it sees of each event agrees, whichever way it looks.
+    home.program(
+        "sum",
+        "#!/bin/sh\nset -e\ncd /ion/in\ncp events.json /ion/out/data/list\nls data | wc -l > /ion/out/data/seen; ls events | wc -l >> /ion/out/data/seen\ncat events/1999/meta/i events/0/meta/i > /ion/out/data/ends\n(cd data; grep -r . .) > /ion/out/data/files\n[ ! -e data/2000 ]; [ ! -e data/007 ]\necho '{\"eventType\":\"sum\",\"files\":[\"list\",\"seen\",\"ends\",\"files\"]}' > /ion/out/events/sum\n",
+    );
+    let go = home.path().join("go");
+    let file = home.write(
+        "pipeline.yaml",
+        format!(
+            "modules:\n  split: {{on: [start], emits: [piece], run: [./split]}}\n  slow: {{on: [start], run: [./slow], env: {{GO: {}}}}}\n  sum: {{gather: piece, per: start, emits: [sum], run: [./sum], retries: 0}}\n",
+            go.display()
+        ),
+    );
+    let up = home.up(&file);
+    home.run(["event", "create", "start"]).well();
+    let state_of = |module: &str| -> String {
+        let jobs = home.jobs();
+        let job = jobs.iter().find(|job| job["module"] == module);
+        job.map_or("none", |job| job["state"].as_str().unwrap()).to_owned()
+    };
+    wait_for("all pieces to be committed", || state_of("split") == "succeeded");
+    assert_eq!(up.stop(), Some(0));
+    let up = home.up(&file);
+    wait_for("`slow` to run again", || state_of("slow") == "running");
+    assert_eq!(state_of("sum"), "waiting");
+    std::fs::write(&go, "").unwrap();
+    wait_for("`sum` to end", || ["succeeded", "dead"].contains(&&*state_of("sum")));
+    assert_eq!(state_of("sum"), "succeeded", "{:?}", home.jobs());
+    let trace = home.trace();
+    let sum = trace.iter().find(|document| document["type"] == "sum").unwrap();
+    let blob = |n: usize| {
+        let key = sum["files"][n]["key"].as_str().unwrap();
+        std::fs::read_to_string(home.state().join("blobs").join(key)).unwrap()
+    };
+    let mut pieces: Vec<&Value> =
+        trace.iter().filter(|document| document["type"] == "piece").collect();
+    pieces.sort_by_key(|piece| (piece["created"].as_i64(), piece["id"].as_str()));
+    let listed: Vec<Value> = serde_json::from_str(&blob(0)).unwrap();
+    let ids: Vec<&Value> = listed.iter().map(|event| &event["context"]["eventId"]).collect();
+    assert_eq!(ids, pieces.iter().map(|piece| &piece["id"]).collect::<Vec<_>>());
+    assert_eq!(listed.len(), EVENTS);
+    assert_eq!(blob(1), "2000\n2000\n");
+    let value = |n: usize| pieces[n]["data"][0]["value"].as_str().unwrap();
+    assert_eq!(blob(2), format!("{}{}", value(EVENTS - 1), value(0)));
+    let mut files: Vec<String> = blob(3).lines().map(str::to_owned).collect();
+    let place = |i: &str| (0..EVENTS).find(|n| value(*n) == i).unwrap();
+    let mut expected: Vec<String> =
+        ["7", "507", "1007", "1507"].iter().map(|i| format!("./{}/{i}/p:{i}", place(i))).collect();
+    files.sort();
+    expected.sort();
+    assert_eq!(files, expected);
+    assert_eq!(up.stop(), Some(0));
+    // Of the list's two blobs the one stays that the event names, because `cp` has moved a reference.
+    let lists = || {
+        let found = Command::new("find").arg(home.state().join("blobs")).output().unwrap();
+        let found = String::from_utf8(found.stdout).unwrap();
+        found.lines().filter(|line| line.contains(".gathered-")).map(str::to_owned).collect()
+    };
+    let before: Vec<String> = lists();
+    assert!(before.iter().any(|path| path.ends_with("places")), "{before:?}");
+    home.run(["gc", "--grace", "0s"]).well();
+    let after: Vec<String> = lists();
+    assert!(after.iter().any(|path| path.ends_with("events.json")), "{after:?}");
+    assert!(!after.iter().any(|path| path.ends_with("places")), "{after:?}");
+    assert_eq!(serde_json::from_str::<Vec<Value>>(&blob(0)).unwrap().len(), EVENTS);
 }

@@ -187,6 +187,7 @@ pub(super) fn schema() -> Value {
             "outcome": {"enum": ["running", "succeeded", "failed"], "description": "With `wait`."},
             "trace": {"type": "array", "items": {"type": "object"},
                 "description": "With `wait`, for a token with the scope `events:read`: the trace, as `/correlations/{correlation}` shows it."},
+            "next": {"type": "string", "description": "The path by which the trace goes on, if it is longer than an answer."},
         },
     })
 }

@@ -58,7 +58,7 @@ pub(super) fn routes() -> Vec<Route> {
     let after = json!({
         "name": "after", "in": "query",
         "description": "Go on after this place, which the header Link of an earlier answer names.",
-        "schema": {"type": "string"},
+        "schema": {"type": "string", "pattern": "^[eij]\\.-?[0-9]{1,18}\\.[\\s\\S]+$"},
     });
     let missing = openapi::problem("It does not exist.");
     let malformed = openapi::problem("The path or a parameter cannot be read.");
