@@ -304,6 +304,18 @@ fn the_mount_leads_to_jobs_by_state_and_to_events_by_id() {
     assert!(plane.sh("ls dead").contains("-fails-"));
     assert_eq!(plane.sh("cat dead/*/log"), "Traceback\nion: exit status 3\n");
     assert_eq!(plane.sh("cat running/*-waits-*/log"), "begun\n");
+    // The kernel does not keep to which attempt the log led before.
+    let fails = home.jobs().into_iter().find(|job| job["module"] == "fails").unwrap();
+    assert_eq!(plane.sh("readlink dead/*-fails-*/log"), "attempts/1/log\n");
+    home.run(["dead", "retry", fails["id"].as_str().unwrap()]).well();
+    wait_for("the second attempt to fail", || {
+        let jobs = home.jobs();
+        jobs.iter()
+            .any(|job| job["module"] == "fails" && job["attempt"] == 2 && job["state"] == "dead")
+    });
+    wait_for("the log to be the second attempt's", || {
+        plane.sh("readlink dead/*-fails-*/log || true") == "attempts/2/log\n"
+    });
     wait_for("the job to be queued again", || plane.sh("ls failed; ls queued").contains("-later-"));
     assert_eq!(plane.sh("ls recent | wc -l").trim(), "3");
     assert!(plane.sh("cat recent/*-bad-*/0-*/event.json").contains("\"bad\""));
@@ -401,12 +413,41 @@ fn any_id_is_a_name_in_the_mount() {
         home.run(["event", "create", "a-b", "--id", id, "--correlation", &correlation]).well();
     }
     home.run(["event", "create", "a-b", "--id", "clip-10", "--correlation", "c/clip-1"]).well();
+    let dated = "2026-01-02";
+    home.run(["event", "create", "dated", "--id", "of-a-day", "--correlation", dated]).well();
+    // UUIDs of version 7 and long ids begin alike.
+    let alike = |n: usize| {
+        [format!("019a2b3c-4d5e-7222-8333-{n:012}"), format!("{}/clip-{n}", "long".repeat(20))]
+    };
+    for id in (0..3).flat_map(alike) {
+        home.run(["event", "create", "alike", "--id", &id, "--correlation", "alike"]).well();
+    }
+    // What no command writes must not hide the rest.
+    home.change_database(
+        "
+for n, change in enumerate([\"'$.type', 'x/y'\", \"'$.created', 9223372036854775807\", \"'$.created', '2026'\", \"'$.created', -5\"]):
+    c.execute(f\"INSERT INTO events (id, document) SELECT 'odd{n}', json_set(document, '$.id', 'odd{n}', '$.context.correlationId', 'odd{n}', {change}) FROM events WHERE id = 'of-a-day'\")
+",
+    );
     let plane = BrowsedPlane::new(&home);
-    let listed = plane.sh("ls recent; cat correlations/*/*/*/event.json | grep '\"eventId\"'");
+    assert_eq!(plane.sh("ls types/alike/* | wc -l").trim(), "6");
+    assert_eq!(plane.sh("ls types/alike/* | sort | uniq | wc -l").trim(), "6");
+    let shown = plane.sh("cat types/alike/*/*/event.json correlations/alike/*/event.json");
+    for id in (0..3).flat_map(alike) {
+        assert_eq!(shown.matches(&format!("\"eventId\": \"{id}\"")).count(), 2, "{id}: {shown}");
+    }
+    // A correlation with six first events stands once among those of its day.
+    assert_eq!(plane.sh("ls correlations/*/ | grep -c -- '-alike$'").trim(), "1");
+    assert_eq!(plane.sh("ls -d correlations/*/*-alike/5-alike-*").lines().count(), 1);
+    assert!(plane.sh("cat types/dated/*/*-of-a-day/event.json").contains("\"of-a-day\""));
+    plane
+        .sh("cat recent/*-dated-*/*/event.json > /dev/null; ls -lR correlations types > /dev/null");
+    assert!(plane.sh("ls types; ls recent").contains("x%2Fy"));
+    let listed = plane.sh("cat correlations/*/*/*/event.json | grep '\"eventId\"'");
     for id in ids {
         assert!(listed.contains(&format!("\"{id}\"")), "{id}: {listed}");
     }
-    assert_eq!(plane.sh("cat recent/*/*/event.json | grep -c '\"eventId\"'").trim(), "9");
+    assert_eq!(plane.sh("cat recent/*-a-b-*/*/event.json | grep -c '\"eventId\"'").trim(), "9");
     assert_eq!(plane.sh("cat types/a-b/*/*/event.json | grep -c '\"eventId\"'").trim(), "9");
     let one = plane.sh("cat correlations/c%2Fclip-1/0-a-b-clip-1/event.json");
     assert!(one.contains("\"clip-1\""), "{one}");

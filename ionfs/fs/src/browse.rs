@@ -29,8 +29,9 @@ use ion_plane::node::Node as Daemon;
 use self::documents::{ListFuture, directory};
 use self::jobs::{JobsFolder, ShownState};
 use super::Tree;
+use super::item::ViewItem;
 use super::reads::ReadLog;
-use super::view::{View, ViewItem};
+use super::view::View;
 
 /// Makes the tree of a whole plane.
 pub fn tree(daemon: Arc<Daemon>) -> Arc<Tree> {

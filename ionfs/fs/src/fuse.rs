@@ -55,7 +55,6 @@ impl Filesystem for Kernel {
             // Always list with attributes: without this, the kernel asks separately for the
             // attributes of each name that `find` looks at.
             InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             // Without this, the kernel asks for an extended attribute before each write; with it,
             // only before a file's first write.
@@ -63,11 +62,12 @@ impl Filesystem for Kernel {
         ] {
             let _ = config.add_capabilities(wanted);
         }
-        if !self.mount.tree.is_of_job() {
+        let _ = config.add_capabilities(match self.mount.tree.is_of_job() {
+            true => InitFlags::FUSE_CACHE_SYMLINKS,
             // In a folder of a million names, the kernel then asks for the attributes of those that
-            // somebody looks at.
-            let _ = config.add_capabilities(InitFlags::FUSE_READDIRPLUS_AUTO);
-        }
+            // somebody looks at. Targets of links are not cached: `log` leads to the latest attempt.
+            false => InitFlags::FUSE_READDIRPLUS_AUTO,
+        });
         if self.mount.tree.daemon().may_pass_through()
             && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
         {

@@ -22,8 +22,8 @@ use ion_stores::{Collection, StoreError};
 use serde_json::Value;
 
 use super::FOREVER;
+use super::item::{FindResult, ListResult, ViewItem, files_tree};
 use super::lineage::values_item;
-use super::view::{FindResult, ListResult, ViewItem, files_tree};
 
 /// The entries of `in/` that show files, and the gathered events if there are any.
 pub(super) struct FilesInput {

@@ -23,10 +23,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::gathered::{FilesInput, few_events, listed_events};
+use super::item::{ViewItem, files_tree};
 use super::output::{Output, OutputSpec};
 pub use super::output::{TreeUsers, ValueFileNames};
 use super::reads::{ReadLog, failed_listing};
-use super::view::{View, ViewItem, files_tree};
+use super::view::View;
 use super::{FOREVER, Tree, lineage};
 
 /// Why a job's tree could not be made.

@@ -1,7 +1,7 @@
 //! The filesystem, in Ion's own types: its public interface names no FUSE type and no particular
 //! store.
 //!
-//! Two kinds of inodes live under one root. [`view`] holds the read-only ones: `in/`, `events/` and
+//! Two kinds of inodes live under one root. `view` holds the read-only ones: `in/`, `events/` and
 //! the browsing mount, where each directory is listed when it is first accessed. `output` holds
 //! what a module writes: `out/`, staged on a real local directory. A [`Tree`] combines both, and
 //! decides which of them answers for an inode; [`job`] and [`browse`] make one. `fuse` translates
@@ -13,6 +13,7 @@ pub mod browse;
 mod eventfile;
 mod fuse;
 mod gathered;
+mod item;
 pub mod job;
 mod lineage;
 pub mod mount;

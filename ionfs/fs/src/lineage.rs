@@ -10,7 +10,7 @@ use ion_plane::node::{Node as Daemon, live_log_path};
 use ion_stores::{Collection, StoreError};
 use serde_json::json;
 
-use super::view::{ListResult, ViewItem, files_tree};
+use super::item::{ListResult, ViewItem, files_tree};
 use super::{CURRENT, FOREVER};
 
 /// The most events of a lineage that are shown. A longer chain is a loop of modules that feed each

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use ion_plane::cache::BlobReader;
 
+use super::item::Listing;
 use super::output::{CloseReport, StagedHandle};
 use super::part::PartReader;
-use super::view::Listing;
 use super::{Errno, Result};
 
 /// An open file or directory.

@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use crate::view::{NamePages, View, ViewItem};
+use crate::item::{NamePages, ViewItem};
+use crate::view::View;
 use crate::{Ino, Result};
 
 /// Some names of a directory that follow each other.

@@ -20,9 +20,10 @@ use rustix::fs::StatVfs;
 pub(crate) use self::files::CopyEnd;
 pub(crate) use self::listing::{ListedDirectory, ListedEntry, ListingDetail};
 use super::answer::Answer;
+use super::item::ViewItem;
 use super::output::{NewOwner, OUT, Output, no_attribute};
 use super::reads::{ReadFailure, ReadLog};
-use super::view::{View, ViewItem};
+use super::view::View;
 use super::walk::DirectoryWalks;
 use super::{Attr, Errno, FOREVER, Ino, LookupOutcome, ROOT, Result, is_staged};
 

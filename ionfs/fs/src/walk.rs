@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ion_model::event::FileEntry;
 
 use super::Ino;
-use super::view::{Listing, ViewItem};
+use super::item::{Listing, ViewItem};
 
 /// The largest size, in bytes, of a file that is fetched whole: when it is first read, or before.
 pub(crate) const SMALL: u64 = 4 << 20;

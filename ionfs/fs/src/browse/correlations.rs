@@ -11,14 +11,14 @@ use ion_stores::{Collection, FieldRange, Pages, Query};
 use serde_json::{Value, json};
 
 use super::documents::{
-    BrowseResult, DirectoryItems, EVENT_FIELDS, TimedFolder, correlation_of, events_query,
-    is_shown_event, text,
+    BrowseResult, DirectoryItems, EVENT_FIELDS, ListedDocuments, PART_ROWS, TimedFolder,
+    correlation_of, created_of, events_query, is_shown_event, text,
 };
 use super::event::event_item;
-use super::names::{id_part, name_of, text_of};
+use super::names::{CUT, correlation_name, id_part, name_of, text_of};
 use super::time::time_name;
 use crate::CURRENT;
-use crate::view::{FindResult, ListResult, NamePages, NamesResult, ViewItem};
+use crate::item::{FindResult, ListResult, NamePages, NamesResult, ViewItem};
 
 /// The most names of `recent/`.
 const RECENT_MAX: usize = 1000;
@@ -27,8 +27,8 @@ const RECENT_MAX: usize = 1000;
 /// each mistyped name a search through many ids.
 const ID_BEGINNING_MIN: usize = 4;
 
-/// How many events of a correlation are read at once.
-const PART_ROWS: usize = 512;
+/// How many ids that begin alike are looked through for those of a correlation.
+const ALIKE_MAX: usize = 10_000;
 
 /// Makes the query for the first events of correlations, newest first. An event of an older Ion has
 /// no depth, like a first event, but the job that committed it.
@@ -45,9 +45,10 @@ pub(super) fn correlations(daemon: &Arc<Daemon>) -> ViewItem {
     let named = daemon.clone();
     let namer = move |first: &Value| {
         let id = correlation_of(first);
-        let created = first["created"].as_i64().unwrap_or_default();
+        let created = created_of(first);
         let item = || correlation_item(&named, id, created);
-        is_first_event(first).then(|| (format!("{}-{}", text(first, "type"), id_part(id)), item()))
+        is_first_event(first)
+            .then(|| (format!("{}-{}", name_of(text(first, "type")), id_part(id)), item()))
     };
     let days = TimedFolder {
         daemon: daemon.clone(),
@@ -55,6 +56,7 @@ pub(super) fn correlations(daemon: &Arc<Daemon>) -> ViewItem {
         field: "created",
         day: None,
         namer: Arc::new(namer),
+        listed: ListedDocuments::FirstOfCorrelation,
     };
     let (listed, daemon) = (days.clone(), daemon.clone());
     let find = move |name: String| {
@@ -82,10 +84,10 @@ pub(super) async fn recent(daemon: Arc<Daemon>) -> ListResult {
             }
             let id = correlation_of(first);
             if seen.insert(id.to_owned()) {
-                let created = first["created"].as_i64().unwrap_or_default();
+                let created = created_of(first);
                 let (time, event_type) = (time_name(created), text(first, "type"));
-                let target = format!("../correlations/{}", name_of(id));
-                let name = format!("{time}-{event_type}-{}", id_part(id));
+                let target = format!("../correlations/{}", correlation_name(id));
+                let name = format!("{time}-{}-{}", name_of(event_type), id_part(id));
                 items.push((name, ViewItem::Link(target, created)));
             }
         }
@@ -146,28 +148,50 @@ impl NamePages for EventNames {
 
 /// Returns the name of the event that has so many before it in its correlation.
 fn event_name(number: usize, event: &Value) -> String {
-    format!("{number}-{}-{}", text(event, "type"), id_part(text(event, "id")))
+    format!("{number}-{}-{}", name_of(text(event, "type")), id_part(text(event, "id")))
 }
 
-/// Returns the event of a correlation that this name stands for: its id, the beginning of its id,
-/// or the name under which it is listed.
+/// Returns the event of a correlation that this name stands for: its id, the name under which it is
+/// listed, or the beginning of its id.
 async fn find_event(daemon: Arc<Daemon>, correlation: String, name: String) -> FindResult {
     let id = text_of(&name);
-    if let EventsFound::One(event) = events_beginning_with(&daemon, &correlation, &id).await? {
-        return Ok(Some(item_of(&daemon, &event)));
-    }
+    let found = match event_with_id(&daemon, &correlation, &id).await? {
+        Some(event) => Some(event),
+        None => match find_listed_event(&daemon, &correlation, &name).await? {
+            Some(event) => Some(event),
+            None => match events_beginning_with(&daemon, &correlation, &id).await? {
+                EventsFound::One(event) => Some(event),
+                EventsFound::None | EventsFound::Several => None,
+            },
+        },
+    };
+    Ok(found.map(|event| item_of(&daemon, &event)))
+}
+
+/// Returns the event that is listed under this name. The number in the name is only looked at where
+/// the rest of the name does not tell.
+async fn find_listed_event(
+    daemon: &Daemon,
+    correlation: &str,
+    name: &str,
+) -> BrowseResult<Option<Value>> {
     let Some((number, rest)) = name.split_once('-') else { return Ok(None) };
     let Ok(number) = number.parse::<usize>() else { return Ok(None) };
     // Both a type and an id may contain dashes.
     for (at, _) in rest.match_indices('-') {
-        match events_beginning_with(&daemon, &correlation, &text_of(&rest[at + 1..])).await? {
+        let part = &rest[at + 1..];
+        let found = match event_with_id(daemon, correlation, &text_of(part)).await? {
+            Some(event) => EventsFound::One(event),
+            None if part.contains(CUT) => EventsFound::Several,
+            None => events_beginning_with(daemon, correlation, &text_of(part)).await?,
+        };
+        match found {
             EventsFound::One(event) if event_name(number, &event) == name => {
-                return Ok(Some(item_of(&daemon, &event)));
+                return Ok(Some(event));
             }
             EventsFound::Several => {
-                let event = event_at(&daemon, &correlation, number).await?;
-                let event = event.filter(|event| event_name(number, event) == name);
-                return Ok(event.map(|event| item_of(&daemon, &event)));
+                let event = event_at(daemon, correlation, number).await?;
+                return Ok(event.filter(|event| event_name(number, event) == name));
             }
             EventsFound::One(_) | EventsFound::None => {}
         }
@@ -176,7 +200,7 @@ async fn find_event(daemon: Arc<Daemon>, correlation: String, name: String) -> F
 }
 
 fn item_of(daemon: &Arc<Daemon>, event: &Value) -> ViewItem {
-    event_item(daemon, text(event, "id"), event["created"].as_i64().unwrap_or_default())
+    event_item(daemon, text(event, "id"), created_of(event))
 }
 
 /// The events of a correlation whose ids begin with a text.
@@ -186,7 +210,18 @@ enum EventsFound {
     Several,
 }
 
-/// Looks for the event of a correlation whose id this is, or for those whose ids begin so.
+/// Returns the event of a correlation whose id this is.
+async fn event_with_id(
+    daemon: &Daemon,
+    correlation: &str,
+    id: &str,
+) -> BrowseResult<Option<Value>> {
+    let found = daemon.plane.documents.get(Collection::Events, id).await?;
+    Ok(found.filter(|event| correlation_of(event) == correlation && is_shown_event(event)))
+}
+
+/// Looks for the events of a correlation whose ids begin so. Several also stands for too many that
+/// begin so in other correlations.
 async fn events_beginning_with(
     daemon: &Daemon,
     correlation: &str,
@@ -194,10 +229,6 @@ async fn events_beginning_with(
 ) -> BrowseResult<EventsFound> {
     let is_shown =
         |document: &Value| correlation_of(document) == correlation && is_shown_event(document);
-    let documents = &daemon.plane.documents;
-    if let Some(exact) = documents.get(Collection::Events, beginning).await?.filter(is_shown) {
-        return Ok(EventsFound::One(exact));
-    }
     if beginning.len() < ID_BEGINNING_MIN {
         return Ok(EventsFound::None);
     }
@@ -206,7 +237,12 @@ async fn events_beginning_with(
         .only(EVENT_FIELDS);
     let mut pages = Pages::by_id(query);
     let mut found = EventsFound::None;
-    while let Some(page) = pages.next(&**documents).await? {
+    let mut looked_at = 0;
+    while let Some(page) = pages.next_rows(&*daemon.plane.documents, PART_ROWS).await? {
+        looked_at += page.len();
+        if looked_at > ALIKE_MAX {
+            return Ok(EventsFound::Several);
+        }
         for document in page.into_iter().filter(is_shown) {
             found = match found {
                 EventsFound::None => EventsFound::One(document),

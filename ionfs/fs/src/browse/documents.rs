@@ -1,6 +1,7 @@
 //! Folders of documents: how documents are read for a listing, and how the document of a name is
 //! found.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,15 +11,19 @@ use ion_plane::node::Node as Daemon;
 use ion_stores::{Collection, FieldRange, Pages, Query, StoreError};
 use serde_json::{Value, json};
 
+use super::names::text_of;
 use super::time::{TimeSpan, day_name, second_of_name, time_name};
 use crate::CURRENT;
-use crate::view::{FindResult, ListResult, NamePages, NamesResult, ViewItem};
+use crate::item::{FindResult, ListResult, NamePages, NamesResult, ViewItem};
 
 /// The most names of a folder that is listed as a whole.
 pub(super) const LISTED_MAX: usize = 10_000;
 
 /// How many documents are read at once for the names of a folder.
-const PART_ROWS: usize = 512;
+pub(super) const PART_ROWS: usize = 512;
+
+/// How many dashes an id may have that is found by its part of a name.
+const ID_DASHES_MAX: usize = 8;
 
 /// The file that says that a folder does not list all.
 const MORE: &str = "MORE";
@@ -78,6 +83,16 @@ pub(super) fn events_query(mut equals: Vec<(&'static str, Value)>) -> Query {
     Query::equal(Collection::Events, equals).only(EVENT_FIELDS)
 }
 
+fn with_equal(mut query: Query, field: &'static str, value: &str) -> Query {
+    query.equals.push((field, json!(value)));
+    query
+}
+
+/// Returns the time of a document that has it in `created`.
+pub(super) fn created_of(document: &Value) -> Millis {
+    document["created"].as_i64().unwrap_or_default()
+}
+
 /// Returns whether people may see a document as an event.
 pub(super) fn is_shown_event(document: &Value) -> bool {
     is_event(document) && !is_staged(document)
@@ -108,6 +123,17 @@ pub(super) struct TimedFolder {
     /// The day of the folder, if it has documents of one day only.
     pub(super) day: Option<TimeSpan>,
     pub(super) namer: Arc<Namer>,
+    /// Which of the documents are listed.
+    pub(super) listed: ListedDocuments,
+}
+
+/// Which of the documents that a query finds a folder lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ListedDocuments {
+    /// All that are shown.
+    All,
+    /// Only the first event of each correlation: a correlation may have several without a parent.
+    FirstOfCorrelation,
 }
 
 impl TimedFolder {
@@ -144,15 +170,17 @@ impl TimedFolder {
     /// Lists the days, the newest ones if there are too many.
     pub(super) async fn list_days(self) -> ListResult {
         let mut items = DirectoryItems::new();
-        let mut before = None;
-        while let Some(newest) = self.newest_time(before).await? {
+        let mut all = TimeSpan { from: Millis::MIN, below: Millis::MAX };
+        while all.from < all.below
+            && let Some(newest) = self.newest_time(all).await?
+        {
             let day = TimeSpan::day_of(newest);
             if items.len() == LISTED_MAX {
                 add_more(&mut items, "the newest days", "Each other day is here by its name.");
                 break;
             }
             items.push((day_name(day), self.of_day(day)));
-            before = Some(day.from);
+            all.below = day.from;
         }
         Ok(items)
     }
@@ -160,22 +188,16 @@ impl TimedFolder {
     /// Returns the folder of a day by its name, if there is something of that day.
     pub(super) async fn find_day(&self, name: &str) -> FindResult {
         let Some(day) = super::time::day_of_name(name) else { return Ok(None) };
-        let newest = self.newest_time(Some(day.below)).await?;
-        Ok(newest.filter(|newest| *newest >= day.from).map(|_| self.of_day(day)))
+        Ok(self.newest_time(day).await?.map(|_| self.of_day(day)))
     }
 
     fn of_day(&self, day: TimeSpan) -> ViewItem {
         Self { day: Some(day), ..self.clone() }.item()
     }
 
-    /// Returns the newest time of a document that is shown.
-    async fn newest_time(&self, below: Option<Millis>) -> BrowseResult<Option<Millis>> {
-        let query = match below {
-            Some(Millis::MIN) => return Ok(None),
-            Some(below) => self.within(TimeSpan { from: Millis::MIN, below }),
-            None => self.query.clone(),
-        };
-        let mut pages = Pages::new(query.descending(), self.field);
+    /// Returns the newest time in a span of a document that is shown.
+    async fn newest_time(&self, span: TimeSpan) -> BrowseResult<Option<Millis>> {
+        let mut pages = Pages::new(self.within(span).descending(), self.field);
         let mut rows = 1;
         while let Some(page) = pages.next_rows(&*self.daemon.plane.documents, rows).await? {
             if let Some(shown) = page.iter().find(|document| (self.namer)(document).is_some()) {
@@ -211,11 +233,71 @@ impl TimedFolder {
         Some((format!("{time}-{rest}"), item))
     }
 
-    /// Returns what a name stands for. The documents of its second are looked through.
+    /// Returns the documents of a page that are listed.
+    async fn listed(&self, mut page: Vec<Value>) -> BrowseResult<Vec<Value>> {
+        if self.listed == ListedDocuments::FirstOfCorrelation {
+            let mut first: HashMap<String, String> = HashMap::new();
+            for event in &page {
+                let correlation = correlation_of(event);
+                if !first.contains_key(correlation) {
+                    let query = self.query.clone().order_by("created").limit(PART_ROWS);
+                    let query = with_equal(query, "context.correlationId", correlation);
+                    let found = self.daemon.plane.documents.find(query).await?;
+                    let shown = found.iter().find(|event| (self.namer)(event).is_some());
+                    let id = shown.map(|event| text(event, "id").to_owned()).unwrap_or_default();
+                    first.insert(correlation.to_owned(), id);
+                }
+            }
+            page.retain(|event| {
+                first.get(correlation_of(event)).is_some_and(|id| id == text(event, "id"))
+            });
+        }
+        Ok(page)
+    }
+
+    /// Returns the document of a name by the part of its id in the name; none if that does not tell.
+    async fn find_by_id(&self, name: &str) -> FindResult {
+        let documents = &self.daemon.plane.documents;
+        let is_it = |document: &Value| {
+            let has = |(field, value): &(&str, Value)| {
+                field.split('.').try_fold(document, |at, part| at.get(part)) == Some(value)
+            };
+            let at = self.time_of(document);
+            let is_of_day = self.day.is_none_or(|day| day.from <= at && at < day.below);
+            is_of_day && self.query.equals.iter().all(has)
+        };
+        for (at, _) in name.rmatch_indices('-').take(ID_DASHES_MAX) {
+            let part = &name[at + 1..];
+            let exact = documents.get(self.query.collection, &text_of(part)).await?;
+            let begin_so = match part.len() == 8 && at == name.rfind('-').unwrap_or_default() {
+                true => {
+                    let range = FieldRange::prefix("id", part);
+                    let query = Query::all(self.query.collection).within(range).limit(PART_ROWS);
+                    documents.find(Query { fields: self.query.fields, ..query }).await?
+                }
+                false => vec![],
+            };
+            let named = exact.iter().chain(&begin_so).filter(|document| is_it(document));
+            let mut named = named.filter_map(|document| self.named(document));
+            if let Some((_, item)) = named.find(|(found, _)| found == name) {
+                return Ok(Some(item));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns what a name stands for: by the id in it, or else by a look through the documents of
+    /// its second.
     pub(super) async fn find(&self, name: &str) -> FindResult {
         let Some(second) = second_of_name(self.day, name) else { return Ok(None) };
+        if self.listed == ListedDocuments::All
+            && let Some(found) = self.find_by_id(name).await?
+        {
+            return Ok(Some(found));
+        }
         let mut pages = Pages::new(self.within(second), self.field);
         while let Some(page) = pages.next_rows(&*self.daemon.plane.documents, PART_ROWS).await? {
+            let page = self.listed(page).await?;
             let mut named = page.iter().filter_map(|document| self.named(document));
             if let Some((_, item)) = named.find(|(found, _)| found == name) {
                 return Ok(Some(item));
@@ -235,10 +317,10 @@ struct TimedNames {
 impl NamePages for TimedNames {
     async fn next(&mut self) -> NamesResult {
         let documents = &*self.folder.daemon.plane.documents;
-        let page = self.pages.next_rows(documents, PART_ROWS).await?;
-        let names = |page: Vec<Value>| {
-            page.iter().filter_map(|document| self.folder.named(document)).collect()
+        let Some(page) = self.pages.next_rows(documents, PART_ROWS).await? else {
+            return Ok(None);
         };
-        Ok(page.map(names))
+        let page = self.folder.listed(page).await?;
+        Ok(Some(page.iter().filter_map(|document| self.folder.named(document)).collect()))
     }
 }

@@ -3,20 +3,23 @@
 use std::sync::Arc;
 
 use ion_model::clock::Millis;
+use ion_model::errors::error_chain;
 use ion_model::event::Event;
 use ion_model::id::JobId;
-use ion_model::record::JobRecord;
+use ion_model::record::{JobRecord, RefusedFile};
 use ion_model::version::VersionRecord;
 use ion_plane::node::Node as Daemon;
 use ion_stores::{Collection, Pages, Query, decode};
 use serde_json::{Value, json};
 
 use super::documents::{
-    BrowseResult, DirectoryItems, LISTED_MAX, add_more, directory, is_shown_event, read,
+    BrowseResult, DirectoryItems, LISTED_MAX, add_more, created_of, directory, is_shown_event,
+    read, text,
 };
+use super::names::name_of;
 use super::state::{attempt_steps, describe_job, waits_for};
+use crate::item::{ListResult, ViewItem};
 use crate::lineage::{event_items, insights_item, log_item};
-use crate::view::{ListResult, ViewItem};
 
 /// The file that says that no module was to get an event.
 const NOBODY: &str = "NOBODY";
@@ -44,7 +47,17 @@ pub(super) fn event_item(daemon: &Arc<Daemon>, id: &str, created: Millis) -> Vie
 }
 
 async fn list_event(daemon: Arc<Daemon>, event: Event) -> ListResult {
-    let mut items = event_items(&daemon, &event).await?;
+    let mut items = match event_items(&daemon, &event).await {
+        Ok(items) => items,
+        // What the jobs did is shown all the same: that may be what somebody looks for.
+        Err(error) => {
+            let text = format!("The event's files cannot be listed: {}\n", error_chain(&error));
+            vec![
+                ("UNREADABLE".to_owned(), ViewItem::Text(text.into(), event.created)),
+                ("meta.json".to_owned(), ViewItem::json(&event.data, event.created)),
+            ]
+        }
+    };
     // The log of the job that committed the event is shown with that job, under the job's own
     // event.
     items.retain(|(name, _)| name != "log");
@@ -83,15 +96,14 @@ async fn unclaimed_item(daemon: &Daemon, event: &Event) -> BrowseResult<Option<V
 
 async fn list_jobs(daemon: Arc<Daemon>, event: &Event) -> ListResult {
     let query = Query::equal(Collection::Jobs, vec![("eventId", json!(event.id))]);
-    let jobs = read(&daemon, Pages::new(query, "created"), LISTED_MAX, |document| {
-        decode::<JobRecord>(Collection::Jobs, document).map(Some)
-    });
+    let jobs =
+        read(&daemon, Pages::new(query, "created"), LISTED_MAX, |document| Ok(Some(document)));
     let jobs = jobs.await?;
     let is_for_nobody = event.expected_by.as_ref().is_some_and(Vec::is_empty);
     let mut items: DirectoryItems = jobs
         .documents
         .into_iter()
-        .map(|job| (job.module.clone(), job_item(daemon.clone(), job)))
+        .map(|job| (name_of(text(&job, "module")).into_owned(), job_item(daemon.clone(), job)))
         .collect();
     if items.is_empty() && is_for_nobody {
         let text = format!(
@@ -108,9 +120,19 @@ async fn list_jobs(daemon: Arc<Daemon>, event: &Event) -> ListResult {
     Ok(items)
 }
 
-/// Makes the folder of a job.
-fn job_item(daemon: Arc<Daemon>, job: JobRecord) -> ViewItem {
-    let (created, job) = (job.created, Arc::new(job));
+/// Makes the folder of a job. Of a record that cannot be read it has the record alone.
+fn job_item(daemon: Arc<Daemon>, document: Value) -> ViewItem {
+    let created = created_of(&document);
+    let job = match decode::<JobRecord>(Collection::Jobs, document.clone()) {
+        Ok(job) => Arc::new(job),
+        Err(error) => {
+            let text = format!("job.json cannot be read: {}\n", error_chain(&error));
+            return ViewItem::fixed([
+                ("job.json".to_owned(), ViewItem::json(&document, created)),
+                ("state".to_owned(), ViewItem::Text(text.into(), created)),
+            ]);
+        }
+    };
     directory(daemon, created, move |daemon| {
         let job = job.clone();
         Box::pin(async move { list_job(daemon, job).await })
@@ -150,7 +172,7 @@ async fn list_job(daemon: Arc<Daemon>, job: Arc<JobRecord>) -> ListResult {
 
 /// Returns a file that says what a job that has not begun waits for.
 fn waiting_item(job: &JobRecord) -> Option<(String, ViewItem)> {
-    let since = job.due - job.term;
+    let since = job.due.saturating_sub(job.term);
     let mut waiting = json!({"waitsFor": waits_for(job)?, "since": since});
     if job.term > 0 {
         waiting["until"] = json!(job.due);
@@ -184,7 +206,7 @@ async fn list_attempt(daemon: &Daemon, job: &JobRecord, at: usize) -> ListResult
         let files = refused
             .first
             .iter()
-            .map(|file| (record_name(&file.name), ViewItem::json(file, file.at)));
+            .map(|file| (record_name(&file.name, &refused.first), ViewItem::json(file, file.at)));
         let mut files: DirectoryItems = files.collect();
         if refused.more > 0 {
             let more = format!("{} more were refused; the log names them.", refused.more);
@@ -210,8 +232,13 @@ async fn list_attempt(daemon: &Daemon, job: &JobRecord, at: usize) -> ListResult
 }
 
 /// Returns the name of the record of a refused file, as `events/rejected` of the job had it.
-fn record_name(file: &str) -> String {
-    if file.ends_with(".json") { file.to_owned() } else { format!("{file}.json") }
+fn record_name(file: &str, refused: &[RefusedFile]) -> String {
+    let name = name_of(file);
+    let longer = format!("{file}.json");
+    match file.ends_with(".json") || refused.iter().any(|other| other.name == longer) {
+        true => name.into_owned(),
+        false => format!("{name}.json"),
+    }
 }
 
 /// Makes the file that tells about an attempt, what it ran, and how long each of its steps took, in

@@ -18,11 +18,11 @@ use ion_stores::{Collection, Query, StoreError, TimeRange};
 
 use super::documents::{BrowseResult, DirectoryItems, add_more, text};
 use super::jobs::list_modules;
-use super::names::{id_part, name_of, text_of};
+use super::names::{correlation_name, id_part, name_of, text_of};
 use super::time::{TimeSpan, second_of_name, time_name};
 use super::types::{is_type, list_types};
 use crate::CURRENT;
-use crate::view::{FindResult, NamePages, NamesResult, ViewItem};
+use crate::item::{FindResult, NamePages, NamesResult, ViewItem};
 
 /// How many hits are read at once.
 const PART_HITS: usize = 128;
@@ -205,8 +205,9 @@ impl FoundFolder {
 
     /// Begins a search for what the folder links to.
     async fn search(&self, time: TimeRange) -> BrowseResult<SearchHits> {
-        // Only terms that can be read become folders.
-        let (terms, above) = parse_search_terms(&self.terms).unwrap_or_default();
+        let (terms, above) = parse_search_terms(&self.terms).expect(
+            "only terms that can be read become folders, and a name is shorter than a term",
+        );
         let search = Search { kind: self.kind.clone(), terms, above, time, after: None };
         search.begin(&self.daemon.plane).await
     }
@@ -229,6 +230,10 @@ impl FoundFolder {
                     return Ok(Some(link));
                 }
             }
+            return Ok(None);
+        }
+        // Tools look for such names everywhere. A key that begins so is written with a backslash.
+        if name.starts_with('.') {
             return Ok(None);
         }
         let mut terms = self.terms.clone();
@@ -255,7 +260,8 @@ impl FoundFolder {
             (None, FoundDocument::Insight(_)) => (context.event_id.as_str(), below),
         };
         let (up, correlation) = ("../".repeat(self.depth), context.correlation_id.as_str());
-        let target = format!("{up}correlations/{}/{}{below}", name_of(correlation), name_of(event));
+        let target =
+            format!("{up}correlations/{}/{}{below}", correlation_name(correlation), name_of(event));
         let name = format!("{}-{}", time_name(created), id_part(id));
         (name, ViewItem::Link(target, created))
     }
@@ -298,7 +304,7 @@ struct FoundNames {
 /// What was read of a [`FoundFolder`].
 enum FoundRead {
     Nothing,
-    Some(Box<SearchHits>),
+    Begun(Box<SearchHits>),
 }
 
 #[async_trait]
@@ -306,14 +312,14 @@ impl NamePages for FoundNames {
     async fn next(&mut self) -> NamesResult {
         let mut names = DirectoryItems::new();
         let hits = match &mut self.read {
-            FoundRead::Some(search) => next_hits(search, PART_HITS).await?,
+            FoundRead::Begun(search) => next_hits(search, PART_HITS).await?,
             FoundRead::Nothing => {
                 let mut search = self.folder.search(TimeRange::default()).await?;
                 let hits = next_hits(&mut search, PART_HITS).await?;
                 if self.folder.terms.is_empty() {
                     names = self.folder.term_folders(&hits);
                 }
-                self.read = FoundRead::Some(search.into());
+                self.read = FoundRead::Begun(search.into());
                 hits
             }
         };

@@ -9,11 +9,14 @@ use ion_plane::node::Node as Daemon;
 use ion_stores::{Collection, FieldRange, Pages, Query, decode};
 use serde_json::{Value, json};
 
-use super::documents::{DirectoryItems, LISTED_MAX, TimedFolder, add_more, directory, read, text};
-use super::names::name_of;
+use super::documents::{
+    DirectoryItems, LISTED_MAX, ListedDocuments, TimedFolder, add_more, created_of, directory,
+    read, text,
+};
+use super::names::{correlation_name, name_of};
 use super::time::time_name;
 use super::unclaimed::QueuedFolder;
-use crate::view::{ListResult, ViewItem};
+use crate::item::{ListResult, ViewItem};
 
 /// A state by which jobs are shown to people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +85,8 @@ pub(super) struct JobsFolder {
 }
 
 impl JobsFolder {
-    /// Makes the folder. The jobs that entered the state last come first. Jobs in final states that
+    /// Makes the folder. The jobs that entered the state last come first; in `failed/`, those that
+    /// are tried again last. Jobs in final states that
     /// most jobs reach have a folder for each day.
     pub(super) fn item(self, daemon: &Arc<Daemon>) -> ViewItem {
         match self.state {
@@ -104,7 +108,8 @@ impl JobsFolder {
         let query = self.query(self.state.job_states()[0]);
         let namer = move |job: &Value| self.state.shows(job).then(|| self.link(job));
         let daemon = daemon.clone();
-        TimedFolder { daemon, query, field: "due", day: None, namer: Arc::new(namer) }
+        let listed = ListedDocuments::All;
+        TimedFolder { daemon, query, field: "due", day: None, namer: Arc::new(namer), listed }
     }
 
     fn query(&self, state: JobState) -> Query {
@@ -115,19 +120,20 @@ impl JobsFolder {
 
     async fn list_running(self, daemon: Arc<Daemon>) -> ListResult {
         let mut items = DirectoryItems::new();
+        let mut is_cut = false;
         for state in self.state.job_states() {
             let pages = Pages::new(self.query(*state).descending(), "due");
-            let left = LISTED_MAX - items.len();
+            let left = LISTED_MAX.saturating_sub(items.len());
             let jobs = read(&daemon, pages, left, |job| Ok(Some(job))).await?;
             items.extend(jobs.documents.iter().map(|job| {
                 let (rest, link) = self.link(job);
-                let created = job["created"].as_i64().unwrap_or_default();
-                (format!("{}-{rest}", time_name(created)), link)
+                (format!("{}-{rest}", time_name(created_of(job))), link)
             }));
-            if jobs.is_cut {
-                let how = "`ion job list --state running` lists all.";
-                add_more(&mut items, "the first jobs", how);
-            }
+            is_cut |= jobs.is_cut;
+        }
+        if is_cut {
+            let how = "`ion job list --state running` lists all.";
+            add_more(&mut items, "the first jobs", how);
         }
         Ok(items)
     }
@@ -143,8 +149,11 @@ impl JobsFolder {
             (Some(_), _) => (text(job, "eventType"), "../../.."),
             (None, _) => (module, ".."),
         };
-        let target =
-            format!("{up}/correlations/{}/{}/jobs/{module}", name_of(correlation), name_of(event));
+        let target = format!(
+            "{up}/correlations/{}/{}/jobs/{module}",
+            correlation_name(correlation),
+            name_of(event)
+        );
         let entered = job["due"].as_i64().unwrap_or_default();
         (format!("{name}-{id}"), ViewItem::Link(target, entered))
     }
@@ -183,8 +192,15 @@ async fn list_versions(daemon: &Daemon, module: &str) -> ListResult {
     Ok(items)
 }
 
-/// Makes `modules/<name>/`.
+/// Makes `modules/<name>/`. The module may be registered anew at any time.
 pub(super) fn module_item(daemon: &Arc<Daemon>, module: &Value) -> ViewItem {
+    let module = module.clone();
+    directory(daemon.clone(), 0, move |daemon| {
+        Box::pin(std::future::ready(Ok(module_items(&daemon, &module))))
+    })
+}
+
+fn module_items(daemon: &Arc<Daemon>, module: &Value) -> DirectoryItems {
     let mut items = vec![("module.json".to_owned(), ViewItem::json(module, 0))];
     for state in ShownState::ALL {
         let folder = JobsFolder { module: Some(text(module, "id").to_owned()), state };
@@ -196,5 +212,5 @@ pub(super) fn module_item(daemon: &Arc<Daemon>, module: &Value) -> ViewItem {
         Box::pin(async move { list_versions(&daemon, &name).await })
     });
     items.push(("versions".to_owned(), versions));
-    ViewItem::fixed(items)
+    items
 }

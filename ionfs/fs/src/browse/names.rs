@@ -2,16 +2,18 @@
 
 use std::borrow::Cow;
 
-/// What a name may not contain, and the sign of an escape, each with its escape. The sign comes
-/// first: the signs of the other escapes stay.
-const ESCAPES: [(&str, &str); 3] = [("%", "%25"), ("/", "%2F"), ("\0", "%00")];
+use super::time::day_of_name;
 
-/// The length of a UUID's text.
+/// The length of a UUID's text, and where it has the number of its version.
 const UUID_LENGTH: usize = 36;
+const UUID_VERSION: usize = 14;
 
 /// The most bytes of an id in a name that has other parts. A name has 255 at most, and an escaped
 /// character takes three.
 const ID_PART_MAX: usize = 60;
+
+/// Stands for the middle of a long id.
+pub(super) const CUT: char = '~';
 
 /// Returns a text as a name.
 pub(super) fn name_of(text: &str) -> Cow<'_, str> {
@@ -20,32 +22,69 @@ pub(super) fn name_of(text: &str) -> Cow<'_, str> {
         ".." => "%2E%2E".into(),
         text if !text.contains(['%', '/', '\0']) => text.into(),
         text => {
-            let escape = |name: String, (plain, escape): (&str, &str)| name.replace(plain, escape);
-            ESCAPES.into_iter().fold(text.to_owned(), escape).into()
+            let mut name = String::with_capacity(text.len() + 8);
+            for char in text.chars() {
+                match char {
+                    '%' => name.push_str("%25"),
+                    '/' => name.push_str("%2F"),
+                    '\0' => name.push_str("%00"),
+                    char => name.push(char),
+                }
+            }
+            name.into()
         }
+    }
+}
+
+/// Returns the id of a correlation as a name, which is not the name of a day.
+pub(super) fn correlation_name(id: &str) -> Cow<'_, str> {
+    match (day_of_name(id), id.chars().next()) {
+        (Some(_), Some(first)) => format!("%{:02X}{}", u32::from(first), &id[1..]).into(),
+        _ => name_of(id),
     }
 }
 
 /// Returns the text of a name.
 pub(super) fn text_of(name: &str) -> Cow<'_, str> {
-    if !name.contains('%') {
-        return name.into();
+    let escape = |at: usize| {
+        let digits = name.get(at + 1..at + 3)?;
+        u8::from_str_radix(digits, 16).ok().filter(u8::is_ascii)
+    };
+    let mut parts = name.split('%');
+    let mut text = String::from(parts.next().unwrap_or_default());
+    let mut at = text.len();
+    for part in parts {
+        match escape(at) {
+            Some(byte) => {
+                text.push(char::from(byte));
+                text.push_str(&part[2..]);
+            }
+            None => text.extend(["%", part]),
+        }
+        at += 1 + part.len();
     }
-    let plain = |text: String, (plain, escape): (&str, &str)| text.replace(escape, plain);
-    ESCAPES.into_iter().rev().fold(name.replace("%2E", "."), plain).into()
+    text.into()
 }
 
-/// Returns the part of a name that tells one id from others: the first eight characters of a UUID,
-/// or the whole id, which somebody has chosen.
+/// Returns the part of a name that tells one id from others: the first eight characters of a UUID
+/// that is random or a hash; the whole of another id, which may begin as many others do. Of a very
+/// long id the middle is left out.
 pub(super) fn id_part(id: &str) -> Cow<'_, str> {
-    let is_uuid = id.len() == UUID_LENGTH
+    let is_random_uuid = id.len() == UUID_LENGTH
         && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
-        && id.bytes().filter(|byte| *byte == b'-').count() == 4;
-    if is_uuid {
+        && id.bytes().filter(|byte| *byte == b'-').count() == 4
+        && matches!(id.as_bytes()[UUID_VERSION], b'4' | b'5');
+    if is_random_uuid {
         return Cow::Borrowed(&id[..8]);
     }
-    let end = (0..=id.len().min(ID_PART_MAX)).rev().find(|at| id.is_char_boundary(*at));
-    name_of(&id[..end.unwrap_or_default()])
+    if id.len() <= ID_PART_MAX {
+        return name_of(id);
+    }
+    let half = ID_PART_MAX / 2;
+    let begin = (0..=half).rev().find(|at| id.is_char_boundary(*at)).unwrap_or_default();
+    let end = (id.len() - half..id.len()).find(|at| id.is_char_boundary(*at));
+    let end = &id[end.unwrap_or(id.len())..];
+    format!("{}{CUT}{}", name_of(&id[..begin]), name_of(end)).into()
 }
 
 #[cfg(test)]
@@ -59,6 +98,10 @@ mod tests {
             assert!(!name.contains('/') && name != "." && name != "..", "{name}");
             assert_eq!(text_of(&name), text, "{name}");
         }
+        assert_eq!(text_of("100%-%zz%2"), "100%-%zz%2");
+        let day = correlation_name("2026-05-01");
+        assert_eq!((day_of_name(&day), text_of(&day)), (None, "2026-05-01".into()));
+        assert_eq!(correlation_name("2026-05-01-a"), "2026-05-01-a");
     }
 
     #[test]
@@ -66,6 +109,10 @@ mod tests {
         assert_eq!(id_part("3f2b91c0-1111-4222-8333-444455556666"), "3f2b91c0");
         assert_eq!(id_part("video-frame-1"), "video-frame-1");
         assert_eq!(id_part("x/1"), "x%2F1");
-        assert_eq!(id_part(&"\u{e9}".repeat(100)).chars().count(), 30);
+        let v7 = "019a2b3c-4d5e-7222-8333-444455556666";
+        assert_eq!(id_part(v7), v7, "others of the same minute begin so");
+        let long = |n: usize| format!("s3://bucket/{}/clip-{n}", "\u{e9}".repeat(60));
+        assert_ne!(id_part(&long(1)), id_part(&long(2)));
+        assert!(id_part(&long(1)).len() < 80 && id_part(&long(1)).contains(CUT));
     }
 }

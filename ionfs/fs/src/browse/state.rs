@@ -13,7 +13,7 @@ use super::time::time_name;
 /// took.
 pub(super) fn describe_job(job: &JobRecord) -> String {
     let mut text = String::new();
-    let entered = time_name(job.due - job.term);
+    let entered = time_name(job.due.saturating_sub(job.term));
     let attempts = match job.attempt {
         1 => "1 attempt".to_owned(),
         attempts => format!("{attempts} attempts"),
@@ -64,9 +64,15 @@ fn describe_attempt(text: &mut String, job: &JobRecord, at: usize, attempt: &Att
         let (name, errno, reason) = (quote(&refused.name), &refused.errno, &refused.reason);
         let _ = writeln!(text, "  refused: {name}: {errno}: {}", escape_controls(reason));
     }
+    if attempt.rejected.more > 0 {
+        let _ = writeln!(text, "  refused: {} more files", attempt.rejected.more);
+    }
     for read in &attempt.failed_reads.first {
         let (path, cause) = (quote(&read.path), read.cause.as_str());
         let _ = writeln!(text, "  not read: {path}: {cause}: {}", escape_controls(&read.reason));
+    }
+    if attempt.failed_reads.more > 0 {
+        let _ = writeln!(text, "  not read: {} more files", attempt.failed_reads.more);
     }
 }
 
@@ -98,7 +104,7 @@ pub(super) fn attempt_steps(job: &JobRecord, at: usize) -> [(&'static str, Optio
         Some(before) => before.ended,
         None => Some(job.created),
     };
-    let took = |from: Option<Millis>, to: Option<Millis>| Some((to? - from?).max(0));
+    let took = |from: Option<Millis>, to: Option<Millis>| Some(to?.saturating_sub(from?).max(0));
     [
         ("waited", took(before, Some(attempt.started))),
         ("prepared", took(Some(attempt.started), attempt.process_started)),

@@ -7,12 +7,12 @@ use ion_stores::{Collection, FieldRange, Query};
 use serde_json::{Value, json};
 
 use super::documents::{
-    BrowseResult, DirectoryItems, LISTED_MAX, TimedFolder, add_more, correlation_of, events_query,
-    is_shown_event, text,
+    BrowseResult, DirectoryItems, LISTED_MAX, ListedDocuments, TimedFolder, add_more,
+    correlation_of, created_of, events_query, is_shown_event, text,
 };
-use super::names::{id_part, name_of};
+use super::names::{correlation_name, id_part, name_of, text_of};
 use crate::CURRENT;
-use crate::view::{FindResult, ListResult, ViewItem};
+use crate::item::{FindResult, ListResult, ViewItem};
 
 /// Makes `types/`.
 pub(super) fn types(daemon: &Arc<Daemon>) -> ViewItem {
@@ -21,7 +21,7 @@ pub(super) fn types(daemon: &Arc<Daemon>) -> ViewItem {
         CURRENT,
         0,
         move || list_types(listed.clone(), type_item),
-        move |name| find_type(found.clone(), name),
+        move |name| find_type(found.clone(), text_of(&name).into_owned()),
     )
 }
 
@@ -38,7 +38,7 @@ pub(super) async fn list_types(
             add_more(&mut items, "the first types", "Each other type is here by its name.");
             break;
         }
-        items.push((event_type.clone(), item_of(&daemon, &event_type)));
+        items.push((name_of(&event_type).into_owned(), item_of(&daemon, &event_type)));
         last = event_type;
     }
     Ok(items)
@@ -67,9 +67,9 @@ pub(super) async fn is_type(daemon: &Daemon, name: &str) -> BrowseResult<bool> {
 fn type_item(daemon: &Arc<Daemon>, event_type: &str) -> ViewItem {
     let namer = |event: &Value| {
         let id = text(event, "id");
-        let (correlation, created) = (name_of(correlation_of(event)), event["created"].as_i64());
+        let (correlation, created) = (correlation_name(correlation_of(event)), created_of(event));
         let target = format!("../../../correlations/{correlation}/{}", name_of(id));
-        let link = ViewItem::Link(target, created.unwrap_or_default());
+        let link = ViewItem::Link(target, created);
         is_shown_event(event).then(|| (id_part(id).into_owned(), link))
     };
     let folder = TimedFolder {
@@ -78,6 +78,7 @@ fn type_item(daemon: &Arc<Daemon>, event_type: &str) -> ViewItem {
         field: "created",
         day: None,
         namer: Arc::new(namer),
+        listed: ListedDocuments::All,
     };
     folder.by_days()
 }

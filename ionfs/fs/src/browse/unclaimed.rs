@@ -12,14 +12,13 @@ use ion_plane::node::Node as Daemon;
 use ion_stores::{Collection, FieldRange, Pages, Query};
 use serde_json::{Value, json};
 
-use super::documents::{BrowseResult, DirectoryItems, TimedFolder, correlation_of, text};
-use super::names::name_of;
+use super::documents::{
+    BrowseResult, DirectoryItems, PART_ROWS, TimedFolder, correlation_of, created_of, text,
+};
+use super::names::{correlation_name, name_of};
 use super::time::{second_of_name, time_name};
 use crate::CURRENT;
-use crate::view::{FindResult, NamePages, NamesResult, ViewItem};
-
-/// How many events are read at once.
-const PART_ROWS: usize = 512;
+use crate::item::{FindResult, NamePages, NamesResult, ViewItem};
 
 /// A folder of queued jobs, and of events that have no job yet.
 #[derive(Clone)]
@@ -90,12 +89,13 @@ impl QueuedFolder {
     }
 
     fn link(&self, event: &Value, module: &str, job: &JobId) -> (String, ViewItem) {
-        let created = event["created"].as_i64().unwrap_or_default();
+        let created = created_of(event);
         let (what, up) = match self.module {
             Some(_) => (text(event, "type"), "../../.."),
             None => (module, ".."),
         };
-        let (correlation, id) = (name_of(correlation_of(event)), name_of(text(event, "id")));
+        let (correlation, id) =
+            (correlation_name(correlation_of(event)), name_of(text(event, "id")));
         let target = format!("{up}/correlations/{correlation}/{id}");
         let name = format!("{}-{what}-{}", time_name(created), job.short());
         (name, ViewItem::Link(target, created))

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::documents::{DirectoryItems, add_more};
 use super::time::time_name;
-use crate::view::{ListResult, ViewItem};
+use crate::item::{ListResult, ViewItem};
 
 /// The most dead letters that are looked through. Some buses can only be read from the beginning.
 const LETTERS_MAX: usize = 1000;

@@ -12,9 +12,9 @@ use ion_plane::cache::BlobReader;
 use super::{Tree, TreePart};
 use crate::answer::Answer;
 use crate::blob::{open_blob, read_blob};
+use crate::item::ViewItem;
 use crate::open::{KernelCaching, OpenInode};
 use crate::output::{AttrChange, NewOwner, OpenRequest, SetIdBits};
-use crate::view::ViewItem;
 use crate::walk::SMALL;
 use crate::{Attr, Errno, Ino, Result, Seek, errno, seek_dense};
 

@@ -5,10 +5,10 @@ use std::sync::{Arc, PoisonError};
 
 use super::{Tree, TreePart};
 use crate::answer::Answer;
+use crate::item::Listing;
 use crate::open::{OpenInode, OpenListing};
 use crate::output::{DOT, DOT_DOT, OUT};
 use crate::part::{ListedPart, PartReader};
-use crate::view::Listing;
 use crate::{Attr, Errno, FileKind, Ino, ROOT, Result};
 
 /// The inode number of a name that was listed without its attributes. The name has a number only
@@ -146,12 +146,23 @@ impl Tree {
             }
         }
         let mut next = usize::try_from(at - before).unwrap_or(usize::MAX);
+        // Of a plane, a name that is only listed gets no inode, as there may be many.
+        if wanted == ListingDetail::Names && !self.is_of_job() {
+            for (place, (name, item)) in listing.iter().enumerate().skip(next) {
+                let listed = ListedEntry { ino: UNKNOWN, kind: item.kind(), attr: None };
+                if take((place + 1) as u64 + before, OsStr::new(name), listed) {
+                    break;
+                }
+            }
+            return Ok(());
+        }
         while let Some((entry, after)) = match self.view.entry_from(ino, listing, next) {
             Err(_) if at != place => None,
             found => found?,
         } {
             (next, at) = (after, after as u64 + before);
             if take(at, &entry.name, ListedEntry::from_attr(entry.attr)) {
+                self.view.forget_unlisted(entry.attr.ino);
                 break;
             }
         }
@@ -180,6 +191,7 @@ impl Tree {
             };
             let after = (part.first + at + 1) as u64 + DOT_DOT;
             if take(after, OsStr::new(name), listed) {
+                self.view.forget_unlisted(listed.ino);
                 break;
             }
         }

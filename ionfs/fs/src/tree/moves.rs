@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::{Tree, TreePart};
 use crate::answer::Answer;
+use crate::item::ViewItem;
 use crate::output::{NewOwner, Output, RenameOver};
-use crate::view::ViewItem;
 use crate::{Attr, Errno, FileKind, Ino, Result};
 
 /// The temporary name of a file that is being moved over another file.
