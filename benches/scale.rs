@@ -63,8 +63,9 @@ fn main() {
     }
     let database = std::fs::metadata(large.state().join("ion.db")).unwrap().len() >> 20;
     println!("embedded stores, {events} events and jobs, a database of {database} MiB");
-    compare(&large, &small);
+    compare(&large, &small, events);
     browse(&large, &small);
+    idle(&large, &small);
     let plane = runtime.block_on(open(&StoreUrls::embedded(&large.state()))).unwrap();
     keeping(&runtime, &plane);
     if wants_mongo {
@@ -82,7 +83,7 @@ fn main() {
             fill(&runtime, &plane, events);
         }
         println!("MongoDB's protocol, {events} events and jobs");
-        compare(&homes[1], &homes[0]);
+        compare(&homes[1], &homes[0], events);
         browse(&homes[1], &homes[0]);
     }
 }
@@ -213,8 +214,8 @@ fn insight(n: usize, event: &Event, job: &JobRecord) -> InsightRecord {
     }
 }
 
-/// Compares the commands on the large plane with those on the small one.
-fn compare(large: &Home, small: &Home) {
+/// Compares the commands on the large plane, which has so many events, with those on the small one.
+fn compare(large: &Home, small: &Home, events: usize) {
     println!("{:<58} {:>11} {:>11} {:>8}  goal", "", "large", "small", "ratio");
     let latest = JobId::derive(&EventId::new("event"), "7").to_string();
     let job = JobId::derive(&EventId::new(latest.as_str()), "work").to_string();
@@ -272,6 +273,16 @@ fn compare(large: &Home, small: &Home) {
     let (took, bytes, memory) = timed(large, &["trace", LARGE, "--all"]);
     let (small_took, small_bytes, _) = timed(small, &["trace", LARGE, "--all"]);
     let each = |took: Duration, bytes: u64| took.div_f64(bytes as f64 / 100_000.0);
+    for (what, words) in [("ion check", &["check"][..]), ("ion gc", &["gc"][..])] {
+        let thousand = |home: &Home, events: usize| {
+            let (took, _, memory) = timed(home, words);
+            (took, took.div_f64(events as f64 / 1000.0), memory)
+        };
+        let (took, ours, memory) = thousand(large, events);
+        let (_, theirs, _) = thousand(small, SMALL);
+        let note = format!("linear  ({took:.1?}, {} MiB)", memory >> 20);
+        line(&format!("{what}, each 1,000 events and jobs"), ours, theirs, &note);
+    }
     line(
         "ion trace LARGE --all, each 100 kB printed",
         each(took, bytes),
@@ -328,6 +339,20 @@ fn browse(large: &Home, small: &Home) {
         theirs,
         &format!("linear  ({memory} MiB)"),
     );
+}
+
+/// Compares an event of the large plane, on which nothing else happens, with one of the small plane.
+fn idle(large: &Home, small: &Home) {
+    let [ours, theirs] = [large, small].map(|home| {
+        let file = home.write("pipeline.yaml", "modules:\n  noop: {on: [ping], run: [\"true\"]}\n");
+        let up = home.up(&file);
+        let once = || timed(home, &["event", "create", "ping", "--wait"]).0;
+        once();
+        let took = median(20, once);
+        up.stop();
+        took
+    });
+    line("an event of an idle plane, --wait", ours, theirs, "<= 1.2");
 }
 
 /// A mounted plane, which is unmounted on drop.

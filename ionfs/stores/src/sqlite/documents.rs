@@ -89,12 +89,14 @@ pub(super) fn drop_former_indexes(
 fn named_indexes(
     collection: Collection,
 ) -> impl Iterator<Item = (String, &'static [&'static str])> {
-    let name = move |fields: &[&str]| {
-        format!("{}_{}", collection.as_str(), fields.join("_").replace('.', "_"))
-    };
     // The array has a table of its own.
     let is_expression = |fields: &&&[&str]| fields[0] != TERMS_FIELD;
-    indexes(collection).iter().filter(is_expression).map(move |fields| (name(fields), *fields))
+    let named = move |fields: &&'static [&'static str]| (index_name(collection, fields), *fields);
+    indexes(collection).iter().filter(is_expression).map(named)
+}
+
+fn index_name(collection: Collection, fields: &[&str]) -> String {
+    format!("{}_{}", collection.as_str(), fields.join("_").replace('.', "_"))
 }
 
 /// Rebuilds a collection's table in the layout of [`table_sql`] if an older Ion made it.
@@ -276,6 +278,17 @@ fn order_sql(query: &Query) -> String {
     query_field_sql(query, query.order_by.unwrap_or("id"))
 }
 
+/// Returns the table of a query without terms. Where a range follows equal values in the index,
+/// the index is named: to SQLite one with fewer equal values before the range looks as good.
+fn table_with_index(query: &Query) -> String {
+    let (table, index) = (query.collection.as_str(), index_of(query));
+    let range = query.range.as_ref().map(|range| range.field);
+    match index.iter().skip(1).any(|field| Some(*field) == range) {
+        true => format!("{table} INDEXED BY {}", index_name(query.collection, index)),
+        false => table.to_owned(),
+    }
+}
+
 /// Returns the tables of a query. With terms, the first one finds the documents.
 fn source_sql(query: &Query, values: &mut Vec<Sql>) -> String {
     let mut parameter = |text: &String| {
@@ -283,7 +296,7 @@ fn source_sql(query: &Query, values: &mut Vec<Sql>) -> String {
         format!("?{}", values.len())
     };
     let found = match query.terms.first() {
-        None => return query.collection.as_str().to_owned(),
+        None => return table_with_index(query),
         Some(IndexRange::Is(term)) => {
             format!("(SELECT event, created FROM event_terms WHERE term = {})", parameter(term))
         }
