@@ -409,7 +409,8 @@ fn timed(home: &Home, words: &[&str]) -> (Duration, u64, u64) {
     let watch = std::thread::spawn(move || {
         let mut peak = 0;
         while ended.recv_timeout(Duration::from_millis(2)).is_err() {
-            peak = peak_memory(process).map_or(peak, |now| now.max(peak));
+            let Some(now) = peak_memory(process) else { break };
+            peak = now.max(peak);
         }
         peak
     });
