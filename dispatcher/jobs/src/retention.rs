@@ -295,10 +295,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn correlations_come_in_order_and_children_go_before_their_parents() {
         let folder = tempfile::tempdir().unwrap();
-        let log = format!("sqlite://{}", folder.path().join("ion.db").display());
-        let blobs = format!("file://{}", folder.path().join("blobs").display());
-        let urls = StoreUrls { blobs, documents: log.clone(), bus: log };
-        let documents = open(&urls).await.unwrap().documents.clone();
+        let documents = open(&StoreUrls::embedded(folder.path())).await.unwrap().documents.clone();
         let correlations = ["", "a", "a b", "a-1", "b"];
         for (n, correlation) in correlations.iter().enumerate() {
             for (id, kind, depth) in

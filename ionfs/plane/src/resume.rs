@@ -129,10 +129,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_command_goes_on_only_with_the_options_of_the_one_before_and_not_after_a_day() {
         let folder = tempfile::tempdir().unwrap();
-        let log = format!("sqlite://{}", folder.path().join("ion.db").display());
-        let blobs = format!("file://{}", folder.path().join("blobs").display());
-        let urls = StoreUrls { blobs, documents: log.clone(), bus: log };
-        let plane = open(&urls).await.unwrap();
+        let plane = open(&StoreUrls::embedded(folder.path())).await.unwrap();
         let opened = async |options: &str, start| {
             let opened = PositionNote::open::<u32>(&plane, "walk", options.to_owned(), start).await;
             opened.unwrap()

@@ -182,10 +182,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn every_document_comes_once_from_whichever_place_the_reading_goes_on() {
         let folder = tempfile::tempdir().unwrap();
-        let log = format!("sqlite://{}", folder.path().join("ion.db").display());
-        let blobs = format!("file://{}", folder.path().join("blobs").display());
-        let urls = StoreUrls { blobs, documents: log.clone(), bus: log };
-        let documents = open(&urls).await.unwrap().documents.clone();
+        let documents = open(&StoreUrls::embedded(folder.path())).await.unwrap().documents.clone();
         let mut expected = Vec::new();
         for n in 0..11 {
             let context = json!({"correlationId": "c", "documentType": "eventMeta"});
