@@ -114,7 +114,8 @@ async fn list_jobs(daemon: Arc<Daemon>, event: &Event) -> ListResult {
         items.push((NOBODY.to_owned(), ViewItem::Text(text.into(), event.created)));
     }
     if jobs.is_cut {
-        let how = format!("`ion job list --event {}` lists all.", event.id);
+        let how =
+            format!("`ion job list --correlation {}` lists all.", event.context.correlation_id);
         add_more(&mut items, "the first jobs", &how);
     }
     Ok(items)
@@ -209,7 +210,7 @@ async fn list_attempt(daemon: &Daemon, job: &JobRecord, at: usize) -> ListResult
             .map(|file| (record_name(&file.name, &refused.first), ViewItem::json(file, file.at)));
         let mut files: DirectoryItems = files.collect();
         if refused.more > 0 {
-            let more = format!("{} more were refused; the log names them.", refused.more);
+            let more = format!("{} more were refused.", refused.more);
             add_more(&mut files, "the first refused files", &more);
         }
         items.push(("rejected".to_owned(), ViewItem::fixed(files)));

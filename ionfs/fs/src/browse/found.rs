@@ -41,7 +41,7 @@ const NAME_MAX: usize = 255;
 pub(super) fn find_root(daemon: &Arc<Daemon>) -> ViewItem {
     let (listed, found) = (daemon.clone(), daemon.clone());
     let of_module = |daemon: &Arc<Daemon>, name: &str| {
-        FoundFolder::new(daemon, SearchKind::Insights(name.to_owned()), vec![], 3).item()
+        FoundFolder::new(daemon, SearchKind::Insights(name.to_owned()), 3).item()
     };
     let insights = ViewItem::searchable(
         CURRENT,
@@ -58,7 +58,7 @@ pub(super) fn find_root(daemon: &Arc<Daemon>) -> ViewItem {
     );
     let (listed, found) = (daemon.clone(), daemon.clone());
     let of_type = |daemon: &Arc<Daemon>, name: &str| {
-        FoundFolder::new(daemon, SearchKind::Events(name.to_owned()), vec![], 3).item()
+        FoundFolder::new(daemon, SearchKind::Events(name.to_owned()), 3).item()
     };
     let events = ViewItem::searchable(
         CURRENT,
@@ -100,7 +100,7 @@ async fn is_module(daemon: &Daemon, name: &str) -> BrowseResult<bool> {
 
 /// Makes `insights/<module>/`.
 fn keys_item(daemon: &Arc<Daemon>, module: &str) -> ViewItem {
-    let folder = FoundFolder::new(daemon, SearchKind::Insights(module.to_owned()), vec![], 2);
+    let folder = FoundFolder::new(daemon, SearchKind::Insights(module.to_owned()), 2);
     let listed = folder.clone();
     let list = move || {
         let folder = listed.clone();
@@ -186,8 +186,9 @@ struct FoundFolder {
 }
 
 impl FoundFolder {
-    fn new(daemon: &Arc<Daemon>, kind: SearchKind, terms: Vec<String>, depth: usize) -> Self {
-        Self { daemon: daemon.clone(), kind, terms, depth }
+    /// Makes the folder of a module or a type, which has no terms yet.
+    fn new(daemon: &Arc<Daemon>, kind: SearchKind, depth: usize) -> Self {
+        Self { daemon: daemon.clone(), kind, terms: vec![], depth }
     }
 
     fn item(self) -> ViewItem {

@@ -99,7 +99,7 @@ pub(super) fn waits_for(job: &JobRecord) -> Option<String> {
 /// and its process, and the run of the process together with what it committed. None for a step
 /// that has not ended, or whose time is not known.
 pub(super) fn attempt_steps(job: &JobRecord, at: usize) -> [(&'static str, Option<Millis>); 3] {
-    let Some(attempt) = job.attempts.get(at) else { return [("", None); 3] };
+    let attempt = &job.attempts[at];
     let before = match at.checked_sub(1).and_then(|before| job.attempts.get(before)) {
         Some(before) => before.ended,
         None => Some(job.created),
