@@ -163,6 +163,7 @@ fn event(n: usize, correlation: &str, parent: Option<&(Event, JobId)>, created: 
         expected_by: Some(vec!["work".into()]),
         registry: 1,
         unclaimed: false,
+        tick: None,
     }
 }
 

@@ -20,6 +20,7 @@ mod output;
 mod run;
 mod service;
 mod settings;
+mod source;
 mod spans;
 mod trace;
 mod up;
@@ -70,6 +71,8 @@ enum IonCommand {
     Event(event::EventCommand),
     #[command(subcommand)]
     Module(module::ModuleCommand),
+    #[command(subcommand)]
+    Source(source::SourceCommand),
     #[command(subcommand)]
     Job(job::JobCommand),
     Trace(trace::TraceArgs),
@@ -175,6 +178,7 @@ async fn run_command(settings: CommandSettings, command: IonCommand) -> CommandR
         IonCommand::Run(args) => run::run(&settings, args).await,
         IonCommand::Event(command) => event::run(&settings, command).await,
         IonCommand::Module(command) => module::run(&settings, command).await,
+        IonCommand::Source(command) => source::run(&settings, command).await,
         IonCommand::Job(command) => job::run(&settings, command).await,
         IonCommand::Trace(args) => trace::run(&settings, args).await,
         IonCommand::Usage(args) => usage::run(&settings, args).await,

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args as ClapArgs;
-use dispatcher::dispatch::{DispatchNotice, DispatchSettings, Dispatcher, ModuleSelection};
+use dispatcher::dispatch::{
+    DeclaredSources, DispatchNotice, DispatchSettings, Dispatcher, ModuleSelection,
+};
 use dispatcher::executor::choice::{ClusterSettings, Executors};
 use dispatcher::executor::left::OutputCollector;
 use dispatcher::executor::local::{LocalExecutor, LocalSettings};
@@ -198,6 +200,13 @@ async fn serve(
     vitals.describe(|registry| node.describe(registry));
     let ledger = Ledger::new(plane.clone());
     let follows_registry = pipeline.is_none();
+    let sources = match (&file, &pipeline) {
+        (Some(file), Some(pipeline)) => DeclaredSources {
+            pipeline: Some(std::path::absolute(file)?.display().to_string()),
+            sources: pipeline.sources.clone(),
+        },
+        _ => DeclaredSources::default(),
+    };
     let modules = match pipeline {
         Some(pipeline) => modules_of_file(&ledger, pipeline, only, args.drop_missing).await?,
         None => registered_modules(&ledger, only, without).await?,
@@ -235,7 +244,7 @@ async fn serve(
     let names: Vec<String> = modules.iter().map(|module| module.name.clone()).collect();
     let selection = match follows_registry {
         true => ModuleSelection::Registered { only: only.to_vec() },
-        false => ModuleSelection::These(modules),
+        false => ModuleSelection::These { modules, sources },
     };
     let (notices, shown_notices) = mpsc::channel(NOTICE_QUEUE_MAX);
     let dispatcher = Dispatcher::new(plane, executor, selection, dispatch, Some(notices));

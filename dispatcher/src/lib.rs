@@ -17,6 +17,6 @@ pub use ion_dispatch::{self as dispatch, audit, queues};
 pub use ion_gateway as gateway;
 pub use ion_jobs::{
     cancel, counts, find, gather, job, ledger, lineage, list, logs, metrics, pipeline, progress,
-    retention, summary, usage, version,
+    retention, sources, summary, usage, version,
 };
 pub use ion_run::{chain, container, executor, image, sandbox};

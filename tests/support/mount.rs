@@ -239,6 +239,7 @@ pub fn first_event(id: &str, event_type: &str, files: Vec<FileEntry>) -> Event {
         expected_by: None,
         registry: 0,
         unclaimed: false,
+        tick: None,
     }
 }
 

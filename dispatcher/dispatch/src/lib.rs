@@ -6,7 +6,8 @@
 //! the message, so a message is never lost with its dispatcher. The same task takes jobs that wait
 //! in the ledger ([`due`]): retries, released jobs and gathering jobs. Each job has a task that
 //! runs it, renews its lease and writes how it ended ([`attempt`]). One more task does the
-//! housekeeping ([`housekeeping`]): the outbox, expired leases, gathering.
+//! housekeeping ([`housekeeping`]): the outbox, expired leases, gathering. Another begins the runs
+//! of sources ([`clock`]).
 //!
 //! What a module's task and the holder of a lease do next is decided by functions without I/O
 //! (`serve::plan`, [`lease`]).
@@ -19,6 +20,7 @@
 pub mod attempt;
 pub mod audit;
 mod claims;
+mod clock;
 mod due;
 mod gathers;
 mod handover;
@@ -43,20 +45,21 @@ use ion_jobs::job::AttemptOutcome;
 use ion_jobs::ledger::{Ledger, LedgerError};
 use ion_jobs::metrics::DispatchMetrics;
 use ion_jobs::pipeline::{AT_A_TIME_MAX, Module};
+use ion_jobs::sources::{SourceError, Sources};
 use ion_model::clock::{Millis, millis};
 use ion_model::errors::error_chain;
 use ion_model::record::JobRecord;
 use ion_plane::relay;
 use ion_run::executor::{Executor, RunResult, StopReason};
-use ion_stores::DataPlane;
+use ion_stores::{DataPlane, StoreError};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use self::attempt::{AttemptRunner, ClaimedJob};
-pub use self::modules::ModuleSelection;
 use self::modules::WantedModules;
+pub use self::modules::{DeclaredSources, ModuleSelection};
 use self::presence::Presence;
 pub use self::presence::{ServedWatch, served_modules};
 use self::running::RunningJobs;
@@ -112,6 +115,20 @@ pub enum DispatchNotice {
     },
 }
 
+/// Why a dispatcher cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum DispatchError {
+    /// The modules cannot be registered, or jobs cannot be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The stores failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A source cannot be declared.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+}
+
 /// Sends notices to a person who watches, if there is one.
 #[derive(Clone, Debug, Default)]
 struct NoticeSender(Option<mpsc::Sender<DispatchNotice>>);
@@ -133,6 +150,7 @@ pub struct Dispatcher {
 
 struct DispatchState {
     ledger: Ledger,
+    sources: Sources,
     executor: Arc<dyn Executor>,
     attempts: AttemptRunner,
     settings: DispatchSettings,
@@ -164,6 +182,7 @@ impl Dispatcher {
         let attempts = AttemptRunner::new(ledger.clone(), executor.clone(), path, lease)
             .for_dispatcher(notices.clone(), stopping.clone());
         let shared = DispatchState {
+            sources: Sources::new(ledger.clone()),
             ledger,
             executor,
             attempts,
@@ -196,16 +215,16 @@ impl Dispatcher {
     /// leases have expired.
     ///
     /// # Errors
-    /// When the modules cannot be registered at the start.
+    /// When the modules or their sources cannot be registered at the start.
     pub async fn run(
         self,
         shutdown: CancellationToken,
         ready: oneshot::Sender<()>,
-    ) -> Result<(), LedgerError> {
+    ) -> Result<(), DispatchError> {
         let Self { shared, modules } = self;
         let mut tasks = JoinSet::new();
         let wanted = match modules {
-            ModuleSelection::These(modules) => {
+            ModuleSelection::These { modules, sources } => {
                 for module in &modules {
                     if let Some(former) = shared.ledger.put_module(module).await? {
                         let (name, now) = (
@@ -220,6 +239,7 @@ impl Dispatcher {
                         shared.notices.send(DispatchNotice::Module { name, now });
                     }
                 }
+                shared.declare_sources(&sources).await?;
                 WantedModules::These(modules.into_iter().map(|module| module.name).collect())
             }
             ModuleSelection::Registered { only } if only.is_empty() => WantedModules::All,
@@ -252,6 +272,7 @@ impl Dispatcher {
             presence.remove_neighbour(&shared.ledger, &dead).await?;
         }
         tasks.spawn(shared.clone().run_housekeeping(presence));
+        tasks.spawn(shared.clone().run_clock());
         let _ = ready.send(());
         shutdown.cancelled().await;
         shared.stopping.cancel();
@@ -267,6 +288,19 @@ impl Dispatcher {
 }
 
 impl DispatchState {
+    /// Makes the sources of a pipeline file those that it declares.
+    async fn declare_sources(&self, declared: &DeclaredSources) -> Result<(), SourceError> {
+        let Some(pipeline) = &declared.pipeline else { return Ok(()) };
+        for name in self.sources.declare(pipeline, &declared.sources).await? {
+            tracing::info!(
+                source = name,
+                pipeline,
+                "removed: the file does not declare it any more"
+            );
+        }
+        Ok(())
+    }
+
     fn lease(&self) -> Millis {
         millis(self.settings.lease)
     }
@@ -320,6 +354,7 @@ impl DispatchState {
             );
         }
         self.executor.clean_up(module, job).await;
+        self.note_run_end(&record).await;
         self.ended.notify_one();
         self.notices.send(DispatchNotice::Ended(record));
     }

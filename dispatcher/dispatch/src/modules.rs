@@ -9,6 +9,7 @@ use std::time::Duration;
 use ion_jobs::ledger::{LedgerError, RegisteredModules};
 use ion_jobs::pipeline::Module;
 use ion_model::errors::error_chain;
+use ion_model::source::SourceDefinition;
 use ion_stores::registry::Registration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -27,13 +28,27 @@ const QUEUES_LOOK: Duration = Duration::from_secs(30);
 /// Which modules a dispatcher serves.
 #[derive(Clone, Debug)]
 pub enum ModuleSelection {
-    /// These modules, which the dispatcher registers.
-    These(Vec<Module>),
+    /// These modules, which the dispatcher registers, with the sources that start them.
+    These {
+        /// The modules.
+        modules: Vec<Module>,
+        /// Their sources.
+        sources: DeclaredSources,
+    },
     /// The registered modules, including those that are registered later.
     Registered {
         /// Only the modules with these names; all if it is empty.
         only: Vec<String>,
     },
+}
+
+/// The sources that a pipeline file declares.
+#[derive(Clone, Debug, Default)]
+pub struct DeclaredSources {
+    /// The file's path; none if there is no file, and nothing is declared.
+    pub pipeline: Option<String>,
+    /// The sources, by name.
+    pub sources: BTreeMap<String, SourceDefinition>,
 }
 
 /// Which modules of the plane a dispatcher serves.

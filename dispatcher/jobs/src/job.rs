@@ -8,6 +8,7 @@ use ion_model::record::{
     Attempt, AttemptEnd, FailedReads, GatherObstacles, JobRecord, JobState, MissingJobs,
     RefusedFiles, StoredLog,
 };
+use ion_model::source::LeftState;
 use ion_model::text::{REASON_MAX, cut};
 use ion_model::usage::AttemptUsage;
 use ion_model::version::ModuleVersion;
@@ -69,6 +70,8 @@ pub enum Transition {
     CancelAsked,
     /// A person retries a dead or cancelled job.
     Revived,
+    /// For a dead or cancelled run of a source: a later run begins. A dead job counts as dropped.
+    Superseded,
 }
 
 /// The end of an attempt.
@@ -92,6 +95,8 @@ pub struct AttemptOutcome {
     pub usage: AttemptUsage,
     /// What the attempt ran, if that is known.
     pub version: Option<ModuleVersion>,
+    /// What a run of a source leaves for the next one.
+    pub left: Option<Box<LeftState>>,
 }
 
 impl AttemptOutcome {
@@ -107,6 +112,7 @@ impl AttemptOutcome {
             rejected: RefusedFiles::default(),
             usage: AttemptUsage::default(),
             version: None,
+            left: None,
         }
     }
 
@@ -152,6 +158,7 @@ impl Transition {
             Self::Ended(_) => "ended",
             Self::CancelAsked => "cancelled",
             Self::Revived => "revived",
+            Self::Superseded => "superseded",
         }
     }
 }
@@ -207,7 +214,13 @@ pub fn next_record(
         (JobState::Waiting | JobState::Queued | JobState::Dead, Transition::CancelAsked) => {
             finish(&mut job, JobState::Cancelled, now)
         }
-        (JobState::Dead | JobState::Cancelled, Transition::Revived) => {
+        (JobState::Dead | JobState::Cancelled, Transition::Superseded) if !job.superseded => {
+            let ended = job.ended;
+            finish(&mut job, JobState::Cancelled, now);
+            job.ended = ended;
+            job.superseded = true;
+        }
+        (JobState::Dead | JobState::Cancelled, Transition::Revived) if !job.superseded => {
             job.failures = 0;
             job.losses = 0;
             job.cancel = false;
@@ -270,6 +283,7 @@ fn end_attempt(job: &mut JobRecord, ended: &EndedAttempt, now: Millis) {
         AttemptEnd::Succeeded => {
             finish(job, JobState::Succeeded, now);
             job.outbox = outcome.staged;
+            job.left.clone_from(&outcome.left);
         }
         AttemptEnd::Cancelled => finish(job, JobState::Cancelled, now),
         // A person cancelled the job while the attempt was ending by itself: no other attempt
@@ -343,6 +357,9 @@ mod tests {
             losses: 0,
             waits_for: None,
             without: MissingJobs::default(),
+            source: None,
+            left: None,
+            superseded: false,
         }
     }
 
@@ -367,6 +384,7 @@ mod tests {
             HappeningKind::Ended => ended(AttemptEnd::Failed),
             HappeningKind::CancelAsked => Transition::CancelAsked,
             HappeningKind::Revived => Transition::Revived,
+            HappeningKind::Superseded => Transition::Superseded,
         }
     }
 
@@ -414,8 +432,15 @@ mod tests {
                 ],
             ),
             (Succeeded, vec![]),
-            (Dead, vec![(Transition::Revived, Queued), (Transition::CancelAsked, Cancelled)]),
-            (Cancelled, vec![(Transition::Revived, Queued)]),
+            (
+                Dead,
+                vec![
+                    (Transition::Revived, Queued),
+                    (Transition::CancelAsked, Cancelled),
+                    (Transition::Superseded, Cancelled),
+                ],
+            ),
+            (Cancelled, vec![(Transition::Revived, Queued), (Transition::Superseded, Cancelled)]),
         ];
         assert_eq!(table.len(), JobState::ALL.len());
         for (state, allowed) in table {
@@ -463,6 +488,16 @@ mod tests {
         assert_eq!(backoff(3, 0.0), Duration::from_secs(4));
         assert_eq!(backoff(40, 0.0), BACKOFF_MAX);
         assert_eq!(backoff(1, 1.0), Duration::from_millis(750));
+    }
+
+    #[test]
+    fn a_run_of_a_source_is_not_revived_once_a_later_one_has_begun() {
+        let ended = JobRecord { ended: Some(3), ..job(JobState::Dead) };
+        let superseded = next_record(&ended, &Transition::Superseded, 5).unwrap();
+        assert!(superseded.superseded && superseded.ended == Some(3) && !superseded.outbox);
+        for happening in [Transition::Revived, Transition::Superseded] {
+            next_record(&superseded, &happening, 6).unwrap_err();
+        }
     }
 
     #[test]

@@ -99,6 +99,17 @@ pub enum LedgerError {
         /// The module of the job.
         module: String,
     },
+    /// A later run of a source has begun.
+    #[error(
+        "job {id} is a run of source {name:?}, and a later run has begun; run the source again \
+         instead: `ion source run {name}`"
+    )]
+    Superseded {
+        /// The job.
+        id: JobId,
+        /// The source.
+        name: String,
+    },
     /// More cancellations are under way than the registry holds.
     #[error("too many cancellations are under way; wait until one of them has ended")]
     TooManyCancellations,
@@ -583,11 +594,30 @@ impl Ledger {
 
     /// Queues a dead or cancelled job again, with all its retries.
     pub async fn retry(&self, id: &JobId) -> Result<JobRecord, LedgerError> {
-        let module = self.get(id).await?.module;
+        let JobRecord { module, source, superseded, .. } = self.get(id).await?;
+        if let (true, Some(name)) = (superseded, source) {
+            return Err(LedgerError::Superseded { id: id.clone(), name });
+        }
         if self.module(&module).await?.is_none() {
             return Err(LedgerError::NoModule { id: id.clone(), module });
         }
         self.apply_to_latest(id, &Transition::Revived).await
+    }
+
+    /// Makes sure that a run of a source, which has ended badly, is never retried: a later run is
+    /// about to begin. Returns false if the job has changed meanwhile.
+    ///
+    /// # Errors
+    /// When the run may still be going on, or the store fails.
+    pub(crate) async fn supersede(&self, job: &JobRecord) -> Result<bool, LedgerError> {
+        let after = apply_transition(job, &Transition::Superseded)?;
+        if !self.write(job, &after).await? {
+            return Ok(false);
+        }
+        if job.state == JobState::Dead {
+            self.remove_dead_letter(&after).await;
+        }
+        Ok(true)
     }
 
     /// Removes the job's dead letter. The record decides: if the broker is unavailable and the

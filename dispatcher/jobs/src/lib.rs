@@ -6,7 +6,7 @@
 //! [`progress`] shows how far a correlation has come, [`summary`] what a large one consists of, both
 //! by [`counts`], and [`lineage`] walks through it. [`find`] finds things by their ids, [`list`]
 //! reads lists of any length, [`logs`] reads what a job wrote, [`retention`] removes old
-//! correlations, [`version`] says what attempts ran and [`usage`] what they used, [`metrics`]
+//! correlations, [`sources`] decides when sources run by a [`schedule`], [`version`] says what attempts ran and [`usage`] what they used, [`metrics`]
 //! counts. This crate must not know how a job is run, nor which program calls it.
 //!
 //! Begin with [`job`], then [`ledger`].
@@ -24,6 +24,8 @@ pub mod metrics;
 pub mod pipeline;
 pub mod progress;
 pub mod retention;
+pub mod schedule;
+pub mod sources;
 pub mod summary;
 pub mod usage;
 pub mod version;

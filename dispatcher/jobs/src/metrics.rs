@@ -4,7 +4,7 @@
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use ion_model::record::AttemptEnd;
+use ion_model::record::{AttemptEnd, JobState};
 use ion_model::usage::AttemptUsage;
 use ion_system::metrics::{Latency, Registry};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -68,6 +68,9 @@ pub struct DispatchMetrics {
     fetched_bytes: Family<ModuleLabel, Counter>,
     stored_bytes: Family<ModuleLabel, Counter>,
     peak_bytes: MemoryFamily,
+    source_runs: Family<EndLabels, Counter>,
+    /// From the time at which a run was due until its event was there.
+    source_lateness: Latency,
 }
 
 impl DispatchMetrics {
@@ -105,6 +108,27 @@ impl DispatchMetrics {
             Unit::Bytes,
             self.peak_bytes.0.clone(),
         );
+        registry.register(
+            "source_runs",
+            "Runs of sources ended on this dispatcher, by module and verdict",
+            self.source_runs.clone(),
+        );
+        self.source_lateness.describe(
+            registry,
+            "source_lateness",
+            "From the time at which a run of a source was due until its event was there",
+        );
+    }
+
+    /// Counts a run of a source that has ended.
+    pub fn count_run(&self, module: &str, end: JobState) {
+        let of = EndLabels { module: module.to_owned(), verdict: end.as_str() };
+        self.source_runs.get_or_create(&of).inc();
+    }
+
+    /// Notes how late a run of a source began.
+    pub fn observe_lateness(&self, late: Duration) {
+        self.source_lateness.observe(late);
     }
 
     /// Counts an attempt that starts. It counts as running until the returned guard is dropped.

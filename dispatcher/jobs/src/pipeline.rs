@@ -15,7 +15,9 @@ mod link;
 mod misspelled;
 mod module;
 mod older;
+mod params;
 mod resources;
+mod sources;
 mod syntax;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +26,7 @@ use std::time::Duration;
 
 use ion_model::event::is_event_type;
 use ion_model::record::CommitMode;
+use ion_model::source::SourceDefinition;
 use ion_model::term::{Term, TermError, Terms};
 use serde::{Deserialize, Serialize};
 use serde_saphyr::{Location, Spanned};
@@ -47,11 +50,19 @@ pub use self::misspelled::{find_misspelled_types, why_nothing_starts};
 use self::module::default_concurrency;
 pub use self::module::{ANY_TYPE, Module, ModuleApi, OnDead, ProgramError};
 use self::older::set_older_fields;
+pub use self::params::{
+    Parameter, ParameterError, ParameterKind, Parameters, ValueText, check_values,
+};
 pub use self::resources::Resources;
+use self::sources::{ParamsEntry, build_params, build_sources, check_started_by_sources};
+pub use self::sources::{SourceFields, SourceProblem, define_source};
 
 /// The most retries that a module may set: with a minute between two attempts, they take most of a
 /// day.
 const RETRIES_MAX: u32 = 1000;
+
+/// The beginning of the types of events that Ion itself creates.
+const OWN_TYPES: &str = "ion.";
 
 /// A pipeline: modules that work together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +71,8 @@ pub struct Pipeline {
     pub name: String,
     /// Its modules, sorted by name.
     pub modules: Vec<Module>,
+    /// Its sources, by name.
+    pub sources: BTreeMap<String, SourceDefinition>,
     /// The stores that it uses.
     pub plane: PlaneSection,
 }
@@ -135,6 +148,8 @@ struct PipelineFile {
     #[serde(default)]
     plane: PlaneSection,
     modules: Option<Spanned<BTreeMap<String, Spanned<ModuleEntry>>>>,
+    #[serde(default)]
+    sources: BTreeMap<String, Spanned<SourceFields>>,
     #[serde(rename = "Chain")]
     chain: Option<Spanned<Vec<Spanned<LinkEntry>>>>,
     timeout: Option<Spanned<String>>,
@@ -155,6 +170,7 @@ struct ModuleEntry {
     #[serde(rename = "on-dead")]
     on_dead: Option<OnDead>,
     emits: Option<Vec<Spanned<String>>>,
+    params: Option<Spanned<ParamsEntry>>,
     run: Option<Spanned<Vec<String>>>,
     image: Option<Spanned<String>>,
     env: Option<Spanned<BTreeMap<String, String>>>,
@@ -196,6 +212,9 @@ impl Pipeline {
         let parsed = Self::parse(utf8_text(&bytes, &name)?, directory);
         let (mut pipeline, places) = parsed.map_err(|mistake| mistake.in_file(&name))?;
         pipeline.check_programs(&places, &name, path)?;
+        for source in pipeline.sources.values_mut() {
+            source.pipeline = Some(file.display().to_string());
+        }
         let name = file.file_name().map(|name| name.to_string_lossy().into_owned());
         pipeline.modules.iter_mut().for_each(|module| module.pipeline.clone_from(&name));
         Ok(pipeline)
@@ -263,7 +282,8 @@ fn build(
         let place = links.referenced;
         let module = build_chain(&name, links, of_chain, directory)?;
         let places = BTreeMap::from([(module.name.clone(), place)]);
-        return Ok((Pipeline { name, modules: vec![module], plane: file.plane }, places));
+        let (modules, sources) = (vec![module], BTreeMap::new());
+        return Ok((Pipeline { name, modules, sources, plane: file.plane }, places));
     }
     if let Some((place, field)) = of_chain.first_set_field() {
         let what = "belongs beside \"Chain\", or in a module";
@@ -290,7 +310,8 @@ fn build(
         modules.push(build_module(&name, entry.value, place, directory).map_err(in_module)?);
     }
     check_gathers(&modules, &gathers)?;
-    Ok((Pipeline { name, modules, plane: file.plane }, places))
+    let sources = build_sources(file.sources, &modules)?;
+    Ok((Pipeline { name, modules, sources, plane: file.plane }, places))
 }
 
 fn build_module(
@@ -333,9 +354,15 @@ fn build_module(
         privileged,
         ..Module::new(name, run, directory.to_owned())
     };
+    module.params = entry.params.map(build_params).transpose()?;
     set_start_events(&mut module, entry.on, entry.gather, entry.per, place)?;
     module.terms = parse_where(&entry.terms)?;
-    module.emits = parse_event_types(entry.emits.unwrap_or_default())?;
+    let emits = entry.emits.unwrap_or_default();
+    if let Some(own) = emits.iter().find(|emitted| emitted.value.starts_with(OWN_TYPES)) {
+        let words = "event types that begin with \"ion.\" are Ion's own; no module publishes them";
+        return Err(PipelineProblem::Together(words).at_place(own.referenced));
+    }
+    module.emits = parse_event_types(emits)?;
     set_older_fields(&mut module, entry.env, entry.api, entry.commit, entry.urls)?;
     check_image_fields(&module).map_err(|problem| problem.at_place(place))?;
     module.files = parse_files(entry.files, module.container.as_ref())?;
@@ -351,6 +378,9 @@ fn build_module(
     } else if let Some((place, field)) = of_links.first_set_field() {
         let what = "belongs to \"stdio: true\"";
         return Err(PipelineProblem::Field { field, what }.at_place(place));
+    }
+    if module.params.is_some() {
+        check_started_by_sources(&module).map_err(|problem| problem.at_place(place))?;
     }
     module.on_dead = entry.on_dead.unwrap_or_default();
     if let Some(retries) = entry.retries {
@@ -400,8 +430,10 @@ fn set_start_events(
             let what = "belongs to \"gather\"";
             return Err(PipelineProblem::Field { field: "per", what }.at_place(per.referenced));
         }
+        (None, None, None) if module.params.is_some() => {}
         (None, None, None) => {
-            let what = "is missing: the event types it starts on (or \"gather\" and \"per\")";
+            let what = "is missing: the event types it starts on (or \"gather\" and \"per\", or \
+                        \"params\" if sources start it)";
             return Err(PipelineProblem::Field { field: "on", what }.at_place(place));
         }
         (Some(on), _, _) => {

@@ -15,6 +15,7 @@ use ion_model::clock::{self, Millis, millis};
 use ion_model::event::{DocumentType, is_event};
 use ion_model::id::CorrelationId;
 use ion_model::record::{JobRecord, JobState, logs_prefix};
+use ion_model::source::{SourceRecord, source_of_run};
 use ion_plane::collect::{GcMode, GcReport, remove_by_prefix};
 use ion_plane::resume::PositionNote;
 use ion_stores::{Collection, Documents, Durability, FieldRange, Pages, Query, StoreError, decode};
@@ -143,7 +144,10 @@ impl CorrelationDrop<'_> {
     ) -> Result<(), StoreError> {
         let plane = self.ledger.plane();
         let status = CorrelationWatch::new(correlation).read(self.ledger, self.registered).await?;
-        if !status.ended || !self.are_jobs_old(correlation).await? {
+        if !status.ended
+            || !self.are_jobs_old(correlation).await?
+            || self.is_latest_run(correlation).await?
+        {
             return Ok(());
         }
         let documents = match self.how {
@@ -161,6 +165,16 @@ impl CorrelationDrop<'_> {
         remove_by_prefix(plane, correlation, self.how, &mut dropped.blobs).await?;
         let logs = logs_prefix(&CorrelationId::new(correlation));
         remove_by_prefix(plane, &logs, self.how, &mut dropped.blobs).await
+    }
+
+    /// Returns whether a correlation is the latest run of its source. Its state may be in the record
+    /// of its job only.
+    async fn is_latest_run(&self, correlation: &str) -> Result<bool, StoreError> {
+        let Some(source) = source_of_run(correlation) else { return Ok(false) };
+        let documents = &self.ledger.plane().documents;
+        let found = documents.get_as::<SourceRecord>(Collection::Sources, source).await?;
+        let latest = found.and_then(|source| source.run);
+        Ok(latest.is_some_and(|run| run.correlation.as_str() == correlation))
     }
 
     /// Returns whether a job has ended before the time.

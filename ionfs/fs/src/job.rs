@@ -11,6 +11,7 @@ use ion_model::event::{Event, event_json};
 use ion_model::id::JobId;
 use ion_model::limits::Limits;
 use ion_model::record::{FailedRead, FailedReads};
+use ion_model::source::{LeftState, StateFiles};
 use ion_model::usage::AttemptUsage;
 use ion_plane::address::{FileUrls, addresses};
 use ion_plane::commit::{Committer, Origin, Receipt, Rejection, TooDeep};
@@ -24,7 +25,7 @@ use serde_json::json;
 
 use super::gathered::{FilesInput, few_events, listed_events};
 use super::item::{ViewItem, files_tree};
-use super::output::{Output, OutputSpec};
+use super::output::{OpenState, Output, OutputSpec, STATE_NAME};
 pub use super::output::{TreeUsers, ValueFileNames};
 use super::reads::{ReadLog, failed_listing};
 use super::view::View;
@@ -104,6 +105,12 @@ pub struct TreeOutcome {
     /// The job's reads that Ion could not answer. A job with any of them fails.
     #[serde(default, skip_serializing_if = "FailedReads::is_empty")]
     pub failed_reads: FailedReads,
+    /// What a run of a source left in `out/state`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Box<LeftState>>,
+    /// Why what it left cannot be kept, in words. A run fails by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_problem: Option<String>,
     /// The bytes that were fetched and stored for the job. A tree knows nothing of processes.
     #[serde(default, skip_serializing_if = "AttemptUsage::is_empty")]
     pub usage: AttemptUsage,
@@ -156,9 +163,13 @@ impl JobTree {
         let committer = Committer::new(daemon.plane.clone(), spec.origin.clone(), depth, deadline);
         let reads = ReadLog::default();
         let (names, users) = (spec.older.names, spec.users);
-        let output = OutputSpec { committer, limits, names, users, directory: &directory };
+        let state = open_state(daemon, &spec.event).await?;
+        let mut input = input_items(daemon, &spec).await?;
+        if let Some(OpenState { files, directories }) = &state {
+            input.push((STATE_NAME.to_owned(), files_tree(files, directories)));
+        }
+        let output = OutputSpec { committer, limits, names, users, state, directory: &directory };
         let output = Output::new(daemon.clone(), output, reads.clone()).map_err(staging)?;
-        let input = input_items(daemon, &spec).await?;
         let events =
             events_item(daemon.clone(), output.clone(), reads.clone(), Arc::new(spec.event));
         let root = ViewItem::fixed([
@@ -223,7 +234,14 @@ impl JobTree {
     }
 
     fn outcome(&self) -> TreeOutcome {
+        let (left, state_problem) = match self.output.left() {
+            Some(Ok(left)) => (Some(Box::new(left.clone())), None),
+            Some(Err(problem)) => (None, Some(problem.clone())),
+            None => (None, None),
+        };
         TreeOutcome {
+            left,
+            state_problem,
             receipts: self.output.receipts().into_values().collect(),
             rejections: self.output.rejections().into_values().collect(),
             exceeded: self.output.exceeded(),
@@ -269,6 +287,14 @@ fn remove_folder(directory: &Path) -> io::Result<()> {
         return Ok(());
     };
     Ok(Folder::open(above)?.remove_all(name)?)
+}
+
+/// Returns what a run of a source begins with; none for all other jobs.
+async fn open_state(daemon: &Daemon, event: &Event) -> Result<Option<OpenState>, StoreError> {
+    let Some(tick) = &event.tick else { return Ok(None) };
+    let StateFiles { files, file_list, directories } = &tick.state;
+    let files = daemon.plane.listed_files(files, file_list.as_ref()).await?;
+    Ok(Some(OpenState { files, directories: directories.clone() }))
 }
 
 /// Makes the entries of `in/`. An event's values (`Event::data`) are shown in `eventmeta.json` and

@@ -31,6 +31,7 @@ mod names;
 mod reference;
 mod request;
 mod staging;
+mod state;
 mod table;
 mod tasks;
 mod uploads;
@@ -39,9 +40,10 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use ion_model::limits::Limits;
+use ion_model::source::LeftState;
 use ion_plane::commit::{Committer, Receipt, Rejection};
 use ion_plane::node::Node as Daemon;
 use ion_system::beneath::Folder;
@@ -58,13 +60,17 @@ pub(crate) use self::request::{
 };
 pub use self::request::{TreeUsers, ValueFileNames};
 use self::staging::StagingArea;
-use self::table::{DATA, EVENTS, OutputTable};
+pub(crate) use self::state::OpenState;
+use self::table::{DATA, EVENTS, OutputTable, STATE};
 pub(crate) use self::table::{DOT, DOT_DOT, OUT};
 use self::tasks::JobTasks;
 use self::uploads::StagedUploads;
 use super::eventfile::DecisionTrigger;
 use super::reads::ReadLog;
 use super::{Attr, Errno, Ino, Result};
+
+/// The name of the folder of a source's state, in `in/` and in `out/`.
+pub(crate) const STATE_NAME: &str = "state";
 
 /// The output tree of one attempt.
 #[derive(Debug)]
@@ -77,6 +83,9 @@ pub(crate) struct Output {
     events: Arc<EventFiles>,
     staging: Arc<StagingArea>,
     tasks: JobTasks,
+    /// What the module left in `out/state`, once that was stored; unset for a job that has none.
+    left: OnceLock<std::result::Result<LeftState, String>>,
+    has_state: bool,
 }
 
 /// What an output is made from.
@@ -90,6 +99,8 @@ pub(crate) struct OutputSpec<'path> {
     pub(crate) names: ValueFileNames,
     /// Which users the tree is for.
     pub(crate) users: TreeUsers,
+    /// What `out/state` begins with; none for a job that has no state.
+    pub(crate) state: Option<OpenState>,
     /// The staging folder, which must not exist yet.
     pub(crate) directory: &'path Path,
 }
@@ -102,14 +113,18 @@ impl Output {
         spec: OutputSpec<'_>,
         reads: ReadLog,
     ) -> io::Result<Arc<Self>> {
-        let OutputSpec { committer, limits, names, users, directory } = spec;
+        let OutputSpec { committer, limits, names, users, state, directory } = spec;
         let root = Folder::open_or_make(directory)?;
-        for part in ["data", "events"] {
+        let mut table = OutputTable::new(names);
+        if state.is_some() {
+            table.add_fixed_folder(STATE_NAME, STATE);
+        }
+        for part in ["data", "events"].into_iter().chain(state.as_ref().map(|_| STATE_NAME)) {
             root.make_folder(OsStr::new(part), Mode::from_raw_mode(0o755))?;
         }
         let origin = committer.origin().clone();
         let limits = StagingLimits::new(origin.job_id.clone(), limits);
-        let staging = StagingArea::new(OutputTable::new(names), root, limits);
+        let staging = StagingArea::new(table, root, limits);
         let tasks = JobTasks::new();
         let metrics = daemon.metrics.clone();
         let content = Arc::new(StagedContent::new(staging.clone(), daemon.clone(), reads));
@@ -124,8 +139,12 @@ impl Output {
             tasks.clone(),
         );
         let names = StagedNames::new(staging.clone());
-        let output = Self { names, content, uploads, events, staging, tasks };
+        let (left, has_state) = (OnceLock::new(), state.is_some());
+        let output = Self { names, content, uploads, events, staging, tasks, left, has_state };
         output.make_first_files(users)?;
+        if let Some(state) = state {
+            output.make_state(&state, users)?;
+        }
         Ok(Arc::new(output))
     }
 
@@ -135,7 +154,8 @@ impl Output {
             TreeUsers::Owner => 0o644,
             TreeUsers::AnyUser => {
                 let table = self.staging.lock();
-                for ino in [OUT, DATA, EVENTS] {
+                let state = self.has_state.then_some(STATE);
+                for ino in [OUT, DATA, EVENTS].into_iter().chain(state) {
                     self.staging.pin(&table, ino)?.set_mode(Mode::from_raw_mode(0o777))?;
                 }
                 0o666
@@ -197,6 +217,12 @@ impl Output {
     /// Returns the event files that were refused and not committed since, by name.
     pub(crate) fn rejections(&self) -> BTreeMap<String, Rejection> {
         self.events.rejections()
+    }
+
+    /// Returns what the module left in `out/state`, or why that cannot be kept; none before the end,
+    /// and for a job that has no state.
+    pub(crate) fn left(&self) -> Option<&std::result::Result<LeftState, String>> {
+        self.left.get()
     }
 
     /// Makes a file, or opens the existing one, in one step.
@@ -344,6 +370,10 @@ impl Output {
     /// final now, and removes the blobs that no event names.
     pub(crate) async fn finish(&self) {
         self.events.finish().await;
+        if self.has_state && !self.tasks.are_stopped() {
+            let left = self.seal_state().await;
+            let _ = self.left.set(left);
+        }
         // Ends the uploads that no event waits for.
         self.tasks.stop();
         self.uploads.finish().await;

@@ -9,8 +9,6 @@
 mod file;
 mod names;
 
-use std::time::SystemTime;
-
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -19,9 +17,11 @@ pub use self::names::{
     DOUBTFUL_DRAFT_REASON, TYPE_BYTES_MAX, clean_path, is_doubtful_draft, is_draft, is_event_draft,
     is_event_type,
 };
-use crate::checksum::Checksums;
-use crate::clock::{self, Millis};
+use crate::clock::Millis;
+pub use crate::file::FileEntry;
+use crate::file::is_zero;
 use crate::id::{CorrelationId, EventId, JobId};
+use crate::state::SourceTick;
 
 /// The place of an event in its lineage: older Ion's `context`, unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,52 +76,6 @@ pub struct KeyValue {
     pub key: String,
     /// The value; a value that is not a string in the event file is kept as its JSON text.
     pub value: String,
-}
-
-/// One file of an event, as the event document lists it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FileEntry {
-    /// The path below `in/data`: relative, `/` between components, none of them `.` or `..`.
-    pub name: String,
-    /// The blob's key.
-    pub key: String,
-    /// Length in bytes.
-    pub size: u64,
-    /// Modification time.
-    pub mtime: Millis,
-    /// Nanoseconds after `mtime`, fewer than a million. Older Ion neither writes nor reads them.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub mtime_nanos: u32,
-    /// Permission bits (`0o7777`).
-    pub mode: u32,
-    /// The checksums that every read is checked against.
-    pub checksums: Checksums,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_zero(number: &u32) -> bool {
-    *number == 0
-}
-
-impl FileEntry {
-    /// Returns the modification time, to the nanosecond.
-    pub fn modified(&self) -> SystemTime {
-        clock::system_time_nanos(self.mtime, self.mtime_nanos)
-    }
-
-    /// Whether `bytes` are the file's whole content as it was written: the length agrees, and each
-    /// block matches its checksum.
-    pub fn has_content(&self, bytes: &[u8]) -> bool {
-        let Some(block) = usize::try_from(self.checksums.block).ok().filter(|block| *block > 0)
-        else {
-            return false;
-        };
-        bytes.len() as u64 == self.size
-            && (0..)
-                .zip(bytes.chunks(block))
-                .all(|(index, bytes)| self.checksums.block_matches(index, bytes))
-    }
 }
 
 /// The state of an event between its commit and its publication.
@@ -200,6 +154,9 @@ pub struct Event {
     /// has a job for it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unclaimed: bool,
+    /// What it says of the run of a source that it starts; none for all other events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tick: Option<Box<SourceTick>>,
 }
 
 impl Event {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::clock::Millis;
 use crate::event::{Context, Event, FileEntry, KeyValue};
 use crate::id::{CorrelationId, EventId, JobId};
+use crate::state::LeftState;
 use crate::usage::AttemptUsage;
 use crate::version::ModuleVersion;
 
@@ -443,6 +444,16 @@ pub struct JobRecord {
     /// The jobs without whose output a gathering job that has begun runs.
     #[serde(default, skip_serializing_if = "MissingJobs::is_empty")]
     pub without: MissingJobs,
+    /// The source whose run it is; none for all other jobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// What it leaves for the next run of its source, once it has succeeded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left: Option<Box<LeftState>>,
+    /// Whether a later run of its source has begun: then it cannot be retried, because it would
+    /// publish again what the later run has published.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub superseded: bool,
 }
 
 impl JobRecord {
@@ -469,6 +480,9 @@ impl JobRecord {
             losses: 0,
             waits_for: None,
             without: MissingJobs::default(),
+            source: event.tick.as_ref().map(|tick| tick.source.clone()),
+            left: None,
+            superseded: false,
         }
     }
 }

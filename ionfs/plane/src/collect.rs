@@ -16,6 +16,11 @@
 //!   inserted before the documents were read. [`Pages`] returns every document that exists during
 //!   the whole reading and keeps its position in the order, which is the time of its commit.
 //!   Nothing changes that time in the documents of an ended attempt.
+//! - The blob holds the state of a source. The first run that named it has stored it, so one of the
+//!   first two cases holds for that run. Afterwards the record of the run names it, and the
+//!   source's document once the run's end is noted there. Runs are read before the source, because
+//!   a state passes from a run to the source, and only then may the run be dropped
+//!   (`collect/states.rs`).
 //! - An event refers to an ancestor's blob. The ancestor's own document names that blob, in the
 //!   same correlation. A list of gathered events is named by no document but of the job that it was
 //!   written for, so it is like a blob that the job has stored.
@@ -34,6 +39,7 @@
 
 #[cfg(test)]
 mod model;
+mod states;
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -156,6 +162,7 @@ async fn retain_unnamed(
             [DocumentType::EventMeta, DocumentType::ModuleLogs].map(of).into()
         }
     };
+    states::retain_unnamed(plane, part).await?;
     for question in questions {
         let mut pages = Pages::new(question, "created");
         while let Some(page) = pages.next(&*plane.documents).await? {
@@ -181,7 +188,8 @@ fn correlations_of(key: &str) -> Option<Vec<&str>> {
     };
     // A store keeps these characters as they are. A name that it has escaped or shortened contains
     // another character.
-    let plain = |name: &&str| name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    let is_kept = |c: char| c.is_ascii_alphanumeric() || "-_@.".contains(c);
+    let plain = |name: &&str| name.chars().all(is_kept) && !matches!(*name, "." | "..");
     candidates.iter().all(plain).then_some(candidates)
 }
 
@@ -291,6 +299,7 @@ mod tests {
     fn a_key_tells_its_correlation_unless_that_may_be_written_otherwise() {
         assert_eq!(correlations_of("c-1/j/1.0/f.txt"), Some(vec!["c-1"]));
         assert_eq!(correlations_of("logs/c/e/m-attempt-1.log"), Some(vec!["logs", "c"]));
+        assert_eq!(correlations_of("s.1@00000001-a/j/f"), Some(vec!["s.1@00000001-a"]));
         for escaped in ["a%20b/j/f", "logs/a~0/e/l", "\u{e4}/j"] {
             assert_eq!(correlations_of(escaped), None, "{escaped}");
         }

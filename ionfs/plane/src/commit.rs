@@ -317,6 +317,7 @@ impl Committer {
             expected_by: None,
             registry: 0,
             unclaimed: false,
+            tick: None,
         };
         failpoint::hit("commit.blobs-stored");
         // Step 2.

@@ -87,6 +87,7 @@ impl FirstEvent {
             expected_by: None,
             registry: 0,
             unclaimed: false,
+            tick: None,
         })
     }
 }

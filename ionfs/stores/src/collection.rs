@@ -17,12 +17,21 @@ pub enum Collection {
     /// [`crate::get_or_set_plane_id`]. Also the versions of its modules: see
     /// `ion_model::version::VersionRecord`.
     Plane,
+    /// Sources: see `ion_model::source`.
+    Sources,
 }
 
 impl Collection {
     /// All collections.
-    pub const ALL: [Self; 6] =
-        [Self::Events, Self::Jobs, Self::Modules, Self::Dispatchers, Self::Tickets, Self::Plane];
+    pub const ALL: [Self; 7] = [
+        Self::Events,
+        Self::Jobs,
+        Self::Modules,
+        Self::Dispatchers,
+        Self::Tickets,
+        Self::Plane,
+        Self::Sources,
+    ];
 
     /// Returns the collection's name in a store.
     pub fn as_str(self) -> &'static str {
@@ -33,6 +42,7 @@ impl Collection {
             Self::Dispatchers => "dispatchers",
             Self::Tickets => "tickets",
             Self::Plane => "plane",
+            Self::Sources => "sources",
         }
     }
 }

@@ -362,9 +362,11 @@ fn document_filter(collection: Collection, document: &Value, equals: &[Equals]) 
             Some(("context.correlationId", &document["context"]["correlationId"]))
         }
         Collection::Jobs => Some(("correlationId", &document["correlationId"])),
-        Collection::Modules | Collection::Dispatchers | Collection::Tickets | Collection::Plane => {
-            None
-        }
+        Collection::Modules
+        | Collection::Dispatchers
+        | Collection::Tickets
+        | Collection::Plane
+        | Collection::Sources => None,
     };
     if let Some((field, Value::String(correlation))) = shard_key {
         filter.insert(field, correlation.clone());

@@ -96,7 +96,19 @@ impl DataPlane {
     /// # Errors
     /// When the list cannot be read, or is damaged.
     pub async fn files_of(&self, event: &Event) -> Result<Vec<FileEntry>, StoreError> {
-        let Some(list) = &event.file_list else { return Ok(event.files.clone()) };
+        self.listed_files(&event.files, event.file_list.as_ref()).await
+    }
+
+    /// Returns the files that a document names: `files`, or those in the blob `list`.
+    ///
+    /// # Errors
+    /// When the list cannot be read, or is damaged.
+    pub async fn listed_files(
+        &self,
+        files: &[FileEntry],
+        list: Option<&FileEntry>,
+    ) -> Result<Vec<FileEntry>, StoreError> {
+        let Some(list) = list else { return Ok(files.to_vec()) };
         let bytes = self.blobs.get_range(&list.key, 0..list.size).await?;
         if !list.has_content(&bytes) {
             return Err(StoreError::DamagedBlob(list.key.clone()));

@@ -61,7 +61,7 @@ const BATCH: usize = 256;
 const READERS: usize = 4;
 
 /// The version of the tables' layout. It is raised when the layout changes.
-const SCHEMA_VERSION: i64 = 6;
+const SCHEMA_VERSION: i64 = 7;
 
 /// Why the writer did not do one request.
 #[derive(Debug)]

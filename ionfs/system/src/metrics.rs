@@ -5,7 +5,7 @@
 //! atomics: labels are looked up once, when a [`PlaneMetrics`] is made.
 
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, text};
@@ -79,6 +79,11 @@ impl Latency {
     /// Observes the time from `start` until now.
     pub fn observe_since(&self, start: Instant) {
         self.0.observe(start.elapsed().as_secs_f64());
+    }
+
+    /// Observes a duration.
+    pub fn observe(&self, took: Duration) {
+        self.0.observe(took.as_secs_f64());
     }
 
     /// Registers it under a name, to which `_seconds` is added.

@@ -6,6 +6,7 @@ use serde_saphyr::Location;
 use super::bounds::BoundError;
 use super::image::ImageReferenceError;
 use super::module::{BASE_DIR, MOUNT_AT, ProgramError};
+use super::sources::SourceProblem;
 
 /// Why a pipeline file is refused.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +138,15 @@ pub enum PipelineProblem {
     /// A gathering module would wait for itself.
     #[error("what it emits leads to {0:?}, which it waits for")]
     GathersItself(String),
+    /// A source has a problem.
+    #[error("source {name:?}")]
+    Source {
+        /// The source's name.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        problem: Box<SourceProblem>,
+    },
     /// A module has a problem.
     #[error("module {name:?}")]
     Module {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ion_model::limits::LimitOverrides;
 use ion_model::record::CommitMode;
+use ion_model::source::tick_type;
 use ion_model::term::Terms;
 use ion_plane::address::FileUrls;
 use ion_stores::encode;
@@ -16,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     Container, ExecutorKind, ImageReference, ImageReferenceError, KubernetesFields, Link,
-    LinkSettings, Pipeline, PipelineProblem, is_default,
+    LinkSettings, Parameters, Pipeline, PipelineProblem, is_default,
 };
 
 /// How long a job may run unless its module sets `timeout`: the default of older Ion.
@@ -123,6 +124,9 @@ pub struct Module {
     /// Event types it may publish.
     #[serde(default)]
     pub emits: Vec<String>,
+    /// What its sources pass to it; none if no source may start it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub params: Option<Parameters>,
     /// The program and its arguments; empty for a chain, and where the image names the program.
     pub run: Vec<String>,
     /// The executor that runs its jobs.
@@ -210,6 +214,7 @@ impl Module {
             per: None,
             on_dead: OnDead::default(),
             emits: vec![],
+            params: None,
             run,
             executor: ExecutorKind::default(),
             container: None,
@@ -273,7 +278,8 @@ impl Module {
 
     /// Returns the event types whose messages reach its queue.
     pub fn subscribed_types(&self) -> Vec<String> {
-        self.on.iter().chain(&self.per).cloned().collect()
+        let ticks = self.params.as_ref().map(|_| tick_type(&self.name));
+        self.on.iter().chain(&self.per).cloned().chain(ticks).collect()
     }
 
     /// Returns which events start it.

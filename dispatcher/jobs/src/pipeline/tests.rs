@@ -182,6 +182,9 @@ fn each_mistake_is_named_with_its_line_and_the_way_out() {
         ("name: a b\nChain: [{Command: cat}]".into(), "p.yaml:2:", "is the chain's"),
         ("timeout: 1s\nmodules: {a: {on: [x], run: [cat]}}".into(), "p.yaml:1:", "belongs beside \"Chain\""),
         ("Chain: [{Command: cat}]\nmodules: {a: {on: [x], run: [cat]}}".into(), "p.yaml:2:", "exclude each other"),
+        ("modules: {a: {on: [x], emits: [ion.dead], run: [cat]}}".into(), "p.yaml:1:", "are Ion's own"),
+        ("modules: {a: {params: {}, run: [cat]}}".into(), "p.yaml:1:", "commit: on-success"),
+        ("modules: {a: {params: {u: {type: url, default: x}}, commit: on-success, run: [cat]}}".into(), "p.yaml:1:", "its default is \"x\""),
         (String::new(), "p.yaml:1:", ""),
     ];
     for (text, place, words) in cases {

@@ -467,6 +467,7 @@ impl Recording {
             expected_by: None,
             registry: 0,
             unclaimed: false,
+            tick: None,
         }
     }
 

@@ -171,6 +171,10 @@ pub(super) fn decide_outcome(
         (Some(failed), Some(reason)) => (end, Some(format!("{failed}; {reason}"))),
         (_, reason) => (end, reason),
     };
+    let (end, reason) = match (&outcome.state_problem, reason) {
+        (Some(problem), None) => (AttemptEnd::Failed, Some(problem.clone())),
+        (_, reason) => (end, reason),
+    };
     // A module that exits well without what it could not write has still succeeded.
     let (end, reason) = match (&outcome.no_room, reason) {
         (Some(no_room), Some(reason))
@@ -190,6 +194,7 @@ pub(super) fn decide_outcome(
         failed_reads,
         rejected,
         usage: outcome.usage,
+        left: outcome.left.clone(),
         ..AttemptOutcome::from_end(end)
     }
 }

@@ -13,7 +13,7 @@ use super::super::{Attr, Errno, FileKind, Ino, ROOT, Result};
 use super::limits::{NAME_MAX, check_length};
 use super::request::RenameOver;
 use super::staging::StagingArea;
-use super::table::{DATA, EVENTS, NodeBody, OUT, Orphans, OutputTable, UnnamedRemains};
+use super::table::{EVENTS, NodeBody, OUT, Orphans, OutputTable, UnnamedRemains};
 
 /// The staged names of one attempt.
 #[derive(Debug)]
@@ -127,7 +127,7 @@ impl StagedNames {
     pub(crate) fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let mut table = self.staging.lock();
         let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
-        if ino == DATA || ino == EVENTS {
+        if OutputTable::is_fixed_folder(ino) {
             return Err(Errno::PERM);
         }
         let remains = self.remains_to_keep(&table, ino)?;
@@ -191,7 +191,7 @@ impl StagedNames {
         newparent: Ino,
         newname: &OsStr,
     ) -> Result<()> {
-        if ino == DATA || ino == EVENTS {
+        if OutputTable::is_fixed_folder(ino) {
             return Err(Errno::PERM);
         }
         let body = &table.node(ino)?.body;

@@ -26,14 +26,13 @@ pub(crate) const OUT: Ino = STAGED;
 pub(crate) const DATA: Ino = STAGED + 1;
 /// `out/events`
 pub(crate) const EVENTS: Ino = STAGED + 2;
+/// `out/state`, which only runs of sources have.
+pub(crate) const STATE: Ino = STAGED + 3;
 
 /// The most files without a name whose content one job may keep for processes that looked the file
 /// up and have not opened it yet. The kernel forgets such files within a moment. For files beyond
 /// this number it gets the answer that they are gone, as on a faster disk.
 const HELD_UNNAMED_MAX: usize = 256;
-
-/// The number of inodes that every tree begins with.
-const FIXED: u64 = 3;
 
 /// The blob of one generation of a file, stored or still being stored.
 pub(super) type BlobCell = Arc<OnceCell<FileEntry>>;
@@ -269,37 +268,47 @@ impl OutputTable {
             ValueFileNames::Current => &["insights.json"],
             ValueFileNames::WithMetaJson => &["insights.json", "meta.json"],
         };
-        let directory = |parent: Ino, name: &str, children: &[(&str, Ino)]| OutputNode {
-            links: if parent == OUT && name.is_empty() {
-                vec![]
-            } else {
-                vec![(parent, OsStr::new(name).into())]
-            },
-            body: NodeBody::Directory(children.iter().fold(
-                DirectoryNames::default(),
-                |mut all, (name, ino)| {
-                    all.insert(OsStr::new(name).into(), *ino);
-                    all
-                },
-            )),
+        let out = OutputNode {
+            links: vec![],
+            body: NodeBody::Directory(DirectoryNames::default()),
             known: 0,
             remains: None,
             extra_bytes: 0,
         };
-        let nodes = HashMap::from([
-            (OUT, directory(OUT, "", &[("data", DATA), ("events", EVENTS)])),
-            (DATA, directory(OUT, "data", &[])),
-            (EVENTS, directory(OUT, "events", &[])),
-        ]);
-        Self {
-            nodes,
-            next: EVENTS + 1,
+        let mut table = Self {
+            nodes: HashMap::from([(OUT, out)]),
+            next: STATE + 1,
             staged_bytes: 0,
             orphans: vec![],
             unused: HashSet::new(),
             held: HashSet::new(),
             insights,
+        };
+        table.add_fixed_folder("data", DATA);
+        table.add_fixed_folder("events", EVENTS);
+        table
+    }
+
+    /// Adds a folder of `out/` that cannot be moved or removed.
+    pub(super) fn add_fixed_folder(&mut self, name: &str, ino: Ino) {
+        let name: Arc<OsStr> = OsStr::new(name).into();
+        let node = OutputNode {
+            links: vec![(OUT, name.clone())],
+            body: NodeBody::Directory(DirectoryNames::default()),
+            known: 0,
+            remains: None,
+            extra_bytes: 0,
+        };
+        self.nodes.insert(ino, node);
+        if let Some(NodeBody::Directory(names)) = self.nodes.get_mut(&OUT).map(|out| &mut out.body)
+        {
+            names.insert(name, ino);
         }
+    }
+
+    /// Returns whether an inode is one of the folders that cannot be moved or removed.
+    pub(super) fn is_fixed_folder(ino: Ino) -> bool {
+        matches!(ino, DATA | EVENTS | STATE)
     }
 
     pub(super) fn node(&self, ino: Ino) -> Result<&OutputNode> {
@@ -371,7 +380,8 @@ impl OutputTable {
     /// there are no more of them than of those.
     pub(super) fn counted_inodes(&self) -> u64 {
         let unused = self.unused.len() as u64;
-        (self.nodes.len() as u64).saturating_sub(FIXED + unused).max(unused)
+        let fixed = (OUT..=STATE).filter(|ino| self.nodes.contains_key(ino)).count() as u64;
+        (self.nodes.len() as u64).saturating_sub(fixed + unused).max(unused)
     }
 
     /// Returns the path of an inode below the staging folder; none if it is unlinked.
@@ -512,7 +522,7 @@ impl OutputTable {
     /// what the kernel may ask for is kept, and nothing once the kernel has forgotten it.
     pub(super) fn update_unnamed(&mut self, ino: Ino) {
         let may_hold = self.has_room_for_unnamed();
-        let Some(node) = self.nodes.get_mut(&ino).filter(|_| ino > EVENTS) else { return };
+        let Some(node) = self.nodes.get_mut(&ino).filter(|_| ino > STATE) else { return };
         let open = matches!(&node.body, NodeBody::File(file) if file.opens > 0);
         if !node.links.is_empty() || open {
             self.unused.remove(&ino);

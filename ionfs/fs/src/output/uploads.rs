@@ -9,20 +9,23 @@ mod own_blobs;
 mod paths;
 
 use std::fs::File;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use ion_model::event::{FileEntry, clean_path, is_draft};
+use ion_model::source::{STATE_KEYS, state_prefix};
 use ion_plane::commit::{DirectoryContent, Origin, Refusal, Staging};
 use ion_plane::node::Node as Daemon;
 use ion_plane::upload::{UploadError, store_file};
+use ion_stores::DataPlane;
 use rustix::fs::OFlags;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
-use self::own_blobs::JobBlobs;
+use self::own_blobs::{JobBlobs, KeyPrefixes};
 use self::paths::{check_name, directory_content, resolve_file};
 use super::super::{Errno, Ino, errno};
 use super::closed::ClosedFiles;
@@ -100,14 +103,18 @@ impl StagedUploads {
     ) -> Arc<Self> {
         let (blobs, runtime) = (daemon.plane.blobs.clone(), tasks.runtime().clone());
         let correlation = &origin.parent.correlation_id;
-        let prefix = format!("{correlation}/{}/{}", origin.job_id, origin.attempt);
+        let attempt = format!("{}/{}", origin.job_id, origin.attempt);
+        let prefixes = KeyPrefixes {
+            files: format!("{correlation}/{attempt}"),
+            state: format!("{}/{attempt}", state_prefix(correlation)),
+        };
         Arc::new(Self {
             staging,
             content,
             daemon,
             tasks,
             closed: ClosedFiles::new(STORERS_MAX),
-            own_blobs: JobBlobs::new(blobs, runtime, prefix),
+            own_blobs: JobBlobs::new(blobs, runtime, prefixes),
             moved: Arc::default(),
             stored: AtomicU64::new(0),
             named: Mutex::default(),
@@ -230,6 +237,44 @@ impl StagedUploads {
             }
         }
         Err(Refusal::StillOpen(path.to_owned()))
+    }
+
+    /// Returns a new key for a blob of the state that the job leaves.
+    pub(super) fn state_key(&self, path: &str) -> String {
+        self.own_blobs.fresh_state_key(path)
+    }
+
+    /// Returns the plane that blobs are stored in.
+    pub(super) fn plane(&self) -> &DataPlane {
+        &self.daemon.plane
+    }
+
+    /// Stores a file of `out/state`, unless the blob that it refers to is of an earlier state. All
+    /// other blobs are removed with their correlation, and the state outlives it.
+    pub(super) async fn store_state_file(
+        &self,
+        ino: Ino,
+        path: &str,
+    ) -> Result<FileEntry, Refusal> {
+        let kept = self.content.blob_of(ino).ok().flatten();
+        let kept = kept
+            .filter(|(entry, length)| entry.key.starts_with(STATE_KEYS) && *length == entry.size);
+        if let Some((entry, _)) = kept {
+            return Ok(FileEntry { name: path.to_owned(), ..FileEntry::clone(&entry) });
+        }
+        let unreadable =
+            |error: io::Error| Refusal::Unreadable { path: path.to_owned(), source: error };
+        let filled = self.content.fill_all(ino).await;
+        filled.map_err(|error| unreadable(error.into()))?;
+        let file = self.staging.open_file(&self.staging.lock(), ino, OFlags::RDONLY);
+        let file = file.map_err(|errno| unreadable(errno.into()))?;
+        let key = self.state_key(path);
+        self.own_blobs.note_upload(&key);
+        let blobs = &*self.daemon.plane.blobs;
+        let entry = store_file(blobs, key, path.to_owned(), file, &self.moved, None).await?;
+        self.own_blobs.keep_for_event(&entry.key);
+        self.stored.fetch_add(entry.size, Ordering::Relaxed);
+        Ok(entry)
     }
 
     /// Uploads the file's current content.

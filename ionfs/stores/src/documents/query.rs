@@ -40,6 +40,7 @@ pub(crate) fn indexes(collection: Collection) -> &'static [&'static [&'static st
             &["correlationId", "state", "module", "created"],
             &["outbox"],
         ],
+        Collection::Sources => &[&["due"]],
         Collection::Modules | Collection::Dispatchers | Collection::Tickets | Collection::Plane => {
             &[]
         }
@@ -81,6 +82,10 @@ pub fn known_queries() -> Vec<Query> {
         equal(Collection::Jobs, &["module", "state"]).order_by("due"),
         equal(Collection::Jobs, &["state"]).order_by("due"),
         equal(Collection::Jobs, &["outbox"]),
+        Query::all(Collection::Sources)
+            .order_by("due")
+            .within(FieldRange::at_least("due", 1.into()).below(2.into()))
+            .start_at(after()),
         equal(Collection::Events, &["context.documentType", "depth"])
             .order_by("created")
             .descending()
@@ -157,6 +162,12 @@ pub fn known_queries() -> Vec<Query> {
         Query::all(Collection::Events)
             .within(FieldRange::at_least("context.correlationId", "3f2b".into()))
             .order_by("context.correlationId")
+            .only(&["context.correlationId"])
+            .limit(1),
+        Query::all(Collection::Events)
+            .within(FieldRange::prefix("context.correlationId", "3f2b"))
+            .order_by("context.correlationId")
+            .descending()
             .only(&["context.correlationId"])
             .limit(1),
     ]

@@ -243,6 +243,9 @@ impl GatherJob {
             losses: 0,
             waits_for: None,
             without: MissingJobs::default(),
+            source: None,
+            left: None,
+            superseded: false,
         }
     }
 }

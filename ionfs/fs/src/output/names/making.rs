@@ -18,7 +18,7 @@ use crate::output::in_order::InOrder;
 use crate::output::reference::Reference;
 use crate::output::request::{NewOwner, TimeChange};
 use crate::output::table::{
-    DATA, DirectoryNames, EVENTS, FileNode, InputLink, NodeBody, OUT, OutputTable,
+    DATA, DirectoryNames, EVENTS, FileNode, InputLink, NodeBody, OUT, OutputTable, STATE,
 };
 use crate::{Attr, Errno, FileKind, Ino, Result, errno};
 
@@ -131,7 +131,8 @@ impl StagedNames {
         Ok((ino, opened))
     }
 
-    /// Makes a new file in `out/data` that refers to a blob (`ln` and `mv` from `in/data`).
+    /// Makes a new file in `out/data` or `out/state` that refers to a blob (`ln` and `mv` from
+    /// `in/`).
     pub(crate) fn add_reference(
         &self,
         parent: Ino,
@@ -140,8 +141,11 @@ impl StagedNames {
         mode: u32,
         maker: NewOwner,
     ) -> Result<Attr> {
-        if !self.staging.lock().is_below(parent, DATA) {
-            return Err(Errno::XDEV);
+        {
+            let table = self.staging.lock();
+            if !table.is_below(parent, DATA) && !table.is_below(parent, STATE) {
+                return Err(Errno::XDEV);
+            }
         }
         let ino = self.make_file(parent, name, mode | libc::S_IFREG, maker)?;
         let mut table = self.staging.lock();

@@ -29,13 +29,21 @@ enum BlobFate {
 pub(super) struct JobBlobs {
     store: Arc<dyn Blobs>,
     runtime: Runtime,
-    /// What the keys of the attempt's blobs begin with.
-    prefix: String,
+    prefixes: KeyPrefixes,
     /// How many keys were made.
     keys: AtomicU64,
     state: Mutex<JobBlobsState>,
     /// Notified when no blob is left to be removed.
     removed: Notify,
+}
+
+/// What the keys of an attempt's blobs begin with.
+#[derive(Clone, Debug)]
+pub(super) struct KeyPrefixes {
+    /// Those of files that events name.
+    pub(super) files: String,
+    /// Those of the state that the job leaves.
+    pub(super) state: String,
 }
 
 #[derive(Debug, Default)]
@@ -46,9 +54,9 @@ struct JobBlobsState {
 }
 
 impl JobBlobs {
-    pub(super) fn new(store: Arc<dyn Blobs>, runtime: Runtime, prefix: String) -> Arc<Self> {
+    pub(super) fn new(store: Arc<dyn Blobs>, runtime: Runtime, prefixes: KeyPrefixes) -> Arc<Self> {
         let (keys, state, removed) = (AtomicU64::new(0), Mutex::default(), Notify::new());
-        Arc::new(Self { store, runtime, prefix, keys, state, removed })
+        Arc::new(Self { store, runtime, prefixes, keys, state, removed })
     }
 
     fn with_state<T>(&self, work: impl FnOnce(&mut JobBlobsState) -> T) -> T {
@@ -58,8 +66,17 @@ impl JobBlobs {
     /// Returns a new key for a blob of the file at `path`: the attempt and a number. Each key is
     /// written once, also when a later attempt makes the same file again.
     pub(super) fn fresh_key(&self, path: &str) -> String {
+        self.fresh_key_below(&self.prefixes.files, path)
+    }
+
+    /// Like [`JobBlobs::fresh_key`], for a blob of the state that the job leaves.
+    pub(super) fn fresh_state_key(&self, path: &str) -> String {
+        self.fresh_key_below(&self.prefixes.state, path)
+    }
+
+    fn fresh_key_below(&self, prefix: &str, path: &str) -> String {
         let number = self.keys.fetch_add(1, Ordering::Relaxed);
-        format!("{}.{number}/{path}", self.prefix)
+        format!("{prefix}.{number}/{path}")
     }
 
     /// Notes that a blob of this key may be in the store from now on.
@@ -150,7 +167,8 @@ mod tests {
     #[tokio::test]
     async fn what_no_event_names_goes_and_what_one_names_stays() {
         let store: Arc<dyn Blobs> = Arc::new(ObjectBlobs::in_memory());
-        let own = JobBlobs::new(store.clone(), Runtime::current(), "c/j/1".to_owned());
+        let prefixes = KeyPrefixes { files: "c/j/1".into(), state: "state/c/j/1".into() };
+        let own = JobBlobs::new(store.clone(), Runtime::current(), prefixes);
         let keys: Vec<String> = (0..2500).map(|n| format!("c/j/1.{n}/f")).collect();
         for key in &keys {
             own.note_upload(key);
