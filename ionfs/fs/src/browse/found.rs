@@ -39,23 +39,9 @@ const NAME_MAX: usize = 255;
 
 /// Makes `find/`.
 pub(super) fn find_root(daemon: &Arc<Daemon>) -> ViewItem {
-    let (listed, found) = (daemon.clone(), daemon.clone());
-    let of_module = |daemon: &Arc<Daemon>, name: &str| {
+    let insights = modules_folder(daemon, |daemon, name| {
         FoundFolder::new(daemon, SearchKind::Insights(name.to_owned()), 3).item()
-    };
-    let insights = ViewItem::searchable(
-        CURRENT,
-        0,
-        move || {
-            list_modules(listed.clone(), move |daemon, module| {
-                of_module(daemon, text(module, "id"))
-            })
-        },
-        move |name| {
-            let daemon = found.clone();
-            async move { Ok(is_module(&daemon, &name).await?.then(|| of_module(&daemon, &name))) }
-        },
-    );
+    });
     let (listed, found) = (daemon.clone(), daemon.clone());
     let of_type = |daemon: &Arc<Daemon>, name: &str| {
         FoundFolder::new(daemon, SearchKind::Events(name.to_owned()), 3).item()
@@ -74,21 +60,27 @@ pub(super) fn find_root(daemon: &Arc<Daemon>) -> ViewItem {
 
 /// Makes `insights/`: the insights of each module by key and value.
 pub(super) fn insights(daemon: &Arc<Daemon>) -> ViewItem {
+    modules_folder(daemon, keys_item)
+}
+
+/// Makes a folder of modules, each with the item that `item_of` makes of its name. The registered
+/// ones are listed.
+fn modules_folder(daemon: &Arc<Daemon>, item_of: fn(&Arc<Daemon>, &str) -> ViewItem) -> ViewItem {
     let (listed, found) = (daemon.clone(), daemon.clone());
     ViewItem::searchable(
         CURRENT,
         0,
         move || {
-            list_modules(listed.clone(), |daemon, module| keys_item(daemon, text(module, "id")))
+            list_modules(listed.clone(), move |daemon, module| item_of(daemon, text(module, "id")))
         },
         move |name| {
             let daemon = found.clone();
-            async move { Ok(is_module(&daemon, &name).await?.then(|| keys_item(&daemon, &name))) }
+            async move { Ok(is_module(&daemon, &name).await?.then(|| item_of(&daemon, &name))) }
         },
     )
 }
 
-/// Returns whether this is the name of a registered module, or of one that has kept insights.
+/// Returns whether a module of this name is registered, or has kept insights before it was removed.
 async fn is_module(daemon: &Daemon, name: &str) -> BrowseResult<bool> {
     let documents = &daemon.plane.documents;
     if documents.get(Collection::Modules, name).await?.is_some() {
