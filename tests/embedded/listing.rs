@@ -340,6 +340,25 @@ fn the_mount_leads_to_jobs_by_state_and_to_events_by_id() {
     up.wait().unwrap();
 }
 
+/// The values of a module's environment may be passwords.
+#[test]
+fn no_value_of_a_modules_environment_is_shown() {
+    let home = Home::new();
+    let words = ["module", "create", "-n", "m", "-i", "go", "-e", "TOKEN=not-for-you", "-e", "A=1"];
+    home.run(words.into_iter().chain(["--", "true"])).well();
+    let plane = BrowsedPlane::new(&home);
+    let shown = [
+        home.run(["module", "get", "m"]).well().stdout,
+        home.run(["--json", "module", "list"]).well().stdout,
+        plane.sh("cat modules/m/module.json"),
+    ];
+    for text in shown {
+        let module: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(module["env"], serde_json::json!(["A", "TOKEN"]), "{text}");
+        assert!(!text.contains("not-for-you"), "{text}");
+    }
+}
+
 /// A folder of any size is listed as it is read, every name of it is found again, and no listing
 /// takes memory for the rest.
 #[test]

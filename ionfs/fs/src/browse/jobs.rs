@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ion_model::id::short_id;
-use ion_model::record::JobState;
+use ion_model::record::{JobState, shown_module};
 use ion_model::version::VersionRecord;
 use ion_plane::node::Node as Daemon;
 use ion_stores::{Collection, FieldRange, Pages, Query, decode};
@@ -201,7 +201,8 @@ pub(super) fn module_item(daemon: &Arc<Daemon>, module: &Value) -> ViewItem {
 }
 
 fn module_items(daemon: &Arc<Daemon>, module: &Value) -> DirectoryItems {
-    let mut items = vec![("module.json".to_owned(), ViewItem::json(module, 0))];
+    let shown = ViewItem::json(&shown_module(module.clone()), 0);
+    let mut items = vec![("module.json".to_owned(), shown)];
     for state in ShownState::ALL {
         let folder = JobsFolder { module: Some(text(module, "id").to_owned()), state };
         items.push((state.as_str().to_owned(), folder.item(daemon)));
