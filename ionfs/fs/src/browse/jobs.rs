@@ -86,8 +86,7 @@ pub(super) struct JobsFolder {
 
 impl JobsFolder {
     /// Makes the folder. The jobs that entered the state last come first; in `failed/`, those that
-    /// are tried again last. Jobs in final states that
-    /// most jobs reach have a folder for each day.
+    /// are tried again last.
     pub(super) fn item(self, daemon: &Arc<Daemon>) -> ViewItem {
         match self.state {
             // The time by which running jobs are sorted changes with each renewal of their leases,
@@ -95,13 +94,23 @@ impl JobsFolder {
             ShownState::Running => directory(daemon.clone(), 0, move |daemon| {
                 Box::pin(self.clone().list_running(daemon))
             }),
-            ShownState::Succeeded | ShownState::Cancelled => self.timed(daemon).by_days(),
+            _ if self.is_by_day() => self.timed(daemon).by_days(),
             ShownState::Queued => {
                 let module = self.module.clone();
                 QueuedFolder { jobs: self.timed(daemon), module }.item()
             }
             _ => self.timed(daemon).item(),
         }
+    }
+
+    /// Returns whether the folder has a folder for each day: those of a module's jobs that may be
+    /// very many, all but those that somebody has to look after.
+    fn is_by_day(&self) -> bool {
+        let is_by_day = matches!(
+            self.state,
+            ShownState::Failed | ShownState::Succeeded | ShownState::Cancelled
+        );
+        is_by_day && self.module.is_some()
     }
 
     fn timed(self, daemon: &Arc<Daemon>) -> TimedFolder {
@@ -142,12 +151,10 @@ impl JobsFolder {
     fn link(&self, job: &Value) -> (String, ViewItem) {
         let (module, id) = (text(job, "module"), short_id(text(job, "id")));
         let (correlation, event) = (text(job, "correlationId"), text(job, "eventId"));
-        let (name, up) = match (&self.module, self.state) {
-            (Some(_), ShownState::Succeeded | ShownState::Cancelled) => {
-                (text(job, "eventType"), "../../../..")
-            }
-            (Some(_), _) => (text(job, "eventType"), "../../.."),
-            (None, _) => (module, ".."),
+        let (name, up) = match self.module {
+            Some(_) if self.is_by_day() => (text(job, "eventType"), "../../../.."),
+            Some(_) => (text(job, "eventType"), "../../.."),
+            None => (module, ".."),
         };
         let target = format!(
             "{up}/correlations/{}/{}/jobs/{module}",
