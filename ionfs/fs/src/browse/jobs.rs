@@ -13,7 +13,7 @@ use super::documents::{
     DirectoryItems, LISTED_MAX, ListedDocuments, TimedFolder, add_more, created_of, directory,
     read, text,
 };
-use super::names::{correlation_name, name_of};
+use super::names::{correlation_name, name_of, shell_word};
 use super::time::time_name;
 use super::unclaimed::QueuedFolder;
 use crate::item::{ListResult, ViewItem};
@@ -115,10 +115,21 @@ impl JobsFolder {
 
     fn timed(self, daemon: &Arc<Daemon>) -> TimedFolder {
         let query = self.query(self.state.job_states()[0]);
+        let state = self.state.job_states()[0].as_str();
+        let mut command = format!("ion job list --state {state}");
+        if let Some(module) = &self.module {
+            command.push_str(&format!(" --module {}", shell_word(module)));
+        }
         let namer = move |job: &Value| self.state.shows(job).then(|| self.link(job));
-        let daemon = daemon.clone();
-        let listed = ListedDocuments::All;
-        TimedFolder { daemon, query, field: "due", day: None, namer: Arc::new(namer), listed }
+        TimedFolder {
+            daemon: daemon.clone(),
+            query,
+            field: "due",
+            day: None,
+            namer: Arc::new(namer),
+            listed: ListedDocuments::All,
+            command,
+        }
     }
 
     fn query(&self, state: JobState) -> Query {
