@@ -3,9 +3,9 @@
 //! # How it works
 //! Insights are found by an index of their values ([`ion_model::term::index_texts`]). The search
 //! counts, up to [`COUNTED_MAX`], how many insights each term's index has, and goes through the
-//! shortest list, newest first; the index answers other terms that ask for one text, too. Events are
-//! found by their type, newest first. Everything that is found is judged by the terms again, so an
-//! index may find too much.
+//! shortest list, newest first; if it is [the fastest](SearchPace::Fastest), the index answers other
+//! terms that ask for one text, too. Events are found by their type, newest first. Everything that
+//! is found is judged by the terms again, so an index may find too much.
 //!
 //! # What it never does
 //! Hold more than a page of documents of each list that it merges. A search is at most as long as
@@ -41,6 +41,18 @@ pub enum SearchKind {
     Events(String),
 }
 
+/// How a search reads its lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SearchPace {
+    /// The index answers as many terms as it can, so one query may go through very many entries
+    /// until it has found a page of documents.
+    Fastest,
+    /// The index answers one term, so no query goes through more entries than it returns documents.
+    /// The search takes longer, and its caller can end it at any time:
+    /// [`SearchHits::next_among`] always returns soon.
+    Stoppable,
+}
+
 /// A search.
 #[derive(Clone, Debug)]
 pub struct Search {
@@ -55,6 +67,8 @@ pub struct Search {
     pub time: TimeRange,
     /// The document after which the search goes on, in its order: the newest documents come first.
     pub after: Option<Value>,
+    /// How its lists are read.
+    pub pace: SearchPace,
 }
 
 /// What a search found.
@@ -180,7 +194,7 @@ impl Search {
                 let query = all().with_term(range.clone()).limit(COUNTED_MAX);
                 count += plane.documents.count(query).await?;
             }
-            if let [only @ IndexRange::Is(_)] = &ranges[..] {
+            if let ([only @ IndexRange::Is(_)], SearchPace::Fastest) = (&ranges[..], self.pace) {
                 exact.push(only.clone());
             }
             // A list of many that is not sorted by time would be read as a whole.

@@ -13,7 +13,7 @@ use ion_model::event::KeyValue;
 use ion_model::term::{IndexRange, equality_term, module_text};
 use ion_plane::node::Node as Daemon;
 use ion_plane::search::{
-    FoundDocument, Search, SearchHit, SearchHits, SearchKind, parse_search_terms,
+    FoundDocument, Search, SearchHit, SearchHits, SearchKind, SearchPace, parse_search_terms,
 };
 use ion_stores::{Collection, Query, TimeRange};
 
@@ -212,7 +212,8 @@ impl FoundFolder {
         let (terms, above) = parse_search_terms(&self.terms).expect(
             "only terms that can be read become folders, and a name is shorter than a term",
         );
-        Search { kind: self.kind.clone(), terms, above, time, after: None }
+        let (kind, pace) = (self.kind.clone(), SearchPace::Stoppable);
+        Search { kind, terms, above, time, after: None, pace }
     }
 
     async fn sample(&self) -> BrowseResult<SampledInsights> {
