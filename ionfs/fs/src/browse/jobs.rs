@@ -173,7 +173,7 @@ impl JobsFolder {
             name_of(event)
         );
         let entered = job["due"].as_i64().unwrap_or_default();
-        (format!("{name}-{id}"), ViewItem::Link(target, entered))
+        (format!("{}-{id}", name_of(name)), ViewItem::Link(target, entered))
     }
 }
 
