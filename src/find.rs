@@ -6,7 +6,8 @@ use dispatcher::ledger::Ledger;
 use ionfs::event::{Event, KeyValue};
 use ionfs::record::InsightRecord;
 use ionfs::search::{
-    FoundDocument, Search, SearchHit, SearchHits, SearchKind, parse_search_terms, term_keys,
+    FoundDocument, Search, SearchHit, SearchHits, SearchKind, SearchPace, parse_search_terms,
+    term_keys,
 };
 use ionfs::stores::{Collection, TimeRange, encode};
 use serde_json::Value;
@@ -96,7 +97,7 @@ pub(crate) async fn run(settings: &CommandSettings, command: FindCommand) -> Com
         until: args.until.map(ListTime::millis),
     };
     let keys = term_keys(&terms);
-    let search = Search { kind, terms, above, time, after };
+    let search = Search { kind, terms, above, time, after, pace: SearchPace::Fastest };
     let mut hits = DistinctHits {
         has_above: search.above.is_some(),
         hits: search.begin(ledger.plane()).await?,

@@ -6,7 +6,8 @@ use clap::{Args, Subcommand};
 use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::{Module, Pipeline};
 use dispatcher::version::version_pages;
-use ionfs::stores::{Collection, decode};
+use ionfs::record::shown_module;
+use ionfs::stores::{Collection, decode, encode};
 use ionfs::version::VersionRecord;
 use serde_json::{Map, Value, json};
 
@@ -35,6 +36,8 @@ pub(crate) struct NameArgs {
 }
 
 /// Print a module's document, or the versions of it that attempts have run
+///
+/// Of the module's environment it has the names of the variables, and no values.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ion module get sample
@@ -185,7 +188,7 @@ pub(crate) async fn run(settings: &CommandSettings, command: ModuleCommand) -> C
         }
         ModuleCommand::Get(args) => match ledger.module(&args.name).await? {
             Some(module) => {
-                output::print_json(&module);
+                output::print_json(&shown_module(encode(&module)));
                 Ok(CommandVerdict::Well)
             }
             None => Err(unknown_module(&args.name)),
@@ -208,7 +211,8 @@ fn unknown_module(name: &str) -> CommandFailure {
 async fn list(settings: &CommandSettings, ledger: &Ledger) -> CommandResult {
     let modules = ledger.modules().await?;
     if settings.json {
-        modules.iter().for_each(output::print_json_line);
+        let shown = modules.iter().map(|module| shown_module(encode(module)));
+        shown.for_each(|module| output::print_json_line(&module));
         return Ok(CommandVerdict::Well);
     }
     let row = |m: &Module| {

@@ -205,7 +205,7 @@ fn list_obstacles(obstacles: &[Obstacle]) -> String {
 struct ShownJobs {
     /// The jobs that have a line, at most [`LINES_MAX`].
     jobs: BTreeSet<JobId>,
-    /// Whether the correlation has more jobs than get a line each, which was said.
+    /// Whether the correlation has more jobs than get a line each. The user has been told so.
     is_large: bool,
     bars: MultiProgress,
     by_module: BTreeMap<String, ProgressBar>,

@@ -340,6 +340,58 @@ fn the_mount_leads_to_jobs_by_state_and_to_events_by_id() {
     up.wait().unwrap();
 }
 
+/// Of a module's jobs that are tried again there may be very many: they have a folder for each day of
+/// their next attempts.
+#[test]
+fn the_failed_jobs_of_a_module_have_a_folder_for_each_day() {
+    let home = Home::new();
+    let file = home.write(
+        "pipeline.yaml",
+        "modules:\n  m: {on: [go], run: [sh, -c, 'echo Traceback; exit 3'], retries: 0}\n",
+    );
+    let up = home.up(&file);
+    for n in 0..4 {
+        home.run(["event", "create", "go", "--id", &format!("e{n}"), "--wait"]).failed();
+    }
+    assert_eq!(up.stop(), Some(0));
+    // Two are tried again on the first day and one on the second; one has not failed yet.
+    home.change_database(
+        "
+for n, (due, failures) in enumerate([(0, 1), (1000, 2), (86400000, 1), (2 * 86400000, 0)]):
+    c.execute(f\"UPDATE jobs SET document = json_set(document, '$.state', 'queued', '$.due', {due}, '$.failures', {failures}) WHERE json_extract(document, '$.eventId') = 'e{n}'\")
+",
+    );
+    let plane = BrowsedPlane::new(&home);
+    assert_eq!(plane.sh("ls modules/m/failed"), "1970-01-01\n1970-01-02\n");
+    assert_eq!(
+        plane.sh("ls modules/m/failed/1970-01-01 | cut -c -11"),
+        "00:00:00-go\n00:00:01-go\n"
+    );
+    assert_eq!(plane.sh("cat modules/m/failed/*/*/log | grep -c Traceback").trim(), "3");
+    assert_eq!(plane.sh("ls failed | cut -c -21 | sort").lines().count(), 3);
+    plane.sh("! test -e modules/m/failed/1970-01-03");
+    assert_eq!(plane.sh("ls queued | wc -l").trim(), "1");
+}
+
+/// The values of a module's environment may be passwords.
+#[test]
+fn no_value_of_a_modules_environment_is_shown() {
+    let home = Home::new();
+    let words = ["module", "create", "-n", "m", "-i", "go", "-e", "TOKEN=not-for-you", "-e", "A=1"];
+    home.run(words.into_iter().chain(["--", "true"])).well();
+    let plane = BrowsedPlane::new(&home);
+    let shown = [
+        home.run(["module", "get", "m"]).well().stdout,
+        home.run(["--json", "module", "list"]).well().stdout,
+        plane.sh("cat modules/m/module.json"),
+    ];
+    for text in shown {
+        let module: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(module["env"], serde_json::json!(["A", "TOKEN"]), "{text}");
+        assert!(!text.contains("not-for-you"), "{text}");
+    }
+}
+
 /// A folder of any size is listed as it is read, every name of it is found again, and no listing
 /// takes memory for the rest.
 #[test]

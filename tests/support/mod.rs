@@ -210,6 +210,17 @@ impl Home {
         assert!(changed.success(), "{lines}");
     }
 
+    /// Returns a document of the plane's database.
+    pub fn document(&self, table: &str, id: &str) -> Value {
+        let select = format!("SELECT document FROM {table} WHERE id = '{id}'");
+        let program = "import sqlite3, sys\n\
+                       c = sqlite3.connect('state/ion.db')\n\
+                       print(c.execute(sys.argv[1]).fetchone()[0])";
+        let mut python = Command::new("python3");
+        let ran = python.args(["-c", program, &select]).current_dir(self.path()).output().unwrap();
+        serde_json::from_slice(&ran.stdout).unwrap()
+    }
+
     /// Returns all jobs, as documents.
     pub fn jobs(&self) -> Vec<Value> {
         self.run(["--json", "job", "list", "--limit", "1000000"]).documents()

@@ -13,7 +13,7 @@ use futures_util::stream;
 use ion_model::clock::Millis;
 use ion_model::id::JobId;
 use ion_model::record::InsightRecord;
-use ion_plane::search::{Search, SearchHits, SearchKind, parse_search_terms};
+use ion_plane::search::{Search, SearchHits, SearchKind, SearchPace, parse_search_terms};
 use ion_stores::{Collection, StoreError, TimeRange};
 use serde_json::{Value, json};
 
@@ -163,8 +163,8 @@ async fn find(
                 found
             }
         };
-        let search =
-            Search { kind, terms, above: above.or(parameters.up), time: parameters.time, after };
+        let (above, time) = (above.or(parameters.up), parameters.time);
+        let search = Search { kind, terms, above, time, after, pace: SearchPace::Fastest };
         search.begin(&plane).await.map(Some)
     };
     let Some(hits) = gate.within_deadline(begin).await? else {

@@ -2,8 +2,8 @@
 //!
 //! A gathering module's queue is bound to its `per` type. A claim inserts the job as *waiting* into
 //! the ledger, so nothing is lost with a dispatcher. A dispatcher that sees that everything has
-//! ended moves the job to *queued* by one conditional write. Whoever takes it judges again, and
-//! writes the list of gathered events meanwhile, so it starts once.
+//! ended moves the job to *queued* by one conditional write. The dispatcher that then starts the job
+//! checks once more that everything has ended, and writes the list of gathered events on the way.
 //!
 //! # What a look costs
 //! While a job below is queued or runs, a few rows of an index. While something else stands that an

@@ -17,6 +17,8 @@ mod found;
 mod jobs;
 mod names;
 mod state;
+#[cfg(test)]
+mod tests;
 mod time;
 mod types;
 mod unclaimed;
@@ -35,14 +37,20 @@ use super::view::View;
 
 /// Makes the tree of a whole plane.
 pub fn tree(daemon: Arc<Daemon>) -> Arc<Tree> {
+    let view = View::new(root(&daemon), ReadLog::default());
+    Tree::new(daemon, view, None, ReadLog::default())
+}
+
+/// Makes the root of the tree.
+fn root(daemon: &Arc<Daemon>) -> ViewItem {
     let part = |list: fn(Arc<Daemon>) -> ListFuture| directory(daemon.clone(), 0, list);
-    let jobs = |state: ShownState| JobsFolder { module: None, state }.item(&daemon);
-    let root = ViewItem::fixed([
-        ("correlations".to_owned(), correlations::correlations(&daemon)),
+    let jobs = |state: ShownState| JobsFolder { module: None, state }.item(daemon);
+    ViewItem::fixed([
+        ("correlations".to_owned(), correlations::correlations(daemon)),
         ("dead".to_owned(), jobs(ShownState::Dead)),
         ("failed".to_owned(), jobs(ShownState::Failed)),
-        ("find".to_owned(), found::find_root(&daemon)),
-        ("insights".to_owned(), found::insights(&daemon)),
+        ("find".to_owned(), found::find_root(daemon)),
+        ("insights".to_owned(), found::insights(daemon)),
         (
             "modules".to_owned(),
             part(|daemon| Box::pin(jobs::list_modules(daemon, jobs::module_item))),
@@ -50,8 +58,7 @@ pub fn tree(daemon: Arc<Daemon>) -> Arc<Tree> {
         ("queued".to_owned(), jobs(ShownState::Queued)),
         ("recent".to_owned(), part(|daemon| Box::pin(correlations::recent(daemon)))),
         ("running".to_owned(), jobs(ShownState::Running)),
-        ("types".to_owned(), types::types(&daemon)),
+        ("types".to_owned(), types::types(daemon)),
         ("unreadable".to_owned(), part(|daemon| Box::pin(unreadable::unreadable(daemon)))),
-    ]);
-    Tree::new(daemon, View::new(root, ReadLog::default()), None, ReadLog::default())
+    ])
 }

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use ion_model::clock::Millis;
 use ion_model::event::{Event, FileEntry, KeyValue, event_json};
@@ -22,8 +23,12 @@ use ion_stores::{Collection, StoreError};
 use serde_json::Value;
 
 use super::FOREVER;
-use super::item::{FindResult, ListResult, ViewItem, files_tree};
+use super::item::{FindResult, ListResult, NamePages, NamesResult, ViewItem, files_tree};
 use super::lineage::values_item;
+
+/// How many names of a directory of events are read at once. Each takes some hundred bytes; fewer
+/// make no listing slower that a person would see.
+const PART_NAMES: u64 = 512;
 
 /// The entries of `in/` that show files, and the gathered events if there are any.
 pub(super) struct FilesInput {
@@ -98,12 +103,12 @@ enum EventAspect {
 }
 
 /// Makes a directory that has a directory for each event of a list. A name is found without a
-/// listing of all others.
+/// listing of all others, and a listing holds a part of the names.
 fn numbered_directory(shown: &Arc<ShownList>, aspect: EventAspect) -> ViewItem {
     let (listed, found) = (shown.clone(), shown.clone());
-    let list = move || {
-        let entry = |n: u64| (n.to_string(), event_directory(&listed, n, aspect));
-        std::future::ready(Ok((0..listed.list.count).map(entry).collect()))
+    let begin = move || {
+        let names = NumberedNames { shown: listed.clone(), aspect, next: 0 };
+        Box::new(names) as Box<dyn NamePages>
     };
     let find = move |name: String| {
         let number = name.parse().ok().filter(|n: &u64| n.to_string() == name);
@@ -111,7 +116,31 @@ fn numbered_directory(shown: &Arc<ShownList>, aspect: EventAspect) -> ViewItem {
         let item: FindResult = Ok(number.map(|n| event_directory(&found, n, aspect)));
         std::future::ready(item)
     };
-    ViewItem::searchable(FOREVER, 0, list, find)
+    ViewItem::paged(FOREVER, 0, begin, find)
+}
+
+/// Reads the names of a [`numbered_directory`] in their order.
+struct NumberedNames {
+    shown: Arc<ShownList>,
+    aspect: EventAspect,
+    next: u64,
+}
+
+#[async_trait]
+impl NamePages for NumberedNames {
+    async fn next(&mut self) -> NamesResult {
+        let end = self.shown.list.count.min(self.next + PART_NAMES);
+        let part = self.next..end;
+        self.next = end;
+        let entry = |n: u64| (n.to_string(), event_directory(&self.shown, n, self.aspect));
+        Ok((!part.is_empty()).then(|| part.map(entry).collect()))
+    }
+
+    /// No caller ends the reading, because each part has names.
+    fn rest(&self) -> (String, ViewItem) {
+        let text = format!("The events from {} on are not listed.\n", self.next);
+        ("MORE".to_owned(), ViewItem::Text(text.into(), 0))
+    }
 }
 
 /// Makes a directory of an event of a list. Its entries are made when it is accessed.

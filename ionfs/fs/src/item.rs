@@ -116,8 +116,13 @@ pub(crate) type NamesResult = std::result::Result<Option<Vec<(String, ViewItem)>
 /// Reads the names of a directory that may have any number of them, some at a time.
 #[async_trait]
 pub trait NamePages: Send {
-    /// Returns the next names. A part may be empty though names follow.
+    /// Returns the next names. A part may be empty though names follow, so that a caller can end a
+    /// search that finds none.
     async fn next(&mut self) -> NamesResult;
+
+    /// Returns the file that a caller lists instead of the names that follow, if it ends the reading
+    /// before the last one. The file says how to see them.
+    fn rest(&self) -> (String, ViewItem);
 }
 
 /// The entries of a directory at one moment, sorted by name. Clones share one copy.

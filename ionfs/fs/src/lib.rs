@@ -21,6 +21,7 @@ mod open;
 mod output;
 mod part;
 mod reads;
+mod search_time;
 mod tree;
 pub mod view;
 mod walk;

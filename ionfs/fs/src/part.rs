@@ -3,11 +3,17 @@
 //! A handle holds one part. A position in the directory is the number of names before it. A read
 //! that goes on behind the part reads the next one; a read from before it begins anew, as
 //! rewinddir() and seekdir() do.
+//!
+//! Where no name is found for the time that a search may take, a file is listed that says so and how
+//! to see the rest, and the directory ends there.
 
 use std::sync::Arc;
 
+use ion_plane::node::Node as Daemon;
+
 use crate::item::{NamePages, ViewItem};
-use crate::view::View;
+use crate::search_time::SearchTime;
+use crate::view::{NextNames, View};
 use crate::{Ino, Result};
 
 /// Some names of a directory that follow each other.
@@ -28,7 +34,8 @@ impl ListedPart {
 /// The part that a handle read last, and the reader of what follows.
 pub(crate) struct PartReader {
     part: ListedPart,
-    rest: Box<dyn NamePages>,
+    /// None once the directory has ended.
+    rest: Option<Box<dyn NamePages>>,
 }
 
 impl std::fmt::Debug for PartReader {
@@ -41,7 +48,7 @@ impl PartReader {
     /// Begins before the first name.
     pub(crate) fn begin(pages: Box<dyn NamePages>) -> Self {
         let part = ListedPart { first: 0, entries: Arc::default() };
-        Self { part, rest: pages }
+        Self { part, rest: Some(pages) }
     }
 
     /// Returns whether the part, or what follows it, has the names from this position on.
@@ -54,14 +61,26 @@ impl PartReader {
     pub(crate) async fn part_at(
         &mut self,
         view: &View,
+        daemon: &Daemon,
         ino: Ino,
         place: usize,
     ) -> Result<ListedPart> {
         while place >= self.part.end() {
-            let next = view.next_names(ino, &mut *self.rest).await?;
             let first = self.part.end();
-            let Some(entries) = next else {
+            let Some(rest) = &mut self.rest else {
                 return Ok(ListedPart { first, entries: Arc::default() });
+            };
+            let entries = match view.next_names(ino, &mut **rest, SearchTime::begin(daemon)).await?
+            {
+                NextNames::Names(names) => names,
+                NextNames::Stopped(rest) => {
+                    self.rest = None;
+                    vec![rest]
+                }
+                NextNames::End => {
+                    self.rest = None;
+                    continue;
+                }
             };
             self.part = ListedPart { first, entries: entries.into() };
         }

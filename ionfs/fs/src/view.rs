@@ -13,6 +13,7 @@ use ion_stores::StoreError;
 
 use super::item::{Directory, Listing, NamePages, ViewItem, is_valid_name};
 use super::reads::{ReadFailure, ReadLog};
+use super::search_time::SearchTime;
 use super::{Attr, DirEntry, Errno, FOREVER, FileKind, Ino, LookupOutcome, ROOT, Result};
 
 #[derive(Debug)]
@@ -26,6 +27,18 @@ struct ViewInode {
     listing: Option<(Instant, Listing)>,
     /// Names that `mv` took from `in/data` to `out/data`: this mount no longer shows them.
     moved_away: HashSet<String>,
+    /// The file that the last listing showed instead of the names that it did not come to.
+    rest: Option<(String, ViewItem)>,
+}
+
+/// What a directory has next.
+pub(super) enum NextNames {
+    /// These names. Others may follow.
+    Names(Vec<(String, ViewItem)>),
+    /// This file instead of other names: none was found for as long as a search may take.
+    Stopped((String, ViewItem)),
+    /// Nothing.
+    End,
 }
 
 /// The read-only inodes of a mount.
@@ -160,6 +173,9 @@ impl View {
 
     /// Looks up a name and increments the lookup count of its inode.
     pub async fn lookup(&self, parent: Ino, name: &str) -> Result<LookupOutcome> {
+        if let Some(item) = self.listed_rest(parent, name) {
+            return self.entry(parent, name, &item, EntryUse::Lookup).map(LookupOutcome::Found);
+        }
         let (directory, kept) = self.kept_listing(parent, ListingUse::Kept)?;
         if kept.as_ref().is_none_or(|listing| listing.get(name).is_none()) {
             let found = directory.find(name).await;
@@ -215,22 +231,44 @@ impl View {
         Ok(directory.pages())
     }
 
-    /// Returns the next names of a directory; none after the last ones.
+    /// Returns what a directory has next, after a search that takes at most `time`.
     pub(super) async fn next_names(
         &self,
         ino: Ino,
         pages: &mut dyn NamePages,
-    ) -> Result<Option<Vec<(String, ViewItem)>>> {
+        time: SearchTime,
+    ) -> Result<NextNames> {
         loop {
-            let mut read = pages.next().await.map_err(|error| self.note_failure(ino, &error))?;
-            // With such a name in it, the kernel refuses the whole listing.
-            if let Some(names) = &mut read {
-                names.retain(|(name, _)| is_valid_name(name));
+            let read = pages.next().await.map_err(|error| self.note_failure(ino, &error))?;
+            let Some(mut names) = read else {
+                self.note_rest(ino, None);
+                return Ok(NextNames::End);
+            };
+            // With an invalid name in it, the kernel refuses the whole listing.
+            names.retain(|(name, _)| is_valid_name(name));
+            if !names.is_empty() {
+                return Ok(NextNames::Names(names));
             }
-            if read.as_ref().is_none_or(|names| !names.is_empty()) {
-                return Ok(read);
+            if time.is_over() {
+                let rest = pages.rest();
+                self.note_rest(ino, Some(rest.clone()));
+                return Ok(NextNames::Stopped(rest));
             }
         }
+    }
+
+    /// Records whether the last listing of a directory ended with the file that says how to see the
+    /// rest, which has to be found by its name then.
+    fn note_rest(&self, ino: Ino, rest: Option<(String, ViewItem)>) {
+        if let Some(inode) = self.lock().inodes.get_mut(&ino) {
+            inode.rest = rest;
+        }
+    }
+
+    fn listed_rest(&self, ino: Ino, name: &str) -> Option<ViewItem> {
+        let state = self.lock();
+        let (rest, item) = state.inodes.get(&ino)?.rest.as_ref()?;
+        (rest == name).then(|| item.clone())
     }
 
     /// Returns the attributes of an entry that a listing shows.
@@ -469,6 +507,7 @@ impl ViewInode {
             children: HashMap::new(),
             listing: None,
             moved_away: HashSet::new(),
+            rest: None,
         }
     }
 }

@@ -537,6 +537,16 @@ impl InsightRecord {
     }
 }
 
+/// Returns the document of a module as people see it: of its environment, only the names of the
+/// variables. Their values may be passwords, and a mounted plane may be open to all users of a
+/// machine.
+pub fn shown_module(mut document: Value) -> Value {
+    if let Some(Value::Object(env)) = document.get_mut("env") {
+        document["env"] = env.keys().cloned().collect();
+    }
+    document
+}
+
 /// A `modulelogs` document: where one attempt's output is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -80,7 +80,8 @@ impl PositionNote {
             return Ok((note, None));
         }
         let found = plane.documents.get(Collection::Plane, &note.id).await?;
-        // A position that another version of Ion has noted in another form is none.
+        // Another version of Ion may have noted its position in a form that this one cannot read. Then
+        // the command begins anew.
         let found: Option<NotedPosition> =
             found.and_then(|document| serde_json::from_value(document).ok());
         let is_fresh = |noted: &NotedPosition| {

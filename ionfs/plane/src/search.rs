@@ -3,9 +3,9 @@
 //! # How it works
 //! Insights are found by an index of their values ([`ion_model::term::index_texts`]). The search
 //! counts, up to [`COUNTED_MAX`], how many insights each term's index has, and goes through the
-//! shortest list, newest first; the index answers other terms that ask for one text, too. Events are
-//! found by their type, newest first. Everything that is found is judged by the terms again, so an
-//! index may find too much.
+//! shortest list, newest first; if it is [the fastest](SearchPace::Fastest), the index answers other
+//! terms that ask for one text, too. Events are found by their type, newest first. Everything that
+//! is found is judged by the terms again, so an index may find too much.
 //!
 //! # What it never does
 //! Hold more than a page of documents of each list that it merges. A search is at most as long as
@@ -14,6 +14,7 @@
 
 use std::collections::VecDeque;
 
+use ion_model::clock::Millis;
 use ion_model::event::{DocumentType, Event, is_event, is_staged};
 use ion_model::id::EventId;
 use ion_model::record::InsightRecord;
@@ -40,6 +41,18 @@ pub enum SearchKind {
     Events(String),
 }
 
+/// How a search reads its lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SearchPace {
+    /// The index answers as many terms as it can, so one query may go through very many entries
+    /// until it has found a page of documents.
+    Fastest,
+    /// The index answers one term, so no query goes through more entries than it returns documents.
+    /// The search takes longer, and its caller can end it at any time:
+    /// [`SearchHits::next_among`] always returns soon.
+    Stoppable,
+}
+
 /// A search.
 #[derive(Clone, Debug)]
 pub struct Search {
@@ -54,6 +67,8 @@ pub struct Search {
     pub time: TimeRange,
     /// The document after which the search goes on, in its order: the newest documents come first.
     pub after: Option<Value>,
+    /// How its lists are read.
+    pub pace: SearchPace,
 }
 
 /// What a search found.
@@ -106,6 +121,8 @@ pub struct SearchHits {
     /// The lists that are gone through, merged by time. There are several where a term accepts
     /// several values.
     lists: Vec<FoundList>,
+    /// The time of the document that was looked at last; none before the first.
+    reached: Option<Millis>,
 }
 
 /// A list of documents, newest first.
@@ -156,7 +173,7 @@ impl Search {
             FoundList { pages, page: VecDeque::new() }
         };
         let lists = queries.into_iter().map(list).collect();
-        Ok(SearchHits { plane: plane.clone(), lists, search: self })
+        Ok(SearchHits { plane: plane.clone(), lists, search: self, reached: None })
     }
 
     /// Returns the queries that find all insights of the module that can meet the terms.
@@ -177,7 +194,7 @@ impl Search {
                 let query = all().with_term(range.clone()).limit(COUNTED_MAX);
                 count += plane.documents.count(query).await?;
             }
-            if let [only @ IndexRange::Is(_)] = &ranges[..] {
+            if let ([only @ IndexRange::Is(_)], SearchPace::Fastest) = (&ranges[..], self.pace) {
                 exact.push(only.clone());
             }
             // A list of many that is not sorted by time would be read as a whole.
@@ -197,6 +214,79 @@ impl Search {
         };
         Ok(shortest.into_iter().map(query).collect())
     }
+
+    /// Returns the hit that a document of [`Collection::Events`] is; none if it is not one. Its time
+    /// is not compared.
+    ///
+    /// # Errors
+    /// When what the terms are about, or an event above it, cannot be read.
+    pub async fn hit(
+        &self,
+        plane: &DataPlane,
+        document: Value,
+    ) -> Result<Option<SearchHit>, StoreError> {
+        let Some(document) = self.judge(plane, document).await? else { return Ok(None) };
+        let Some(event_type) = &self.above else {
+            return Ok(Some(SearchHit { document, above: None }));
+        };
+        let above = find_above(plane, &document, event_type).await?;
+        Ok(above.map(|above| SearchHit { document, above: Some(above) }))
+    }
+
+    /// Returns the document if people may see it, it is what is looked for, and it meets the terms.
+    async fn judge(
+        &self,
+        plane: &DataPlane,
+        document: Value,
+    ) -> Result<Option<FoundDocument>, StoreError> {
+        let event_type = match &self.kind {
+            SearchKind::Insights(module) => {
+                let context = &document["context"];
+                let is_insight = context["documentType"] == DocumentType::Insight.as_str();
+                if !is_insight || context["name"] != **module {
+                    return Ok(None);
+                }
+                let insight: InsightRecord = decode(Collection::Events, document)?;
+                let subject = TermSubject { data: &insight.data, files: &[] };
+                let is_hit = !insight.staged && self.terms.hold(&subject);
+                return Ok(is_hit.then(|| FoundDocument::Insight(Box::new(insight))));
+            }
+            SearchKind::Events(event_type) => event_type,
+        };
+        if !is_event(&document) || document["type"] != **event_type || is_staged(&document) {
+            return Ok(None);
+        }
+        let event: Event = decode(Collection::Events, document)?;
+        let listed = match self.terms.are_about_files() {
+            true => plane.files_of(&event).await?,
+            false => vec![],
+        };
+        let files: Vec<&str> = listed.iter().map(|file| file.name.as_str()).collect();
+        let is_hit = self.terms.hold(&TermSubject { data: &event.data, files: &files });
+        Ok(is_hit.then(|| FoundDocument::Event(Box::new(event))))
+    }
+}
+
+/// Returns the nearest event of this type at or above what was found.
+async fn find_above(
+    plane: &DataPlane,
+    found: &FoundDocument,
+    event_type: &str,
+) -> Result<Option<Event>, StoreError> {
+    let mut id = found.event_id().to_string();
+    for _ in 0..ABOVE_MAX {
+        if id.is_empty() {
+            return Ok(None);
+        }
+        // A parent's id is whatever a user has chosen: perhaps that of another document.
+        let document = plane.documents.get(Collection::Events, &id).await?;
+        let Some(document) = document.filter(is_event) else { return Ok(None) };
+        if document["type"] == event_type {
+            return decode(Collection::Events, document).map(Some);
+        }
+        id = document["context"]["parentEventId"].as_str().unwrap_or_default().to_owned();
+    }
+    Ok(None)
 }
 
 impl SearchHits {
@@ -206,15 +296,37 @@ impl SearchHits {
     /// When the documents cannot be read.
     pub async fn next(&mut self) -> Result<Option<SearchHit>, StoreError> {
         while let Some(document) = self.next_document().await? {
-            let Some(document) = self.judge(document).await? else { continue };
-            let Some(event_type) = self.search.above.clone() else {
-                return Ok(Some(SearchHit { document, above: None }));
-            };
-            if let Some(above) = self.find_above(&document, &event_type).await? {
-                return Ok(Some(SearchHit { document, above: Some(above) }));
+            if let Some(hit) = self.search.hit(&self.plane, document).await? {
+                return Ok(Some(hit));
             }
         }
         Ok(None)
+    }
+
+    /// Looks at the next documents, so many or as many as are left. Returns the hits among them, or
+    /// none after the last document. So a caller whose time is bounded can end a search that finds
+    /// nothing.
+    ///
+    /// # Errors
+    /// When the documents cannot be read.
+    pub async fn next_among(
+        &mut self,
+        documents: usize,
+    ) -> Result<Option<Vec<SearchHit>>, StoreError> {
+        let mut hits = Vec::new();
+        for looked_at in 0..documents {
+            let Some(document) = self.next_document().await? else {
+                return Ok((looked_at > 0).then_some(hits));
+            };
+            hits.extend(self.search.hit(&self.plane, document).await?);
+        }
+        Ok(Some(hits))
+    }
+
+    /// Returns the time of the document that was looked at last. All later documents were looked
+    /// at, and none before it.
+    pub fn reached(&self) -> Option<Millis> {
+        self.reached
     }
 
     /// Takes the newest document of all lists. A document that is in several lists is taken once.
@@ -232,51 +344,8 @@ impl SearchHits {
                 list.page.pop_front();
             }
         }
+        self.reached = document["created"].as_i64().or(self.reached);
         Ok(Some(document))
-    }
-
-    /// Returns the document if people may see it and it meets the terms.
-    async fn judge(&self, document: Value) -> Result<Option<FoundDocument>, StoreError> {
-        let terms = &self.search.terms;
-        if let SearchKind::Insights(module) = &self.search.kind {
-            let insight: InsightRecord = decode(Collection::Events, document)?;
-            let subject = TermSubject { data: &insight.data, files: &[] };
-            let is_hit = !insight.staged && insight.context.name == *module && terms.hold(&subject);
-            return Ok(is_hit.then(|| FoundDocument::Insight(Box::new(insight))));
-        }
-        if is_staged(&document) {
-            return Ok(None);
-        }
-        let event: Event = decode(Collection::Events, document)?;
-        let listed = match terms.are_about_files() {
-            true => self.plane.files_of(&event).await?,
-            false => vec![],
-        };
-        let files: Vec<&str> = listed.iter().map(|file| file.name.as_str()).collect();
-        let is_hit = terms.hold(&TermSubject { data: &event.data, files: &files });
-        Ok(is_hit.then(|| FoundDocument::Event(Box::new(event))))
-    }
-
-    /// Returns the nearest event of this type at or above what was found.
-    async fn find_above(
-        &self,
-        found: &FoundDocument,
-        event_type: &str,
-    ) -> Result<Option<Event>, StoreError> {
-        let mut id = found.event_id().to_string();
-        for _ in 0..ABOVE_MAX {
-            if id.is_empty() {
-                return Ok(None);
-            }
-            // A parent's id is whatever a user has chosen: perhaps that of another document.
-            let document = self.plane.documents.get(Collection::Events, &id).await?;
-            let Some(document) = document.filter(is_event) else { return Ok(None) };
-            if document["type"] == event_type {
-                return decode(Collection::Events, document).map(Some);
-            }
-            id = document["context"]["parentEventId"].as_str().unwrap_or_default().to_owned();
-        }
-        Ok(None)
     }
 }
 

@@ -302,8 +302,8 @@ fn wait_until_dropped(socket: BorrowedFd<'_>) {
     while receive_order(socket).is_some() {}
 }
 
-/// Returns what all processes of the job used. Every one of them has ended and is a child of this
-/// process, or of one that was.
+/// Returns what all processes of the job used. All of them have ended. Each was a child of this
+/// process, or of another process of the job, whose usage includes that of its children.
 fn child_usage() -> Option<ProcessUsage> {
     let ChildUsage { cpu_micros, peak_bytes } = sys::child_usage().ok()?;
     Some(ProcessUsage { cpu_micros, peak_bytes })

@@ -11,14 +11,15 @@ use ion_stores::{Collection, FieldRange, Pages, Query};
 use serde_json::{Value, json};
 
 use super::documents::{
-    BrowseResult, DirectoryItems, EVENT_FIELDS, ListedDocuments, PART_ROWS, TimedFolder,
-    correlation_of, created_of, events_query, is_shown_event, text,
+    BrowseResult, DirectoryItems, EVENT_FIELDS, ListedDocuments, PART_ROWS, TimedFolder, add_more,
+    correlation_of, created_of, events_query, is_shown_event, search_ended, stopped_item, text,
 };
 use super::event::event_item;
-use super::names::{CUT, correlation_name, id_part, name_of, text_of};
-use super::time::time_name;
+use super::names::{CUT, correlation_name, id_part, name_of, shell_word, text_of};
+use super::time::{moment, time_name};
 use crate::CURRENT;
 use crate::item::{FindResult, ListResult, NamePages, NamesResult, ViewItem};
+use crate::search_time::SearchTime;
 
 /// The most names of `recent/`.
 const RECENT_MAX: usize = 1000;
@@ -57,6 +58,7 @@ pub(super) fn correlations(daemon: &Arc<Daemon>) -> ViewItem {
         day: None,
         namer: Arc::new(namer),
         listed: ListedDocuments::FirstOfCorrelation,
+        command: "ion event list".to_owned(),
     };
     let (listed, daemon) = (days.clone(), daemon.clone());
     let find = move |name: String| {
@@ -77,7 +79,8 @@ pub(super) async fn recent(daemon: Arc<Daemon>) -> ListResult {
     let mut pages = Pages::new(first_events().descending(), "created");
     let mut seen = HashSet::new();
     let mut items = DirectoryItems::new();
-    while let Some(page) = pages.next(&*daemon.plane.documents).await? {
+    let time = SearchTime::begin(&daemon);
+    while let Some(page) = pages.next_rows(&*daemon.plane.documents, PART_ROWS).await? {
         for first in page.iter().filter(|document| is_first_event(document)) {
             if items.len() == RECENT_MAX {
                 return Ok(items);
@@ -90,6 +93,12 @@ pub(super) async fn recent(daemon: Arc<Daemon>) -> ListResult {
                 let name = format!("{time}-{}-{}", name_of(event_type), id_part(id));
                 items.push((name, ViewItem::Link(target, created)));
             }
+        }
+        if time.is_over() {
+            let reached = moment(page.last().map(created_of).unwrap_or_default());
+            let shown = format!("the correlations that have begun since {reached}");
+            add_more(&mut items, &shown, "`correlations/` has all, by their days.");
+            break;
         }
     }
     Ok(items)
@@ -118,7 +127,8 @@ fn correlation_item(daemon: &Arc<Daemon>, id: &str, created: Millis) -> ViewItem
         created,
         move || {
             let pages = Pages::new(events_of(&listed_id), "created");
-            Box::new(EventNames { daemon: listed.clone(), pages, count: 0 })
+            let (daemon, id) = (listed.clone(), listed_id.clone());
+            Box::new(EventNames { daemon, id, pages, count: 0, reached: None })
         },
         move |name| find_event(found.clone(), found_id.clone(), name),
     )
@@ -127,9 +137,13 @@ fn correlation_item(daemon: &Arc<Daemon>, id: &str, created: Millis) -> ViewItem
 /// Reads the names of a correlation's events: `<n>-<type>-<id8>`.
 struct EventNames {
     daemon: Arc<Daemon>,
+    /// The correlation.
+    id: String,
     pages: Pages,
     /// How many events were named.
     count: usize,
+    /// The time of the event that was read last.
+    reached: Option<Millis>,
 }
 
 #[async_trait]
@@ -137,12 +151,19 @@ impl NamePages for EventNames {
     async fn next(&mut self) -> NamesResult {
         let page = self.pages.next_rows(&*self.daemon.plane.documents, PART_ROWS).await?;
         let Some(page) = page else { return Ok(None) };
+        self.reached = page.last().map(created_of);
         let mut names = DirectoryItems::new();
         for event in page.iter().filter(|document| is_shown_event(document)) {
             names.push((event_name(self.count, event), item_of(&self.daemon, event)));
             self.count += 1;
         }
         Ok(Some(names))
+    }
+
+    fn rest(&self) -> (String, ViewItem) {
+        let reached = self.reached.unwrap_or_default();
+        let (id, since) = (shell_word(&self.id), moment(reached));
+        stopped_item(reached, &[&format!("ion event list --correlation {id} --since {since}")])
     }
 }
 
@@ -261,12 +282,16 @@ async fn event_at(
 ) -> BrowseResult<Option<Value>> {
     let mut pages = Pages::new(events_of(correlation), "created");
     let mut before = 0;
+    let time = SearchTime::begin(daemon);
     while let Some(page) = pages.next_rows(&*daemon.plane.documents, PART_ROWS).await? {
         for event in page.into_iter().filter(is_shown_event) {
             if before == number {
                 return Ok(Some(event));
             }
             before += 1;
+        }
+        if time.is_over() {
+            return Err(search_ended(Collection::Events, &number.to_string()));
         }
     }
     Ok(None)

@@ -6,7 +6,7 @@ use ion_model::clock::Millis;
 use ion_model::errors::error_chain;
 use ion_model::event::Event;
 use ion_model::id::JobId;
-use ion_model::record::{JobRecord, RefusedFile};
+use ion_model::record::{Attempt, JobRecord, RefusedFile};
 use ion_model::version::VersionRecord;
 use ion_plane::node::Node as Daemon;
 use ion_stores::{Collection, Pages, Query, decode};
@@ -17,7 +17,7 @@ use super::documents::{
     read, text,
 };
 use super::names::name_of;
-use super::state::{attempt_steps, describe_job, waits_for};
+use super::state::{attempt_steps, attempts_of, describe_job, waits_for};
 use crate::item::{ListResult, ViewItem};
 use crate::lineage::{event_items, insights_item, log_item};
 
@@ -156,13 +156,8 @@ async fn list_job(daemon: Arc<Daemon>, job: Arc<JobRecord>) -> ListResult {
     if !job.attempts.is_empty() {
         let created = job.created;
         let attempts = directory(daemon, created, move |daemon| {
-            let items = job.attempts.iter().enumerate().map(|(at, attempt)| {
-                let (job, started) = (job.clone(), attempt.started);
-                let folder = directory(daemon.clone(), started, move |daemon| {
-                    let job = job.clone();
-                    Box::pin(async move { list_attempt(&daemon, &job, at).await })
-                });
-                (attempt.number.to_string(), folder)
+            let items = attempts_of(&job).map(|(attempt, waits_since)| {
+                (attempt.number.to_string(), attempt_folder(&daemon, &job, attempt, waits_since))
             });
             Box::pin(std::future::ready(Ok(items.collect())))
         });
@@ -186,10 +181,28 @@ fn waiting_item(job: &JobRecord) -> Option<(String, ViewItem)> {
     Some((WAITING.to_owned(), ViewItem::json(&waiting, since)))
 }
 
-/// Lists the folder of the attempt at this position: what is known of it, its output, and what Ion
-/// refused and could not read.
-async fn list_attempt(daemon: &Daemon, job: &JobRecord, at: usize) -> ListResult {
-    let Some(attempt) = job.attempts.get(at) else { return Ok(vec![]) };
+/// Makes the folder of an attempt.
+fn attempt_folder(
+    daemon: &Arc<Daemon>,
+    job: &Arc<JobRecord>,
+    attempt: &Attempt,
+    waits_since: Option<Millis>,
+) -> ViewItem {
+    let (job, attempt) = (job.clone(), Arc::new(attempt.clone()));
+    directory(daemon.clone(), attempt.started, move |daemon| {
+        let (job, attempt) = (job.clone(), attempt.clone());
+        Box::pin(async move { list_attempt(&daemon, &job, &attempt, waits_since).await })
+    })
+}
+
+/// Lists the folder of an attempt: what is known of it, its output, and what Ion refused and could
+/// not read.
+async fn list_attempt(
+    daemon: &Daemon,
+    job: &JobRecord,
+    attempt: &Attempt,
+    waits_since: Option<Millis>,
+) -> ListResult {
     let changed = attempt.ended.unwrap_or(attempt.started);
     let ran = match &attempt.version {
         Some(version) => {
@@ -198,8 +211,8 @@ async fn list_attempt(daemon: &Daemon, job: &JobRecord, at: usize) -> ListResult
         }
         None => None,
     };
-    let shown = attempt_item(job, at, ran.as_ref(), changed);
-    let mut items = vec![("attempt.json".to_owned(), shown)];
+    let shown = attempt_document(attempt, waits_since, ran.as_ref());
+    let mut items = vec![("attempt.json".to_owned(), ViewItem::json(&shown, changed))];
     items.extend(ran.map(|ran| ("version.json".to_owned(), ViewItem::json(&ran, ran.first_seen))));
     items.extend(log_item(daemon, &job.id, &job.module, &job.event_id, attempt.number).await?);
     let refused = &attempt.rejected;
@@ -242,20 +255,19 @@ fn record_name(file: &str, refused: &[RefusedFile]) -> String {
     }
 }
 
-/// Makes the file that tells about an attempt, what it ran, and how long each of its steps took, in
+/// Returns the document of an attempt, with what it ran and how long each of its steps took, in
 /// milliseconds.
-fn attempt_item(
-    job: &JobRecord,
-    at: usize,
+fn attempt_document(
+    attempt: &Attempt,
+    waits_since: Option<Millis>,
     ran: Option<&VersionRecord>,
-    changed: Millis,
-) -> ViewItem {
-    let steps = attempt_steps(job, at).into_iter();
+) -> Value {
+    let steps = attempt_steps(attempt, waits_since).into_iter();
     let known = steps.filter_map(|(step, took)| Some((step.to_owned(), json!(took?))));
-    let mut shown = json!(job.attempts[at]);
+    let mut shown = json!(attempt);
     if let Some(ran) = ran {
         shown["command"] = json!(ran.command_line());
     }
     shown["stepsMs"] = Value::Object(known.collect());
-    ViewItem::json(&shown, changed)
+    shown
 }

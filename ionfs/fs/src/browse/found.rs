@@ -8,24 +8,31 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use ion_model::clock::Millis;
 use ion_model::event::KeyValue;
 use ion_model::term::{IndexRange, equality_term, module_text};
 use ion_plane::node::Node as Daemon;
 use ion_plane::search::{
-    FoundDocument, Search, SearchHit, SearchHits, SearchKind, parse_search_terms,
+    FoundDocument, Search, SearchHit, SearchHits, SearchKind, SearchPace, parse_search_terms,
 };
-use ion_stores::{Collection, Query, StoreError, TimeRange};
+use ion_stores::{Collection, Query, TimeRange};
 
-use super::documents::{BrowseResult, DirectoryItems, add_more, text};
+use super::documents::{
+    BrowseResult, DirectoryItems, add_more, command_until, documents_of_name, search_ended,
+    stopped_item, text,
+};
 use super::jobs::list_modules;
-use super::names::{correlation_name, id_part, name_of, text_of};
+use super::names::{correlation_name, id_part, name_of, shell_word, text_of};
 use super::time::{TimeSpan, second_of_name, time_name};
 use super::types::{is_type, list_types};
 use crate::CURRENT;
 use crate::item::{FindResult, NamePages, NamesResult, ViewItem};
+use crate::search_time::SearchTime;
 
-/// How many hits are read at once.
-const PART_HITS: usize = 128;
+/// How many documents are looked at for the names that are read at once. More may take a request
+/// beyond its deadline where each needs other documents (the files of an event, an event above it);
+/// fewer make more requests.
+const PART_DOCUMENTS: usize = 128;
 
 /// How many of the newest insights are looked at to list keys and values.
 const SAMPLED: usize = 1000;
@@ -39,23 +46,9 @@ const NAME_MAX: usize = 255;
 
 /// Makes `find/`.
 pub(super) fn find_root(daemon: &Arc<Daemon>) -> ViewItem {
-    let (listed, found) = (daemon.clone(), daemon.clone());
-    let of_module = |daemon: &Arc<Daemon>, name: &str| {
+    let insights = modules_folder(daemon, |daemon, name| {
         FoundFolder::new(daemon, SearchKind::Insights(name.to_owned()), 3).item()
-    };
-    let insights = ViewItem::searchable(
-        CURRENT,
-        0,
-        move || {
-            list_modules(listed.clone(), move |daemon, module| {
-                of_module(daemon, text(module, "id"))
-            })
-        },
-        move |name| {
-            let daemon = found.clone();
-            async move { Ok(is_module(&daemon, &name).await?.then(|| of_module(&daemon, &name))) }
-        },
-    );
+    });
     let (listed, found) = (daemon.clone(), daemon.clone());
     let of_type = |daemon: &Arc<Daemon>, name: &str| {
         FoundFolder::new(daemon, SearchKind::Events(name.to_owned()), 3).item()
@@ -74,21 +67,27 @@ pub(super) fn find_root(daemon: &Arc<Daemon>) -> ViewItem {
 
 /// Makes `insights/`: the insights of each module by key and value.
 pub(super) fn insights(daemon: &Arc<Daemon>) -> ViewItem {
+    modules_folder(daemon, keys_item)
+}
+
+/// Makes a folder of modules, each with the item that `item_of` makes of its name. The registered
+/// ones are listed.
+fn modules_folder(daemon: &Arc<Daemon>, item_of: fn(&Arc<Daemon>, &str) -> ViewItem) -> ViewItem {
     let (listed, found) = (daemon.clone(), daemon.clone());
     ViewItem::searchable(
         CURRENT,
         0,
         move || {
-            list_modules(listed.clone(), |daemon, module| keys_item(daemon, text(module, "id")))
+            list_modules(listed.clone(), move |daemon, module| item_of(daemon, text(module, "id")))
         },
         move |name| {
             let daemon = found.clone();
-            async move { Ok(is_module(&daemon, &name).await?.then(|| keys_item(&daemon, &name))) }
+            async move { Ok(is_module(&daemon, &name).await?.then(|| item_of(&daemon, &name))) }
         },
     )
 }
 
-/// Returns whether this is the name of a registered module, or of one that has kept insights.
+/// Returns whether a module of this name is registered, or has kept insights before it was removed.
 async fn is_module(daemon: &Daemon, name: &str) -> BrowseResult<bool> {
     let documents = &daemon.plane.documents;
     if documents.get(Collection::Modules, name).await?.is_some() {
@@ -196,7 +195,7 @@ impl FoundFolder {
         ViewItem::paged(
             CURRENT,
             0,
-            move || Box::new(FoundNames { folder: listed.clone(), read: FoundRead::Nothing }),
+            move || Box::new(FoundNames { folder: listed.clone(), search: None }),
             move |name| {
                 let folder = self.clone();
                 async move { folder.find(&name).await }
@@ -206,32 +205,46 @@ impl FoundFolder {
 
     /// Begins a search for what the folder links to.
     async fn search(&self, time: TimeRange) -> BrowseResult<SearchHits> {
+        self.terms_to_search(time).begin(&self.daemon.plane).await
+    }
+
+    fn terms_to_search(&self, time: TimeRange) -> Search {
         let (terms, above) = parse_search_terms(&self.terms).expect(
             "only terms that can be read become folders, and a name is shorter than a term",
         );
-        let search = Search { kind: self.kind.clone(), terms, above, time, after: None };
-        search.begin(&self.daemon.plane).await
+        let (kind, pace) = (self.kind.clone(), SearchPace::Stoppable);
+        Search { kind, terms, above, time, after: None, pace }
     }
 
     async fn sample(&self) -> BrowseResult<SampledInsights> {
+        let time = SearchTime::begin(&self.daemon);
         let mut search = self.search(TimeRange::default()).await?;
-        let hits = next_hits(&mut search, SAMPLED).await?;
-        Ok(SampledInsights { is_cut: hits.len() == SAMPLED, hits })
+        let mut sample = SampledInsights { hits: vec![], is_cut: false };
+        while let Some(hits) = search.next_among(PART_DOCUMENTS).await? {
+            sample.hits.extend(hits);
+            sample.is_cut = sample.hits.len() >= SAMPLED || time.is_over();
+            if sample.is_cut {
+                break;
+            }
+        }
+        Ok(sample)
+    }
+
+    /// Returns the command that lists what the folder links to.
+    fn command(&self) -> String {
+        let of = match &self.kind {
+            SearchKind::Insights(module) => format!("insights {}", shell_word(module)),
+            SearchKind::Events(event_type) => format!("events {}", shell_word(event_type)),
+        };
+        let terms = self.terms.iter().map(|term| format!(" {}", shell_word(term)));
+        format!("ion find {of}{}", terms.collect::<String>())
     }
 
     /// Returns what a name stands for: a hit that is listed under it, or a folder with one more
     /// term.
     async fn find(&self, name: &str) -> FindResult {
         if let Some(TimeSpan { from, below }) = second_of_name(None, name) {
-            let time = TimeRange { since: Some(from), until: Some(below) };
-            let mut hits = self.search(time).await?;
-            while let Some(hit) = hits.next().await? {
-                let (found, link) = self.link(&hit);
-                if found == name {
-                    return Ok(Some(link));
-                }
-            }
-            return Ok(None);
+            return self.find_hit(TimeRange { since: Some(from), until: Some(below) }, name).await;
         }
         // Tools look for such names everywhere. A key that begins so is written with a backslash.
         if name.starts_with('.') {
@@ -241,6 +254,36 @@ impl FoundFolder {
         terms.push(text_of(name).into_owned());
         let folder = Self { terms, depth: self.depth + 1, ..self.clone() };
         Ok(parse_search_terms(&folder.terms).is_ok().then(|| folder.item()))
+    }
+
+    /// Returns the link to the hit of this name: by the id in the name or, where several ids are like
+    /// it, by a search through the documents of its second.
+    async fn find_hit(&self, second: TimeRange, name: &str) -> FindResult {
+        let time = SearchTime::begin(&self.daemon);
+        let found = documents_of_name(&self.daemon, Collection::Events, None, name).await?;
+        let search = self.terms_to_search(second);
+        for document in found.documents {
+            if let Some(hit) = search.hit(&self.daemon.plane, document).await? {
+                let (found, link) = self.link(&hit);
+                if found == name {
+                    return Ok(Some(link));
+                }
+            }
+        }
+        if found.are_all {
+            return Ok(None);
+        }
+        let mut search = search.begin(&self.daemon.plane).await?;
+        while let Some(hits) = search.next_among(PART_DOCUMENTS).await? {
+            let mut links = hits.iter().map(|hit| self.link(hit));
+            if let Some((_, link)) = links.find(|(found, _)| found == name) {
+                return Ok(Some(link));
+            }
+            if time.is_over() {
+                return Err(search_ended(Collection::Events, name));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns the name of a hit, and the link to it: to the job that kept an insight, to the event,
@@ -286,45 +329,37 @@ impl FoundFolder {
     }
 }
 
-async fn next_hits(hits: &mut SearchHits, most: usize) -> Result<Vec<SearchHit>, StoreError> {
-    let mut found = Vec::new();
-    while found.len() < most
-        && let Some(hit) = hits.next().await?
-    {
-        found.push(hit);
-    }
-    Ok(found)
-}
-
 /// Reads the names of a [`FoundFolder`].
 struct FoundNames {
     folder: FoundFolder,
-    read: FoundRead,
-}
-
-/// What was read of a [`FoundFolder`].
-enum FoundRead {
-    Nothing,
-    Begun(Box<SearchHits>),
+    /// None before the first names are read.
+    search: Option<Box<SearchHits>>,
 }
 
 #[async_trait]
 impl NamePages for FoundNames {
     async fn next(&mut self) -> NamesResult {
         let mut names = DirectoryItems::new();
-        let hits = match &mut self.read {
-            FoundRead::Begun(search) => next_hits(search, PART_HITS).await?,
-            FoundRead::Nothing => {
+        let hits = match &mut self.search {
+            Some(search) => search.next_among(PART_DOCUMENTS).await?,
+            None => {
                 let mut search = self.folder.search(TimeRange::default()).await?;
-                let hits = next_hits(&mut search, PART_HITS).await?;
-                if self.folder.terms.is_empty() {
-                    names = self.folder.term_folders(&hits);
+                let hits = search.next_among(PART_DOCUMENTS).await?;
+                if let Some(hits) = hits.as_ref().filter(|_| self.folder.terms.is_empty()) {
+                    names = self.folder.term_folders(hits);
                 }
-                self.read = FoundRead::Begun(search.into());
+                self.search = Some(search.into());
                 hits
             }
         };
+        let Some(hits) = hits else { return Ok(None) };
         names.extend(hits.iter().map(|hit| self.folder.link(hit)));
-        Ok((!names.is_empty()).then_some(names))
+        Ok(Some(names))
+    }
+
+    fn rest(&self) -> (String, ViewItem) {
+        let reached = self.search.as_ref().and_then(|search| search.reached());
+        let reached = reached.unwrap_or(Millis::MAX);
+        stopped_item(reached, &[&command_until(&self.folder.command(), reached)])
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ion_model::id::short_id;
-use ion_model::record::JobState;
+use ion_model::record::{JobState, shown_module};
 use ion_model::version::VersionRecord;
 use ion_plane::node::Node as Daemon;
 use ion_stores::{Collection, FieldRange, Pages, Query, decode};
@@ -13,7 +13,7 @@ use super::documents::{
     DirectoryItems, LISTED_MAX, ListedDocuments, TimedFolder, add_more, created_of, directory,
     read, text,
 };
-use super::names::{correlation_name, name_of};
+use super::names::{correlation_name, name_of, shell_word};
 use super::time::time_name;
 use super::unclaimed::QueuedFolder;
 use crate::item::{ListResult, ViewItem};
@@ -86,8 +86,7 @@ pub(super) struct JobsFolder {
 
 impl JobsFolder {
     /// Makes the folder. The jobs that entered the state last come first; in `failed/`, those that
-    /// are tried again last. Jobs in final states that
-    /// most jobs reach have a folder for each day.
+    /// are tried again last.
     pub(super) fn item(self, daemon: &Arc<Daemon>) -> ViewItem {
         match self.state {
             // The time by which running jobs are sorted changes with each renewal of their leases,
@@ -95,7 +94,7 @@ impl JobsFolder {
             ShownState::Running => directory(daemon.clone(), 0, move |daemon| {
                 Box::pin(self.clone().list_running(daemon))
             }),
-            ShownState::Succeeded | ShownState::Cancelled => self.timed(daemon).by_days(),
+            _ if self.is_by_day() => self.timed(daemon).by_days(),
             ShownState::Queued => {
                 let module = self.module.clone();
                 QueuedFolder { jobs: self.timed(daemon), module }.item()
@@ -104,12 +103,33 @@ impl JobsFolder {
         }
     }
 
+    /// Returns whether the folder has a folder for each day: those of a module's jobs that may be
+    /// very many, all but those that somebody has to look after.
+    fn is_by_day(&self) -> bool {
+        let is_by_day = matches!(
+            self.state,
+            ShownState::Failed | ShownState::Succeeded | ShownState::Cancelled
+        );
+        is_by_day && self.module.is_some()
+    }
+
     fn timed(self, daemon: &Arc<Daemon>) -> TimedFolder {
         let query = self.query(self.state.job_states()[0]);
+        let state = self.state.job_states()[0].as_str();
+        let mut command = format!("ion job list --state {state}");
+        if let Some(module) = &self.module {
+            command.push_str(&format!(" --module {}", shell_word(module)));
+        }
         let namer = move |job: &Value| self.state.shows(job).then(|| self.link(job));
-        let daemon = daemon.clone();
-        let listed = ListedDocuments::All;
-        TimedFolder { daemon, query, field: "due", day: None, namer: Arc::new(namer), listed }
+        TimedFolder {
+            daemon: daemon.clone(),
+            query,
+            field: "due",
+            day: None,
+            namer: Arc::new(namer),
+            listed: ListedDocuments::All,
+            command,
+        }
     }
 
     fn query(&self, state: JobState) -> Query {
@@ -142,12 +162,10 @@ impl JobsFolder {
     fn link(&self, job: &Value) -> (String, ViewItem) {
         let (module, id) = (text(job, "module"), short_id(text(job, "id")));
         let (correlation, event) = (text(job, "correlationId"), text(job, "eventId"));
-        let (name, up) = match (&self.module, self.state) {
-            (Some(_), ShownState::Succeeded | ShownState::Cancelled) => {
-                (text(job, "eventType"), "../../../..")
-            }
-            (Some(_), _) => (text(job, "eventType"), "../../.."),
-            (None, _) => (module, ".."),
+        let (name, up) = match self.module {
+            Some(_) if self.is_by_day() => (text(job, "eventType"), "../../../.."),
+            Some(_) => (text(job, "eventType"), "../../.."),
+            None => (module, ".."),
         };
         let target = format!(
             "{up}/correlations/{}/{}/jobs/{module}",
@@ -155,7 +173,7 @@ impl JobsFolder {
             name_of(event)
         );
         let entered = job["due"].as_i64().unwrap_or_default();
-        (format!("{name}-{id}"), ViewItem::Link(target, entered))
+        (format!("{}-{id}", name_of(name)), ViewItem::Link(target, entered))
     }
 }
 
@@ -201,7 +219,8 @@ pub(super) fn module_item(daemon: &Arc<Daemon>, module: &Value) -> ViewItem {
 }
 
 fn module_items(daemon: &Arc<Daemon>, module: &Value) -> DirectoryItems {
-    let mut items = vec![("module.json".to_owned(), ViewItem::json(module, 0))];
+    let shown = ViewItem::json(&shown_module(module.clone()), 0);
+    let mut items = vec![("module.json".to_owned(), shown)];
     for state in ShownState::ALL {
         let folder = JobsFolder { module: Some(text(module, "id").to_owned()), state };
         items.push((state.as_str().to_owned(), folder.item(daemon)));

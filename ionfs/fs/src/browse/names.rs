@@ -12,6 +12,9 @@ const UUID_VERSION: usize = 14;
 /// character takes three.
 const ID_PART_MAX: usize = 60;
 
+/// The bytes of the part of a name that is the beginning of an id.
+pub(super) const SHORT_PART: usize = 8;
+
 /// Stands for the middle of a long id.
 pub(super) const CUT: char = '~';
 
@@ -75,7 +78,7 @@ pub(super) fn id_part(id: &str) -> Cow<'_, str> {
         && id.bytes().filter(|byte| *byte == b'-').count() == 4
         && matches!(id.as_bytes()[UUID_VERSION], b'4' | b'5');
     if is_random_uuid {
-        return Cow::Borrowed(&id[..8]);
+        return Cow::Borrowed(&id[..SHORT_PART]);
     }
     if id.len() <= ID_PART_MAX {
         return name_of(id);
@@ -85,6 +88,21 @@ pub(super) fn id_part(id: &str) -> Cow<'_, str> {
     let end = (id.len() - half..id.len()).find(|at| id.is_char_boundary(*at));
     let end = &id[end.unwrap_or(id.len())..];
     format!("{}{CUT}{}", name_of(&id[..begin]), name_of(end)).into()
+}
+
+/// Returns what stands behind each dash of a name: one of these is the part of an id with which the
+/// name ends. Types, modules and ids may have dashes.
+pub(super) fn name_suffixes(name: &str) -> impl Iterator<Item = &str> {
+    name.match_indices('-').map(|(at, dash)| &name[at + dash.len()..])
+}
+
+/// Returns a text as a word of a shell's command line.
+pub(super) fn shell_word(text: &str) -> Cow<'_, str> {
+    let is_plain = |char: char| char.is_ascii_alphanumeric() || "-_.,:/@=+%".contains(char);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.into(),
+        false => format!("'{}'", text.replace('\'', "'\\''")).into(),
+    }
 }
 
 #[cfg(test)]
@@ -102,6 +120,16 @@ mod tests {
         let day = correlation_name("2026-05-01");
         assert_eq!((day_of_name(&day), text_of(&day)), (None, "2026-05-01".into()));
         assert_eq!(correlation_name("2026-05-01-a"), "2026-05-01-a");
+    }
+
+    #[test]
+    fn a_shell_reads_a_word_as_the_text_that_it_was_made_of() {
+        for text in ["crop", "score>=0.5", "it's", "a b", "", "$HOME", "x\ny"] {
+            let script = format!("printf %s {}", shell_word(text));
+            #[expect(clippy::disallowed_methods, reason = "a test starts a shell")]
+            let ran = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+            assert_eq!(String::from_utf8(ran.stdout).unwrap(), text, "{script}");
+        }
     }
 
     #[test]

@@ -44,19 +44,19 @@ pub(super) fn describe_job(job: &JobRecord) -> String {
         let count = job.without.count();
         let _ = writeln!(text, "it began without the output of {count} dead or cancelled jobs");
     }
-    for (at, attempt) in job.attempts.iter().enumerate() {
-        describe_attempt(&mut text, job, at, attempt);
+    for (attempt, waits_since) in attempts_of(job) {
+        describe_attempt(&mut text, attempt, waits_since);
     }
     text
 }
 
-fn describe_attempt(text: &mut String, job: &JobRecord, at: usize, attempt: &Attempt) {
+fn describe_attempt(text: &mut String, attempt: &Attempt, waits_since: Option<Millis>) {
     let (number, started) = (attempt.number, time_name(attempt.started));
     let end = attempt.end.map_or("in progress", AttemptEnd::as_str);
     let reason = attempt.reason.as_deref();
     let reason = reason.map(|reason| format!(": {}", escape_controls(reason)));
     let _ = writeln!(text, "attempt {number}: {end}{}", reason.unwrap_or_default());
-    let steps = attempt_steps(job, at).into_iter();
+    let steps = attempt_steps(attempt, waits_since).into_iter();
     let known = steps.filter_map(|(step, took)| Some(format!("{step} {}", duration(took?))));
     let steps = known.collect::<Vec<_>>().join(", ");
     let _ = writeln!(text, "  started {started}Z; {steps}");
@@ -95,18 +95,23 @@ pub(super) fn waits_for(job: &JobRecord) -> Option<String> {
     })
 }
 
+/// Returns each attempt of a job, and the time since which the job waited for it: its creation, or
+/// the end of the attempt before, which may not be known.
+pub(super) fn attempts_of(job: &JobRecord) -> impl Iterator<Item = (&Attempt, Option<Millis>)> {
+    let ends = job.attempts.iter().map(|attempt| attempt.ended);
+    job.attempts.iter().zip(std::iter::once(Some(job.created)).chain(ends))
+}
+
 /// Returns how long each step of an attempt took: the wait before it, the preparation of its tree
 /// and its process, and the run of the process together with what it committed. None for a step
 /// that has not ended, or whose time is not known.
-pub(super) fn attempt_steps(job: &JobRecord, at: usize) -> [(&'static str, Option<Millis>); 3] {
-    let attempt = &job.attempts[at];
-    let before = match at.checked_sub(1).and_then(|before| job.attempts.get(before)) {
-        Some(before) => before.ended,
-        None => Some(job.created),
-    };
+pub(super) fn attempt_steps(
+    attempt: &Attempt,
+    waits_since: Option<Millis>,
+) -> [(&'static str, Option<Millis>); 3] {
     let took = |from: Option<Millis>, to: Option<Millis>| Some(to?.saturating_sub(from?).max(0));
     [
-        ("waited", took(before, Some(attempt.started))),
+        ("waited", took(waits_since, Some(attempt.started))),
         ("prepared", took(Some(attempt.started), attempt.process_started)),
         ("ran", took(attempt.process_started, attempt.ended)),
     ]

@@ -28,6 +28,11 @@ impl TimeSpan {
         Self { from: if from <= 0 { Millis::MIN } else { from }, below }
     }
 
+    /// Returns whether a time is in the span.
+    pub(super) fn contains(self, at: Millis) -> bool {
+        self.from <= at && at < self.below
+    }
+
     /// Returns the day of a time.
     pub(super) fn day_of(at: Millis) -> Self {
         let at = at.clamp(0, END - 1);
@@ -40,6 +45,11 @@ pub(super) fn time_name(at: Millis) -> String {
     let time = clock::system_time(at.clamp(0, END - 1));
     let time = humantime::format_rfc3339_seconds(time).to_string();
     time.trim_end_matches('Z').to_owned()
+}
+
+/// Returns a time as commands read it: `2026-05-01T08:30:00.000Z`.
+pub(super) fn moment(at: Millis) -> String {
+    humantime::format_rfc3339_millis(clock::system_time(at.clamp(0, END - 1))).to_string()
 }
 
 /// Returns the name of the day that this span is: `2026-05-01`.
@@ -81,14 +91,13 @@ mod tests {
     #[test]
     fn every_time_is_in_the_day_and_the_second_of_its_name() {
         for at in [Millis::MIN, -1, 0, 1, 999, DAY - 1, DAY, 1_777_000_000_123, END - 1, END] {
-            let contains = |span: TimeSpan| span.from <= at && at < span.below;
             let day = TimeSpan::day_of(at);
-            assert!(contains(day), "{at}: {day:?}");
+            assert!(day.contains(at), "{at}: {day:?}");
             let name = day_name(day);
             assert_eq!(day_of_name(&name), Some(day), "{name}");
             let whole = time_name(at);
             let second = second_of_name(None, &format!("{whole}-type-id")).unwrap();
-            assert!(contains(second), "{whole}: {second:?}");
+            assert!(second.contains(at), "{whole}: {second:?}");
             let within = second_of_name(Some(day), &format!("{}-id", &whole[11..]));
             assert_eq!(within, Some(second), "{whole}");
         }

@@ -10,9 +10,10 @@ use super::documents::{
     BrowseResult, DirectoryItems, LISTED_MAX, ListedDocuments, TimedFolder, add_more,
     correlation_of, created_of, events_query, is_shown_event, text,
 };
-use super::names::{correlation_name, id_part, name_of, text_of};
+use super::names::{correlation_name, id_part, name_of, shell_word, text_of};
 use crate::CURRENT;
 use crate::item::{FindResult, ListResult, ViewItem};
+use crate::search_time::SearchTime;
 
 /// Makes `types/`.
 pub(super) fn types(daemon: &Arc<Daemon>) -> ViewItem {
@@ -32,9 +33,10 @@ pub(super) async fn list_types(
 ) -> ListResult {
     let mut items = DirectoryItems::new();
     let mut last = String::new();
+    let time = SearchTime::begin(&daemon);
     // Each type is the first one in the index after the type before it.
     while let Some(event_type) = first_type(&daemon, &format!("{last}\0")).await? {
-        if items.len() == LISTED_MAX {
+        if items.len() == LISTED_MAX || time.is_over() {
             add_more(&mut items, "the first types", "Each other type is here by its name.");
             break;
         }
@@ -79,6 +81,7 @@ fn type_item(daemon: &Arc<Daemon>, event_type: &str) -> ViewItem {
         day: None,
         namer: Arc::new(namer),
         listed: ListedDocuments::All,
+        command: format!("ion event list --type {}", shell_word(event_type)),
     };
     folder.by_days()
 }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use ion_model::clock::Millis;
 use ion_model::event::PublicationState;
 use ion_model::id::{EventId, JobId};
 use ion_plane::node::Node as Daemon;
@@ -13,12 +14,14 @@ use ion_stores::{Collection, FieldRange, Pages, Query};
 use serde_json::{Value, json};
 
 use super::documents::{
-    BrowseResult, DirectoryItems, PART_ROWS, TimedFolder, correlation_of, created_of, text,
+    BrowseResult, DirectoryItems, PART_ROWS, TimedFolder, TimedNames, command_until,
+    correlation_of, created_of, documents_of_name, search_ended, stopped_item, text,
 };
-use super::names::{correlation_name, name_of};
+use super::names::{correlation_name, id_part, name_of};
 use super::time::{second_of_name, time_name};
 use crate::CURRENT;
 use crate::item::{FindResult, NamePages, NamesResult, ViewItem};
+use crate::search_time::SearchTime;
 
 /// A folder of queued jobs, and of events that have no job yet.
 #[derive(Clone)]
@@ -39,7 +42,7 @@ impl QueuedFolder {
             move || {
                 let pages = Pages::new(unclaimed().descending(), "created");
                 let (jobs, events) = (listed.jobs.names(), listed.clone());
-                Box::new(QueuedNames { jobs: Some(jobs), folder: events, pages })
+                Box::new(QueuedNames { jobs: Some(jobs), folder: events, pages, reached: None })
             },
             move |name| {
                 let folder = self.clone();
@@ -53,16 +56,31 @@ impl QueuedFolder {
             return Ok(Some(job));
         }
         let Some(second) = second_of_name(None, name) else { return Ok(None) };
+        let daemon = self.daemon();
+        let found = documents_of_name(daemon, Collection::Events, None, name).await?;
+        let unclaimed_events: Vec<Value> =
+            found.documents.into_iter().filter(is_unclaimed).collect();
+        let named = self.link_of_name(&unclaimed_events, name).await?;
+        if named.is_some() || found.are_all {
+            return Ok(named);
+        }
+        let time = SearchTime::begin(daemon);
         let range = FieldRange::at_least("created", json!(second.from)).below(json!(second.below));
         let mut pages = Pages::new(unclaimed().within(range), "created");
-        let daemon = self.daemon();
         while let Some(page) = pages.next_rows(&*daemon.plane.documents, PART_ROWS).await? {
-            let links = self.links(&page).await?;
-            if let Some((_, link)) = links.into_iter().find(|(found, _)| found == name) {
+            if let Some(link) = self.link_of_name(&page, name).await? {
                 return Ok(Some(link));
+            }
+            if time.is_over() {
+                return Err(search_ended(Collection::Events, name));
             }
         }
         Ok(None)
+    }
+
+    async fn link_of_name(&self, events: &[Value], name: &str) -> FindResult {
+        let links = self.links(events).await?;
+        Ok(links.into_iter().find(|(found, _)| found == name).map(|(_, link)| link))
     }
 
     fn daemon(&self) -> &Arc<Daemon> {
@@ -85,21 +103,25 @@ impl QueuedFolder {
         let documents = &self.daemon().plane.documents;
         let claimed = documents.find_existing_ids(Collection::Jobs, ids).await?;
         expected.retain(|(_, _, job)| !claimed.contains(job.as_str()));
-        Ok(expected.iter().map(|(event, module, job)| self.link(event, module, job)).collect())
+        Ok(expected.iter().map(|(event, module, _)| self.link(event, module)).collect())
     }
 
-    fn link(&self, event: &Value, module: &str, job: &JobId) -> (String, ViewItem) {
+    fn link(&self, event: &Value, module: &str) -> (String, ViewItem) {
         let created = created_of(event);
         let (what, up) = match self.module {
             Some(_) => (text(event, "type"), "../../.."),
             None => (module, ".."),
         };
-        let (correlation, id) =
-            (correlation_name(correlation_of(event)), name_of(text(event, "id")));
-        let target = format!("{up}/correlations/{correlation}/{id}");
-        let name = format!("{}-{what}-{}", time_name(created), job.short());
+        let (correlation, id) = (correlation_name(correlation_of(event)), text(event, "id"));
+        let target = format!("{up}/correlations/{correlation}/{}", name_of(id));
+        let name = format!("{}-{}-{}", time_name(created), name_of(what), id_part(id));
         (name, ViewItem::Link(target, created))
     }
+}
+
+/// Returns whether [`unclaimed`] finds this event.
+fn is_unclaimed(event: &Value) -> bool {
+    event["unclaimed"] == true && event["publication"] == json!(PublicationState::Published)
 }
 
 /// Makes the query for events that may have modules without a job. A dispatcher removes the mark
@@ -113,9 +135,11 @@ fn unclaimed() -> Query {
 
 /// Reads the names of a [`QueuedFolder`]: first those of the jobs.
 struct QueuedNames {
-    jobs: Option<Box<dyn NamePages>>,
+    jobs: Option<TimedNames>,
     folder: QueuedFolder,
     pages: Pages,
+    /// The time of the event that was read last.
+    reached: Option<Millis>,
 }
 
 #[async_trait]
@@ -129,8 +153,19 @@ impl NamePages for QueuedNames {
         }
         let documents = &*self.folder.daemon().plane.documents;
         match self.pages.next_rows(documents, PART_ROWS).await? {
-            Some(page) => self.folder.links(&page).await.map(Some),
+            Some(page) => {
+                self.reached = page.last().map(created_of);
+                self.folder.links(&page).await.map(Some)
+            }
             None => Ok(None),
+        }
+    }
+
+    fn rest(&self) -> (String, ViewItem) {
+        let reached = self.reached.unwrap_or(Millis::MAX);
+        match &self.jobs {
+            Some(jobs) => jobs.rest_with(&["ion event list"]),
+            None => stopped_item(reached, &[&command_until("ion event list", reached)]),
         }
     }
 }

@@ -101,7 +101,7 @@ impl Tree {
                 }
             },
         };
-        let part = reader.part_at(&self.view, ino, place).await?;
+        let part = reader.part_at(&self.view, &self.daemon, ino, place).await?;
         Ok((OpenListing::Part(reader), ListedDirectory::Part(ino, part)))
     }
 
