@@ -10,6 +10,7 @@ use ion_index::{FieldPath, IndexPattern, Shape};
 
 /// What the program is asked to do.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a process has one value of it")]
 pub(crate) enum Task {
     Run(RunArgs),
     Check(CheckArgs),

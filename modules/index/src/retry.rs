@@ -45,6 +45,12 @@ impl Patience {
         (self.waits, self.tried) = (backoff(), 0);
     }
 
+    /// A smaller request takes the place of one that brought nothing: the waits begin anew, and
+    /// tries and time go on.
+    pub(crate) fn shrunk(&mut self) {
+        self.waits = backoff();
+    }
+
     /// The tries in a row that brought nothing.
     pub(crate) fn tried(&self) -> u32 {
         self.tried
@@ -117,6 +123,17 @@ mod tests {
             patience.progressed();
         }
         assert_eq!(patience.next_wait(now + SETTINGS.deadline, None), None);
+    }
+
+    #[test]
+    fn a_smaller_request_waits_less_and_has_no_more_tries() {
+        let now = Instant::now();
+        let mut patience = Patience::new(SETTINGS, now);
+        for _ in 0..4 {
+            assert!(patience.next_wait(now, None).unwrap() <= WAIT_MIN * 2);
+            patience.shrunk();
+        }
+        assert_eq!(patience.next_wait(now, None), None);
     }
 
     #[test]

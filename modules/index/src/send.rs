@@ -115,6 +115,7 @@ pub(crate) async fn send_batch(
             None => unsent.push(next.batch),
             Some((first, second)) => {
                 cuts = 0;
+                patience.shrunk();
                 unsent.extend([second, first]);
             }
         }
