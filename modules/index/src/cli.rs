@@ -289,4 +289,22 @@ mod tests {
         assert_eq!((settings.in_flight, settings.versions.len()), (4, 0));
         assert_eq!(settings.dates, ["published".parse().unwrap()]);
     }
+
+    /// The examples of the manual and of the help are command lines.
+    #[test]
+    fn every_example_is_a_command_line() {
+        let manual = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/index.md");
+        let mut text = std::fs::read_to_string(manual).unwrap();
+        text.push_str(&RunArgs::command().get_after_help().unwrap().to_string());
+        let text = text.replace("\\\n", "");
+        let mut examples = 0;
+        for line in text.lines().map(|line| line.trim_start().trim_start_matches("$ ")) {
+            if line.starts_with("ion-index ") {
+                let words = line.split_whitespace().map(|word| word.trim_matches('\''));
+                Task::parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+                examples += 1;
+            }
+        }
+        assert!(examples >= 8, "{examples}");
+    }
 }
