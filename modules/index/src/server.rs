@@ -112,6 +112,9 @@ impl Server {
             .default_headers(headers)
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(settings.timeout)
+            // A busy server may leave a request unread for long. Without this, the library gives
+            // up the connection after 30 s, whatever the time-out is.
+            .tcp_user_timeout(settings.timeout)
             // A redirection would carry the credentials elsewhere.
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never());
