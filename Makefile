@@ -38,7 +38,7 @@ images: ## the image that the Helm chart runs, without Docker: target/images/ion
 
 bench: ## figures: reading, writing, committing, dispatching, against native files and bare stores; looking at a large plane
 	@scripts/setup-bench.sh
-	@cargo bench --workspace --locked --bench figures --bench data --bench chains --bench csi --bench scale
+	@cargo bench --workspace --locked --bench figures --bench data --bench chains --bench csi --bench scale --bench index
 
 torture: torture-files ## 10,000 kills of dispatchers, commands and gc on the embedded stores and on real servers, and torture-files (hours)
 	@ION_TORTURE_KILLS=$${ION_TORTURE_KILLS:-5000} ION_TORTURE_EVENTS=$${ION_TORTURE_EVENTS:-60} \

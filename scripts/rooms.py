@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The floors from the ground up. A crate may import only crates of earlier floors.
 FLOORS = [
+    ["ion-index"],
     ["ion-model", "ion-system"],
     ["ion-stores"],
     ["ion-plane"],

@@ -73,6 +73,17 @@ if [ "$("$st" --version 2>/dev/null)" != "st, version $schemathesis" ]; then
     "$cache/schemathesis/bin/python" -m pip install --quiet --disable-pip-version-check "schemathesis==$schemathesis"
 fi
 
+# osmem-server is an emulator of OpenSearch.
+osmem=0.1.6
+if [ "$("$cache/bin/osmem-server" -version 2>/dev/null | grep -o "$osmem")" != "$osmem" ]; then
+    python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
+    echo "installing osmem-server into $cache" >&2
+    python3 -m venv --clear "$cache/osmem"
+    "$cache/osmem/bin/python" -m pip install --quiet --disable-pip-version-check "osmem-server==$osmem"
+    mkdir -p "$cache/bin"
+    ln -sf "$(echo "$cache"/osmem/lib/python3*/site-packages/osmem_server/bin/osmem-server)" "$cache/bin/osmem-server"
+fi
+
 # The tests also try the chart and the systemd units.
 "$(dirname "$0")/setup-deploy.sh"
 
