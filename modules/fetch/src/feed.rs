@@ -5,8 +5,6 @@
 //! versions. What is broken is read as far as it goes. Only a document without any feed in it is an
 //! error.
 
-mod charset;
-mod date;
 mod elements;
 mod identity;
 mod json;
@@ -17,8 +15,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 use url::Url;
 
-pub(crate) use self::charset::text_of_document;
-pub(crate) use self::date::parse_date;
+use crate::charset::text_of_document;
+
 pub use self::identity::{ItemId, fingerprint};
 
 /// How many items of one feed are read. The first ones are the newest in almost every feed.

@@ -235,7 +235,8 @@ pub(crate) fn absolute(html: &str, base: &Url) -> String {
     if sink.changed.get() { sink.html.into_inner() } else { html.to_owned() }
 }
 
-fn tokenize<S: TokenSink>(html: &str, sink: S) -> S {
+/// Sends the tokens of the HTML to the sink.
+pub(crate) fn tokenize<S: TokenSink>(html: &str, sink: S) -> S {
     let input = BufferQueue::default();
     input.push_back(StrTendril::from_slice(html));
     let tokenizer = Tokenizer::new(sink, TokenizerOpts::default());
@@ -246,7 +247,7 @@ fn tokenize<S: TokenSink>(html: &str, sink: S) -> S {
 }
 
 /// Returns how the tokenizer reads what follows a start tag.
-fn what_follows<H>(tag: &Tag) -> TokenSinkResult<H> {
+pub(crate) fn what_follows<H>(tag: &Tag) -> TokenSinkResult<H> {
     if tag.kind != TagKind::StartTag {
         return TokenSinkResult::Continue;
     }

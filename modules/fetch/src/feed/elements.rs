@@ -9,7 +9,8 @@ use url::Url;
 
 use super::texts::{Text, Usual, address_in, author_in, text_in};
 use super::tree::{Element, Namespace, Node};
-use super::{Enclosure, Feed, ITEMS_MAX, Item, parse_date};
+use super::{Enclosure, Feed, ITEMS_MAX, Item};
+use crate::dates::parse_date;
 
 /// Reads the feed among these elements, if there is one.
 pub(super) fn read(nodes: &[Node]) -> Option<Feed> {

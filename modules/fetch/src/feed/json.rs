@@ -3,7 +3,8 @@
 use serde_json::{Map, Value};
 use url::Url;
 
-use super::{Author, Enclosure, Feed, ITEMS_MAX, Item, parse_date};
+use super::{Author, Enclosure, Feed, ITEMS_MAX, Item};
+use crate::dates::parse_date;
 use crate::html::{escape_text, resolve};
 
 /// Reads a JSON Feed. Returns nothing if the document is JSON of another kind.

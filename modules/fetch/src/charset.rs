@@ -1,4 +1,4 @@
-//! The characters of a feed: which encoding its bytes are in, and the text that they are.
+//! The characters of a feed or a page: which encoding its bytes are in, and the text that they are.
 //!
 //! Three places name an encoding: the `Content-Type` of the answer, a byte order mark, and the XML
 //! declaration. They are asked in this order. Servers often name a wrong one, so an encoding that
@@ -11,15 +11,28 @@ use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE, WINDOWS_1252};
 /// follows blank lines; more only cost time.
 const DECLARATION_BYTES: usize = 1024;
 
-/// Returns the text of a document that came with this `Content-Type`, without a byte order mark.
+/// Returns the text of an XML document that came with this `Content-Type`, without a byte order
+/// mark.
 pub(crate) fn text_of_document(bytes: &[u8], content_type: Option<&str>) -> String {
+    text_in(bytes, content_type, declared_encoding(bytes))
+}
+
+/// Returns the text of a web page that came with this `Content-Type`, without a byte order mark.
+pub(crate) fn text_of_page(bytes: &[u8], content_type: Option<&str>) -> String {
+    text_in(bytes, content_type, encoding_of_meta(bytes))
+}
+
+fn text_in(
+    bytes: &[u8],
+    content_type: Option<&str>,
+    declared: Option<&'static Encoding>,
+) -> String {
     if let Some(text) = utf_32(bytes) {
         return text;
     }
     let from_http = content_type.and_then(charset_of_content_type);
     let from_bytes = encoding_of_first_bytes(bytes);
-    let from_declaration = declared_encoding(bytes);
-    let proposals = [from_http, from_bytes, from_declaration, Some(UTF_8)];
+    let proposals = [from_http, from_bytes, declared, Some(UTF_8)];
     for encoding in proposals.into_iter().flatten() {
         if let Some(text) = decode_exactly(bytes, encoding) {
             return text;
@@ -86,6 +99,19 @@ fn declared_encoding(bytes: &[u8]) -> Option<&'static Encoding> {
     }
 }
 
+/// Returns the encoding that a `<meta>` of a web page names.
+fn encoding_of_meta(bytes: &[u8]) -> Option<&'static Encoding> {
+    let start = bytes[..bytes.len().min(DECLARATION_BYTES)].to_ascii_lowercase();
+    let meta = start.windows(5).position(|window| window == b"<meta")?;
+    let start = &start[meta..];
+    let name = &start[start.windows(8).position(|window| window == b"charset=")? + 8..];
+    let name = name.trim_ascii_start();
+    let name = name.strip_prefix(b"\"").or_else(|| name.strip_prefix(b"'")).unwrap_or(name);
+    let end =
+        name.iter().position(|byte| matches!(byte, b'"' | b'\'' | b'>' | b';' | b'/' | b' '))?;
+    encoding_named(&name[..end]).filter(|found| *found != UTF_16LE && *found != UTF_16BE)
+}
+
 /// Returns the text if the bytes are valid in this encoding.
 fn decode_exactly(bytes: &[u8], encoding: &'static Encoding) -> Option<String> {
     // A file cut in the middle of a UTF-16 character is still a UTF-16 file.
@@ -123,7 +149,7 @@ fn without_mark(text: String) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::text_of_document;
+    use super::{text_of_document, text_of_page};
 
     #[test]
     fn the_charset_of_http_comes_before_the_declaration() {
@@ -162,6 +188,17 @@ mod tests {
             wider(u32::to_le_bytes),
         ] {
             assert_eq!(text_of_document(&bytes, None), text, "{:x?}", &bytes[..6]);
+        }
+    }
+
+    #[test]
+    fn a_page_names_its_encoding_in_its_head() {
+        for meta in
+            ["<meta charset=koi8-r>", "<meta http-equiv=x content='text/html; charset=koi8-r'>"]
+        {
+            let bytes = [meta.as_bytes(), b"\xE9"].concat();
+            assert_eq!(text_of_page(&bytes, Some("text/html")), format!("{meta}И"));
+            assert_eq!(text_of_page(&bytes, Some("text/html; charset=latin1")), format!("{meta}é"));
         }
     }
 
