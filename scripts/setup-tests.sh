@@ -84,6 +84,21 @@ if [ "$("$cache/bin/osmem-server" -version 2>/dev/null | grep -o "$osmem")" != "
     ln -sf "$(echo "$cache"/osmem/lib/python3*/site-packages/osmem_server/bin/osmem-server)" "$cache/bin/osmem-server"
 fi
 
+# feedparser reads feeds, and has tests with every mistake that feeds make. `ion-fetch` is compared
+# with it on them.
+feedparser=6.0.14
+if [ ! -d "$cache/feedparser/tests" ] \
+    || [ "$("$cache/feedparser/bin/python" -c 'import feedparser; print(feedparser.__version__)' 2>/dev/null)" != "$feedparser" ]; then
+    python3 -c 'import ensurepip, venv' 2>/dev/null || install_packages python3-venv
+    echo "installing feedparser into $cache" >&2
+    python3 -m venv --clear "$cache/feedparser"
+    pip=("$cache/feedparser/bin/python" -m pip --quiet --disable-pip-version-check)
+    "${pip[@]}" install "feedparser==$feedparser"
+    # Its tests are in the archive of its source only.
+    "${pip[@]}" download --no-deps --no-binary :all: --dest "$cache/feedparser" "feedparser==$feedparser"
+    tar -xzf "$cache/feedparser/feedparser-$feedparser.tar.gz" -C "$cache/feedparser" --strip-components=1 "feedparser-$feedparser/tests"
+fi
+
 # The tests also try the chart and the systemd units.
 "$(dirname "$0")/setup-deploy.sh"
 
