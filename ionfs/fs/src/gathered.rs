@@ -120,6 +120,7 @@ fn numbered_directory(shown: &Arc<ShownList>, aspect: EventAspect) -> ViewItem {
 }
 
 /// Reads the names of a [`numbered_directory`] in their order.
+#[derive(Clone)]
 struct NumberedNames {
     shown: Arc<ShownList>,
     aspect: EventAspect,
@@ -134,6 +135,10 @@ impl NamePages for NumberedNames {
         self.next = end;
         let entry = |n: u64| (n.to_string(), event_directory(&self.shown, n, self.aspect));
         Ok((!part.is_empty()).then(|| part.map(entry).collect()))
+    }
+
+    fn bookmark(&self) -> Box<dyn NamePages> {
+        Box::new(self.clone())
     }
 
     /// No caller ends the reading, because each part has names.

@@ -120,6 +120,9 @@ pub trait NamePages: Send {
     /// search that finds none.
     async fn next(&mut self) -> NamesResult;
 
+    /// Returns another reader, which goes on where this one is.
+    fn bookmark(&self) -> Box<dyn NamePages>;
+
     /// Returns the file that a caller lists instead of the names that follow, if it ends the reading
     /// before the last one. The file says how to see them.
     fn rest(&self) -> (String, ViewItem);

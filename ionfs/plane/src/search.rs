@@ -121,8 +121,8 @@ pub struct SearchHits {
     /// The lists that are gone through, merged by time. There are several where a term accepts
     /// several values.
     lists: Vec<FoundList>,
-    /// The time of the document that was looked at last; none before the first.
-    reached: Option<Millis>,
+    /// The time and the id of the document that was looked at last; none before the first.
+    last: Option<Value>,
 }
 
 /// A list of documents, newest first.
@@ -173,7 +173,7 @@ impl Search {
             FoundList { pages, page: VecDeque::new() }
         };
         let lists = queries.into_iter().map(list).collect();
-        Ok(SearchHits { plane: plane.clone(), lists, search: self, reached: None })
+        Ok(SearchHits { plane: plane.clone(), lists, search: self, last: None })
     }
 
     /// Returns the queries that find all insights of the module that can meet the terms.
@@ -326,7 +326,13 @@ impl SearchHits {
     /// Returns the time of the document that was looked at last. All later documents were looked
     /// at, and none before it.
     pub fn reached(&self) -> Option<Millis> {
-        self.reached
+        self.last.as_ref()?["created"].as_i64()
+    }
+
+    /// Returns the time and the id of the document that was looked at last, after which another
+    /// search goes on.
+    pub fn last_document(&self) -> Option<&Value> {
+        self.last.as_ref()
     }
 
     /// Takes the newest document of all lists. A document that is in several lists is taken once.
@@ -344,7 +350,7 @@ impl SearchHits {
                 list.page.pop_front();
             }
         }
-        self.reached = document["created"].as_i64().or(self.reached);
+        self.last = Some(json!({"created": document["created"], "id": document["id"]}));
         Ok(Some(document))
     }
 }

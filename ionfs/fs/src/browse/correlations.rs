@@ -135,6 +135,7 @@ fn correlation_item(daemon: &Arc<Daemon>, id: &str, created: Millis) -> ViewItem
 }
 
 /// Reads the names of a correlation's events: `<n>-<type>-<id8>`.
+#[derive(Clone)]
 struct EventNames {
     daemon: Arc<Daemon>,
     /// The correlation.
@@ -158,6 +159,10 @@ impl NamePages for EventNames {
             self.count += 1;
         }
         Ok(Some(names))
+    }
+
+    fn bookmark(&self) -> Box<dyn NamePages> {
+        Box::new(self.clone())
     }
 
     fn rest(&self) -> (String, ViewItem) {

@@ -429,6 +429,7 @@ pub(super) async fn documents_of_name(
 }
 
 /// Reads the names of a [`TimedFolder`].
+#[derive(Clone)]
 pub(super) struct TimedNames {
     folder: TimedFolder,
     pages: Pages,
@@ -446,6 +447,10 @@ impl NamePages for TimedNames {
         self.reached = page.last().map(|document| self.folder.time_of(document));
         let page = self.folder.listed(page).await?;
         Ok(Some(page.iter().filter_map(|document| self.folder.named(document)).collect()))
+    }
+
+    fn bookmark(&self) -> Box<dyn NamePages> {
+        Box::new(self.clone())
     }
 
     fn rest(&self) -> (String, ViewItem) {

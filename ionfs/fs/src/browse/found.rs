@@ -16,6 +16,7 @@ use ion_plane::search::{
     FoundDocument, Search, SearchHit, SearchHits, SearchKind, SearchPace, parse_search_terms,
 };
 use ion_stores::{Collection, Query, TimeRange};
+use serde_json::Value;
 
 use super::documents::{
     BrowseResult, DirectoryItems, add_more, command_until, documents_of_name, search_ended,
@@ -195,7 +196,7 @@ impl FoundFolder {
         ViewItem::paged(
             CURRENT,
             0,
-            move || Box::new(FoundNames { folder: listed.clone(), search: None }),
+            move || Box::new(FoundNames { folder: listed.clone(), after: None, search: None }),
             move |name| {
                 let folder = self.clone();
                 async move { folder.find(&name).await }
@@ -203,12 +204,8 @@ impl FoundFolder {
         )
     }
 
-    /// Begins a search for what the folder links to.
-    async fn search(&self, time: TimeRange) -> BrowseResult<SearchHits> {
-        self.terms_to_search(time).begin(&self.daemon.plane).await
-    }
-
-    fn terms_to_search(&self, time: TimeRange) -> Search {
+    /// Returns the search for what the folder links to.
+    fn to_search(&self, time: TimeRange) -> Search {
         let (terms, above) = parse_search_terms(&self.terms).expect(
             "only terms that can be read become folders, and a name is shorter than a term",
         );
@@ -218,7 +215,8 @@ impl FoundFolder {
 
     async fn sample(&self) -> BrowseResult<SampledInsights> {
         let time = SearchTime::begin(&self.daemon);
-        let mut search = self.search(TimeRange::default()).await?;
+        let search = self.to_search(TimeRange::default());
+        let mut search = search.begin(&self.daemon.plane).await?;
         let mut sample = SampledInsights { hits: vec![], is_cut: false };
         while let Some(hits) = search.next_among(PART_DOCUMENTS).await? {
             sample.hits.extend(hits);
@@ -261,7 +259,7 @@ impl FoundFolder {
     async fn find_hit(&self, second: TimeRange, name: &str) -> FindResult {
         let time = SearchTime::begin(&self.daemon);
         let found = documents_of_name(&self.daemon, Collection::Events, None, name).await?;
-        let search = self.terms_to_search(second);
+        let search = self.to_search(second);
         for document in found.documents {
             if let Some(hit) = search.hit(&self.daemon.plane, document).await? {
                 let (found, link) = self.link(&hit);
@@ -332,6 +330,8 @@ impl FoundFolder {
 /// Reads the names of a [`FoundFolder`].
 struct FoundNames {
     folder: FoundFolder,
+    /// The document after which the reading begins.
+    after: Option<Value>,
     /// None before the first names are read.
     search: Option<Box<SearchHits>>,
 }
@@ -343,9 +343,12 @@ impl NamePages for FoundNames {
         let hits = match &mut self.search {
             Some(search) => search.next_among(PART_DOCUMENTS).await?,
             None => {
-                let mut search = self.folder.search(TimeRange::default()).await?;
+                let search = self.folder.to_search(TimeRange::default());
+                let search = Search { after: self.after.clone(), ..search };
+                let mut search = search.begin(&self.folder.daemon.plane).await?;
                 let hits = search.next_among(PART_DOCUMENTS).await?;
-                if let Some(hits) = hits.as_ref().filter(|_| self.folder.terms.is_empty()) {
+                let suggests_terms = self.folder.terms.is_empty() && self.after.is_none();
+                if let Some(hits) = hits.as_ref().filter(|_| suggests_terms) {
                     names = self.folder.term_folders(hits);
                 }
                 self.search = Some(search.into());
@@ -355,6 +358,12 @@ impl NamePages for FoundNames {
         let Some(hits) = hits else { return Ok(None) };
         names.extend(hits.iter().map(|hit| self.folder.link(hit)));
         Ok(Some(names))
+    }
+
+    fn bookmark(&self) -> Box<dyn NamePages> {
+        let last = self.search.as_ref().and_then(|search| search.last_document());
+        let after = last.cloned().or_else(|| self.after.clone());
+        Box::new(Self { folder: self.folder.clone(), after, search: None })
     }
 
     fn rest(&self) -> (String, ViewItem) {

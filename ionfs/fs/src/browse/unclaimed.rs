@@ -134,6 +134,7 @@ fn unclaimed() -> Query {
 }
 
 /// Reads the names of a [`QueuedFolder`]: first those of the jobs.
+#[derive(Clone)]
 struct QueuedNames {
     jobs: Option<TimedNames>,
     folder: QueuedFolder,
@@ -159,6 +160,10 @@ impl NamePages for QueuedNames {
             }
             None => Ok(None),
         }
+    }
+
+    fn bookmark(&self) -> Box<dyn NamePages> {
+        Box::new(self.clone())
     }
 
     fn rest(&self) -> (String, ViewItem) {

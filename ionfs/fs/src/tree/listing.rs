@@ -8,7 +8,7 @@ use crate::answer::Answer;
 use crate::item::Listing;
 use crate::open::{OpenInode, OpenListing};
 use crate::output::{DOT, DOT_DOT, OUT};
-use crate::part::{ListedPart, PartReader};
+use crate::part::{ListedName, ListedPart, PartReader};
 use crate::{Attr, Errno, FileKind, Ino, ROOT, Result};
 
 /// The inode number of a name that was listed without its attributes. The name has a number only
@@ -180,8 +180,7 @@ impl Tree {
         mut take: impl FnMut(u64, &OsStr, ListedEntry) -> bool,
     ) -> Result<()> {
         let next = usize::try_from(place - DOT_DOT).unwrap_or(usize::MAX);
-        let known = next.saturating_sub(part.first);
-        for (at, (name, item)) in part.entries.iter().enumerate().skip(known) {
+        for ListedName { place, name, item } in part.entries_from(next) {
             let listed = match wanted {
                 // A name that is only listed gets no inode: there may be millions.
                 ListingDetail::Names => ListedEntry { ino: UNKNOWN, kind: item.kind(), attr: None },
@@ -189,7 +188,7 @@ impl Tree {
                     ListedEntry::from_attr(self.view.listed_attr(ino, name, item)?)
                 }
             };
-            let after = (part.first + at + 1) as u64 + DOT_DOT;
+            let after = (place + 1) as u64 + DOT_DOT;
             if take(after, OsStr::new(name), listed) {
                 self.view.forget_unlisted(listed.ino);
                 break;

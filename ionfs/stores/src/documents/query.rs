@@ -414,7 +414,7 @@ pub(crate) enum QueryPart<'q> {
 /// A document that matches during the whole reading, and whose position in the order does not
 /// change, is returned exactly once. A document that is added, removed or moved meanwhile may be
 /// returned or not.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pages {
     query: Option<Box<Query>>,
 }
