@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cache=${ION_TEST_CACHE:-$HOME/.cache/ion-test}
-for target in event names pipeline terms; do
+for target in answer event feed names pipeline terms; do
     mkdir -p "$cache/corpus/$target"
     echo "fuzzing $target for ${ION_FUZZ_SECONDS:-1200} s" >&2
     PATH="$cache/bin:$PATH" cargo +nightly fuzz run "$target" "$cache/corpus/$target" "fuzz/corpus/$target" -- \

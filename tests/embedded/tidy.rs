@@ -59,6 +59,12 @@ fn each_library_is_named_in_one_room() {
     }
     only("modules/index/src", "reqwest::", &["src/server.rs", "src/error.rs"]);
     only("modules/index/src", "clap::", &["src/cli.rs"]);
+    only("modules/fetch/src", "quick_xml::", &["src/feed/tree.rs", "src/html.rs"]);
+    only("modules/fetch/src", "html5ever::", &["src/html.rs", "src/page.rs"]);
+    only("modules/fetch/src", "clap::", &["src/cli.rs"]);
+    for library in ["flate2::", "brotli_decompressor::"] {
+        only("modules/fetch/src", library, &["src/http/body.rs"]);
+    }
     only("dispatcher/gateway/src", "async_compression::", &["src/encoding.rs"]);
     for folder in ["src", "ionfs", "dispatcher", "handler-shim/src"] {
         only(folder, "prometheus_client::", &["src/metrics.rs"]);

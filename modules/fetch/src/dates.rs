@@ -150,6 +150,13 @@ fn month_named(word: &str) -> Option<i8> {
 
 /// Reads `7`, `07:08`, `07:08:09` and `07:08:09.5`. A leap second is the second before it.
 fn clock_time(text: &str) -> Option<Time> {
+    // As in 20240506T070809.
+    if matches!(text.len(), 4 | 6) && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        let (hour, rest) = text.split_at(2);
+        let (minute, second) = rest.split_at(2);
+        let second = if second.is_empty() { "0" } else { second };
+        return Time::new(number(hour)?, number(minute)?, number::<i8>(second)?.min(59), 0).ok();
+    }
     let mut pieces = text.split(':');
     let hour: i8 = number(pieces.next()?)?;
     let minute: i8 = pieces.next().map_or(Some(0), number)?;
@@ -236,6 +243,8 @@ mod tests {
             ("2004-01", "2004-01-01T00:00:00Z"),
             ("2004", "2004-01-01T00:00:00Z"),
             ("20040105", "2004-01-05T00:00:00Z"),
+            ("20040105T194821", "2004-01-05T19:48:21Z"),
+            ("20040105T1948Z", "2004-01-05T19:48:00Z"),
             ("2004-033", "2004-02-02T00:00:00Z"),
             ("  2004-12-31T23:59:60Z  ", "2004-12-31T23:59:59Z"),
         ] {

@@ -7,7 +7,7 @@
 //! Guarantees: events are named after their items, so a run that is repeated replaces what an
 //! earlier one left. The new state names exactly the items that are published.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use reqwest::header::{self, HeaderName, HeaderValue};
@@ -20,16 +20,12 @@ use crate::feed_state::{self, FeedState, Outcome, Step, Visit};
 use crate::folder::{Event, Folder, FolderError};
 use crate::http::{Answer, Client, HttpError, Request, fresh_for, retry_after, shown};
 use crate::pause::REFUSALS_MAX;
-use crate::run::{Emit, RunEnd, asked_to_wait_until, chain, write_wishes};
+use crate::run::{
+    Emit, READING_TIME, RunEnd, asked_to_wait_until, chain, is_refusal, pretty, short_title,
+    status_advice, write_wishes,
+};
 use crate::seen::{Choice, Publication, Shown};
 use crate::{html, page};
-
-/// How long one run reads pages. The items whose pages were not read by then are left to the next
-/// run. Longer may exceed the time that a job has (10 minutes unless its pipeline says otherwise).
-const PAGES_TIME: Duration = Duration::from_secs(5 * 60);
-
-/// How many characters of a title become a value of an event. `item.json` has all of it.
-const TITLE_CHARS: usize = 500;
 
 /// What is wanted of a feed.
 #[derive(Clone, Debug)]
@@ -70,7 +66,7 @@ pub enum RunError {
     #[error("the state in/state/feed.json is damaged; remove it to begin anew")]
     State(#[source] serde_json::Error),
     /// The server answered that something is wrong.
-    #[error("{url} answered {status}{}", advice(*status))]
+    #[error("{url} answered {status}{}", status_advice(*status))]
     Status {
         /// The address that answered.
         url: String,
@@ -82,7 +78,7 @@ pub enum RunError {
     Address(String),
     /// The server refuses all visits.
     #[error(
-        "{url} answered {status} to {REFUSALS_MAX} visits in a row; visit it less often, or give a contact by --contact"
+        "{url} answered {status} to {REFUSALS_MAX} visits in a row; visit it less often, or give a --contact"
     )]
     RefusedTooOften {
         /// The address.
@@ -90,18 +86,6 @@ pub enum RunError {
         /// The status of its answers.
         status: u16,
     },
-}
-
-fn advice(status: u16) -> &'static str {
-    match status {
-        401 | 407 => "; it wants a password",
-        403 => {
-            "; if it means that visits come too often, --forbidden-waits makes the next one wait"
-        }
-        404 => "; open the address in a browser to see whether the feed has moved",
-        500.. => "; the fault is there, and a later run may succeed",
-        _ => "",
-    }
 }
 
 /// Visits a feed once.
@@ -192,9 +176,7 @@ fn visit_of(
         }
         304 => Outcome::NotModified,
         410 => Outcome::Gone,
-        429 => Outcome::Refused { wait },
-        503 if wait.is_some() => Outcome::Refused { wait },
-        403 if settings.forbidden_waits => Outcome::Refused { wait },
+        status if is_refusal(status, wait, settings.forbidden_waits) => Outcome::Refused { wait },
         status => return Err(RunError::Status { url: shown(&answer.url), status }),
     };
     let text = |name| answer.header(name).map(str::to_owned);
@@ -229,7 +211,7 @@ async fn publish(
     for publication in step.publish.clone() {
         let item = &feed.items[publication.index];
         let id = ItemId::of(item);
-        if settings.page && begin.elapsed() > PAGES_TIME {
+        if settings.page && begin.elapsed() > READING_TIME {
             step.state.forget(&id);
             continue;
         }
@@ -275,7 +257,9 @@ impl<'a> Article<'a> {
             "feed": {"title": feed.title, "link": feed.link, "language": feed.language},
         });
         let told = serde_json::to_value(item).expect("an item has only texts, numbers and dates");
-        merge(&mut document, told);
+        if let (Value::Object(document), Value::Object(told)) = (&mut document, told) {
+            document.extend(told);
+        }
         if item.authors.is_empty() {
             document["authors"] = json!(feed.authors);
         }
@@ -295,10 +279,7 @@ impl<'a> Article<'a> {
         files.extend(self.files.iter().cloned());
         let mut values = vec![("id", self.id.to_string())];
         let mut add = |key, value: Option<String>| values.extend(value.map(|value| (key, value)));
-        add(
-            "title",
-            self.item.title.as_ref().map(|title| title.chars().take(TITLE_CHARS).collect()),
-        );
+        add("title", self.item.title.as_deref().map(short_title));
         add("link", self.item.link.clone());
         let date = self.item.published.or(self.item.updated);
         add("published", date.map(|date| date.to_string()));
@@ -391,16 +372,6 @@ async fn fetch(client: &Client, address: &str, accept: &'static str) -> Result<A
         Ok(answer) => Err(format!("{} answered {}", shown(&answer.url), answer.status)),
         Err(error) => Err(chain(&error)),
     }
-}
-
-fn merge(document: &mut Value, other: Value) {
-    if let (Value::Object(document), Value::Object(other)) = (document, other) {
-        document.extend(other);
-    }
-}
-
-fn pretty(document: &Value) -> String {
-    format!("{document:#}\n")
 }
 
 fn write_state(folder: &Folder, step: &Step) -> Result<(), FolderError> {

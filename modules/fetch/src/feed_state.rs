@@ -1,7 +1,7 @@
 //! What a feed's source remembers from one run to the next, and what follows from an answer.
 //!
-//! [`next`] is a pure function: from the state of the last succeeded run, an answer and the time, to
-//! the next state and the items to publish. An item is published if and only if the next state
+//! [`next`] is a pure function: from the state of the last succeeded run, an answer and the time,
+//! to the next state and the items to publish. An item is published if and only if the next state
 //! remembers it for the first time, so a run that is repeated publishes the same.
 
 use std::time::Duration;

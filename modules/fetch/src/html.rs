@@ -224,11 +224,14 @@ fn is_known(name: &str) -> bool {
 }
 
 /// Returns the HTML with its relative addresses made whole. HTML without any is returned as it is.
+/// The HTML grows to at most some times its length; addresses beyond that stay relative.
 pub(crate) fn absolute(html: &str, base: &Url) -> String {
+    let bytes_left = Cell::new(8 * html.len() + 4096);
     let sink = AddressSink {
         base: base.clone(),
         html: RefCell::default(),
         changed: Cell::default(),
+        bytes_left,
         raw: Cell::default(),
     };
     let sink = tokenize(html, sink);
@@ -302,6 +305,8 @@ struct AddressSink {
     base: Url,
     html: RefCell<String>,
     changed: Cell<bool>,
+    /// How many bytes the addresses may still add.
+    bytes_left: Cell<usize>,
     /// Whether the text is that of a script or a style, which has no entities.
     raw: Cell<bool>,
 }
@@ -321,7 +326,9 @@ impl AddressSink {
                 && !value.starts_with('#')
                 && Url::parse(&value).is_err()
                 && let Some(whole) = resolve(Some(&self.base), &value)
+                && let Some(left) = self.bytes_left.get().checked_sub(whole.as_str().len())
             {
+                self.bytes_left.set(left);
                 value = whole.into();
                 self.changed.set(true);
             }
@@ -420,6 +427,9 @@ mod tests {
             "<p class=\"x\">1 &lt; 2 <a href=\"https://example.org/c?x=1&amp;y\">c</a> \
              <img src=\"https://example.org/a/d.png\"></p>"
         );
+        let many = "<a href=x>".repeat(10_000);
+        let long = Url::parse(&format!("https://example.org/{}/", "y".repeat(400))).unwrap();
+        assert!(absolute(&many, &long).len() < 12 * many.len());
         for same in ["<a href=#note>x</a>", "<a  href='https://x.org/'>x</a>", "a & b < c"] {
             assert_eq!(absolute(same, &base), same);
         }

@@ -1,9 +1,9 @@
 //! Asking servers politely, and trusting nothing that they answer.
 //!
 //! [`Client::get`] makes one request and follows its redirects itself: to few places, never from
-//! https to http, and never to a private address unless that is allowed. Addresses are checked where
-//! names become addresses, which are the ones that are connected to, so a name that changes between
-//! a check and its use changes nothing. A body is read and unpacked up to a bound, within a
+//! https to http, and never to a private address unless that is allowed. Addresses are checked
+//! where names become addresses, which are the ones that are connected to, so a name that changes
+//! between a check and its use changes nothing. A body is read and unpacked up to a bound, within a
 //! deadline. One host gets one request at a time.
 
 mod address;
@@ -122,7 +122,7 @@ pub enum HttpError {
         location: String,
     },
     /// The time is over.
-    #[error("{url} took longer than {}; --timeout gives it more", humantime::format_duration(*limit))]
+    #[error("{url} took longer than {limit:?}; --timeout gives it more")]
     Timeout {
         /// The address.
         url: String,

@@ -2,9 +2,9 @@
 //!
 //! The text of an article stands in blocks with many words and few links; menus, teasers and
 //! footers are blocks with few words or many links. The rules that tell them apart by a block's
-//! neighbours are those of Kohlschütter, Fankhauser and Nejdl ("Boilerplate Detection using Shallow
-//! Text Features", 2010). Where a page marks its article, only that part counts. The page is read
-//! as a stream of tags, so a page of a stranger costs no more than its length.
+//! neighbours are those of Kohlschütter, Fankhauser and Nejdl ("Boilerplate Detection using
+//! Shallow Text Features", 2010). Where a page marks its article, only that part counts. The page
+//! is read as a stream of tags, so a page of a stranger costs no more than its length.
 
 use std::cell::{Cell, RefCell};
 

@@ -140,8 +140,8 @@ impl SeenItems {
         self.0.remove(id);
     }
 
-    /// Remembers the items that the source shows, and returns those to publish. `is_first` says that
-    /// the source was not read before.
+    /// Remembers the items that the source shows, and returns those to publish. `is_first` says
+    /// that the source was not read before.
     pub fn choose(&mut self, items: &[Shown], choice: &Choice, is_first: bool) -> Chosen {
         let mut shown = HashSet::new();
         // Of two items with one id, the first counts.

@@ -1,7 +1,7 @@
 //! What the elements of RSS, Atom and CDF mean.
 //!
-//! A feed is the first `<rss>`, `<rdf:RDF>`, `<feed>` or `<channel>`; its items are all `<item>` and
-//! `<entry>` in it, wherever they stand. Each version has names of its own for the same thing, and
+//! A feed is the first `<rss>`, `<rdf:RDF>`, `<feed>` or `<channel>`; its items are all `<item>`
+//! and `<entry>` in it, wherever they stand. Each version has names of its own for the same thing, and
 //! all of them are read in every feed.
 
 use jiff::Timestamp;
@@ -11,6 +11,12 @@ use super::texts::{Text, Usual, address_in, author_in, text_in};
 use super::tree::{Element, Namespace, Node};
 use super::{Enclosure, Feed, ITEMS_MAX, Item};
 use crate::dates::parse_date;
+
+/// How many files of one item are read. More let a hostile feed fill the memory.
+const ENCLOSURES_MAX: usize = 100;
+
+/// How many categories of one item are read. Each is compared with those before it.
+const CATEGORIES_MAX: usize = 1000;
 
 /// Reads the feed among these elements, if there is one.
 pub(super) fn read(nodes: &[Node]) -> Option<Feed> {
@@ -239,7 +245,7 @@ impl ItemReader {
             Some(Meaning::Title) if item.title.is_none() => item.title = title(element, self.usual),
             Some(Meaning::Link) => match read_link(element) {
                 Some(Link::Page(link)) => item.link = Some(link),
-                Some(Link::Enclosure(enclosure)) => item.enclosures.push(enclosure),
+                Some(Link::Enclosure(enclosure)) => self.add_enclosure(enclosure),
                 None => {}
             },
             Some(Meaning::Guid) => self.read_guid(element),
@@ -260,7 +266,11 @@ impl ItemReader {
                     self.add_category(word);
                 }
             }
-            Some(Meaning::Enclosure) => item.enclosures.extend(read_enclosure(element)),
+            Some(Meaning::Enclosure) => {
+                if let Some(enclosure) = read_enclosure(element) {
+                    self.add_enclosure(enclosure);
+                }
+            }
             Some(Meaning::Image) => self.read_image(element),
             Some(Meaning::MediaTitle) => set(&mut self.media_title, title(element, self.usual)),
             Some(Meaning::MediaDescription) => {
@@ -322,9 +332,19 @@ impl ItemReader {
         }
     }
 
+    fn add_enclosure(&mut self, enclosure: Enclosure) {
+        if self.item.enclosures.len() < ENCLOSURES_MAX {
+            self.item.enclosures.push(enclosure);
+        }
+    }
+
     fn add_category(&mut self, term: &str) {
         let term = term.trim();
-        if !term.is_empty() && !self.item.categories.iter().any(|known| known == term) {
+        let is_known = |known: &String| known == term;
+        if !term.is_empty()
+            && self.item.categories.len() < CATEGORIES_MAX
+            && !self.item.categories.iter().any(is_known)
+        {
             self.item.categories.push(term.to_owned());
         }
     }

@@ -6,6 +6,7 @@
 //! that is cut off. It never fetches anything and never expands an entity that names another one,
 //! so a small document stays a small tree.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -22,6 +23,13 @@ const DEPTH_MAX: usize = 200;
 /// How many declarations of namespaces count at one place. Every name is looked up among them, so
 /// more make a hostile document slow. Feeds have 20.
 const PREFIXES_MAX: usize = 500;
+
+/// How many bytes the entities that a document declares may become altogether. More would let a
+/// small document fill the memory; documents that declare entities use a few of them.
+const ENTITY_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long an address in `xml:base` may be. It is repeated in each relative address.
+const BASE_BYTES_MAX: usize = 512;
 
 /// What an element's namespace means to a feed. All versions of RSS and Atom are one namespace,
 /// because feeds mix their elements.
@@ -243,8 +251,11 @@ fn windows_1252(c: char) -> char {
 
 /// The entities that a document declares. Only values without a further entity count, so that no
 /// entity grows by naming others.
-#[derive(Default)]
-struct Entities(HashMap<String, String>);
+struct Entities {
+    declared: HashMap<String, String>,
+    /// How many bytes they may still become.
+    bytes_left: Cell<usize>,
+}
 
 impl Entities {
     /// Reads the entities of a document type declaration.
@@ -256,9 +267,9 @@ impl Entities {
             let Some(quote @ ('"' | '\'')) = value.chars().next() else { continue };
             let Some((value, _)) = value[1..].split_once(quote) else { continue };
             let is_plain = value.split('&').skip(1).all(|rest| rest.starts_with('#'));
-            if is_plain && value.len() <= 256 && self.0.len() < 1000 {
+            if is_plain && value.len() <= 256 && self.declared.len() < 1000 {
                 let value = self.replace(value);
-                self.0.entry(name.to_owned()).or_insert(value);
+                self.declared.entry(name.to_owned()).or_insert(value);
             }
         }
     }
@@ -276,7 +287,10 @@ impl Entities {
             push_clean(c.encode_utf8(&mut [0; 4]), &mut text);
             return text;
         }
-        if let Some(declared) = self.0.get(name) {
+        if let Some(declared) = self.declared.get(name)
+            && let Some(left) = self.bytes_left.get().checked_sub(declared.len())
+        {
+            self.bytes_left.set(left);
             return declared.clone();
         }
         match crate::html::entity(name) {
@@ -321,7 +335,10 @@ struct Tree {
 impl Tree {
     fn new(base: Option<Url>) -> Self {
         Self {
-            entities: Entities::default(),
+            entities: Entities {
+                declared: HashMap::new(),
+                bytes_left: Cell::new(ENTITY_BYTES_MAX),
+            },
             base: base.map(Rc::new),
             top: Vec::new(),
             open: Vec::new(),
@@ -386,8 +403,8 @@ impl Tree {
             return outer.clone();
         };
         match crate::html::resolve(outer.as_deref(), given) {
-            Some(url) => Some(Rc::new(url)),
-            None => outer.clone(),
+            Some(url) if url.as_str().len() <= BASE_BYTES_MAX => Some(Rc::new(url)),
+            _ => outer.clone(),
         }
     }
 

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]
 
+mod api;
 mod feed;
 mod folder;
 mod origin;
+mod watch;

@@ -21,6 +21,14 @@ fn entities_of_html_and_of_the_document_are_replaced_and_unknown_ones_stay() {
 }
 
 #[test]
+fn declared_entities_fill_no_memory() {
+    let value = "x".repeat(200);
+    let text = format!("<!DOCTYPE a [<!ENTITY e '{value}'>]><a>{}</a>", "&e;".repeat(100_000));
+    let length = only(&text).text().len();
+    assert!((1_000_000..1_500_000).contains(&length), "{length}");
+}
+
+#[test]
 fn a_less_than_sign_that_begins_no_tag_is_text() {
     assert_eq!(only("<a>1 < 2 <3 <![CDATA[<b> < c]]></a>").text(), "1 < 2 <3 <b> < c");
 }
