@@ -67,7 +67,7 @@ impl Browsed {
             if part.entries.is_empty() {
                 return names;
             }
-            names.extend(part.entries.iter().map(|(name, _)| name.clone()));
+            names.extend(part.entries.iter().map(|entry| entry.name.clone()));
         }
     }
 
@@ -167,7 +167,10 @@ async fn a_folder_of_few_documents_among_many_is_listed_to_its_end_if_there_is_t
 async fn a_search_that_takes_too_long_ends_with_a_file_that_names_the_command_for_the_rest() {
     let plane = Browsed::new(hidden_documents(), Duration::ZERO).await;
     for (folder, name, command) in folders() {
-        assert_eq!(plane.find(&format!("{folder}/MORE")).await, None, "not listed yet: {folder}");
+        // In a folder of a search, every name is a term.
+        if !folder.starts_with("find/") {
+            assert_eq!(plane.find(&format!("{folder}/MORE")).await, None, "not listed: {folder}");
+        }
         assert_eq!(plane.names(folder).await, ["MORE"], "{folder}");
         let text = plane.text(&format!("{folder}/MORE")).await;
         assert!(text.contains(command), "{folder}: {text}");
