@@ -81,7 +81,10 @@ fn each_item_is_published_once_wherever_the_dispatcher_dies() {
         let up = home.up(&file);
         wait_up_to(3 * DEADLINE, point, || items(&home).len() > before);
         up.kill();
-        assert_each_once(&home);
+        // An item that was committed at the moment of death is published by a relay, after a while.
+        let items = items(&home);
+        let all: BTreeSet<u64> = items.iter().copied().collect();
+        assert_eq!(all.len(), items.len(), "{point}: an item is published twice: {items:?}");
     }
     let up = home.up(&file);
     let before = items(&home).len();
