@@ -44,7 +44,7 @@ use lapin::{
 };
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use self::refusal::{BrokerAct, explain_error, is_missing};
+use self::refusal::{BrokerAct, explain_error, is_internal, is_missing};
 use self::url::Address;
 use super::{Bus, BusReport, DeadLetter, Routed, StoreError, Subscription};
 
@@ -72,10 +72,11 @@ const DELIVERY_LIMIT: i32 = 100;
 /// into a queue must never use up [`DELIVERY_LIMIT`].
 const REFRESHED_AT: i64 = 50;
 
-/// How often declaring a queue is tried while others delete it. One try is too few for a dispatcher
-/// that starts at that moment. A broker that reports a missing queue every time has another fault,
-/// which must be reported.
-const DECLARES: Retry = Retry::times(5);
+/// The tries to declare a queue while others delete it. One try is too few for a dispatcher that
+/// starts at that moment. A broker that reports a missing queue, or a fault of its own, every time
+/// has another fault, which must be reported.
+const DECLARES: Retry =
+    Retry::times(6).doubling(Duration::from_millis(100), Duration::from_secs(1));
 
 const EVENTS: &str = "ion.events";
 const DEAD: &str = "ion.dead";
@@ -545,8 +546,9 @@ impl Bus for Amqp {
     ) -> Result<(), StoreError> {
         let declared = DECLARES.run(
             async |_| self.declare_and_rebind(module, event_types, former).await,
-            // Somebody deleted the queue before it was bound to all types.
-            |failed| is_missing(failed.error),
+            // Somebody deleted the queue before it was bound to all types, or the broker is still
+            // deleting one of the same name.
+            |failed| is_missing(failed.error) || is_internal(failed.error),
         );
         declared
             .await

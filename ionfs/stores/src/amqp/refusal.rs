@@ -78,6 +78,13 @@ pub(super) fn is_missing(error: &Cause) -> bool {
         .is_some_and(|answer| *answer.kind() == AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND))
 }
 
+/// Returns whether the broker reported a fault of its own. RabbitMQ answers so, and closes the
+/// connection, when a quorum queue is declared while one of the same name is being deleted.
+pub(super) fn is_internal(error: &Cause) -> bool {
+    broker_error(error)
+        .is_some_and(|answer| *answer.kind() == AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR))
+}
+
 /// Returns the id of the plane that the virtual host belongs to, if the error is the broker's
 /// refusal of another plane's mark.
 pub(super) fn other_plane(error: &Cause) -> Option<String> {
