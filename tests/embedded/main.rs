@@ -5,6 +5,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests start programs")]
 
 mod asking;
+mod batches;
 mod carried;
 mod closing;
 mod crash;

@@ -1,5 +1,6 @@
 //! Claims the jobs of messages, and reads what a job begins with.
 
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,11 +12,12 @@ use ion_jobs::pipeline::Module;
 use ion_model::clock;
 use ion_model::errors::error_chain;
 use ion_model::event::{Event, Message};
+use ion_model::id::EventId;
 use ion_model::record::{JobRecord, JobState};
 use ion_stores::{DeadLetter, Delivery, StoreError, encode};
 use ion_system::patience::{FailedTry, Retry};
 
-use super::attempt::ClaimedJob;
+use super::attempt::{ClaimedJob, ClaimedJobs};
 use super::served::ServedModule;
 use super::slots::JobSlot;
 use super::{DispatchState, STORE_WAIT};
@@ -57,23 +59,23 @@ pub(super) enum ClaimIntent {
     Queue,
 }
 
-/// A message whose job was claimed.
+/// Messages whose jobs were claimed together.
 #[derive(Debug)]
-pub(super) struct ClaimedMessage {
-    /// The subscription's number of the delivery.
-    pub(super) tag: u64,
+pub(super) struct ClaimedMessages {
+    /// The subscription's numbers of the deliveries.
+    pub(super) tags: Vec<u64>,
     pub(super) end: ClaimEnd,
 }
 
 /// How a claim ended.
 #[derive(Debug)]
 pub(super) enum ClaimEnd {
-    /// This dispatcher has the job, and runs it in this slot.
-    Run(Box<ClaimedJob>, JobSlot),
-    /// This dispatcher has nothing to run now: the job runs elsewhere or later, or the message
-    /// starts no job.
+    /// This dispatcher has these jobs, and runs them in this slot.
+    Run(ClaimedJobs, JobSlot),
+    /// This dispatcher has nothing to run now: the jobs run elsewhere or later, or the messages
+    /// start no job.
     NothingToRun,
-    /// The job could not be claimed.
+    /// The jobs could not be claimed.
     Failed(LedgerError),
 }
 
@@ -162,18 +164,35 @@ impl DispatchState {
         Ok(done)
     }
 
-    /// Claims the job of a message, and tries again while the store is unavailable, because a
-    /// broker counts each return of a message and gives the message up in the end.
+    /// Reads the events of the jobs of a batch, and tries again while the store is unavailable. An
+    /// event that cannot be read is left out.
+    pub(super) async fn read_events_patiently(
+        &self,
+        jobs: &[JobRecord],
+    ) -> Result<HashMap<EventId, Event>, LedgerError> {
+        let ids: Vec<EventId> = jobs.iter().map(|job| job.event_id.clone()).collect();
+        let warn = |failed: FailedTry<'_, StoreError>| {
+            let error = error_chain(failed.error);
+            tracing::debug!(jobs = ids.len(), error, "the events of a batch cannot be read yet");
+            true
+        };
+        let read = |_| self.ledger.events(&ids);
+        let read = READ_MATERIALS.run_until(self.stopping.cancelled(), read, warn).await;
+        Ok(read?)
+    }
+
+    /// Claims the jobs of messages, and tries again while the store is unavailable, because a broker
+    /// counts each return of a message and gives the message up in the end.
     pub(super) async fn claim_patiently(
         self: Arc<Self>,
         served: Arc<ServedModule>,
-        delivery: Delivery,
+        deliveries: Vec<Delivery>,
         intent: ClaimIntent,
-    ) -> ClaimedMessage {
-        let tag = delivery.tag;
+    ) -> ClaimedMessages {
+        let tags = deliveries.iter().map(|delivery| delivery.tag).collect();
         let claim = |number| {
             let which = if number == 0 { ClaimTry::First } else { ClaimTry::Repeated };
-            self.claim(&served, &delivery, &intent, which)
+            self.claim(&served, &deliveries, &intent, which)
         };
         let warn = |failed: FailedTry<'_, LedgerError>| {
             let (module, error) = (&served.module.name, error_chain(failed.error));
@@ -182,101 +201,123 @@ impl DispatchState {
         };
         let claimed = CLAIM.run_until(self.stopping.cancelled(), claim, warn).await;
         let end = match (claimed, intent) {
-            (Ok(Some(job)), ClaimIntent::Run(slot)) => ClaimEnd::Run(Box::new(job), slot),
+            (Ok(jobs), ClaimIntent::Run(slot)) if !jobs.is_empty() => {
+                ClaimEnd::Run(ClaimedJobs { module: served.module.clone(), jobs }, slot)
+            }
             (Ok(_), _) => ClaimEnd::NothingToRun,
             (Err(error), _) => ClaimEnd::Failed(error),
         };
-        ClaimedMessage { tag, end }
+        ClaimedMessages { tags, end }
     }
 
-    /// Claims the job of a message once. Returns none if there is nothing to run: the job is known
-    /// or waits, or the message is not one of Ion's.
+    /// Claims the jobs of messages once. Returns those to run here: none that is known or waits, and
+    /// none for a message that is not one of Ion's.
     async fn claim(
         &self,
         served: &ServedModule,
-        delivery: &Delivery,
+        deliveries: &[Delivery],
         intent: &ClaimIntent,
         which: ClaimTry,
-    ) -> Result<Option<ClaimedJob>, LedgerError> {
+    ) -> Result<Vec<ClaimedJob>, LedgerError> {
         let module = &served.module;
-        let message: &Message = match &delivery.message {
-            Ok(message) => message,
-            Err(unreadable) => {
-                let body = String::from_utf8_lossy(&unreadable.body).into_owned();
-                let reason = format!("it is no message of Ion's: {}", unreadable.reason);
-                self.write_dead_letter(module, &unreadable.id(), body, reason).await?;
-                return Ok(None);
+        let mut messages = Vec::with_capacity(deliveries.len());
+        for delivery in deliveries {
+            match &delivery.message {
+                Ok(message) => messages.push(message),
+                Err(unreadable) => {
+                    let body = String::from_utf8_lossy(&unreadable.body).into_owned();
+                    let reason = format!("it is no message of Ion's: {}", unreadable.reason);
+                    self.write_dead_letter(module, &unreadable.id(), body, reason).await?;
+                }
             }
-        };
-        match self.claim_announced(served, message, intent, which).await {
-            // Another read would give the same document.
-            Err(LedgerError::Store(malformed @ StoreError::Malformed { .. })) => {
-                self.reject_message(module, message, error_chain(&malformed)).await?;
-                Ok(None)
-            }
-            claimed => claimed,
         }
-    }
-
-    /// Claims the job of a message that can be read.
-    async fn claim_announced(
-        &self,
-        served: &ServedModule,
-        message: &Message,
-        intent: &ClaimIntent,
-        which: ClaimTry,
-    ) -> Result<Option<ClaimedJob>, LedgerError> {
-        let module = &served.module;
-        let event = match self.ledger.message_subject(&message.context.event_id).await? {
-            MessageSubject::Event(event) => *event,
-            MessageSubject::NotYet => {
-                // The message is not lost: the write that makes the event visible publishes it.
-                let event = message.context.event_id.as_str();
-                tracing::warn!(
-                    module = module.name,
-                    event,
-                    "a message names an event that is only staged"
-                );
-                return Ok(None);
-            }
-            MessageSubject::NoEvent(reason) => {
-                self.reject_message(module, message, reason).await?;
-                return Ok(None);
-            }
-        };
-        if !served.registration.receives(&module.name, &event) {
-            // The queue received the message before the module was registered, or the message is
-            // left from a former module.
-            tracing::info!(
-                module = module.name,
-                event = %event.id,
-                event_type = event.event_type,
-                "a message of an event that was committed before the module was registered, or is \
-                 for others"
-            );
-            return Ok(None);
+        let events = self.read_announced_events(served, &messages).await?;
+        if events.is_empty() {
+            return Ok(vec![]);
         }
         let wants_to_run = matches!(intent, ClaimIntent::Run(_));
         let holder = wants_to_run.then(|| (self.id.as_str(), self.lease()));
-        let claim = self.ledger.claim(module, &event, holder).await?;
-        self.metrics.count_claim(&claim);
-        let runs_here = |job| ClaimedJob { job, module: module.clone(), event, gathered: None };
-        match claim {
-            ClaimOutcome::Won(job) if job.state == JobState::Waiting => {
-                self.ended.notify_one();
-                Ok(None)
+        let claims = self.ledger.claim_all(module, &events, holder).await?;
+        let mut to_run = Vec::new();
+        for (event, claim) in events.into_iter().zip(claims) {
+            let claim = match claim {
+                Ok(claim) => claim,
+                // Another read would give the same document.
+                Err(malformed) => {
+                    let body = encode(&event.message()).to_string();
+                    let (id, reason) = (event.id.as_str(), error_chain(&malformed));
+                    self.write_dead_letter(module, id, body, reason).await?;
+                    continue;
+                }
+            };
+            self.metrics.count_claim(&claim);
+            let runs_here = |job| ClaimedJob { job, event, gathered: None };
+            match claim {
+                ClaimOutcome::Won(job) if job.state == JobState::Waiting => {
+                    self.ended.notify_one();
+                }
+                ClaimOutcome::Won(job) if wants_to_run => to_run.push(runs_here(job)),
+                ClaimOutcome::Won(_) => self.served.wake_module(&module.name),
+                // The answer to this dispatcher's first try was lost. It holds the job all the
+                // same.
+                ClaimOutcome::Known(job)
+                    if which == ClaimTry::Repeated && self.has_just_won(&job) =>
+                {
+                    to_run.push(runs_here(job));
+                }
+                ClaimOutcome::Known(_) => {}
             }
-            ClaimOutcome::Won(job) if wants_to_run => Ok(Some(runs_here(job))),
-            ClaimOutcome::Won(_) => {
-                self.served.wake_module(&module.name);
-                Ok(None)
-            }
-            // The answer to this dispatcher's first try was lost. It holds the job all the same.
-            ClaimOutcome::Known(job) if which == ClaimTry::Repeated && self.has_just_won(&job) => {
-                Ok(Some(runs_here(job)))
-            }
-            ClaimOutcome::Known(_) => Ok(None),
         }
+        Ok(to_run)
+    }
+
+    /// Returns the events that messages name and that are for the module, each once.
+    async fn read_announced_events(
+        &self,
+        served: &ServedModule,
+        messages: &[&Message],
+    ) -> Result<Vec<Event>, LedgerError> {
+        let module = &served.module;
+        let ids: Vec<EventId> =
+            messages.iter().map(|message| message.context.event_id.clone()).collect();
+        let subjects = self.ledger.message_subjects(&ids).await?;
+        let (mut events, mut seen) = (Vec::with_capacity(subjects.len()), HashSet::new());
+        for (message, subject) in messages.iter().zip(subjects) {
+            let event = match subject {
+                MessageSubject::Event(event) => *event,
+                MessageSubject::NotYet => {
+                    // The message is not lost: the write that makes the event visible publishes it.
+                    let event = message.context.event_id.as_str();
+                    tracing::warn!(
+                        module = module.name,
+                        event,
+                        "a message names an event that is only staged"
+                    );
+                    continue;
+                }
+                MessageSubject::NoEvent(reason) => {
+                    self.reject_message(module, message, reason).await?;
+                    continue;
+                }
+            };
+            if !served.registration.receives(&module.name, &event) {
+                // The queue received the message before the module was registered, or the message
+                // is left from a former module.
+                tracing::info!(
+                    module = module.name,
+                    event = %event.id,
+                    event_type = event.event_type,
+                    "a message of an event that was committed before the module was registered, \
+                     or is for others"
+                );
+                continue;
+            }
+            // A message may have come twice.
+            if seen.insert(event.id.clone()) {
+                events.push(event);
+            }
+        }
+        Ok(events)
     }
 
     /// Returns whether this dispatcher holds a job that it has not begun to run.

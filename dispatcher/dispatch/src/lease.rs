@@ -1,4 +1,5 @@
-//! Decides what the holder of a running job does about its lease.
+//! Decides what the holder of a running job, or of the jobs of a batch, does about the lease. All
+//! leases of a batch were taken by one write, and are renewed by one.
 //!
 //! # How it works
 //! [`LeasePlan::decide`] takes one happening and the time, and returns what is to be done. It does
@@ -47,20 +48,13 @@ pub(super) enum LeaseHappening {
     RunningWritten,
     /// It is time to look at the record.
     Tick,
-    /// The record was read, and this holder still has the job.
-    Read {
-        /// Whether a person has cancelled the job.
-        cancelled: bool,
-    },
-    /// The lease was renewed.
+    /// The records were read.
+    Read,
+    /// The leases were renewed.
     Renewed {
         /// The time before the write.
         asked: Instant,
-        /// Whether a person has cancelled the job.
-        cancelled: bool,
     },
-    /// Another holder has the job, or it has ended.
-    Taken,
     /// The store answered with a failure.
     StoreFailed,
     /// The store did not answer in time.
@@ -98,7 +92,6 @@ impl LeasePlan {
 
     /// Returns what is to be done now.
     pub(super) fn decide(&mut self, happening: LeaseHappening, now: Instant) -> Vec<LeaseAction> {
-        let cancel = |cancelled: bool| cancelled.then_some(LeaseAction::Stop(StopReason::Cancel));
         let lost = LeaseAction::Stop(StopReason::LostLease);
         match happening {
             LeaseHappening::ProcessRuns if self.process == ProcessNote::NotStarted => {
@@ -116,15 +109,13 @@ impl LeasePlan {
                 let write = unwritten.then_some(LeaseAction::WriteRunning);
                 write.into_iter().chain([self.read_or_renew(now)]).collect()
             }
-            LeaseHappening::Read { cancelled } => cancel(cancelled).into_iter().collect(),
-            LeaseHappening::Renewed { asked, cancelled } => {
+            LeaseHappening::Read => vec![],
+            LeaseHappening::Renewed { asked } => {
                 self.renewed = asked;
-                cancel(cancelled).into_iter().collect()
+                vec![]
             }
             LeaseHappening::StoreFailed if now - self.renewed <= self.lease * 2 / 3 => vec![],
-            LeaseHappening::Taken | LeaseHappening::StoreFailed | LeaseHappening::StoreSilent => {
-                vec![lost]
-            }
+            LeaseHappening::StoreFailed | LeaseHappening::StoreSilent => vec![lost],
         }
     }
 
@@ -188,7 +179,7 @@ mod tests {
         let mut plan = LeasePlan::for_adopted_job(LEASE, begun);
         let tick = plan.decide(LeaseHappening::Tick, seconds_after(begun, 20));
         assert_eq!(tick, [LeaseAction::Renew(Duration::from_secs(25))]);
-        let renewed = LeaseHappening::Renewed { asked: seconds_after(begun, 20), cancelled: false };
+        let renewed = LeaseHappening::Renewed { asked: seconds_after(begun, 20) };
         assert_eq!(plan.decide(renewed, seconds_after(begun, 30)), []);
         let tick = plan.decide(LeaseHappening::Tick, seconds_after(begun, 39));
         assert_eq!(tick, [LeaseAction::Read(Duration::from_secs(26))]);
@@ -211,16 +202,5 @@ mod tests {
         let tick = plan.decide(LeaseHappening::Tick, seconds_after(begun, 59));
         assert_eq!(tick, [LeaseAction::Renew(Duration::from_secs(5))]);
         assert_eq!(plan.decide(LeaseHappening::StoreSilent, seconds_after(begun, 64)), [LOST]);
-    }
-
-    #[test]
-    fn a_cancelled_and_a_taken_job_are_stopped() {
-        let begun = Instant::now();
-        let mut plan = LeasePlan::for_adopted_job(LEASE, begun);
-        let cancel = [LeaseAction::Stop(StopReason::Cancel)];
-        assert_eq!(plan.decide(LeaseHappening::Read { cancelled: true }, begun), cancel);
-        let renewed = LeaseHappening::Renewed { asked: begun, cancelled: true };
-        assert_eq!(plan.decide(renewed, begun), cancel);
-        assert_eq!(plan.decide(LeaseHappening::Taken, begun), [LOST]);
     }
 }

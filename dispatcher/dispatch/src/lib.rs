@@ -40,6 +40,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
 use ion_fs::job::remove_attempt;
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::ledger::{Ledger, LedgerError};
@@ -48,6 +49,7 @@ use ion_jobs::pipeline::{AT_A_TIME_MAX, Module};
 use ion_jobs::sources::{SourceError, Sources};
 use ion_model::clock::{Millis, millis};
 use ion_model::errors::error_chain;
+use ion_model::id::JobId;
 use ion_model::record::JobRecord;
 use ion_plane::relay;
 use ion_run::executor::{Executor, RunResult, StopReason};
@@ -55,9 +57,9 @@ use ion_stores::{DataPlane, StoreError};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
-use self::attempt::{AttemptRunner, ClaimedJob};
+use self::attempt::{AttemptRunner, ClaimedJobs, RanAttempt, StopSender};
 use self::modules::WantedModules;
 pub use self::modules::{DeclaredSources, ModuleSelection};
 use self::presence::Presence;
@@ -65,6 +67,9 @@ pub use self::presence::{ServedWatch, served_modules};
 use self::running::RunningJobs;
 use self::served::ServedModules;
 use self::slots::JobSlot;
+
+/// How many ends of a batch are followed up at the same time: their events are published then.
+const ENDS_AT_ONCE: usize = 16;
 
 /// The wait after a store failed, before the next try. The stores have their own deadlines.
 const STORE_WAIT: Duration = Duration::from_secs(1);
@@ -310,39 +315,66 @@ impl DispatchState {
         let _ = tokio::time::timeout(time, self.stopping.cancelled()).await;
     }
 
-    /// Runs one attempt to its end, in its slot.
-    async fn run_job(self: Arc<Self>, claimed: ClaimedJob, slot: JobSlot) {
-        let (job, module) = (claimed.job.clone(), claimed.module.clone());
-        let (stop, _) = watch::channel(None);
-        self.running.insert(job.id.clone(), stop.clone());
+    /// Runs attempts to their ends, in their slot.
+    async fn run_jobs(self: Arc<Self>, claimed: ClaimedJobs, slot: JobSlot) {
+        let module = claimed.module.clone();
+        let ids: Vec<JobId> = claimed.jobs.iter().map(|claimed| claimed.job.id.clone()).collect();
+        let stops: Vec<StopSender> = ids.iter().map(|_| watch::Sender::new(None)).collect();
+        for (id, stop) in ids.iter().zip(&stops) {
+            self.running.insert(id.clone(), stop.clone());
+        }
         if self.stopping.is_cancelled() {
-            stop.send_replace(Some(StopReason::Shutdown));
+            stops.iter().for_each(|stop| drop(stop.send_replace(Some(StopReason::Shutdown))));
         }
-        let counted = self.metrics.count_start(&module.name);
-        let (result, span) = self.attempts.run(claimed, &stop).await;
-        self.running.remove(&job.id);
+        let counted: Vec<_> = ids.iter().map(|_| self.metrics.count_start(&module.name)).collect();
+        let ran = self.attempts.run(claimed, &stops).await;
+        ids.iter().for_each(|id| self.running.remove(id));
         drop(counted);
-        match result {
-            RunResult::Ended(outcome) => {
-                self.end_attempt(&job, &module, outcome).instrument(span).await
+        let (mut ended, mut spans) = (Vec::new(), Vec::new());
+        for RanAttempt { job, result, span } in ran {
+            match result {
+                RunResult::Ended(outcome) => {
+                    ended.push((job, outcome));
+                    spans.push(span);
+                }
+                RunResult::Left => self.hand_over(&job).await,
             }
-            RunResult::Left => self.hand_over(&job).await,
         }
+        let span = spans.into_iter().next().unwrap_or_else(Span::none);
+        self.end_attempts(&module, ended).instrument(span).await;
         drop(slot);
         self.freed.notify_waiters();
     }
 
-    /// Writes how an attempt ended, and wakes the tasks that wait for it.
-    async fn end_attempt(&self, job: &JobRecord, module: &Module, outcome: AttemptOutcome) {
-        self.metrics.count_end(&module.name, outcome.end, outcome.usage);
-        let record = match self.attempts.write_end(job, module, outcome).await {
-            Ok(record) => record,
+    /// Writes how attempts of a module ended, and wakes the tasks that wait for it.
+    async fn end_attempts(&self, module: &Module, ended: Vec<(JobRecord, AttemptOutcome)>) {
+        for (_, outcome) in &ended {
+            self.metrics.count_end(&module.name, outcome.end, outcome.usage);
+        }
+        let jobs: Vec<JobRecord> = ended.iter().map(|(job, _)| job.clone()).collect();
+        let written = match self.attempts.write_ends(module, ended).await {
+            Ok(written) => written,
             Err(error) => {
-                let error = error_chain(&error);
-                tracing::warn!(job = %job.id, error, "a job's end was not written");
+                let (error, job) = (error_chain(&error), jobs.first().map(|job| job.id.as_str()));
+                tracing::warn!(job, error, jobs = jobs.len(), "the ends of jobs were not written");
                 return;
             }
         };
+        let follow = |(job, written): (JobRecord, Result<JobRecord, LedgerError>)| async move {
+            match written {
+                Ok(record) => self.follow_end(module, &job, record).await,
+                Err(error) => {
+                    let error = error_chain(&error);
+                    tracing::warn!(job = %job.id, error, "a job's end was not written");
+                }
+            }
+        };
+        let ends = stream::iter(jobs.into_iter().zip(written));
+        ends.for_each_concurrent(ENDS_AT_ONCE, follow).await;
+    }
+
+    /// Does what follows the end of an attempt once it is written.
+    async fn follow_end(&self, module: &Module, job: &JobRecord, record: JobRecord) {
         if record.outbox
             && let Err(error) = relay::empty_outbox(self.ledger.plane(), &record.id).await
         {

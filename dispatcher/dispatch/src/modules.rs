@@ -78,7 +78,8 @@ impl DispatchState {
         let bus = &self.ledger.plane().bus;
         // The queue may have been removed while no dispatcher served it.
         bus.declare(&module.name, &module.subscribed_types(), &[]).await?;
-        let queue = bus.clone().subscribe(&module.name, module.concurrency).await?;
+        let ahead = module.concurrency.saturating_mul(module.jobs_at_once());
+        let queue = bus.clone().subscribe(&module.name, ahead).await?;
         let served = Arc::new(ServedModule {
             module: Arc::new(module),
             registration,

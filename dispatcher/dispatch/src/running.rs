@@ -5,10 +5,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ion_model::id::JobId;
 use ion_run::executor::StopReason;
-use tokio::sync::watch;
 
-/// Ends an attempt early by a value.
-type StopSender = watch::Sender<Option<StopReason>>;
+use super::attempt::StopSender;
 
 /// The jobs that run in this dispatcher, and what ends each of them.
 #[derive(Debug, Default)]

@@ -3,8 +3,8 @@
 //!
 //! # How it works
 //! The task waits for a happening, [`ServePlan`] decides what follows, and the task performs it.
-//! It takes a message only while a slot is free, since another dispatcher may have a slot for the
-//! message's job. Claims run beside the task, so that one slow answer of the ledger holds up no
+//! It takes messages only while a slot is free, since another dispatcher may have a slot for their
+//! jobs: one message, or as many as are there and the module takes into a batch. Claims run beside the task, so that one slow answer of the ledger holds up no
 //! other message; jobs run beside it too.
 //!
 //! # After a crash
@@ -23,11 +23,14 @@ use tokio::task::{JoinError, JoinSet};
 
 pub(super) use self::plan::DueLook;
 use self::plan::{ServeAction, ServeHappening, ServePlan};
-use super::attempt::ClaimedJob;
-use super::claims::{ClaimEnd, ClaimIntent, ClaimedMessage};
+use super::attempt::ClaimedJobs;
+use super::claims::{ClaimEnd, ClaimIntent, ClaimedMessages};
 use super::served::ServedModule;
 use super::slots::{JobSlot, ModuleSlots, SlotState};
 use super::{DispatchState, STORE_WAIT};
+
+/// How many messages are queued in the ledger by one write.
+const QUEUED_AT_ONCE: usize = 100;
 
 /// What follows an action of a module's task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +49,7 @@ pub(super) struct ModuleTask {
     /// How long the jobs that wait in the ledger have been in their states.
     pub(super) seen: StateAges<i64>,
     queue: Box<dyn Subscription>,
-    claims: JoinSet<ClaimedMessage>,
+    claims: JoinSet<ClaimedMessages>,
     jobs: JoinSet<()>,
 }
 
@@ -83,21 +86,24 @@ impl ModuleTask {
     }
 
     async fn next_happening(&mut self, plan: &ServePlan) -> ServeHappening {
+        // A task that has ended keeps its memory until it is joined, and under load something else
+        // always comes before that below.
+        while self.jobs.try_join_next().is_some() {}
         // This begins to listen before the slots are looked at, so that no freed slot is missed.
         let freed = self.dispatch.freed.notified();
-        let slot = self.slots.state();
+        let (slot, most) = (self.slots.state(), self.served.module.jobs_at_once());
         if plan.is_behind() && slot == SlotState::Free {
             return ServeHappening::Woken;
         }
         tokio::select! {
             biased;
             () = self.served.stopping.cancelled() => ServeHappening::Stopping,
-            Some(claimed) = self.claims.join_next() => match claimed_message(claimed) {
+            Some(claimed) = self.claims.join_next() => match claimed_messages(claimed) {
                 Some(claimed) => ServeHappening::Claimed(claimed),
                 None => ServeHappening::Woken,
             },
-            delivery = self.queue.next(), if slot == SlotState::Free => match delivery {
-                Ok(delivery) => ServeHappening::Delivered(delivery),
+            received = self.queue.next(most), if slot == SlotState::Free => match received {
+                Ok(deliveries) => ServeHappening::Delivered(deliveries),
                 Err(error) => ServeHappening::QueueFailed(error),
             },
             // Only a task that waits for a slot listens. The others would look into their
@@ -111,7 +117,7 @@ impl ModuleTask {
 
     async fn perform(&mut self, action: ServeAction) -> TaskProgress {
         match action {
-            ServeAction::Claim(delivery) => self.begin_claim(delivery),
+            ServeAction::Claim(deliveries) => self.begin_claim(deliveries),
             ServeAction::Finish(claimed) => return self.finish_claim(claimed).await,
             ServeAction::WarnOfQueue(error) => self.warn_of_queue(&error),
             ServeAction::Rest => self.dispatch.sleep_unless_stopped(STORE_WAIT).await,
@@ -127,38 +133,40 @@ impl ModuleTask {
         tracing::warn!(module, error, "the queue cannot be read; trying again");
     }
 
-    /// Begins to claim the job of a message: to run it here, or to queue it if another module has
+    /// Begins to claim the jobs of messages: to run them here, or to queue them if another module has
     /// taken the last slot meanwhile.
-    fn begin_claim(&mut self, delivery: Delivery) {
+    fn begin_claim(&mut self, deliveries: Vec<Delivery>) {
         let intent = self.slots.take().map_or(ClaimIntent::Queue, ClaimIntent::Run);
         let (dispatch, served) = (self.dispatch.clone(), self.served.clone());
-        self.claims.spawn(dispatch.claim_patiently(served, delivery, intent));
+        self.claims.spawn(dispatch.claim_patiently(served, deliveries, intent));
     }
 
-    /// Runs a job beside this task.
-    pub(super) fn begin_job(&mut self, job: ClaimedJob, slot: JobSlot) {
-        self.jobs.spawn(self.dispatch.clone().run_job(job, slot));
+    /// Runs jobs beside this task.
+    pub(super) fn begin_jobs(&mut self, jobs: ClaimedJobs, slot: JobSlot) {
+        self.jobs.spawn(self.dispatch.clone().run_jobs(jobs, slot));
     }
 
-    /// Acknowledges a message whose job was claimed, and runs the job if this dispatcher holds it.
-    /// The task ends when the dispatcher stops before the job was claimed.
-    async fn finish_claim(&mut self, claimed: ClaimedMessage) -> TaskProgress {
-        let ClaimedMessage { tag, end } = claimed;
+    /// Acknowledges messages whose jobs were claimed, and runs the jobs that this dispatcher holds.
+    /// The task ends when the dispatcher stops before the jobs were claimed.
+    async fn finish_claim(&mut self, claimed: ClaimedMessages) -> TaskProgress {
+        let ClaimedMessages { tags, end } = claimed;
         if let ClaimEnd::Failed(error) = end {
             let (module, error) = (&self.served.module.name, error_chain(&error));
             tracing::warn!(module, error, "a job could not be claimed; its message goes back");
-            let _ = self.queue.give_back(tag).await;
+            for tag in tags {
+                let _ = self.queue.give_back(tag).await;
+            }
             return match self.dispatch.stopping.is_cancelled() {
                 true => TaskProgress::Ends,
                 false => TaskProgress::GoesOn,
             };
         }
-        // The job is in the ledger now, so the message is not needed any more.
+        // The jobs are in the ledger now, so the messages are not needed any more.
         failpoint::hit("claim.settled");
-        if let ClaimEnd::Run(job, slot) = end {
-            self.begin_job(*job, slot);
+        if let ClaimEnd::Run(jobs, slot) = end {
+            self.begin_jobs(jobs, slot);
         }
-        if let Err(error) = self.queue.acknowledge(tag).await {
+        if let Err(error) = self.queue.acknowledge(&tags).await {
             let error = error_chain(&error);
             tracing::warn!(
                 error,
@@ -172,7 +180,7 @@ impl ModuleTask {
     /// unacknowledged for as long as a job may run; in the ledger any dispatcher with a free slot
     /// finds their jobs.
     async fn pause_queue(&mut self) -> TaskProgress {
-        let ahead = match self.queue.pause().await {
+        let mut ahead = match self.queue.pause().await {
             Ok(ahead) => ahead,
             Err(error) => {
                 let (module, error) = (&self.served.module.name, error_chain(&error));
@@ -180,9 +188,11 @@ impl ModuleTask {
                 return TaskProgress::GoesOn;
             }
         };
-        for delivery in ahead {
+        while !ahead.is_empty() {
+            let rest = ahead.split_off(ahead.len().min(QUEUED_AT_ONCE));
+            let deliveries = std::mem::replace(&mut ahead, rest);
             let (dispatch, served) = (self.dispatch.clone(), self.served.clone());
-            let claimed = dispatch.claim_patiently(served, delivery, ClaimIntent::Queue).await;
+            let claimed = dispatch.claim_patiently(served, deliveries, ClaimIntent::Queue).await;
             if self.finish_claim(claimed).await == TaskProgress::Ends {
                 return TaskProgress::Ends;
             }
@@ -193,7 +203,7 @@ impl ModuleTask {
     /// Finishes the claims, removes the queue of a removed module, and waits for the jobs.
     async fn end(mut self) {
         while let Some(claimed) = self.claims.join_next().await {
-            if let Some(claimed) = claimed_message(claimed) {
+            if let Some(claimed) = claimed_messages(claimed) {
                 self.finish_claim(claimed).await;
             }
         }
@@ -207,10 +217,7 @@ impl ModuleTask {
     }
 }
 
-fn claimed_message(claimed: Result<ClaimedMessage, JoinError>) -> Option<ClaimedMessage> {
-    claimed
-        .inspect_err(
-            |error| tracing::error!(%error, "a claim ended badly; its message comes again"),
-        )
-        .ok()
+fn claimed_messages(claimed: Result<ClaimedMessages, JoinError>) -> Option<ClaimedMessages> {
+    let warn = |error: &JoinError| tracing::error!(%error, "a claim ended badly; its messages come again");
+    claimed.inspect_err(warn).ok()
 }

@@ -25,7 +25,7 @@ use ion_stores::{DataPlane, StoreError};
 use tokio::sync::watch;
 use tracing::Instrument as _;
 
-use super::attempt::{AttemptRunner, ClaimedJob};
+use super::attempt::{AttemptRunner, ClaimedJob, ClaimedJobs, RanAttempt};
 
 /// The holder of the job, as its record names it.
 const HOLDER: &str = "ion run";
@@ -93,10 +93,14 @@ pub async fn run_once(
         ClaimOutcome::Known(job) => return Err(SingleRunError::Known(job.id)),
     };
     let runner = AttemptRunner::new(ledger, executor, search_path, lease);
-    let claimed = ClaimedJob { job: job.clone(), module: Arc::new(module), event, gathered };
-    let (result, span) = runner.run(claimed, stop).await;
-    let RunResult::Ended(outcome) = result else { return Err(SingleRunError::Left(job.id)) };
-    let job = runner.write_end(&job, &at_once, outcome.clone()).await?;
+    let jobs = vec![ClaimedJob { job: job.clone(), event, gathered }];
+    let claimed = ClaimedJobs { module: Arc::new(module), jobs };
+    let ran = runner.run(claimed, std::slice::from_ref(stop)).await.pop();
+    let Some(RanAttempt { job: held, result: RunResult::Ended(outcome), span }) = ran else {
+        return Err(SingleRunError::Left(job.id));
+    };
+    let written = runner.write_ends(&at_once, vec![(held, outcome.clone())]).await?.pop();
+    let job = written.unwrap_or(Err(LedgerError::Lost(job.id)))?;
     if job.outbox {
         let published = relay::empty_outbox(&plane, &job.id).instrument(span).await;
         published.map_err(|source| SingleRunError::Publish { job: job.id.clone(), source })?;

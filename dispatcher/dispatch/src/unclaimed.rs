@@ -151,14 +151,15 @@ impl Unclaimed {
                 .filter(|(_, job)| !present.contains(job.as_str()))
                 .collect();
             if missing.is_empty() {
-                claimed.push(encode(&Event { unclaimed: false, ..event }));
+                let event = encode(&Event { unclaimed: false, ..event });
+                claimed.push((event, Ledger::unclaimed_conditions()));
             } else {
                 unclaimed.push((event, missing));
             }
         }
         if !claimed.is_empty() {
-            let (expect, durability) = (Ledger::unclaimed_conditions(), Durability::WithNextSync);
-            documents.replace_all(Collection::Events, claimed, expect, durability).await?;
+            let durability = Durability::WithNextSync;
+            documents.replace_all(Collection::Events, claimed, durability).await?;
         }
         let mut failed = Ok(());
         for (event, missing) in unclaimed {

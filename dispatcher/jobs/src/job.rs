@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ion_model::clock::{Millis, millis};
 use ion_model::record::{
-    Attempt, AttemptEnd, FailedReads, GatherObstacles, JobRecord, JobState, MissingJobs,
+    Attempt, AttemptEnd, BatchPlace, FailedReads, GatherObstacles, JobRecord, JobState, MissingJobs,
     RefusedFiles, StoredLog,
 };
 use ion_model::source::LeftState;
@@ -52,6 +52,8 @@ pub enum Transition {
     Running {
         /// What it runs, if that is known.
         version: Option<ModuleVersion>,
+        /// Its place in the batch that runs it, if one does.
+        batch: Option<BatchPlace>,
     },
     /// Its holder renews the lease, which begins again.
     Renewed,
@@ -95,6 +97,10 @@ pub struct AttemptOutcome {
     pub usage: AttemptUsage,
     /// What the attempt ran, if that is known.
     pub version: Option<ModuleVersion>,
+    /// Its place in the batch that ran it, if one did.
+    pub batch: Option<BatchPlace>,
+    /// When its process began, if the record may not say it yet.
+    pub process_started: Option<Millis>,
     /// What a run of a source leaves for the next one.
     pub left: Option<Box<LeftState>>,
 }
@@ -112,6 +118,8 @@ impl AttemptOutcome {
             rejected: RefusedFiles::default(),
             usage: AttemptUsage::default(),
             version: None,
+            batch: None,
+            process_started: None,
             left: None,
         }
     }
@@ -191,12 +199,12 @@ pub fn next_record(
             job.attempts.pop();
             set_term(&mut job, now, 0);
         }
-        (JobState::Starting, Transition::Running { version }) => {
+        (JobState::Starting, Transition::Running { version, batch }) => {
             job.state = JobState::Running;
             if let Some(attempt) = job.attempts.last_mut() {
                 attempt.process_started = Some(now);
             }
-            note_version(&mut job, version.as_ref());
+            note_run(&mut job, version.as_ref(), batch.as_ref());
         }
         (JobState::Starting | JobState::Running, Transition::Renewed) => {
             let lease = job.term;
@@ -240,10 +248,14 @@ fn queue(job: &mut JobRecord, now: Millis, wait: Millis) {
     set_term(job, now, wait);
 }
 
-/// Notes which version the latest attempt runs, if that is known.
-fn note_version(job: &mut JobRecord, version: Option<&ModuleVersion>) {
-    if let (Some(attempt), Some(version)) = (job.attempts.last_mut(), version) {
+/// Notes which version the latest attempt runs, and in which batch, if that is known.
+fn note_run(job: &mut JobRecord, version: Option<&ModuleVersion>, batch: Option<&BatchPlace>) {
+    let Some(attempt) = job.attempts.last_mut() else { return };
+    if let Some(version) = version {
         attempt.version = Some(version.clone());
+    }
+    if let Some(batch) = batch {
+        attempt.batch = Some(batch.clone());
     }
 }
 
@@ -265,8 +277,9 @@ fn finish(job: &mut JobRecord, state: JobState, now: Millis) {
 
 fn end_attempt(job: &mut JobRecord, ended: &EndedAttempt, now: Millis) {
     let outcome = &ended.outcome;
-    note_version(job, outcome.version.as_ref());
+    note_run(job, outcome.version.as_ref(), outcome.batch.as_ref());
     if let Some(attempt) = job.attempts.last_mut() {
+        attempt.process_started = attempt.process_started.or(outcome.process_started);
         attempt.ended = Some(now);
         attempt.end = Some(outcome.end);
         attempt.exit_code = outcome.exit_code;
@@ -289,7 +302,7 @@ fn end_attempt(job: &mut JobRecord, ended: &EndedAttempt, now: Millis) {
         // A person cancelled the job while the attempt was ending by itself: no other attempt
         // follows.
         _ if job.cancel => finish(job, JobState::Cancelled, now),
-        AttemptEnd::Released => queue(job, now, 0),
+        AttemptEnd::Released | AttemptEnd::BatchFailed => queue(job, now, 0),
         AttemptEnd::Lost => {
             job.losses += 1;
             if job.losses > LOST_MAX {
@@ -319,6 +332,19 @@ fn end_attempt(job: &mut JobRecord, ended: &EndedAttempt, now: Millis) {
             }
         }
     }
+}
+
+/// Returns whether a module that takes batches runs the next attempt of this job alone: an earlier
+/// one ended badly, and the fault may be this job's. Running it alone finds that out, and spares the
+/// others.
+pub fn runs_alone(job: &JobRecord) -> bool {
+    let ended_badly = |attempt: &Attempt| {
+        !matches!(
+            attempt.end,
+            None | Some(AttemptEnd::Succeeded | AttemptEnd::Released | AttemptEnd::Cancelled)
+        )
+    };
+    job.attempts.iter().any(ended_badly)
 }
 
 /// Returns the wait after this many failures. It doubles with each failure up to [`BACKOFF_MAX`];
@@ -377,7 +403,7 @@ mod tests {
             HappeningKind::WaitsAgain => Transition::WaitsAgain,
             HappeningKind::Gathers => Transition::Gathers(MissingJobs::default()),
             HappeningKind::Claimed => Transition::Claimed { holder, lease },
-            HappeningKind::Running => Transition::Running { version: None },
+            HappeningKind::Running => Transition::Running { version: None, batch: None },
             HappeningKind::Renewed => Transition::Renewed,
             HappeningKind::Left => Transition::Left,
             HappeningKind::Adopted => Transition::Adopted { holder, lease },
@@ -480,6 +506,27 @@ mod tests {
         }
         assert_eq!(again(&lost, AttemptEnd::Lost).state, JobState::Dead);
         assert_eq!(next_record(&twice, &Transition::Revived, 7).unwrap().failures, 0);
+    }
+
+    #[test]
+    fn after_a_batch_that_failed_a_job_runs_alone_with_all_its_retries() {
+        let claimed = Transition::Claimed { holder: "h".into(), lease: 9 };
+        let after = |record: &JobRecord, end| {
+            next_record(&next_record(record, &claimed, 5).unwrap(), &ended(end), 6).unwrap()
+        };
+        let released = after(&job(JobState::Queued), AttemptEnd::Released);
+        assert!(!runs_alone(&released));
+        let failed = after(&released, AttemptEnd::BatchFailed);
+        assert_eq!((failed.state, failed.term, failed.failures, failed.losses), (
+            JobState::Queued,
+            0,
+            0,
+            0
+        ));
+        assert!(runs_alone(&failed));
+        for end in [AttemptEnd::Failed, AttemptEnd::Lost, AttemptEnd::NoRoom] {
+            assert!(runs_alone(&after(&job(JobState::Queued), end)), "{end:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 mod definitions;
+mod many;
 #[cfg(test)]
 mod model;
 
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ion_model::clock::{self, Millis, millis};
 use ion_model::errors::error_chain;
-use ion_model::event::{DocumentType, Event, PublicationState, is_event, is_staged};
+use ion_model::event::{Event, PublicationState, is_event, is_staged};
 use ion_model::id::{EventId, JobId};
 use ion_model::record::{AttemptEnd, JobRecord, JobState};
 use ion_model::term::TermSubject;
@@ -373,15 +374,7 @@ impl Ledger {
         event: &Event,
         holder: Option<(&str, Millis)>,
     ) -> Result<ClaimOutcome, LedgerError> {
-        let queued = new_record(module, event);
-        let record = match (queued.state, holder) {
-            (JobState::Waiting, _) | (_, None) => queued,
-            (_, Some((holder, lease))) => apply_transition(
-                &queued,
-                &Transition::Claimed { holder: holder.to_owned(), lease },
-            )?,
-        };
-        self.insert(record).await
+        self.insert(claimed_record(module, event, holder)?).await
     }
 
     /// Claims a job that no dispatcher may start: it is inserted as cancelled.
@@ -474,36 +467,25 @@ impl Ledger {
     async fn write(&self, before: &JobRecord, after: &JobRecord) -> Result<bool, LedgerError> {
         let documents = &self.plane.documents;
         let expect = vec![("version", json!(before.version))];
-        let durability = match (before.state, after.state) {
-            // A power failure may lose the record that the job runs, or a renewal of its lease:
-            // then the job's dispatcher is gone, too.
-            (JobState::Starting | JobState::Running, JobState::Running)
-                if before.cancel == after.cancel =>
-            {
-                Durability::WithNextSync
-            }
-            // As for a claim by message: if a power failure loses this write, the job is still
-            // queued.
-            (JobState::Queued, JobState::Starting) => Durability::BeforeNextMessage,
-            _ => Durability::Now,
-        };
+        let durability = durability_of(before, after);
         let written =
             documents.replace(Collection::Jobs, encode(after), expect, None, durability).await?;
         failpoint::hit("ledger.written");
         Ok(written)
     }
 
-    /// Returns the module's next queued jobs that may run now, at most [`LOOKED_AT`]: retries,
-    /// released jobs and gathering jobs. `seen` is what this caller has seen of them. A wait is
+    /// Returns the module's next queued jobs that may run now, at most [`LOOKED_AT`] or as many as
+    /// the module takes into a batch: retries, released jobs and gathering jobs. `seen` is what this caller has seen of them. A wait is
     /// over when `due`, a time by its writer's clock, has passed, or when the caller has watched
     /// the wait to its end; so a writer's clock that is minutes ahead delays no job.
     pub async fn due_jobs(
         &self,
-        module: &str,
+        module: &Module,
         seen: &mut StateAges<i64>,
     ) -> Result<Vec<JobRecord>, StoreError> {
-        let queued = vec![("module", json!(module)), ("state", json!(JobState::Queued))];
-        let query = Query::equal(Collection::Jobs, queued).order_by("due").limit(LOOKED_AT);
+        let queued = vec![("module", json!(module.name)), ("state", json!(JobState::Queued))];
+        let most = LOOKED_AT.max(module.jobs_at_once());
+        let query = Query::equal(Collection::Jobs, queued).order_by("due").limit(most);
         let queued = self.plane.documents.find_as::<JobRecord>(query).await?;
         let stood = seen.update(queued.iter().map(|job| (job.id.to_string(), job.version)));
         let due = queued.into_iter().zip(stood);
@@ -676,44 +658,6 @@ impl Ledger {
         found.map(|found| decode(Collection::Events, found)).transpose()
     }
 
-    /// Returns what a message names. A message may contain any id: the id was chosen by a client
-    /// that may write to the broker.
-    ///
-    /// # Errors
-    /// When the store cannot be read; never because of the content of the document.
-    pub async fn message_subject(&self, id: &EventId) -> Result<MessageSubject, StoreError> {
-        if id.as_str().len() > ID_BYTES_MAX {
-            return Ok(MessageSubject::NoEvent(format!(
-                "{} is too long for an event's id",
-                quote(id.as_str())
-            )));
-        }
-        let Some(document) = self.plane.documents.get(Collection::Events, id.as_str()).await?
-        else {
-            // The document is inserted before its message is published, so this event never
-            // existed, or was removed.
-            return Ok(MessageSubject::NoEvent(format!("event {id} is not in the document store")));
-        };
-        let event: Event = match decode(Collection::Events, document) {
-            Ok(event) => event,
-            Err(error) => return Ok(MessageSubject::NoEvent(error_chain(&error))),
-        };
-        let context = &event.context;
-        Ok(match event.publication {
-            _ if context.document_type != DocumentType::EventMeta => {
-                let kind = context.document_type.as_str();
-                MessageSubject::NoEvent(format!("document {id} is no event: its type is {kind:?}"))
-            }
-            _ if context.correlation_id.as_str().len() > ID_BYTES_MAX => MessageSubject::NoEvent(
-                format!("the correlation of event {id} is too long for an id"),
-            ),
-            PublicationState::Staged => MessageSubject::NotYet,
-            PublicationState::Unpublished | PublicationState::Published => {
-                MessageSubject::Event(Box::new(event))
-            }
-        })
-    }
-
     /// Returns the event of this id, staged or not.
     pub async fn event(&self, id: &EventId) -> Result<Option<Event>, StoreError> {
         self.plane.documents.get_as(Collection::Events, id.as_str()).await
@@ -729,6 +673,38 @@ pub(crate) fn dead_letter_key(job: &JobRecord) -> (String, String) {
 fn new_record(module: &Module, event: &Event) -> JobRecord {
     let state = if module.gather.is_some() { JobState::Waiting } else { JobState::Queued };
     JobRecord::new(JobId::derive(&event.id, &module.name), &module.name, event, state, clock::now())
+}
+
+/// Returns the record of the job of a module on an event as it is claimed: by this holder for the
+/// time of a lease, or by nobody.
+fn claimed_record(
+    module: &Module,
+    event: &Event,
+    holder: Option<(&str, Millis)>,
+) -> Result<JobRecord, LedgerError> {
+    let queued = new_record(module, event);
+    match (queued.state, holder) {
+        (JobState::Waiting, _) | (_, None) => Ok(queued),
+        (_, Some((holder, lease))) => {
+            apply_transition(&queued, &Transition::Claimed { holder: holder.to_owned(), lease })
+        }
+    }
+}
+
+/// Returns how durable a change of a job's record has to be.
+fn durability_of(before: &JobRecord, after: &JobRecord) -> Durability {
+    match (before.state, after.state) {
+        // A power failure may lose the record that the job runs, or a renewal of its lease: then
+        // the job's dispatcher is gone, too.
+        (JobState::Starting | JobState::Running, JobState::Running)
+            if before.cancel == after.cancel =>
+        {
+            Durability::WithNextSync
+        }
+        // As for a claim by message: if a power failure loses this write, the job is still queued.
+        (JobState::Queued, JobState::Starting) => Durability::BeforeNextMessage,
+        _ => Durability::Now,
+    }
 }
 
 /// Returns the record after `happening`, with its version raised.

@@ -5,7 +5,7 @@ mod kept;
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use ion_model::id::JobId;
@@ -65,14 +65,14 @@ pub struct LogReader {
     ledger: Ledger,
     job: JobId,
     attempt: u32,
-    live: PathBuf,
+    home: PathBuf,
     at: u64,
 }
 
 impl LogReader {
     /// Returns a reader of an attempt's log from byte `at` on. `home` is this host's state folder.
-    pub fn new(ledger: Ledger, home: &std::path::Path, job: &JobId, attempt: u32, at: u64) -> Self {
-        Self { ledger, job: job.clone(), attempt, live: live_log_path(home, job, attempt), at }
+    pub fn new(ledger: Ledger, home: &Path, job: &JobId, attempt: u32, at: u64) -> Self {
+        Self { ledger, job: job.clone(), attempt, home: home.to_owned(), at }
     }
 
     /// Returns the offset of the next byte.
@@ -107,7 +107,12 @@ impl LogReader {
                 piece
             }
             None => {
-                let read = self.read_live_piece().await;
+                let live = match &attempt.batch {
+                    // The output of a batch is the log of its first job.
+                    Some(batch) => live_log_path(&self.home, &batch.first, batch.first_attempt),
+                    None => live_log_path(&self.home, &self.job, self.attempt),
+                };
+                let read = self.read_live_piece(live).await;
                 let piece =
                     read.map_err(|source| LogError::Local { job: self.job.clone(), source })?;
                 self.at += piece.length();
@@ -123,8 +128,8 @@ impl LogReader {
         })
     }
 
-    async fn read_live_piece(&self) -> io::Result<LogPiece> {
-        let (path, at) = (self.live.clone(), self.at);
+    async fn read_live_piece(&self, path: PathBuf) -> io::Result<LogPiece> {
+        let at = self.at;
         let read = tokio::task::spawn_blocking(move || match File::open(&path) {
             Ok(file) => read_piece(&file, at, PIECE as usize),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(LogPiece::default()),

@@ -48,7 +48,7 @@ pub use self::kubernetes::{KubernetesFields, Toleration};
 pub use self::link::{Link, LinkSettings, OUTPUT_MAX};
 pub use self::misspelled::{find_misspelled_types, why_nothing_starts};
 use self::module::default_concurrency;
-pub use self::module::{ANY_TYPE, Module, ModuleApi, OnDead, ProgramError};
+pub use self::module::{ANY_TYPE, BATCH_MAX, Module, ModuleApi, OnDead, ProgramError};
 use self::older::set_older_fields;
 pub use self::params::{
     Parameter, ParameterError, ParameterKind, Parameters, ValueText, check_values,
@@ -181,6 +181,7 @@ struct ModuleEntry {
     urls: Option<Spanned<String>>,
     timeout: Option<Spanned<String>>,
     retries: Option<Spanned<u32>>,
+    batch: Option<Spanned<usize>>,
     concurrency: Option<Spanned<usize>>,
     #[serde(default)]
     limits: BTreeMap<String, Spanned<String>>,
@@ -392,6 +393,7 @@ fn build_module(
             return Err(problem.at_place(retries.referenced));
         }
     }
+    module.batch = entry.batch.map(|batch| parse_batch(&module, batch)).transpose()?;
     set_run_limits(&mut module, entry.timeout, entry.concurrency)?;
     for (name, value) in entry.limits {
         let set = module.limits.set(&name, &value.value);
@@ -495,6 +497,31 @@ fn parse_privileged(
         (false, false) => return Ok(true),
     };
     Err(PipelineProblem::Together(words).at_place(field.referenced))
+}
+
+/// Returns how many events one process of the module takes. Only a program of this machine, or of an
+/// image on it, that works with files can take several.
+fn parse_batch(module: &Module, batch: Spanned<usize>) -> Result<usize, Mistake> {
+    let excluded = if module.gather.is_some() {
+        Some("\"batch\" and \"gather\" exclude each other: a gathering job takes many events already")
+    } else if !module.links.is_empty() {
+        Some("\"batch\" and \"stdio: true\" exclude each other: leave one of them out")
+    } else if module.api != ModuleApi::None {
+        Some("\"batch\" and \"api: sidecar\" exclude each other: leave one of them out")
+    } else if module.executor == ExecutorKind::Kubernetes {
+        Some("\"batch\" needs \"executor: local\" or \"executor: container\": a pod has one job")
+    } else {
+        None
+    };
+    if let Some(words) = excluded {
+        return Err(PipelineProblem::Together(words).at_place(batch.referenced));
+    }
+    if !(1..=BATCH_MAX).contains(&batch.value) {
+        let allowed = format!("1 to {BATCH_MAX} events in a batch are allowed");
+        let problem = PipelineProblem::Number { field: "batch", number: batch.value, allowed };
+        return Err(problem.at_place(batch.referenced));
+    }
+    Ok(batch.value)
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -257,10 +257,10 @@ async fn clear_expected_modules(
         let idle = page.into_iter().filter(starts).map(|mut document| {
             document["expectedBy"] = json!([]);
             document["unclaimed"] = json!(false);
-            document
+            (document, vec![])
         });
         let (idle, durability) = (idle.collect(), Durability::WithNextSync);
-        documents.replace_all(Collection::Events, idle, vec![], durability).await?;
+        documents.replace_all(Collection::Events, idle, durability).await?;
     }
     documents.sync().await
 }

@@ -1,6 +1,7 @@
 //! How a job runs: one small trait for every kind of machine, and its implementations.
 
 mod attempt;
+mod batch;
 pub mod choice;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
@@ -53,21 +54,40 @@ pub struct AttemptStart {
     pub running: oneshot::Sender<()>,
 }
 
-impl AttemptStart {
-    /// Returns the attempt's span. The caller runs the attempt inside it, and adds the verdict with
-    /// [`record_verdict`].
-    pub fn span(&self) -> Span {
-        info_span!(
-            target: spans::TARGET, parent: None, "job",
-            ion.module = self.module.name, ion.job.id = self.job.id.as_str(),
-            ion.attempt = self.job.attempt,
-            ion.event.id = self.event.id.as_str(), "ion.event.type" = self.event.event_type,
-            ion.correlation.id = self.event.context.correlation_id.as_str(),
-            ion.parent.job.id = self.event.job_id.as_ref().map(JobId::as_str),
-            ion.parent.attempt = self.event.attempt,
-            ion.verdict = Empty, error = Empty
-        )
-    }
+/// Returns the span of an attempt of this job, which its event has started.
+pub fn attempt_span(job: &JobRecord, event: &Event) -> Span {
+    info_span!(
+        target: spans::TARGET, parent: None, "job",
+        ion.module = job.module, ion.job.id = job.id.as_str(),
+        ion.attempt = job.attempt,
+        ion.event.id = event.id.as_str(), "ion.event.type" = event.event_type,
+        ion.correlation.id = event.context.correlation_id.as_str(),
+        ion.parent.job.id = event.job_id.as_ref().map(JobId::as_str),
+        ion.parent.attempt = event.attempt,
+        ion.verdict = Empty, error = Empty
+    )
+}
+
+/// The attempts that one process of a module runs together.
+#[derive(Debug)]
+pub struct BatchStart {
+    /// The module of all jobs.
+    pub module: Module,
+    /// The attempts, in the order of their numbers in the batch; at least one.
+    pub attempts: Vec<BatchAttempt>,
+    /// The executor sends on this channel once the process runs.
+    pub running: oneshot::Sender<()>,
+}
+
+/// One attempt in a batch.
+#[derive(Debug)]
+pub struct BatchAttempt {
+    /// The job, which this dispatcher has claimed.
+    pub job: JobRecord,
+    /// Its event.
+    pub event: Event,
+    /// A value ends the attempt early. The process goes on for the others.
+    pub stop: watch::Receiver<Option<StopReason>>,
 }
 
 /// Records the verdict of an attempt in its span.
@@ -102,6 +122,15 @@ pub trait Executor: Send + Sync + fmt::Debug {
         start: AttemptStart,
         stop: watch::Receiver<Option<StopReason>>,
     ) -> RunResult;
+
+    /// Runs the attempts of a batch to their ends by one process. Returns their outcomes in the same
+    /// order. A process that does not end well fails only a batch of one: of a larger one, each
+    /// attempt ends as [`AttemptEnd::BatchFailed`](ion_model::record::AttemptEnd::BatchFailed)
+    /// unless something else is known of it.
+    async fn run_batch(&self, batch: BatchStart) -> Vec<AttemptOutcome> {
+        let words = "its executor runs no batches; leave \"batch\" out of the module";
+        batch.attempts.iter().map(|_| AttemptOutcome::failed(words)).collect()
+    }
 
     /// Called once the attempt's end is in the ledger: the executor may remove what it kept for a
     /// dispatcher that would adopt the attempt.

@@ -6,7 +6,6 @@
 //! one waits, and the content at the release of the last handle is final.
 
 use ion_model::event::{EventFile, ParsedEventFile};
-use ion_plane::commit::Receipt;
 
 use super::{Errno, Result};
 
@@ -23,8 +22,8 @@ pub(crate) struct EventState {
     refused: Option<Errno>,
     /// Whether a commit of its content is under way.
     pub(crate) committing: bool,
-    /// The receipt, if it is an event: it is immutable from then on.
-    pub(crate) committed: Option<Receipt>,
+    /// Whether it is an event: it is immutable from then on.
+    pub(crate) is_committed: bool,
     /// Allows one decision at a time for the file: two closes must not both commit.
     pub(crate) deciding: std::sync::Arc<tokio::sync::Mutex<()>>,
 }
@@ -71,13 +70,13 @@ impl EventState {
 
     /// Returns whether there is anything new to decide (rule 1).
     pub(crate) fn needs_decision(&self, trigger: DecisionTrigger) -> bool {
-        self.committed.is_none() && (trigger == DecisionTrigger::Final || self.version != self.seen)
+        !self.is_committed && (trigger == DecisionTrigger::Final || self.version != self.seen)
     }
 
     /// Returns whether the content may not change, because it is an event or is being committed as
     /// one.
     pub(crate) fn is_fixed(&self) -> bool {
-        self.committing || self.committed.is_some()
+        self.committing || self.is_committed
     }
 
     /// Returns the version of the content. The caller must take it before it reads the content,

@@ -6,6 +6,7 @@
 //! that no request waits for another request's network. Every such task has a deadline; when it
 //! passes, the kernel's caller gets EIO.
 
+mod batch;
 mod first;
 mod handles;
 mod kernel;
@@ -25,11 +26,14 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+pub(crate) use self::batch::BatchKernel;
 pub(crate) use self::kernel::Kernel;
+use ion_plane::node::Node as Daemon;
+
 use self::kernel::MARGIN;
 use self::reply::{
-    file_attr, file_type, fuse_errno, missing_attr, owner_of_request, reply_attr, reply_data,
-    reply_empty, reply_written, reply_xattr, set_id_bits_for, time_change,
+    file_attr, file_type, fuse_errno, missing_attr, owner_of_request, reply_data, reply_empty,
+    reply_written, reply_xattr, set_id_bits_for, time_change,
 };
 use self::requests::RequestKind;
 use crate::answer::Answer;
@@ -46,36 +50,50 @@ const WRITE_MAX: u32 = 1 << 20;
 /// default of 16, a few slow reads block all others.
 const BACKGROUND_MAX: u16 = 256;
 
+/// What a mount is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum MountKind {
+    /// One job, or the jobs of a batch.
+    Job,
+    /// People who browse a plane.
+    Plane,
+}
+
+/// Asks the kernel for what mounts of this kind use.
+fn configure(config: &mut KernelConfig, daemon: &Daemon, kind: MountKind) {
+    // Each capability is requested separately: an older kernel that lacks one still mounts.
+    for wanted in [
+        InitFlags::FUSE_ATOMIC_O_TRUNC,
+        InitFlags::FUSE_PARALLEL_DIROPS,
+        // Always list with attributes: without this, the kernel asks separately for the attributes
+        // of each name that `find` looks at.
+        InitFlags::FUSE_DO_READDIRPLUS,
+        InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        // Without this, the kernel asks for an extended attribute before each write; with it, only
+        // before a file's first write.
+        InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    ] {
+        let _ = config.add_capabilities(wanted);
+    }
+    let _ = config.add_capabilities(match kind {
+        MountKind::Job => InitFlags::FUSE_CACHE_SYMLINKS,
+        // In a folder of a million names, the kernel then asks for the attributes of those that
+        // somebody looks at. Targets of links are not cached: `log` leads to the latest attempt.
+        MountKind::Plane => InitFlags::FUSE_READDIRPLUS_AUTO,
+    });
+    if daemon.may_pass_through() && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() {
+        let _ = config.set_max_stack_depth(1);
+    }
+    let _ = config.set_max_write(WRITE_MAX);
+    let _ = config.set_max_readahead(WRITE_MAX).or_else(|most| config.set_max_readahead(most));
+    let _ = config.set_max_background(BACKGROUND_MAX);
+}
+
 impl Filesystem for Kernel {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each capability is requested separately: an older kernel that lacks one still mounts.
-        for wanted in [
-            InitFlags::FUSE_ATOMIC_O_TRUNC,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            // Always list with attributes: without this, the kernel asks separately for the
-            // attributes of each name that `find` looks at.
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
-            // Without this, the kernel asks for an extended attribute before each write; with it,
-            // only before a file's first write.
-            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        ] {
-            let _ = config.add_capabilities(wanted);
-        }
-        let _ = config.add_capabilities(match self.mount.tree.is_of_job() {
-            true => InitFlags::FUSE_CACHE_SYMLINKS,
-            // In a folder of a million names, the kernel then asks for the attributes of those that
-            // somebody looks at. Targets of links are not cached: `log` leads to the latest attempt.
-            false => InitFlags::FUSE_READDIRPLUS_AUTO,
-        });
-        if self.mount.tree.daemon().may_pass_through()
-            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
-        {
-            let _ = config.set_max_stack_depth(1);
-        }
-        let _ = config.set_max_write(WRITE_MAX);
-        let _ = config.set_max_readahead(WRITE_MAX).or_else(|most| config.set_max_readahead(most));
-        let _ = config.set_max_background(BACKGROUND_MAX);
+        let tree = &self.mount.tree;
+        let kind = if tree.is_of_job() { MountKind::Job } else { MountKind::Plane };
+        configure(config, tree.daemon(), kind);
         self.mount.first_read.note_mount();
         Ok(())
     }
@@ -102,7 +120,7 @@ impl Filesystem for Kernel {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         self.mount.requests.count(RequestKind::Getattr);
-        reply_attr(reply, self.mount.tree.getattr(ino.0));
+        self.mount.numbers.reply_attr(reply, self.mount.tree.getattr(ino.0));
     }
 
     fn setattr(
@@ -128,7 +146,8 @@ impl Filesystem for Kernel {
         let change = AttrChange { mode, uid, gid, size, atime, mtime };
         let through = fh.and_then(|fh| self.mount.handles.get(fh).ok());
         let through = through.as_ref().map(|handle| &handle.open);
-        reply_attr(reply, self.mount.tree.setattr(ino.0, change, through, set_id_bits_for(req)));
+        let changed = self.mount.tree.setattr(ino.0, change, through, set_id_bits_for(req));
+        self.mount.numbers.reply_attr(reply, changed);
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -270,7 +289,8 @@ impl Filesystem for Kernel {
                 let flags = mount.open_flags(ino, &open);
                 let number = mount.handles.add(ino, open, Some(mover));
                 tree.remember_entry(attr.ino);
-                reply.created(&attr.ttl, &file_attr(&attr), Generation(0), number, flags);
+                let entry = mount.numbers.file_attr(&attr);
+                reply.created(&attr.ttl, &entry, Generation(0), number, flags);
             }
             Err(errno) => {
                 tree.release(&open);
@@ -393,10 +413,12 @@ impl Filesystem for Kernel {
         mut reply: ReplyDirectory,
     ) {
         self.mount.requests.count(RequestKind::Readdir);
+        let numbers = self.mount.numbers;
         self.list(ino, fh, offset, move |tree, directory| {
             let read = directory.and_then(|directory| {
                 tree.list_after(&directory, offset, ListingDetail::Names, |place, name, listed| {
-                    reply.add(INodeNo(listed.ino), place, file_type(listed.kind), name)
+                    let ino = numbers.to_kernel(listed.ino);
+                    reply.add(ino, place, file_type(listed.kind), name)
                 })
             });
             match read {
@@ -415,12 +437,13 @@ impl Filesystem for Kernel {
         mut reply: ReplyDirectoryPlus,
     ) {
         self.mount.requests.count(RequestKind::Readdirplus);
+        let numbers = self.mount.numbers;
         self.list(ino, fh, offset, move |tree, directory| {
             let mut given = Vec::new();
             let mut add = |place, name: &OsStr, listed: ListedEntry| {
                 let Some(attr) = listed.attr else { return true };
-                let (ino, full) = (INodeNo(attr.ino), file_attr(&attr));
-                let full = reply.add(ino, place, name, &attr.ttl, &full, Generation(0));
+                let entry = numbers.file_attr(&attr);
+                let full = reply.add(entry.ino, place, name, &attr.ttl, &entry, Generation(0));
                 // A listing does not count as a lookup of `.` and `..`.
                 if !full && place > DOT_DOT {
                     given.push(attr.ino);

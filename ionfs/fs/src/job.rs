@@ -98,6 +98,9 @@ pub struct TreeOutcome {
     pub rejections: Vec<Rejection>,
     /// The staging limit that the job exceeded, in words. A job that exceeds one fails.
     pub exceeded: Option<String>,
+    /// Why the job has failed, as its module wrote it into `out/failed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
     /// What this machine had no room for, in words. If the job failed, this was not its module's
     /// fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -245,6 +248,7 @@ impl JobTree {
             receipts: self.output.receipts().into_values().collect(),
             rejections: self.output.rejections().into_values().collect(),
             exceeded: self.output.exceeded(),
+            failed: self.output.failed_reason(),
             no_room: self.output.no_room(),
             failed_reads: self.reads.failed_reads(),
             usage: AttemptUsage {

@@ -8,6 +8,7 @@
 //! between the kernel's requests and the tree.
 
 mod answer;
+pub mod batch;
 mod blob;
 pub mod browse;
 mod eventfile;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ion_model::clock::Millis;
 use ion_model::event::{Event, KeyValue, event_json};
 use ion_model::id::{EventId, JobId};
-use ion_model::record::{InsightRecord, LogRecord};
+use ion_model::record::{Attempt, InsightRecord, JobRecord, LogRecord};
 use ion_plane::node::{Node as Daemon, live_log_path};
 use ion_stores::{Collection, StoreError};
 use serde_json::json;
@@ -85,7 +85,20 @@ pub(super) async fn log_item(
     if let Some(log) = log? {
         return Ok(Some(("log".into(), ViewItem::Blob(Arc::new(log.logs)))));
     }
-    let live = live_log_path(&daemon.settings.home, job, attempt);
+    let job_record: Option<JobRecord> =
+        daemon.plane.documents.get_as(Collection::Jobs, job.as_str()).await?;
+    let run = job_record.and_then(|job| job.attempts.into_iter().find(|one| one.number == attempt));
+    // The output of a batch is the log of its first job.
+    let home = &daemon.settings.home;
+    let live = match run {
+        Some(Attempt { log: Some(log), .. }) => {
+            return Ok(Some(("log".into(), ViewItem::Blob(Arc::new(log)))));
+        }
+        Some(Attempt { batch: Some(batch), .. }) => {
+            live_log_path(home, &batch.first, batch.first_attempt)
+        }
+        Some(_) | None => live_log_path(home, job, attempt),
+    };
     Ok(live.exists().then(|| ("log".into(), ViewItem::Live(live))))
 }
 

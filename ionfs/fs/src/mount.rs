@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, Filesystem, MountOption, Session, SessionACL};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use tokio::runtime::Handle as Runtime;
 
 use crate::Tree;
-use crate::fuse::Kernel;
+use crate::batch::BatchTree;
+use crate::fuse::{BatchKernel, Kernel};
 
 /// The number of threads that answer one mount. Each thread blocks only for local disk operations;
 /// the rest runs in tasks. More threads gain nothing on few cores and cost a buffer each.
@@ -39,13 +40,56 @@ fn config(acl: SessionACL) -> Config {
     config
 }
 
-/// Serves a tree through a kernel device that is already mounted. Must be called inside a Tokio
+/// What a mount shows.
+#[derive(Clone, Debug)]
+pub enum MountRoot {
+    /// One tree.
+    Tree(Arc<Tree>),
+    /// The trees of the jobs of a batch.
+    Batch(Arc<BatchTree>),
+}
+
+impl MountRoot {
+    /// Ends the waits of jobs that are ended by force: see
+    /// [`JobTree::stop`](crate::job::JobTree::stop).
+    pub fn stop(&self) {
+        match self {
+            Self::Tree(tree) => tree.stop(),
+            Self::Batch(batch) => batch.stop(),
+        }
+    }
+}
+
+impl From<Arc<Tree>> for MountRoot {
+    fn from(tree: Arc<Tree>) -> Self {
+        Self::Tree(tree)
+    }
+}
+
+impl From<Arc<BatchTree>> for MountRoot {
+    fn from(batch: Arc<BatchTree>) -> Self {
+        Self::Batch(batch)
+    }
+}
+
+/// Serves trees through a kernel device that is already mounted. Must be called inside a Tokio
 /// runtime.
 ///
 /// # Errors
 /// If the FUSE handshake with the kernel fails.
-pub async fn serve(device: OwnedFd, tree: Arc<Tree>) -> io::Result<ServedMount> {
-    let kernel = Kernel::new(tree, Runtime::current());
+pub async fn serve(device: OwnedFd, root: impl Into<MountRoot>) -> io::Result<ServedMount> {
+    match root.into() {
+        MountRoot::Tree(tree) => serve_kernel(device, Kernel::new(tree, Runtime::current())).await,
+        MountRoot::Batch(batch) => {
+            serve_kernel(device, BatchKernel::new(batch, Runtime::current())).await
+        }
+    }
+}
+
+async fn serve_kernel<K>(device: OwnedFd, kernel: K) -> io::Result<ServedMount>
+where
+    K: Filesystem + Send + Sync + 'static,
+{
     let session = ion_system::run_blocking(move || {
         Session::from_fd(kernel, device, SessionACL::All, config(SessionACL::All))
     })
@@ -62,7 +106,7 @@ pub enum Visitors {
     Everybody,
 }
 
-/// Mounts a tree at `directory` in this process's own mount namespace and serves it. Must be called
+/// Mounts trees at `directory` in this process's own mount namespace and serves it. Must be called
 /// inside a Tokio runtime.
 ///
 /// # Errors
@@ -70,10 +114,27 @@ pub enum Visitors {
 /// and for [`Visitors::Everybody`] the line `user_allow_other` in `/etc/fuse.conf`.
 pub async fn mount_at(
     directory: &Path,
-    tree: Arc<Tree>,
+    root: impl Into<MountRoot>,
     visitors: Visitors,
 ) -> io::Result<ServedMount> {
-    let kernel = Kernel::new(tree, Runtime::current());
+    match root.into() {
+        MountRoot::Tree(tree) => {
+            mount_kernel(directory, Kernel::new(tree, Runtime::current()), visitors).await
+        }
+        MountRoot::Batch(batch) => {
+            mount_kernel(directory, BatchKernel::new(batch, Runtime::current()), visitors).await
+        }
+    }
+}
+
+async fn mount_kernel<K>(
+    directory: &Path,
+    kernel: K,
+    visitors: Visitors,
+) -> io::Result<ServedMount>
+where
+    K: Filesystem + Send + Sync + 'static,
+{
     let directory = directory.to_owned();
     let at = directory.clone();
     let acl = match visitors {
@@ -110,7 +171,10 @@ pub fn widen_read_ahead(directory: &Path, settings: impl AsFd) {
 
 /// Runs the session on a blocking thread, because the session waits for its workers until the mount
 /// is gone.
-fn run(session: Session<Kernel>) -> tokio::task::JoinHandle<io::Result<()>> {
+fn run<K>(session: Session<K>) -> tokio::task::JoinHandle<io::Result<()>>
+where
+    K: Filesystem + Send + Sync + 'static,
+{
     tokio::task::spawn_blocking(move || session.run())
 }
 

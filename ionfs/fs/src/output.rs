@@ -61,7 +61,7 @@ pub(crate) use self::request::{
 pub use self::request::{TreeUsers, ValueFileNames};
 use self::staging::StagingArea;
 pub(crate) use self::state::OpenState;
-use self::table::{DATA, EVENTS, OutputTable, STATE};
+use self::table::{DATA, EVENTS, FAILED_NAME, OutputTable, STATE};
 pub(crate) use self::table::{DOT, DOT_DOT, OUT};
 use self::tasks::JobTasks;
 use self::uploads::StagedUploads;
@@ -86,6 +86,8 @@ pub(crate) struct Output {
     /// What the module left in `out/state`, once that was stored; unset for a job that has none.
     left: OnceLock<std::result::Result<LeftState, String>>,
     has_state: bool,
+    /// Why the job has failed, as its module wrote it into `out/failed`; set at the end.
+    failed: OnceLock<String>,
 }
 
 /// What an output is made from.
@@ -139,8 +141,9 @@ impl Output {
             tasks.clone(),
         );
         let names = StagedNames::new(staging.clone());
-        let (left, has_state) = (OnceLock::new(), state.is_some());
-        let output = Self { names, content, uploads, events, staging, tasks, left, has_state };
+        let (left, has_state, failed) = (OnceLock::new(), state.is_some(), OnceLock::new());
+        let output =
+            Self { names, content, uploads, events, staging, tasks, left, has_state, failed };
         output.make_first_files(users)?;
         if let Some(state) = state {
             output.make_state(&state, users)?;
@@ -223,6 +226,23 @@ impl Output {
     /// and for a job that has no state.
     pub(crate) fn left(&self) -> Option<&std::result::Result<LeftState, String>> {
         self.left.get()
+    }
+
+    /// Returns why the job has failed, as its module wrote it into `out/failed`; none before the end,
+    /// and if there is no such file.
+    pub(crate) fn failed_reason(&self) -> Option<String> {
+        self.failed.get().cloned()
+    }
+
+    fn read_failed_reason(&self) -> Option<String> {
+        let ino = self.names.child(OUT, OsStr::new(FAILED_NAME)).ok()??;
+        Some(match self.staging.read_words(ino) {
+            Ok(words) if words.is_empty() => "its module wrote no reason into out/failed".into(),
+            Ok(words) => words,
+            Err(error) => {
+                format!("out/failed cannot be read: {}", std::io::Error::from(error))
+            }
+        })
     }
 
     /// Makes a file, or opens the existing one, in one step.
@@ -370,6 +390,9 @@ impl Output {
     /// final now, and removes the blobs that no event names.
     pub(crate) async fn finish(&self) {
         self.events.finish().await;
+        if let Some(reason) = self.read_failed_reason() {
+            let _ = self.failed.set(reason);
+        }
         if self.has_state && !self.tasks.are_stopped() {
             let left = self.seal_state().await;
             let _ = self.left.set(left);

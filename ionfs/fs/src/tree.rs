@@ -80,6 +80,13 @@ impl Tree {
         self.output.as_ref().map_or(0, |output| output.bytes_moved())
     }
 
+    /// Ends the waits of a job that is ended by force.
+    pub(crate) fn stop(&self) {
+        if let Some(output) = &self.output {
+            output.stop();
+        }
+    }
+
     /// Awaits `work`. Returns EIO when the job is ended by force.
     pub(crate) async fn unless_stopped<T>(
         &self,

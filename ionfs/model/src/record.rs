@@ -90,6 +90,9 @@ pub enum AttemptEnd {
     Released,
     /// A person cancelled the job.
     Cancelled,
+    /// The process that ran it together with other jobs did not end well, and the fault may be
+    /// another job's. Counts against nothing: the next attempt runs alone.
+    BatchFailed,
     /// The machine had no room for the attempt: its disk is full or no descriptor is left. Counts
     /// against `LOST_MAX` as [`AttemptEnd::Lost`] does, but the next attempt starts after a backoff
     /// as after a failure.
@@ -107,9 +110,24 @@ impl AttemptEnd {
             Self::Lost => "lost",
             Self::Released => "released",
             Self::Cancelled => "cancelled",
+            Self::BatchFailed => "batch-failed",
             Self::NoRoom => "no-room",
         }
     }
+}
+
+/// The place of an attempt in the batch that ran it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BatchPlace {
+    /// The batch's first job: the output of the whole batch is its log.
+    pub first: JobId,
+    /// The number of the first job's attempt.
+    pub first_attempt: u32,
+    /// The number of this job's directory in the batch's tree.
+    pub number: u32,
+    /// How many jobs the batch had.
+    pub of: u32,
 }
 
 /// One attempt of a job.
@@ -127,6 +145,9 @@ pub struct Attempt {
     /// process runs, and where no dispatcher runs it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<ModuleVersion>,
+    /// Its place in the batch that ran it; none for an attempt that had a process of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<BatchPlace>,
     /// When it ended; `None` while it is in progress.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Millis>,
@@ -170,6 +191,7 @@ impl Attempt {
             started,
             process_started: None,
             version: None,
+            batch: None,
             ended: None,
             end: None,
             exit_code: None,

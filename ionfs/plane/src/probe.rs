@@ -240,8 +240,9 @@ async fn test_message(
     bus.send(queue, message).await?;
     let mut subscription = bus.clone().subscribe(queue, 1).await?;
     for _ in 0..2 {
-        let delivery = subscription.next().await?;
-        subscription.acknowledge(delivery.tag).await?;
+        let received = subscription.next(1).await?;
+        let tags: Vec<u64> = received.iter().map(|delivery| delivery.tag).collect();
+        subscription.acknowledge(&tags).await?;
         if delivery.message.ok().as_ref() != Some(message) {
             return Err(ProbeError::Disagrees("receiving a message"));
         }

@@ -163,12 +163,12 @@ pub trait Bus: Send + Sync + fmt::Debug {
 /// subscriber.
 #[async_trait]
 pub trait Subscription: Send {
-    /// Waits for the next message and returns it. If the call is dropped while it waits, no message
-    /// is lost.
-    async fn next(&mut self) -> Result<Delivery, StoreError>;
+    /// Waits for the next message. Returns it and the messages behind it that are there already, at
+    /// most `most` in all. If the call is dropped while it waits, no message is lost.
+    async fn next(&mut self, most: usize) -> Result<Vec<Delivery>, StoreError>;
 
-    /// Acknowledges a message: it leaves the queue.
-    async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError>;
+    /// Acknowledges messages: they leave the queue.
+    async fn acknowledge(&mut self, tags: &[u64]) -> Result<(), StoreError>;
 
     /// Returns a message to its queue, to be delivered again.
     async fn give_back(&mut self, tag: u64) -> Result<(), StoreError>;

@@ -2,7 +2,7 @@
 
 mod query;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use async_trait::async_trait;
@@ -123,22 +123,20 @@ pub trait Documents: Send + Sync + fmt::Debug {
         durability: Durability,
     ) -> Result<bool, StoreError>;
 
-    /// Replaces each document like [`Documents::replace`]. Returns how many were replaced.
+    /// Replaces each document like [`Documents::replace`], if it has the fields that stand beside
+    /// it. Returns in the same order whether it was replaced.
     ///
     /// # After a crash
     /// Some of the documents may have been replaced.
     async fn replace_all(
         &self,
         collection: Collection,
-        documents: Vec<Value>,
-        expect: Vec<Equals>,
+        documents: Vec<(Value, Vec<Equals>)>,
         durability: Durability,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<Vec<bool>, StoreError> {
         let replace =
-            |document| self.replace(collection, document, expect.clone(), None, durability);
-        let replaced =
-            futures_util::future::try_join_all(documents.into_iter().map(replace)).await?;
-        Ok(replaced.into_iter().filter(|replaced| *replaced).count())
+            |(document, expect)| self.replace(collection, document, expect, None, durability);
+        futures_util::future::try_join_all(documents.into_iter().map(replace)).await
     }
 
     /// Removes the document with this id if it has the fields of `expect`, durably. Returns whether
@@ -157,6 +155,13 @@ pub trait Documents: Send + Sync + fmt::Debug {
 
     /// Returns the document with this id.
     async fn get(&self, collection: Collection, id: &str) -> Result<Option<Value>, StoreError>;
+
+    /// Returns the documents with these ids, by their ids. An id without a document is left out.
+    async fn get_all(
+        &self,
+        collection: Collection,
+        ids: Vec<String>,
+    ) -> Result<HashMap<String, Value>, StoreError>;
 
     /// Returns the documents that match the query.
     async fn find(&self, query: Query) -> Result<Vec<Value>, StoreError>;

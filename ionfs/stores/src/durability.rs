@@ -22,3 +22,15 @@ pub enum Durability {
     /// that the caller syncs together before it tells anybody of them.
     WithNextSync,
 }
+
+impl Durability {
+    /// Returns the stronger of two: a write that has it satisfies both.
+    #[must_use]
+    pub fn stronger(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Now, _) | (_, Self::Now) => Self::Now,
+            (Self::BeforeNextMessage, _) | (_, Self::BeforeNextMessage) => Self::BeforeNextMessage,
+            (Self::WithNextSync, Self::WithNextSync) => Self::WithNextSync,
+        }
+    }
+}

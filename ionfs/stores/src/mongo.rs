@@ -12,7 +12,7 @@
 //! It never waits without a bound: each call may take [`ANSWER_WAIT`]. A write that timed out may
 //! have happened all the same. Its caller repeats it and finds the document.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -276,6 +276,45 @@ impl Mongo {
     }
 }
 
+impl Mongo {
+    /// Inserts those of these documents whose ids are new. Returns the existing document for each of
+    /// the others, with its place in the list.
+    async fn insert_new(
+        &self,
+        collection: Collection,
+        documents: &[Document],
+    ) -> Result<Vec<(usize, Value)>, StoreError> {
+        const WHAT: &str = "inserting documents";
+        let target = self.collection(collection);
+        let insert = async {
+            match target.insert_many(documents).ordered(false).await {
+                Ok(_) => Ok(vec![]),
+                Err(error) => duplicates(&error).ok_or(error),
+            }
+        };
+        let existing = self.with_deadline(WHAT, insert).await?;
+        if existing.is_empty() {
+            return Ok(vec![]);
+        }
+        let id = |place: &usize| documents[*place].get_str("_id").unwrap_or_default().to_owned();
+        let mut found = self.get_all(collection, existing.iter().map(id).collect()).await?;
+        let with_document = |place: usize| match found.remove(&id(&place)) {
+            Some(document) => Ok((place, document)),
+            None => Err(self
+                .unavailable(WHAT, "a document with the same id existed, and was removed meanwhile")),
+        };
+        existing.into_iter().map(with_document).collect()
+    }
+}
+
+/// Returns the places of the documents that an insert of many did not insert because their ids
+/// existed; none if it failed in another way, too.
+fn duplicates(error: &Error) -> Option<Vec<usize>> {
+    let ErrorKind::InsertMany(failed) = error.kind.as_ref() else { return None };
+    let errors = failed.write_errors.as_ref().filter(|_| failed.write_concern_error.is_none())?;
+    errors.iter().map(|error| (error.code == DUPLICATE_KEY).then_some(error.index)).collect()
+}
+
 /// Returns the driver's error in one line, without the topology that the driver repeats in it.
 fn error_line(error: &Error) -> String {
     match error.kind.as_ref() {
@@ -523,6 +562,32 @@ impl Documents for Mongo {
         }
     }
 
+    async fn insert_all(
+        &self,
+        documents: Vec<(Collection, Value)>,
+        guard: Option<Guard>,
+        _durability: Durability,
+    ) -> Result<Vec<Inserted>, StoreError> {
+        self.check_guard(guard).await?;
+        let collections: HashSet<Collection> = documents.iter().map(|(of, _)| *of).collect();
+        let mut outcomes = vec![Inserted::New; documents.len()];
+        let mut documents: Vec<_> = documents.into_iter().map(Some).collect();
+        for collection in collections {
+            let mut places = Vec::new();
+            let mut stored = Vec::new();
+            for (place, document) in documents.iter_mut().enumerate() {
+                if let Some((_, document)) = document.take_if(|(of, _)| *of == collection) {
+                    places.push(place);
+                    stored.push(to_stored(document));
+                }
+            }
+            for (place, existing) in self.insert_new(collection, &stored).await? {
+                outcomes[places[place]] = Inserted::Existing(existing);
+            }
+        }
+        Ok(outcomes)
+    }
+
     async fn replace(
         &self,
         collection: Collection,
@@ -547,6 +612,22 @@ impl Documents for Mongo {
             )
             .await?;
         Ok(found.map(from_stored))
+    }
+
+    async fn get_all(
+        &self,
+        collection: Collection,
+        ids: Vec<String>,
+    ) -> Result<HashMap<String, Value>, StoreError> {
+        const WHAT: &str = "reading documents";
+        let found = self.collection(collection).find(doc! {"_id": {"$in": ids}});
+        let mut cursor = self.with_deadline(WHAT, found).await?;
+        let mut documents = HashMap::new();
+        while let Some(document) = self.with_deadline(WHAT, cursor.try_next()).await? {
+            let document = from_stored(document);
+            documents.insert(document["id"].as_str().unwrap_or_default().to_owned(), document);
+        }
+        Ok(documents)
     }
 
     async fn find_existing_ids(

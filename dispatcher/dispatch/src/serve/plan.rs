@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ion_stores::{Delivery, StoreError};
 
-use crate::claims::ClaimedMessage;
+use crate::claims::ClaimedMessages;
 use crate::slots::SlotState;
 
 /// How often a module's task looks for jobs that wait in the ledger, unless it is notified of one.
@@ -36,9 +36,9 @@ pub(super) enum ServeHappening {
     /// The module is not served any more.
     Stopping,
     /// A claim has ended.
-    Claimed(ClaimedMessage),
-    /// A message has arrived.
-    Delivered(Delivery),
+    Claimed(ClaimedMessages),
+    /// Messages have arrived.
+    Delivered(Vec<Delivery>),
     /// The queue cannot be read.
     QueueFailed(StoreError),
     /// A job of the module waits in the ledger.
@@ -64,10 +64,10 @@ pub(crate) enum DueLook {
 /// What the task of one module does next.
 #[derive(Debug)]
 pub(super) enum ServeAction {
-    /// Claim the job of a message.
-    Claim(Delivery),
-    /// Acknowledge a message whose job was claimed, and run the job.
-    Finish(ClaimedMessage),
+    /// Claim the jobs of messages.
+    Claim(Vec<Delivery>),
+    /// Acknowledge messages whose jobs were claimed, and run the jobs.
+    Finish(ClaimedMessages),
     /// Log that the queue cannot be read.
     WarnOfQueue(StoreError),
     /// Wait before the queue is read again.
@@ -110,9 +110,9 @@ impl ServePlan {
                 return vec![ServeAction::End];
             }
             ServeHappening::Claimed(claimed) => actions.push(ServeAction::Finish(claimed)),
-            ServeHappening::Delivered(delivery) => {
+            ServeHappening::Delivered(deliveries) => {
                 self.queue_failed = false;
-                actions.push(ServeAction::Claim(delivery));
+                actions.push(ServeAction::Claim(deliveries));
             }
             ServeHappening::QueueFailed(error) => {
                 // The warning is logged once for each time that the queue is unavailable.
@@ -151,9 +151,9 @@ mod tests {
     use super::*;
     use crate::claims::ClaimEnd;
 
-    fn delivery() -> Delivery {
+    fn deliveries() -> Vec<Delivery> {
         let unreadable = Unreadable { body: vec![], reason: "empty".into() };
-        Delivery { tag: 7, message: Err(unreadable) }
+        vec![Delivery { tag: 7, message: Err(unreadable) }]
     }
 
     fn queue_failure() -> StoreError {
@@ -221,11 +221,11 @@ mod tests {
     fn a_message_is_claimed_and_then_finished() {
         let begun = Instant::now();
         let mut plan = plan_after_look(DueLook::Nothing, begun, SlotState::Free);
-        let claim = plan.decide(ServeHappening::Delivered(delivery()), begun, SlotState::Free);
-        assert!(matches!(&claim[..], [ServeAction::Claim(claimed)] if claimed.tag == 7));
-        let claimed = ClaimedMessage { tag: 7, end: ClaimEnd::NothingToRun };
+        let claim = plan.decide(ServeHappening::Delivered(deliveries()), begun, SlotState::Free);
+        assert!(matches!(&claim[..], [ServeAction::Claim(claimed)] if claimed[0].tag == 7));
+        let claimed = ClaimedMessages { tags: vec![7], end: ClaimEnd::NothingToRun };
         let finish = plan.decide(ServeHappening::Claimed(claimed), begun, SlotState::Free);
-        assert!(matches!(&finish[..], [ServeAction::Finish(claimed)] if claimed.tag == 7));
+        assert!(matches!(&finish[..], [ServeAction::Finish(claimed)] if claimed.tags == [7]));
     }
 
     #[test]
@@ -242,7 +242,7 @@ mod tests {
         assert!(warns(&first), "{first:?}");
         let second = fail(&mut plan);
         assert!(matches!(second[..], [ServeAction::Rest]), "{second:?}");
-        plan.decide(ServeHappening::Delivered(delivery()), begun, SlotState::Free);
+        plan.decide(ServeHappening::Delivered(deliveries()), begun, SlotState::Free);
         let third = fail(&mut plan);
         assert!(warns(&third), "{third:?}");
     }

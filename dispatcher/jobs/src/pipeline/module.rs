@@ -34,6 +34,10 @@ pub(super) const MOUNT_AT: &str = "/ion";
 /// [`MOUNT_AT`].
 pub(super) const BASE_DIR: &str = "HANDLER_BASE_DIR";
 
+/// The most jobs of one batch. Each job at which the module looks has a staging folder and a few
+/// open files; a claim of more jobs would hold up the other writers of the store.
+pub const BATCH_MAX: usize = 1000;
+
 /// The entry of a module's `emits` that allows every event type. `ion run` uses it; a pipeline file
 /// cannot contain it.
 pub const ANY_TYPE: &str = "*";
@@ -170,7 +174,11 @@ pub struct Module {
     pub timeout: Duration,
     /// How often a failed job is tried again.
     pub retries: u32,
-    /// How many of its jobs one dispatcher runs at the same time, at most.
+    /// How many of its waiting events one process takes at most, each with a job and a tree of its
+    /// own; none for a process for each job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<usize>,
+    /// How many of its jobs, or of its batches, one dispatcher runs at the same time, at most.
     pub concurrency: usize,
     /// The limits of its jobs that differ from the daemon's.
     #[serde(default, skip_serializing_if = "LimitOverrides::is_empty")]
@@ -229,6 +237,7 @@ impl Module {
             urls: FileUrls::default(),
             timeout: TIMEOUT,
             retries: RETRIES,
+            batch: None,
             concurrency: default_concurrency(),
             limits: LimitOverrides::default(),
             directory,
@@ -274,6 +283,11 @@ impl Module {
             .filter(|name| one[name.as_str()] != other[name.as_str()])
             .cloned()
             .collect()
+    }
+
+    /// Returns how many of its jobs one process runs, at most.
+    pub fn jobs_at_once(&self) -> usize {
+        self.batch.unwrap_or(1).clamp(1, BATCH_MAX)
     }
 
     /// Returns the event types whose messages reach its queue.

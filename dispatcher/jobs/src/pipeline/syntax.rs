@@ -10,7 +10,7 @@ use serde_path_to_error::Segment;
 use serde_saphyr::Location;
 
 use super::chain::WARM_MAX;
-use super::{AT_A_TIME_MAX, Mistake, PipelineFile, PipelineProblem, RETRIES_MAX};
+use super::{AT_A_TIME_MAX, BATCH_MAX, Mistake, PipelineFile, PipelineProblem, RETRIES_MAX};
 
 /// The prefix of top-level keys that are ignored: people define anchors (`&name`) there.
 const ASIDE: &str = "x-";
@@ -183,6 +183,7 @@ fn allowed_values(field: &str) -> Option<String> {
         "kubernetes" => "a map, as in kubernetes: {nodeSelector: {pool: gpu}}",
         "privileged" | "stdio" => "true or false",
         "retries" => return Some(format!("a number from 0 to {RETRIES_MAX}, as in retries: 3")),
+        "batch" => return Some(format!("a number from 1 to {BATCH_MAX}, as in batch: 100")),
         "concurrency" => {
             return Some(format!("a number from 1 to {AT_A_TIME_MAX}, as in concurrency: 4"));
         }

@@ -7,29 +7,29 @@ use std::time::Duration;
 use ion_fs::job::{OlderConventions, TreeOutcome, ValueFileNames};
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::{ANY_TYPE, Module, ModuleApi};
-use ion_model::record::{AttemptEnd, CommitMode, RefusedFile, RefusedFiles};
+use ion_model::event::Event;
+use ion_model::record::{AttemptEnd, CommitMode, JobRecord, RefusedFile, RefusedFiles};
 use ion_plane::commit::{Fence, Origin, Rejection};
 use tokio::sync::watch;
 
-use super::sidecar::{CompletionReport, Sidecar};
-use super::{AttemptStart, StopReason, rejection_words};
+use super::sidecar::CompletionReport;
+use super::{StopReason, rejection_words};
 use crate::sandbox::{self, ProcessExit};
 
 /// The most failed reads, and the most refused event files, in the record of one attempt. A job's
 /// document holds all its attempts, and a store takes 2 MiB at most; the job's own tree lists more.
 const RECORDED_MAX: usize = 20;
 
-/// Returns who commits: the attempt, as long as `fence` holds.
-pub(super) fn origin(start: &AttemptStart, fence: Fence) -> Origin {
+/// Returns who commits: this job's attempt, as long as `fence` holds.
+pub(super) fn origin(job: &JobRecord, module: &Module, event: &Event, fence: Fence) -> Origin {
     Origin {
-        job_id: start.job.id.clone(),
-        attempt: start.job.attempt,
+        job_id: job.id.clone(),
+        attempt: job.attempt,
         fence,
-        module: start.module.name.clone(),
-        emits: (!start.module.emits.iter().any(|one| one == ANY_TYPE))
-            .then(|| start.module.emits.clone()),
-        commit: start.module.commit,
-        parent: start.event.context.clone(),
+        module: module.name.clone(),
+        emits: (!module.emits.iter().any(|one| one == ANY_TYPE)).then(|| module.emits.clone()),
+        commit: module.commit,
+        parent: event.context.clone(),
     }
 }
 
@@ -42,28 +42,37 @@ pub(super) fn older_conventions(module: &Module) -> OlderConventions {
     OlderConventions { names, urls: module.urls }
 }
 
-/// Returns a module's whole environment (DESIGN.md section 2).
+/// Returns the variables that tell a module which attempt it runs.
+pub(super) fn attempt_variables(job: &JobRecord, event: &Event) -> Vec<(String, String)> {
+    [
+        ("ION_EVENT_ID", event.id.to_string()),
+        ("ION_CORRELATION_ID", event.context.correlation_id.to_string()),
+        ("ION_ATTEMPT", job.attempt.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
+/// Returns a module's whole environment (DESIGN.md section 2). `own` are the variables that tell it
+/// what it runs.
 pub(super) fn environment(
     base: &[(String, String)],
-    start: &AttemptStart,
+    module: &Module,
+    own: Vec<(String, String)>,
     ion_dir: &Path,
-    api: Option<&Sidecar>,
 ) -> Vec<(String, String)> {
     let ion_dir = ion_dir.display().to_string();
-    let own = [
+    let of_tree = [
         ("ION_DIR", ion_dir.clone()),
-        ("ION_EVENT_ID", start.event.id.to_string()),
-        ("ION_CORRELATION_ID", start.event.context.correlation_id.to_string()),
-        ("ION_MODULE", start.module.name.clone()),
-        ("ION_ATTEMPT", start.job.attempt.to_string()),
+        ("ION_MODULE", module.name.clone()),
         ("HANDLER_BASE_DIR", ion_dir),
     ];
-    let api = api.map(Sidecar::environment).into_iter().flatten();
-    let own = own.into_iter().chain(api).map(|(key, value)| (key.to_owned(), value));
-    base.iter().cloned().chain(start.module.env.clone()).chain(own).collect()
+    let of_tree = of_tree.map(|(name, value)| (name.to_owned(), value));
+    base.iter().cloned().chain(module.env.clone()).chain(of_tree).chain(own).collect()
 }
 
 /// How the process part of an attempt ended.
+#[derive(Clone, Debug)]
 pub(super) enum ProcessEnd {
     Exited(ProcessExit),
     /// The module had reported its work done before the process ended, however that ended; the exit
@@ -174,6 +183,12 @@ pub(super) fn decide_outcome(
     let (end, reason) = match (&outcome.state_problem, reason) {
         (Some(problem), None) => (AttemptEnd::Failed, Some(problem.clone())),
         (_, reason) => (end, reason),
+    };
+    // What the module itself says of the job stands before how its process ended.
+    let (end, reason) = match (&outcome.failed, reason) {
+        (Some(failed), None) => (AttemptEnd::Failed, Some(failed.clone())),
+        (Some(failed), Some(reason)) => (end, Some(format!("{failed}; {reason}"))),
+        (None, reason) => (end, reason),
     };
     // A module that exits well without what it could not write has still succeeded.
     let (end, reason) = match (&outcome.no_room, reason) {

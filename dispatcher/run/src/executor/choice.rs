@@ -14,7 +14,7 @@ use tokio::sync::{OnceCell, watch};
 #[cfg(feature = "kubernetes")]
 use super::kubernetes::{Kubernetes, KubernetesError};
 use super::local::LocalExecutor;
-use super::{AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
+use super::{AttemptStart, BatchStart, Executor, OutputWatcher, RunResult, StopReason};
 
 /// The settings of a dispatcher for jobs that run as pods.
 #[derive(Clone, Debug)]
@@ -104,6 +104,10 @@ impl Executor for Executors {
                 Err(error) => RunResult::Ended(AttemptOutcome::failed(error_chain(&error))),
             },
         }
+    }
+
+    async fn run_batch(&self, batch: BatchStart) -> Vec<AttemptOutcome> {
+        self.local.run_batch_to_end(batch).await
     }
 
     async fn clean_up(&self, module: &Module, job: &JobRecord) {

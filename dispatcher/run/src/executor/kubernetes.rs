@@ -474,7 +474,7 @@ fn ticket_of(start: &AttemptStart) -> Ticket {
         id: Ticket::id(&start.job.id, start.job.attempt),
         version: 1,
         offered: clock::now(),
-        origin: origin(start, Fence::Running),
+        origin: origin(&start.job, &start.module, &start.event, Fence::Running),
         event_id: start.event.id.clone(),
         gathered: start.gathered.as_ref().map(TicketGathered::of),
         older: older_conventions(&start.module),

@@ -1,6 +1,8 @@
 //! The executor for jobs on this machine: each has a filesystem and a process tree in namespaces of
 //! its own.
 
+mod batch;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -11,13 +13,14 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use ion_fs::failed_read_of_blob;
 use ion_fs::job::{JobSpec, JobTree, OpenError, TreeUsers};
-use ion_fs::mount::{ServedMount, Visitors, mount_at, serve};
+use ion_fs::mount::{MountRoot, ServedMount, Visitors, mount_at, serve};
 use ion_jobs::job::AttemptOutcome;
-use ion_jobs::pipeline::ModuleApi;
+use ion_jobs::pipeline::{Module, ModuleApi};
 use ion_model::checksum::BLOCK_BYTES;
 use ion_model::errors::{error_chain, is_no_room};
 use ion_model::event::{Context, FileEntry};
-use ion_model::record::{AttemptEnd, FailedReads};
+use ion_model::id::JobId;
+use ion_model::record::{AttemptEnd, FailedReads, JobRecord};
 use ion_model::usage::AttemptUsage;
 use ion_plane::cache::{BlobReader, CacheError, FetchCount};
 use ion_plane::commit::Fence;
@@ -26,13 +29,13 @@ use ion_stores::StoreError;
 use ion_system::patience::Retry;
 use ion_system::spans;
 use tokio::net::unix::pipe::Receiver;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info_span};
 
 use super::attempt::{
-    ProcessEnd, decide_outcome, environment, older_conventions, origin, stopped_outcome,
-    wait_for_stop,
+    ProcessEnd, attempt_variables, decide_outcome, environment, older_conventions, origin,
+    stopped_outcome, wait_for_stop,
 };
 use super::left::OutputCollector;
 use super::log::{JobLog, OutputNotifier, keep_output, no_log_outcome};
@@ -94,6 +97,21 @@ pub struct LocalExecutor {
     covers: Arc<Covers>,
     chains: Arc<Chains>,
     output: Option<Arc<dyn OutputWatcher>>,
+}
+
+/// What the process of an attempt, or of a batch, is started with.
+struct ProcessRequest<'a> {
+    module: &'a Module,
+    /// The job, and the number of its attempt, whose log its output is.
+    job: (&'a JobId, u32),
+    /// The variables that tell it what it runs.
+    variables: Vec<(String, String)>,
+    /// The most processes and threads.
+    processes: u64,
+    /// What it finds at the module's path.
+    root: MountRoot,
+    /// Told once it runs.
+    running: oneshot::Sender<()>,
 }
 
 /// The process of an attempt that has ended.
@@ -167,15 +185,11 @@ impl LocalExecutor {
         log: &JobLog,
     ) -> AttemptOutcome {
         let spec = JobSpec {
-            origin: origin(&start, fence_of_holder(&start)),
+            origin: origin(&start.job, &start.module, &start.event, fence_of_holder(&start.job)),
             event: start.event.clone(),
             gathered: start.gathered.clone(),
             older: older_conventions(&start.module),
-            users: match start.module.container {
-                None => TreeUsers::Owner,
-                // A container's user differs from the daemon's.
-                Some(_) => TreeUsers::AnyUser,
-            },
+            users: tree_users(&start.module),
         };
         let limits = start.module.limits.apply_to(self.node.settings.limits);
         let mut stops = stop.clone();
@@ -188,26 +202,7 @@ impl LocalExecutor {
         );
         let tree = match opened.await {
             Ok(tree) => Arc::new(tree),
-            // An unavailable store is not a failure of the module: the dispatcher has waited for
-            // the store, and leaves the job to another attempt.
-            Err(error) if is_unavailable(&error) => {
-                return AttemptOutcome {
-                    end: AttemptEnd::Released,
-                    ..AttemptOutcome::failed(error_chain(&error))
-                };
-            }
-            Err(error) if error.is_no_room() => {
-                return AttemptOutcome {
-                    end: AttemptEnd::NoRoom,
-                    ..AttemptOutcome::failed(error_chain(&error))
-                };
-            }
-            Err(error) => {
-                return AttemptOutcome {
-                    failed_reads: error.failed_reads(),
-                    ..AttemptOutcome::failed(error_chain(&error))
-                };
-            }
+            Err(error) => return unopened_outcome(&error),
         };
         let folder = job_dir(&self.node.settings.home, &start.job.id, start.job.attempt);
         let commit = start.module.commit;
@@ -223,8 +218,17 @@ impl LocalExecutor {
                 }
             },
         };
-        let RanProcess { end: ran, usage, exit } =
-            self.run_process(start, &tree, api.as_ref(), stop, log).await;
+        let mut variables = attempt_variables(&start.job, &start.event);
+        variables.extend(api.iter().flat_map(Sidecar::environment));
+        let request = ProcessRequest {
+            module: &start.module,
+            job: (&start.job.id, start.job.attempt),
+            variables,
+            processes: tree.limits().processes,
+            root: tree.tree().into(),
+            running: start.running,
+        };
+        let RanProcess { end: ran, usage, exit } = self.run_process(request, stop, log).await;
         let word = match api {
             Some(api) => api.close().await,
             None => CompletionReport::NotAsked,
@@ -264,7 +268,8 @@ impl LocalExecutor {
         };
         let stored = InputState::By {
             attempt: start.job.attempt,
-            guard: origin(&start, fence_of_holder(&start)).guard(),
+            guard: origin(&start.job, &start.module, &start.event, fence_of_holder(&start.job))
+                .guard(),
         };
         let AttemptStart { module, event, running, .. } = start;
         let unread = Arc::new(OnceLock::new());
@@ -310,30 +315,29 @@ impl LocalExecutor {
         AttemptOutcome { usage, ..outcome }
     }
 
-    /// Runs the process; its tree is unmounted when this returns.
+    /// Runs the process; its mount is gone when this returns.
     async fn run_process(
         &self,
-        start: AttemptStart,
-        tree: &JobTree,
-        api: Option<&Sidecar>,
+        request: ProcessRequest<'_>,
         mut stop: watch::Receiver<Option<StopReason>>,
         log: &JobLog,
     ) -> RanProcess {
-        let job = &start.job;
-        let plain = self.node.settings.home.join("mnt").join(format!("{}-{}", job.id, job.attempt));
-        let mount_at = start.module.base_dir();
+        let ProcessRequest { module, job: (job, attempt), variables, processes, root, running } =
+            request;
+        let plain = self.node.settings.home.join("mnt").join(format!("{job}-{attempt}"));
+        let mount_at = module.base_dir();
         let ion_dir =
             if self.mode == SandboxMode::Plain { plain.clone() } else { mount_at.clone() };
-        let processes = tree.limits().processes;
-        let container = match &start.module.container {
+        let env = |base| environment(base, module, variables.clone(), &ion_dir);
+        let argv = module.argv();
+        let container = match &module.container {
             None => None,
             Some(wanted) => {
-                let (argv, env) = (start.module.argv(), environment(&[], &start, &ion_dir, api));
                 let say = |words: &str| log.note(words);
                 let request = ContainerRequest {
                     container: wanted,
-                    argv,
-                    env,
+                    argv: argv.clone(),
+                    env: env(&[]),
                     tree: Some(&mount_at),
                     processes,
                     say: &say,
@@ -344,21 +348,18 @@ impl LocalExecutor {
                 }
             }
         };
-        let argv = start.module.argv();
         // A container's runtime makes a root of its own, so nothing has to be covered.
         let covers = match container {
-            None => {
-                self.covers.for_program(&start.module.directory, argv.first().map(String::as_str))
-            }
+            None => self.covers.for_program(&module.directory, argv.first().map(String::as_str)),
             Some(_) => vec![],
         };
         let command = SandboxCommand {
             argv,
-            env: environment(&self.settings.env, &start, &ion_dir, api),
-            cwd: start.module.directory.clone(),
+            env: env(&self.settings.env),
+            cwd: module.directory.clone(),
             mount_at: Some(mount_at),
             mode: self.mode,
-            rights: if start.module.privileged { Rights::All } else { Rights::Few },
+            rights: if module.privileged { Rights::All } else { Rights::Few },
             covers,
             processes,
             open_files: ion_system::sys::original_descriptor_limit(),
@@ -367,19 +368,19 @@ impl LocalExecutor {
         let begun = Instant::now();
         let mounting = info_span!(target: spans::TARGET, "mount");
         let (mut sandbox, output, mounted) =
-            match self.spawn_and_mount(command, tree, &plain).instrument(mounting).await {
+            match self.spawn_and_mount(command, &root, &plain).instrument(mounting).await {
                 Ok(mounted) => mounted,
                 Err(end) => return RanProcess::not_started(end),
             };
         self.node.metrics.mounts.observe_since(begun);
-        let log = live_log_path(&self.node.settings.home, &job.id, job.attempt);
+        let live = live_log_path(&self.node.settings.home, job, attempt);
         let news =
-            self.output.clone().map(|watcher| OutputNotifier::new(watcher, &job.module, &job.id));
-        let reading = tokio::spawn(keep_output(output, log, news));
+            self.output.clone().map(|watcher| OutputNotifier::new(watcher, &module.name, job));
+        let reading = tokio::spawn(keep_output(output, live, news));
         let ran = match sandbox.start_module().await {
             Ok(()) => {
-                let _ = start.running.send(());
-                supervise(&mut sandbox, tree, start.module.timeout, &mut stop).await
+                let _ = running.send(());
+                supervise(&mut sandbox, &root, module.timeout, &mut stop).await
             }
             Err(SandboxError::CannotRun(reason)) => ProcessEnd::CannotRun(reason),
             Err(error) => ProcessEnd::NotStarted(error_chain(&error)),
@@ -391,7 +392,7 @@ impl LocalExecutor {
         // Every writer is gone, so the pipe has ended; the timeout is for a stuck disk, which must
         // not hold the job for ever.
         if tokio::time::timeout(GONE_WAIT, reading).await.is_err() {
-            tracing::warn!(job = %job.id, "the job's output did not end with it");
+            tracing::warn!(%job, "the job's output did not end with it");
         }
         RanProcess { end: ran, usage, exit }
     }
@@ -417,7 +418,7 @@ impl LocalExecutor {
     async fn spawn_and_mount(
         &self,
         command: SandboxCommand,
-        tree: &JobTree,
+        root: &MountRoot,
         plain: &Path,
     ) -> Result<(Sandbox, Receiver, ServedMount), ProcessEnd> {
         let spawned =
@@ -428,9 +429,9 @@ impl LocalExecutor {
                 _ => ProcessEnd::NotStarted(error_chain(&error)),
             })?;
         let mounted = match spawned.device {
-            Some(device) => serve(device, tree.tree()).await,
+            Some(device) => serve(device, root.clone()).await,
             None => match tokio::fs::create_dir_all(plain).await {
-                Ok(()) => mount_at(plain, tree.tree(), Visitors::Owner).await,
+                Ok(()) => mount_at(plain, root.clone(), Visitors::Owner).await,
                 Err(error) => Err(error),
             },
         };
@@ -506,14 +507,37 @@ impl LocalExecutor {
     }
 }
 
+/// Returns which users the tree of a job of this module is for.
+fn tree_users(module: &Module) -> TreeUsers {
+    match module.container {
+        None => TreeUsers::Owner,
+        // A container's user differs from the daemon's.
+        Some(_) => TreeUsers::AnyUser,
+    }
+}
+
+/// Returns the end of an attempt whose tree could not be made.
+fn unopened_outcome(error: &OpenError) -> AttemptOutcome {
+    let failed = AttemptOutcome::failed(error_chain(error));
+    // An unavailable store is not a failure of the module: the dispatcher has waited for the store,
+    // and leaves the job to another attempt.
+    if is_unavailable(error) {
+        AttemptOutcome { end: AttemptEnd::Released, ..failed }
+    } else if error.is_no_room() {
+        AttemptOutcome { end: AttemptEnd::NoRoom, ..failed }
+    } else {
+        AttemptOutcome { failed_reads: error.failed_reads(), ..failed }
+    }
+}
+
 /// Returns whether a store was unavailable, which is not a failure of the module.
 fn is_unavailable(error: &OpenError) -> bool {
     matches!(error, OpenError::Store(StoreError::Unavailable { .. }))
 }
 
 /// Returns the fence of a local attempt: its process ends with the dispatcher that holds its lease.
-fn fence_of_holder(start: &AttemptStart) -> Fence {
-    Fence::HeldBy(start.job.holder.clone())
+fn fence_of_holder(job: &JobRecord) -> Fence {
+    Fence::HeldBy(job.holder.clone())
 }
 
 /// Returns the span from the end of a module's process until Ion has decided on its tree.
@@ -524,7 +548,7 @@ fn exit_span() -> Span {
 /// Waits for the module's end, and ends it at its timeout or when it is asked to stop.
 async fn supervise(
     sandbox: &mut Sandbox,
-    tree: &JobTree,
+    root: &MountRoot,
     timeout: Duration,
     stop: &mut watch::Receiver<Option<StopReason>>,
 ) -> ProcessEnd {
@@ -537,7 +561,7 @@ async fn supervise(
     if tokio::time::timeout(GRACE, sandbox.wait_until_unmounted()).await.is_err() {
         sandbox.kill().await;
         // A process that waits for an answer of its filesystem dies once it gets one.
-        tree.stop();
+        root.stop();
         if tokio::time::timeout(GONE_WAIT, sandbox.wait_until_unmounted()).await.is_err() {
             tracing::warn!("a killed job is not gone yet");
         }

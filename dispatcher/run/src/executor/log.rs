@@ -128,6 +128,17 @@ impl JobLog {
         STORE.run(store, again).await.inspect_err(failed).ok()
     }
 
+    /// Like [`JobLog::store`], but an empty log needs neither a blob nor a document.
+    pub(super) async fn store_unless_empty(
+        &self,
+        plane: &DataPlane,
+        context: &Context,
+        succeeded: bool,
+    ) -> Option<StoredLog> {
+        let is_empty = std::fs::metadata(&self.path).is_ok_and(|log| log.len() == 0);
+        if is_empty { None } else { self.store(plane, context, succeeded).await }
+    }
+
     async fn try_to_store(
         &self,
         plane: &DataPlane,

@@ -127,13 +127,14 @@ impl Sidecar {
     }
 
     /// Returns the variables that the module finds in its environment.
-    pub(super) fn environment(&self) -> [(&'static str, String); 3] {
+    pub(super) fn environment(&self) -> [(String, String); 3] {
         let port = self.port.to_string();
         [
             ("HANDLER_PORT", port.clone()),
             ("SIDECAR_PORT", port),
             ("SHARED_SECRET", self.shared.secret.clone()),
         ]
+        .map(|(name, value)| (name.to_owned(), value))
     }
 
     /// Stops serving, after the module has ended, and returns what the module reported.

@@ -10,7 +10,7 @@ use tokio::runtime::Handle as Runtime;
 
 use super::first::FirstRead;
 use super::handles::{ByteMover, Handles};
-use super::reply::{file_attr, fuse_errno};
+use super::reply::{InodeNumbers, fuse_errno};
 use super::requests::Requests;
 use crate::answer::Answer;
 use crate::open::{KernelCaching, OpenInode};
@@ -35,14 +35,24 @@ pub(super) struct MountState {
     pub(super) handles: Handles,
     pub(super) first_read: FirstRead,
     pub(super) requests: Requests,
+    pub(super) numbers: InodeNumbers,
 }
 
 impl Kernel {
     pub(crate) fn new(tree: Arc<Tree>, runtime: Runtime) -> Self {
+        Self::with_numbers(tree, runtime, InodeNumbers::default())
+    }
+
+    /// Answers for a tree whose inodes have these numbers.
+    pub(super) fn with_numbers(
+        tree: Arc<Tree>,
+        runtime: Runtime,
+        numbers: InodeNumbers,
+    ) -> Self {
         let first_read = FirstRead::new(&tree);
         let handles = Handles::new(tree.clone());
         let requests = Requests::new(&tree.daemon().metrics);
-        let mount = MountState { tree, runtime, handles, first_read, requests };
+        let mount = MountState { tree, runtime, handles, first_read, requests, numbers };
         Self { mount: Arc::new(mount) }
     }
 
@@ -159,7 +169,7 @@ impl MountState {
         match outcome {
             Ok(attr) => {
                 self.tree.remember_entry(attr.ino);
-                reply.entry(&attr.ttl, &file_attr(&attr), Generation(0));
+                reply.entry(&attr.ttl, &self.numbers.file_attr(&attr), Generation(0));
             }
             Err(errno) => reply.error(fuse_errno(errno)),
         }

@@ -8,8 +8,63 @@ use fuser::{
     TimeOrNow,
 };
 
-use crate::output::{NewOwner, SetIdBits, TimeChange};
-use crate::{Attr, Errno, FileKind, Result};
+use crate::output::{DOT_DOT, NewOwner, SetIdBits, TimeChange};
+use crate::{Attr, Errno, FileKind, Ino, ROOT, Result};
+
+/// The numbers of one tree's inodes as the kernel knows them: in a batch, those of each job begin
+/// elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct InodeNumbers {
+    /// What is added to a number of the tree.
+    base: Ino,
+}
+
+/// How many bits of a number belong to a tree in a batch. No tree makes so many inodes.
+const TREE_BITS: u32 = 52;
+
+impl InodeNumbers {
+    /// Returns the numbers of the job with this number in a batch.
+    pub(super) fn of_job(number: usize) -> Self {
+        Self { base: (number as Ino + 1) << TREE_BITS }
+    }
+
+    /// Returns the number that a listing of a batch's root shows at this position.
+    pub(super) fn of_entry(place: u64) -> INodeNo {
+        match place.checked_sub(DOT_DOT + 1) {
+            Some(job) => INodeNo((job + 1) << TREE_BITS | ROOT),
+            None => INodeNo(ROOT),
+        }
+    }
+
+    /// Takes a number of the kernel's apart. Returns the job's number in the batch and the inode's
+    /// number in the job's tree; none for the batch's own root.
+    pub(super) fn split(ino: INodeNo) -> Option<(usize, INodeNo)> {
+        let job = (ino.0 >> TREE_BITS).checked_sub(1)?;
+        Some((usize::try_from(job).ok()?, INodeNo(ino.0 & ((1 << TREE_BITS) - 1))))
+    }
+
+    /// Returns the kernel's number of an inode of the tree. 0, for no inode, stays.
+    pub(super) fn to_kernel(self, ino: Ino) -> INodeNo {
+        INodeNo(if ino == 0 { 0 } else { self.base | ino })
+    }
+
+    /// Returns attributes for the kernel.
+    pub(super) fn file_attr(self, attr: &Attr) -> FileAttr {
+        FileAttr { ino: self.to_kernel(attr.ino), ..file_attr(attr) }
+    }
+
+    pub(super) fn reply_attr(self, reply: ReplyAttr, outcome: Result<Attr>) {
+        match outcome {
+            // Only in this reply may the number differ from the one by which the kernel knows the
+            // inode.
+            Ok(attr) => {
+                let ino = self.to_kernel(attr.shown_ino);
+                reply.attr(&attr.ttl, &FileAttr { ino, ..file_attr(&attr) })
+            }
+            Err(errno) => reply.error(fuse_errno(errno)),
+        }
+    }
+}
 
 pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     FileAttr {
@@ -48,17 +103,6 @@ pub(super) fn fuse_errno(errno: Errno) -> fuser::Errno {
 pub(super) fn reply_empty(reply: ReplyEmpty, outcome: Result<()>) {
     match outcome {
         Ok(()) => reply.ok(),
-        Err(errno) => reply.error(fuse_errno(errno)),
-    }
-}
-
-pub(super) fn reply_attr(reply: ReplyAttr, outcome: Result<Attr>) {
-    match outcome {
-        // Only in this reply may the number differ from the one by which the kernel knows the
-        // inode.
-        Ok(attr) => {
-            reply.attr(&attr.ttl, &FileAttr { ino: INodeNo(attr.shown_ino), ..file_attr(&attr) })
-        }
         Err(errno) => reply.error(fuse_errno(errno)),
     }
 }

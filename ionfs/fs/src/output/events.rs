@@ -279,7 +279,9 @@ impl EventFiles {
     /// Records that a file was committed. It cannot change from now on.
     fn accept(&self, ino: Ino, receipt: Receipt) {
         if let Ok(file) = self.staging.lock().file_mut(ino) {
-            file.event.get_or_insert_default().committed = Some(receipt.clone());
+            file.event.get_or_insert_default().is_committed = true;
+            // Nothing of it is uploaded. A job may publish very many events.
+            file.in_order = None;
         }
         self.records.add_receipt(receipt);
     }
@@ -348,7 +350,7 @@ impl EventFiles {
         let undecided = |ino: &Ino| {
             table
                 .file(*ino)
-                .is_ok_and(|file| file.event.as_ref().is_none_or(|state| state.committed.is_none()))
+                .is_ok_and(|file| file.event.as_ref().is_none_or(|state| !state.is_committed))
         };
         events.chain(insights).map(|(_, ino)| ino).filter(undecided).collect()
     }

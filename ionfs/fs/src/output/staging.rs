@@ -7,16 +7,20 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
+use std::io::Read as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ion_system::beneath::{Folder, Pinned};
 use rustix::fs::{Mode, OFlags, Stat, StatVfs};
 
-use super::super::{Attr, Errno, FOREVER, Ino, Result};
+use super::super::{Attr, Errno, FOREVER, Ino, Result, errno};
 use super::folders::OpenFolders;
 use super::limits::{StagingLimits, check_length};
 use super::table::{NodeBody, OUT, OutputNode, OutputTable, UnnamedRemains};
+
+/// The most bytes that are read of a file by which a module says something to Ion.
+const WORDS_MAX: u64 = 1024;
 
 /// The staging area of one attempt.
 #[derive(Debug)]
@@ -132,6 +136,15 @@ impl StagingArea {
                 folder.open_file(name, flags, Mode::empty())
             }
         }
+    }
+
+    /// Returns the text of a file by which a module says something to Ion, without white space around
+    /// it. Of a longer text than [`WORDS_MAX`] it is the beginning.
+    pub(super) fn read_words(&self, ino: Ino) -> Result<String> {
+        let file = self.open_file(&self.lock(), ino, OFlags::RDONLY)?;
+        let mut bytes = Vec::new();
+        file.take(WORDS_MAX).read_to_end(&mut bytes).map_err(|error| errno(&error))?;
+        Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
     }
 
     /// Returns the attributes of a staged inode as the disk has them, or the last ones of an inode

@@ -4,7 +4,6 @@
 //! module has ended, its files become blobs, and the write that marks the job succeeded names them.
 
 use std::ffi::OsStr;
-use std::io::Read as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,11 +11,10 @@ use ion_model::event::FileEntry;
 use ion_model::source::{LeftState, StateFiles};
 use ion_plane::commit::{LISTED_MAX, Refusal};
 use ion_plane::upload::store_bytes;
-use rustix::fs::OFlags;
 
 use super::table::{NodeBody, STATE};
 use super::{NewOwner, Output, TreeUsers};
-use crate::{Ino, Result, errno};
+use crate::{Ino, Result};
 
 /// The most bytes that a run may leave. Every run reads them, and most write them anew.
 const STATE_BYTES_MAX: u64 = 16 << 20;
@@ -29,9 +27,6 @@ const NOT_BEFORE: &str = "not-before";
 
 /// The file that says that what the source reads is gone, and why. It is not kept.
 const GONE: &str = "gone";
-
-/// The most bytes that are read of a file that says something to the clock.
-const WORDS_MAX: u64 = 1024;
 
 /// The files of a state, with their lists read.
 #[derive(Clone, Debug, Default)]
@@ -171,16 +166,10 @@ impl Output {
             return Ok(None);
         };
         let (_, ino) = content.files.remove(at);
-        let read = || -> Result<Vec<u8>> {
-            let file = self.staging.open_file(&self.staging.lock(), ino, OFlags::RDONLY)?;
-            let mut bytes = Vec::new();
-            file.take(WORDS_MAX).read_to_end(&mut bytes).map_err(|error| errno(&error))?;
-            Ok(bytes)
-        };
-        let bytes = read().map_err(|errno| {
-            format!("out/state/{name} cannot be read: {}", std::io::Error::from(errno))
-        })?;
-        Ok(Some(String::from_utf8_lossy(&bytes).trim().to_owned()))
+        let words = self.staging.read_words(ino);
+        words.map(Some).map_err(|error| {
+            format!("out/state/{name} cannot be read: {}", std::io::Error::from(error))
+        })
     }
 }
 

@@ -29,6 +29,9 @@ pub(crate) const EVENTS: Ino = STAGED + 2;
 /// `out/state`, which only runs of sources have.
 pub(crate) const STATE: Ino = STAGED + 3;
 
+/// The name of the file in `out/` by which a module says that its job has failed, and why.
+pub(super) const FAILED_NAME: &str = "failed";
+
 /// The most files without a name whose content one job may keep for processes that looked the file
 /// up and have not opened it yet. The kernel forgets such files within a moment. For files beyond
 /// this number it gets the answer that they are gone, as on a faster disk.
@@ -108,7 +111,7 @@ impl FileNode {
     /// being committed may still be renamed: its own commit gives it its name.
     pub(super) fn check_move(&self) -> Result<()> {
         match &self.event {
-            Some(event) if event.committed.is_some() => Err(Errno::ROFS),
+            Some(event) if event.is_committed => Err(Errno::ROFS),
             _ => Ok(()),
         }
     }
@@ -426,10 +429,13 @@ impl OutputTable {
             // An event is identified by its name, in documents that hold only UTF-8.
             EVENTS if name.to_str().is_none() => Err(Errno::ILSEQ),
             EVENTS if kind != FileKind::File => Err(Errno::PERM),
-            // Editors and `sed -i` put a draft beside insights.json; anything else there is a
-            // mistake worth an error.
+            // Editors and `sed -i` put a draft beside a file; anything else in `out/` is a mistake
+            // worth an error.
             OUT if kind != FileKind::File => Err(Errno::PERM),
-            OUT if !self.is_insights(parent, name) && !is_event_draft(&name.to_string_lossy()) => {
+            OUT if !self.is_insights(parent, name)
+                && name != FAILED_NAME
+                && !is_event_draft(&name.to_string_lossy()) =>
+            {
                 Err(Errno::PERM)
             }
             _ => Ok(()),

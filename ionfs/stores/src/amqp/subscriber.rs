@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::message::Delivery as Received;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
@@ -111,10 +111,20 @@ async fn consume(bus: Arc<Amqp>, module: String, prefetch: u16) -> Result<Consum
 
 #[async_trait]
 impl Subscription for AmqpSubscriber {
-    async fn next(&mut self) -> Result<Delivery, StoreError> {
+    async fn next(&mut self, most: usize) -> Result<Vec<Delivery>, StoreError> {
         loop {
-            match self.get_or_open().await?.next().await {
-                Some(Ok(received)) => return Ok(self.make_delivery(received)),
+            let consumer = self.get_or_open().await?;
+            match consumer.next().await {
+                Some(Ok(first)) => {
+                    let mut received = vec![first];
+                    // A failure or the end behind them is met by the next call.
+                    while received.len() < most
+                        && let Some(Some(Ok(next))) = consumer.next().now_or_never()
+                    {
+                        received.push(next);
+                    }
+                    return Ok(received.into_iter().map(|one| self.make_delivery(one)).collect());
+                }
                 // The stream ends without an error if the broker cancelled the consumer: its queue
                 // was removed, or, from RabbitMQ 4.3, the consumer held a message for too long.
                 None => self.open = None,
@@ -130,11 +140,19 @@ impl Subscription for AmqpSubscriber {
         }
     }
 
-    async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError> {
-        let held = self.forget_held(tag).map_err(|error| self.unavailable(error))?;
-        with_answer_deadline(held.channel.basic_ack(held.tag, BasicAckOptions::default()))
-            .await
-            .map_err(|error| self.unavailable(error))
+    async fn acknowledge(&mut self, tags: &[u64]) -> Result<(), StoreError> {
+        let mut failed = Ok(());
+        for tag in tags {
+            // A message that fails must not keep the others in the queue.
+            let acknowledged = match self.forget_held(*tag) {
+                Ok(HeldMessage { channel, tag }) => {
+                    with_answer_deadline(channel.basic_ack(tag, BasicAckOptions::default())).await
+                }
+                Err(error) => Err(error),
+            };
+            failed = failed.and(acknowledged);
+        }
+        failed.map_err(|error| self.unavailable(error))
     }
 
     async fn give_back(&mut self, tag: u64) -> Result<(), StoreError> {

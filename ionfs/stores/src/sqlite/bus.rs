@@ -3,6 +3,7 @@
 //! A message that a subscriber has received is hidden from others for [`TAKEN`]. If it is not
 //! acknowledged by then, it is delivered again.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -264,16 +265,20 @@ struct SqliteSubscriber {
     prefetch: usize,
     /// The tags of the messages that were delivered and not yet acknowledged.
     held: Vec<u64>,
-    /// The task that takes a message. It outlives the call that began it, so that a dropped call
+    /// The task that takes messages. It outlives the call that began it, so that a dropped call
     /// loses no message. It is a task and not a future, because a task continues without a waiting
     /// caller: a future that nobody polls could hold one of the store's readers and keep it from
     /// all others.
-    taking: Option<JoinHandle<Result<Option<Delivery>, StoreError>>>,
+    taking: Option<JoinHandle<Result<Vec<Delivery>, StoreError>>>,
     runtime: tokio::runtime::Handle,
 }
 
-/// Takes the next message of a queue, if there is one, and hides it from others for [`TAKEN`].
-async fn take_message(store: Arc<Sqlite>, module: String) -> Result<Option<Delivery>, StoreError> {
+/// Takes the next messages of a queue, at most `most`, and hides them from others for [`TAKEN`].
+async fn take_messages(
+    store: Arc<Sqlite>,
+    module: String,
+    most: usize,
+) -> Result<Vec<Delivery>, StoreError> {
     let now = clock::now();
     // The queue is read before it is written: an idle subscriber must not sync the disk.
     let queue = module.clone();
@@ -285,93 +290,105 @@ async fn take_message(store: Arc<Sqlite>, module: String) -> Result<Option<Deliv
             .query_row((queue, now), |row| row.get::<_, bool>(0))
     });
     if !waiting.await? {
-        return Ok(None);
+        return Ok(vec![]);
     }
     let until: Millis = now + clock::millis(TAKEN);
-    // If this write is lost, the message is delivered again and its receiver finds the existing
-    // job.
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    // If this write is lost, the messages are delivered again and their receiver finds the existing
+    // jobs.
     let taken = store.write_with_level(SyncLevel::Later, "receiving", move |connection| {
         let mut update = connection.prepare_cached(
-            "UPDATE messages SET taken_until = ?1 WHERE seq = (
+            "UPDATE messages SET taken_until = ?1 WHERE seq IN (
                 SELECT seq FROM messages WHERE module = ?2 AND taken_until <= ?3
-                ORDER BY seq LIMIT 1
+                ORDER BY seq LIMIT ?4
              ) RETURNING seq, body",
         )?;
-        Ok(update
-            .query_row((until, module, now), |row| {
-                Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
-            })
-            .optional()?)
+        let rows = update.query_map((until, &module, now, most), |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+        })?;
+        Ok(rows.collect::<rusqlite::Result<Vec<_>>>()?)
     });
-    let Some((seq, body)) = taken.await? else { return Ok(None) };
-    let message = serde_json::from_str(&body)
-        .map_err(|error| Unreadable { reason: error.to_string(), body: body.into_bytes() });
-    Ok(Some(Delivery { tag: seq.cast_unsigned(), message }))
+    let mut taken = taken.await?;
+    // The rows of an update come in any order.
+    taken.sort_unstable_by_key(|(seq, _)| *seq);
+    let deliver = |(seq, body): (i64, String)| {
+        let message = serde_json::from_str(&body)
+            .map_err(|error| Unreadable { reason: error.to_string(), body: body.into_bytes() });
+        Delivery { tag: seq.cast_unsigned(), message }
+    };
+    Ok(taken.into_iter().map(deliver).collect())
 }
 
 impl SqliteSubscriber {
-    async fn take_message(&mut self) -> Result<Option<Delivery>, StoreError> {
+    async fn take_messages(&mut self, most: usize) -> Result<Vec<Delivery>, StoreError> {
         let (store, module) = (self.store.clone(), self.module.clone());
-        let taken =
-            self.taking.get_or_insert_with(|| tokio::spawn(take_message(store, module))).await;
+        let taken = self
+            .taking
+            .get_or_insert_with(|| tokio::spawn(take_messages(store, module, most)))
+            .await;
         self.taking = None;
-        let taken = taken.map_err(|error| self.store.unavailable("receiving", error)).flatten();
-        if let Ok(Some(delivery)) = &taken {
-            self.held.push(delivery.tag);
-        }
-        taken
+        let taken = taken.map_err(|error| self.store.unavailable("receiving", error)).flatten()?;
+        self.held.extend(taken.iter().map(|delivery| delivery.tag));
+        Ok(taken)
     }
 
-    /// Stops holding a message: runs `statement`, which removes or frees its row.
-    async fn settle_message(
+    /// Stops holding messages: runs `statement`, which removes or frees a row, for each.
+    async fn settle_messages(
         &mut self,
-        tag: u64,
+        tags: &[u64],
         statement: &'static str,
     ) -> Result<(), StoreError> {
-        self.held.retain(|held| *held != tag);
+        let tags: HashSet<u64> = tags.iter().copied().collect();
+        self.held.retain(|held| !tags.contains(held));
         self.store
-            // If this write is lost, the message is only delivered again, as with `take_message`.
-            .write_with_level(SyncLevel::Later, "settling a message", move |connection| {
-                Ok(connection.prepare_cached(statement)?.execute([tag.cast_signed()])?)
+            // If this write is lost, the messages are only delivered again, as with
+            // `take_messages`.
+            .write_with_level(SyncLevel::Later, "settling messages", move |connection| {
+                let mut settle = connection.prepare_cached(statement)?;
+                for tag in tags {
+                    settle.execute([tag.cast_signed()])?;
+                }
+                Ok(())
             })
-            .await?;
-        Ok(())
+            .await
     }
 }
 
 #[async_trait]
 impl Subscription for SqliteSubscriber {
-    async fn next(&mut self) -> Result<Delivery, StoreError> {
+    async fn next(&mut self, most: usize) -> Result<Vec<Delivery>, StoreError> {
         let bell = self.bell.clone();
         loop {
             // Listens before it looks, so that it does not miss a message that arrives in between.
             let mut ring = std::pin::pin!(bell.notified());
             ring.as_mut().enable();
-            if self.held.len() < self.prefetch
-                && let Some(delivery) = self.take_message().await?
-            {
-                return Ok(delivery);
+            let room = self.prefetch.saturating_sub(self.held.len());
+            if room > 0 {
+                let taken = self.take_messages(most.min(room)).await?;
+                if !taken.is_empty() {
+                    return Ok(taken);
+                }
             }
             ring.await;
         }
     }
 
-    async fn acknowledge(&mut self, tag: u64) -> Result<(), StoreError> {
-        self.settle_message(tag, "DELETE FROM messages WHERE seq = ?1").await
+    async fn acknowledge(&mut self, tags: &[u64]) -> Result<(), StoreError> {
+        self.settle_messages(tags, "DELETE FROM messages WHERE seq = ?1").await
     }
 
     async fn give_back(&mut self, tag: u64) -> Result<(), StoreError> {
-        self.settle_message(tag, "UPDATE messages SET taken_until = 0 WHERE seq = ?1").await?;
+        self.settle_messages(&[tag], "UPDATE messages SET taken_until = 0 WHERE seq = ?1").await?;
         self.bell.notify_waiters();
         Ok(())
     }
 
     async fn pause(&mut self) -> Result<Vec<Delivery>, StoreError> {
-        // Nothing is sent ahead, except a message that a dropped call was taking.
-        if self.taking.is_none() {
-            return Ok(vec![]);
+        // Nothing is sent ahead, except messages that a dropped call was taking.
+        match self.taking.is_some() {
+            true => self.take_messages(1).await,
+            false => Ok(vec![]),
         }
-        Ok(self.take_message().await?.into_iter().collect())
     }
 }
 
@@ -386,7 +403,7 @@ impl Drop for SqliteSubscriber {
         self.runtime.spawn(async move {
             if let Some(taking) = taking {
                 let taken = taking.await.map_err(|error| store.unavailable("receiving", error));
-                held.extend(taken.flatten().ok().flatten().map(|delivery| delivery.tag));
+                held.extend(taken.flatten().unwrap_or_default().iter().map(|delivery| delivery.tag));
             }
             for tag in held {
                 let give_back = move |connection: &Connection| {

@@ -1,7 +1,7 @@
 //! Documents on SQLite: a table of JSON texts for each collection, and an expression index for
 //! every query the system makes.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use ion_model::term::IndexRange;
@@ -515,17 +515,17 @@ impl Documents for Sqlite {
     async fn replace_all(
         &self,
         collection: Collection,
-        documents: Vec<Value>,
-        expect: Vec<Equals>,
+        documents: Vec<(Value, Vec<Equals>)>,
         durability: Durability,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<Vec<bool>, StoreError> {
         self.write_with_level(
             self.sync_level(durability),
             "replacing documents",
             move |connection| {
-                documents.iter().try_fold(0, |replaced, document| {
-                    Ok(replaced + usize::from(replace(connection, collection, document, &expect)?))
-                })
+                let replace = |(document, expect): &(Value, Vec<Equals>)| {
+                    replace(connection, collection, document, expect)
+                };
+                documents.iter().map(replace).collect()
             },
         )
         .await
@@ -542,6 +542,26 @@ impl Documents for Sqlite {
             let found: Option<String> =
                 connection.prepare_cached(&select)?.query_row([id], |row| row.get(0)).optional()?;
             found.map(|text| parse(&text)).transpose()
+        })
+        .await
+    }
+
+    async fn get_all(
+        &self,
+        collection: Collection,
+        ids: Vec<String>,
+    ) -> Result<HashMap<String, Value>, StoreError> {
+        self.read("reading documents", move |connection| {
+            let select = format!("SELECT document FROM {} WHERE id = ?1", collection.as_str());
+            let mut statement = connection.prepare_cached(&select)?;
+            let mut found = HashMap::new();
+            for id in ids {
+                let text: Option<String> = statement.query_row([&id], |row| row.get(0)).optional()?;
+                if let Some(text) = text {
+                    found.insert(id, parse(&text)?);
+                }
+            }
+            Ok(found)
         })
         .await
     }

@@ -21,6 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 pub async fn bus_contract(one: Arc<dyn Bus>, two: Arc<dyn Bus>) {
     let tag = format!("t-{}", EventId::random());
     messages_reach_each_bound_queue_until_acknowledged(one.clone(), &tag).await;
+    messages_that_are_there_are_received_together(one.clone(), &tag).await;
     a_binding_that_is_gone_brings_no_more(&*one, &tag).await;
     a_dropped_wait_and_a_pause_lose_nothing(one.clone(), &tag).await;
     another_process_is_heard(one.clone(), two.clone(), &tag).await;
@@ -70,8 +71,8 @@ async fn messages_reach_each_bound_queue_until_acknowledged(bus: Arc<dyn Bus>, t
     assert_eq!(delivery.message, Ok(message(&a, "1")));
     // The subscription holds one message and has a prefetch of one, so the second message waits
     // until the first one is acknowledged.
-    assert!(tokio::time::timeout(Duration::from_millis(120), first.next()).await.is_err());
-    first.acknowledge(delivery.tag).await.unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(120), first.next(1)).await.is_err());
+    first.acknowledge(&[delivery.tag]).await.unwrap();
     let second = next_delivery(&mut first).await;
     assert_eq!(second.message, Ok(message(&b, "2")));
     first.give_back(second.tag).await.unwrap();
@@ -81,11 +82,11 @@ async fn messages_reach_each_bound_queue_until_acknowledged(bus: Arc<dyn Bus>, t
     let mut heir = bus.clone().subscribe(&m, 1).await.unwrap();
     let inherited = next_delivery(&mut heir).await;
     assert_eq!(inherited.message, Ok(message(&b, "2")));
-    heir.acknowledge(inherited.tag).await.unwrap();
+    heir.acknowledge(&[inherited.tag]).await.unwrap();
     bus.send(&m, &message(&a, "3")).await.unwrap();
     let sent = next_delivery(&mut heir).await;
     assert_eq!(sent.message, Ok(message(&a, "3")));
-    heir.acknowledge(sent.tag).await.unwrap();
+    heir.acknowledge(&[sent.tag]).await.unwrap();
     for module in [&n, &m] {
         bus.remove_queue(module).await.unwrap();
         assert!(bus.peek(module, 10).await.unwrap().is_empty());
@@ -94,7 +95,43 @@ async fn messages_reach_each_bound_queue_until_acknowledged(bus: Arc<dyn Bus>, t
 }
 
 async fn next_delivery(subscription: &mut Box<dyn Subscription>) -> Delivery {
-    tokio::time::timeout(DEADLINE, subscription.next()).await.unwrap().unwrap()
+    let received = tokio::time::timeout(DEADLINE, subscription.next(1)).await.unwrap().unwrap();
+    let [delivery] = <[Delivery; 1]>::try_from(received).unwrap();
+    delivery
+}
+
+/// A call returns at most as many messages as it asks for, in order, and never more than the
+/// prefetch allows.
+async fn messages_that_are_there_are_received_together(bus: Arc<dyn Bus>, tag: &str) {
+    const MESSAGES: usize = 20;
+    let (kind, module) = (format!("many.{tag}"), format!("many-{tag}"));
+    bus.declare(&module, std::slice::from_ref(&kind), &[]).await.unwrap();
+    for n in 0..MESSAGES {
+        bus.publish(&message(&kind, &n.to_string())).await.unwrap();
+    }
+    let mut subscription = bus.clone().subscribe(&module, 8).await.unwrap();
+    let (mut seen, mut calls) = (Vec::new(), 0);
+    while seen.len() < MESSAGES {
+        let mut tags = Vec::new();
+        for most in [3, 5] {
+            let next = tokio::time::timeout(DEADLINE, subscription.next(most)).await;
+            let received = next.unwrap().unwrap();
+            assert!((1..=most).contains(&received.len()), "{received:?}");
+            calls += 1;
+            tags.extend(received.iter().map(|delivery| delivery.tag));
+            seen.extend(received.into_iter().map(|delivery| delivery.message.unwrap()));
+            if seen.len() == MESSAGES {
+                break;
+            }
+        }
+        subscription.acknowledge(&tags).await.unwrap();
+    }
+    let sent: Vec<_> = (0..MESSAGES).map(|n| message(&kind, &n.to_string())).collect();
+    assert_eq!(seen, sent);
+    assert!(calls < MESSAGES, "{calls} calls for {MESSAGES} messages");
+    let more = tokio::time::timeout(Duration::from_millis(120), subscription.next(3)).await;
+    assert!(more.is_err(), "all were acknowledged: {more:?}");
+    bus.remove_queue(&module).await.unwrap();
 }
 
 async fn a_binding_that_is_gone_brings_no_more(bus: &dyn Bus, tag: &str) {
@@ -128,8 +165,9 @@ async fn a_dropped_wait_and_a_pause_lose_nothing(bus: Arc<dyn Bus>, tag: &str) {
         round += 1;
         let wait = Duration::from_micros(200 * (round % 50));
         let mut given: Vec<Delivery> = Vec::new();
-        if let Ok(delivery) = tokio::time::timeout(wait, subscription.next()).await {
-            given.push(delivery.unwrap());
+        let most = 1 + usize::try_from(round % 3).unwrap();
+        if let Ok(received) = tokio::time::timeout(wait, subscription.next(most)).await {
+            given.extend(received.unwrap());
         }
         if round % 9 == 0 {
             given.extend(subscription.pause().await.unwrap());
@@ -138,7 +176,7 @@ async fn a_dropped_wait_and_a_pause_lose_nothing(bus: Arc<dyn Bus>, tag: &str) {
             seen.push(
                 delivery.message.unwrap().context.event_id.to_string().parse::<usize>().unwrap(),
             );
-            subscription.acknowledge(delivery.tag).await.unwrap();
+            subscription.acknowledge(&[delivery.tag]).await.unwrap();
         }
     }
     seen.sort_unstable();
@@ -172,10 +210,10 @@ async fn subscribers_that_go_disturb_nobody(bus: Arc<dyn Bus>, tag: &str) {
     for _ in 0..500 {
         let mut goes = bus.clone().subscribe(&others, 1).await.unwrap();
         let delivery = next_delivery(&mut goes).await;
-        goes.acknowledge(delivery.tag).await.unwrap();
+        goes.acknowledge(&[delivery.tag]).await.unwrap();
         bus.send(&others, &message(&kind, "2")).await.unwrap();
     }
-    stays.acknowledge(held.tag).await.unwrap();
+    stays.acknowledge(&[held.tag]).await.unwrap();
     for module in [&module, &others] {
         bus.remove_queue(module).await.unwrap();
     }
@@ -244,7 +282,7 @@ async fn waits_left_alone_hold_up_nobody(bus: Arc<dyn Bus>, documents: &dyn Docu
         waits.push((bus.clone().subscribe(&module, 1).await.unwrap(), module));
     }
     for (subscription, _) in &mut waits {
-        assert!(subscription.next().now_or_never().is_none());
+        assert!(subscription.next(1).now_or_never().is_none());
     }
     let read = documents.get(Collection::Events, "none");
     assert_eq!(
@@ -254,7 +292,7 @@ async fn waits_left_alone_hold_up_nobody(bus: Arc<dyn Bus>, documents: &dyn Docu
     bus.publish(&message(&format!("alone.{tag}"), "1")).await.unwrap();
     for (mut subscription, module) in waits {
         let delivery = next_delivery(&mut subscription).await;
-        subscription.acknowledge(delivery.tag).await.unwrap();
+        subscription.acknowledge(&[delivery.tag]).await.unwrap();
         drop(subscription);
         bus.remove_queue(&module).await.unwrap();
     }

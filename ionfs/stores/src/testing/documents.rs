@@ -17,6 +17,7 @@ pub async fn documents_contract(one: Arc<dyn Documents>, two: Arc<dyn Documents>
     documents_are_inserted_once_and_replaced_by_condition(&*one).await;
     documents_are_found_in_order_and_within_bounds(&*one).await;
     pages_give_each_document_once(&*one).await;
+    many_documents_are_one_call(&*one).await;
     queries_find_and_count_what_they_say(&*one).await;
     a_guard_of_two_tells_which_does_not_hold(&*one).await;
     a_guard_that_does_not_hold_writes_nothing(&*one).await;
@@ -122,17 +123,29 @@ async fn pages_give_each_document_once(documents: &dyn Documents) {
     let some: Vec<String> = ["page-0003", "page-0001", "nobody's"].map(str::to_owned).into();
     let present = documents.find_existing_ids(Collection::Jobs, some).await.unwrap();
     assert_eq!(present, ["page-0001", "page-0003"].map(str::to_owned).into());
-    let changed: Vec<Value> =
-        present.iter().map(|id| json!({"id": id, "state": "changed"})).collect();
-    let replace = || {
-        documents.replace_all(
-            Collection::Jobs,
-            changed.clone(),
-            vec![("state", json!("paged"))],
-            Durability::WithNextSync,
-        )
+}
+
+/// Documents are read and replaced together, each by its own condition.
+async fn many_documents_are_one_call(documents: &dyn Documents) {
+    let job = |n: usize, version: usize| json!({"id": format!("many-{n}"), "version": version});
+    let all: Vec<_> = (0..3).map(|n| (Collection::Jobs, job(n, n))).collect();
+    let insert = async |all: &[(Collection, Value)]| {
+        documents.insert_all(all.to_vec(), None, Durability::WithNextSync).await.unwrap()
     };
-    assert_eq!((replace().await.unwrap(), replace().await.unwrap()), (2, 0));
+    assert_eq!(insert(&all[1..2]).await, [Inserted::New]);
+    let outcomes = [Inserted::New, Inserted::Existing(job(1, 1)), Inserted::New];
+    assert_eq!(insert(&all).await, outcomes);
+    // The second one has another version, and the last one is missing.
+    let changes = [(0, 0), (1, 7), (2, 2), (3, 3)].map(|(n, version)| {
+        (job(n, version + 10), vec![("version", json!(version))])
+    });
+    let replaced =
+        documents.replace_all(Collection::Jobs, changes.into(), Durability::WithNextSync).await;
+    assert_eq!(replaced.unwrap(), [true, false, true, false]);
+    let ids = (0..4).map(|n| format!("many-{n}")).collect();
+    let found = documents.get_all(Collection::Jobs, ids).await.unwrap();
+    let expected = [(0, 10), (1, 1), (2, 12)].map(|(n, version)| (format!("many-{n}"), job(n, version)));
+    assert_eq!(found, expected.into());
 }
 
 async fn a_guard_of_two_tells_which_does_not_hold(documents: &dyn Documents) {

@@ -118,7 +118,8 @@ fn module_container(
     asked: &ion_jobs::pipeline::Container,
 ) -> Result<Container, PodSpecError> {
     let module = &start.module;
-    let env = environment(&[], start, &module.base_dir(), None);
+    let own = attempt_variables(&start.job, &start.event);
+    let env = environment(&[], module, own, &module.base_dir());
     let variable = |(name, value)| EnvVar { name, value: Some(value), value_from: None };
     let (uid, gid) = parse_user(asked.user.as_deref())?;
     Ok(Container {

@@ -60,7 +60,7 @@ impl EventFiles {
         self.metrics.closes.observe_since(begun);
         if let Ok(file) = self.staging.lock().file_mut(ino)
             && let Some(state) = &mut file.event
-            && state.committed.is_none()
+            && !state.is_committed
         {
             state.committing = false;
             // If the commit was refused, a file of `out/data` is a data file as before.
@@ -104,7 +104,7 @@ impl EventFiles {
         let file = table.file(ino)?;
         let may_be_written = file.writers.iter().any(|writer| writer.may_write_more());
         let Some(state) = &file.event else { return Err(Errno::IO) };
-        if state.committed.is_some() {
+        if state.is_committed {
             return Err(Errno::ROFS);
         }
         Ok(RenamedFile { ino, name, version: state.version(), may_be_written })
@@ -153,6 +153,6 @@ impl EventFiles {
         let table = self.staging.lock();
         let ino = table.child(EVENTS, OsStr::new(name)).ok().flatten();
         ino.and_then(|ino| table.file(ino).ok()?.event.as_ref())
-            .is_some_and(|state| state.committed.is_some())
+            .is_some_and(|state| state.is_committed)
     }
 }

@@ -18,7 +18,8 @@ use crate::output::in_order::InOrder;
 use crate::output::reference::Reference;
 use crate::output::request::{NewOwner, TimeChange};
 use crate::output::table::{
-    DATA, DirectoryNames, EVENTS, FileNode, InputLink, NodeBody, OUT, OutputTable, STATE,
+    DATA, DirectoryNames, EVENTS, FAILED_NAME, FileNode, InputLink, NodeBody, OUT, OutputTable,
+    STATE,
 };
 use crate::{Attr, Errno, FileKind, Ino, Result, errno};
 
@@ -121,7 +122,7 @@ impl StagedNames {
         let opened = folder.open_file(name, flags, permissions(mode));
         let opened = self.staging.limits().remember_no_room(opened)?;
         set_owner_and_mode(&folder, name, mode, maker)?;
-        let decides_an_event = parent == EVENTS || parent == OUT;
+        let decides_an_event = parent == EVENTS || (parent == OUT && name != FAILED_NAME);
         let file = FileNode {
             event: decides_an_event.then(Box::default),
             in_order: Some(InOrder::default()),
