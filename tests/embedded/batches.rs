@@ -281,7 +281,7 @@ const ACROSS: &str = r#"#!/bin/sh
 cd "$ION_DIR"
 echo one > 0/out/data/f
 mkdir sub 2>/dev/null && echo "a folder in the root"
-echo x > file 2>/dev/null && echo "a file in the root"
+touch file 2>/dev/null && echo "a file in the root"
 ln 0/out/data/f 1/out/data/g 2>/dev/null && echo "a link across"
 mv 0/out/data/f 1/out/data/g || echo "no move"
 cat 1/out/data/g

@@ -312,7 +312,9 @@ impl AttemptRunner {
                 Some(LeaseHappening::Renewed { asked })
             }
             LeaseAction::Stop(reason) => {
-                held.stops.iter().for_each(|stop| drop(stop.send_replace(Some(reason))));
+                for stop in held.stops {
+                    stop.send_replace(Some(reason));
+                }
                 None
             }
         }

@@ -204,7 +204,7 @@ impl DispatchState {
 }
 
 /// Which of the due jobs are taken.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum ChosenJobs {
     /// One of these: the first that no other dispatcher takes.
     AnyOf(Vec<JobRecord>),

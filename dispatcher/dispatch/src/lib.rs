@@ -324,7 +324,9 @@ impl DispatchState {
             self.running.insert(id.clone(), stop.clone());
         }
         if self.stopping.is_cancelled() {
-            stops.iter().for_each(|stop| drop(stop.send_replace(Some(StopReason::Shutdown))));
+            for stop in &stops {
+                stop.send_replace(Some(StopReason::Shutdown));
+            }
         }
         let counted: Vec<_> = ids.iter().map(|_| self.metrics.count_start(&module.name)).collect();
         let ran = self.attempts.run(claimed, &stops).await;

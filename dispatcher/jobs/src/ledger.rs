@@ -15,10 +15,9 @@ use ion_model::event::{Event, PublicationState, is_event, is_staged};
 use ion_model::id::{EventId, JobId};
 use ion_model::record::{AttemptEnd, JobRecord, JobState};
 use ion_model::term::TermSubject;
-use ion_model::text::quote;
 use ion_stores::registry::{Registration, Registry};
 use ion_stores::{
-    Collection, DataPlane, Durability, Equals, ID_BYTES_MAX, Inserted, Pages, Query, StoreError,
+    Collection, DataPlane, Durability, Equals, Inserted, Pages, Query, StoreError,
     decode, encode,
 };
 use ion_system::failpoint;

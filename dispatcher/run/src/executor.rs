@@ -1,7 +1,6 @@
 //! How a job runs: one small trait for every kind of machine, and its implementations.
 
 mod attempt;
-mod batch;
 pub mod choice;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;

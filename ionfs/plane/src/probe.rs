@@ -243,7 +243,7 @@ async fn test_message(
         let received = subscription.next(1).await?;
         let tags: Vec<u64> = received.iter().map(|delivery| delivery.tag).collect();
         subscription.acknowledge(&tags).await?;
-        if delivery.message.ok().as_ref() != Some(message) {
+        if !received.into_iter().all(|delivery| delivery.message.as_ref() == Ok(message)) {
             return Err(ProbeError::Disagrees("receiving a message"));
         }
     }

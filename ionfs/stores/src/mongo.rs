@@ -620,7 +620,8 @@ impl Documents for Mongo {
         ids: Vec<String>,
     ) -> Result<HashMap<String, Value>, StoreError> {
         const WHAT: &str = "reading documents";
-        let found = self.collection(collection).find(doc! {"_id": {"$in": ids}});
+        let target = self.collection(collection);
+        let found = target.find(doc! {"_id": {"$in": ids}});
         let mut cursor = self.with_deadline(WHAT, found).await?;
         let mut documents = HashMap::new();
         while let Some(document) = self.with_deadline(WHAT, cursor.try_next()).await? {

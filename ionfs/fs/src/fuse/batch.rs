@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
@@ -40,7 +40,7 @@ struct Jobs {
 
 impl Jobs {
     /// Looks up the directory of a job. The kernel knows its root from now on.
-    async fn look_up(&self, number: usize, runtime: Runtime) -> Result<(std::time::Duration, FileAttr)> {
+    async fn look_up(&self, number: usize, runtime: Runtime) -> Result<(Duration, FileAttr)> {
         let tree = self.batch.open(number).await?;
         let numbers = InodeNumbers::of_job(number);
         self.kernels[number].get_or_init(|| Kernel::with_numbers(tree.clone(), runtime, numbers));
@@ -73,7 +73,7 @@ impl BatchKernel {
     /// Returns the number of the job whose directory has this name.
     fn number_of(&self, name: &OsStr) -> Option<usize> {
         let name = name.to_str()?;
-        let number = name.parse().ok()?;
+        let number: usize = name.parse().ok()?;
         // Neither `007` nor `+7` is a name of the seventh.
         (number < self.jobs.batch.len() && number.to_string() == name).then_some(number)
     }
@@ -248,10 +248,10 @@ impl Filesystem for BatchKernel {
         }
         let attr = self.root_attr();
         self.list_root(offset, |place, name| {
-            // With inode 0 the kernel learns the name and no attributes, and looks it up when
-            // somebody uses it.
-            let (ino, attr) = (INodeNo(0), FileAttr { ino: InodeNumbers::of_entry(place), ..attr });
-            reply.add(ino, place, name, &FOREVER, &attr, Generation(0))
+            let attr = FileAttr { ino: InodeNumbers::of_entry(place), ..attr };
+            // For no time: the kernel looks the name up when somebody uses it, and only then the
+            // job's tree is made.
+            reply.add(attr.ino, place, name, &Duration::ZERO, &attr, Generation(0))
         });
         reply.ok();
     }

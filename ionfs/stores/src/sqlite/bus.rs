@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ion_model::clock::{self, Millis};
 use ion_model::event::{Event, Message, PublicationState};
-use rusqlite::{Connection, OptionalExtension as _};
+use rusqlite::Connection;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 

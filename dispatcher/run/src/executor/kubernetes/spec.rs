@@ -16,7 +16,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use sha2::{Digest as _, Sha256};
 
 use super::super::AttemptStart;
-use super::super::attempt::environment;
+use super::super::attempt::{attempt_variables, environment};
 
 /// The label by which a dispatcher finds the objects that Ion made.
 pub(super) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "ion");

@@ -134,7 +134,7 @@ impl LocalExecutor {
         let ends = tree.finish().instrument(exit).await;
         let had_tree = ends.iter().map(|end| !matches!(end, BatchJobEnd::Untouched)).collect();
         let jobs = ends.len();
-        let decide = |(number, end)| {
+        let decide = |(number, end): (usize, BatchJobEnd)| {
             let stopped = stops.reasons[number].get().copied();
             let mut outcome = decide_batch_outcome(&ran, stopped, end, jobs, module.commit);
             if let Some(used) = usage {
