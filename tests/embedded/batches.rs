@@ -199,16 +199,18 @@ fn a_poisoned_event_is_found_by_running_each_alone() {
 /// once.
 #[test]
 fn a_batch_survives_its_dispatcher_wherever_that_dies() {
-    for point in [
-        "claim.inserted=1",
-        "claim.settled=1",
-        "commit.blobs-stored=3",
-        "commit.inserted=4",
-        "ledger.written=1",
-        "ledger.written=2",
+    for (point, commit) in [
+        ("claim.inserted=1", "on-close"),
+        ("claim.settled=1", "on-success"),
+        ("commit.blobs-stored=3", "on-close"),
+        ("commit.blobs-stored=3", "on-success"),
+        ("commit.inserted=4", "on-close"),
+        ("commit.inserted=4", "on-success"),
+        ("ledger.written=1", "on-close"),
+        ("ledger.written=1", "on-success"),
     ] {
         let home = Home::new();
-        let file = pipeline(&home, DOUBLE, "batch: 8, commit: on-success");
+        let file = pipeline(&home, DOUBLE, &format!("batch: 8, commit: {commit}"));
         create(&home, &file, 8);
         let mut dying = home.ion();
         dying.arg("up").arg(&file).env("ION_FAILPOINTS", point);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::support::evenness::sources_are_run_evenly;
 use crate::support::{DEADLINE, Home, wait_for, wait_up_to};
 
 /// Counts: each run publishes the number after the last one that its state remembers. The first
@@ -226,4 +227,12 @@ fn the_file_says_which_sources_there_are() {
         let refused = home.run(["up", file.to_str().unwrap()]).failed();
         assert!(refused.stderr.contains(words), "{wrong}: {}", refused.stderr);
     }
+}
+
+#[test]
+fn dispatchers_run_sources_evenly_without_anybody_assigning_them() {
+    let home = Home::new();
+    let others = [(); 3].map(|()| home.on_another_host());
+    let [one, two, three] = others;
+    sources_are_run_evenly([home, one, two, three]);
 }

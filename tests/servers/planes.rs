@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::evenness::sources_are_run_evenly;
 use crate::support::servers::{Azure, Env, Mongo, Rabbit, S3, plane};
 use crate::support::{
     CommandOutput, DEADLINE, Home, RunningCommand, example_clip, faketime, wait_for, wait_up_to,
@@ -570,4 +571,10 @@ fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn dispatchers_run_sources_evenly_on_servers() {
+    let servers = Servers::start();
+    sources_are_run_evenly([(); 4].map(|()| home_on(&servers.env)));
 }

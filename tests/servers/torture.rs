@@ -156,12 +156,12 @@ fn begin(home: &Home, words: &[String], log: &Path, draws: &mut Draws) -> Child 
 
 fn pipeline(home: &Home) -> PathBuf {
     home.program("copy", "#!/bin/sh\nset -e\ncp /ion/in/data/f /ion/out/data/f\necho more >> /ion/out/data/f\nfor n in 1 2; do echo \"{\\\"eventType\\\":\\\"copied\\\",\\\"files\\\":[\\\"f\\\"],\\\"n\\\":$n}\" > /ion/out/events/c$n; done\n");
-    home.program("end", "#!/bin/sh\nset -e\ngrep -q more /ion/in/data/f\necho mine > /ion/out/data/mine\necho '{\"eventType\":\"ended\",\"files\":[\"mine\"]}' > /ion/out/events/e\n");
+    home.program("end", "#!/bin/sh\nset -e\nfor n in /ion/*; do grep -q more $n/in/data/f; echo mine > $n/out/data/mine; echo '{\"eventType\":\"ended\",\"files\":[\"mine\"]}' > $n/out/events/e; done\n");
     home.program("all", "#!/bin/sh\nset -e\ncat /ion/in/data/*/mine | grep -c mine\necho '{\"eventType\":\"whole\"}' > /ion/out/events/w\n");
     home.program("extra", "#!/bin/sh\ngrep -q content /ion/in/data/f\n");
     home.write(
         "three.yaml",
-        "modules:\n  copy: {on: [start], emits: [copied], run: [./copy]}\n  end: {on: [copied], emits: [ended], run: [./end], commit: on-success}\n  all: {gather: ended, per: start, emits: [whole], run: [./all]}\n",
+        "modules:\n  copy: {on: [start], emits: [copied], run: [./copy]}\n  end: {on: [copied], emits: [ended], run: [./end], commit: on-success, batch: 4}\n  all: {gather: ended, per: start, emits: [whole], run: [./all]}\n",
     )
 }
 

@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod chains;
 pub mod cluster;
 pub mod csi;
+pub mod evenness;
 pub mod http;
 pub mod images;
 pub mod mount;
