@@ -7,12 +7,14 @@
 //! twice is found again, also when people have changed its source meanwhile.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::str::FromStr;
 
 use ion_model::checksum::hex;
 use ion_model::clock::{self, Millis};
 use ion_model::source::{OlderJobName, SOURCE_NAME_MAX, SourceRecord, is_source_name};
 use ion_stores::{Collection, FieldRange, Pages, Query, decode};
+use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
@@ -226,6 +228,36 @@ impl OlderJob {
         }
         (values, left_out)
     }
+}
+
+/// Reads a list of jobs, an entry at a time, and hands each to `take` until that returns false.
+///
+/// # Errors
+/// When the list is no JSON array. The entries before the mistake were handed out.
+pub fn read_list(
+    list: impl std::io::Read,
+    take: impl FnMut(Value) -> bool,
+) -> Result<(), serde_json::Error> {
+    struct Entries<T>(T);
+    impl<'de, T: FnMut(Value) -> bool> Visitor<'de> for Entries<T> {
+        /// Whether the list was read to its end.
+        type Value = bool;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a JSON array of jobs")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<bool, A::Error> {
+            while let Some(entry) = list.next_element()? {
+                if !(self.0)(entry) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        }
+    }
+    let mut reader = serde_json::Deserializer::from_reader(list);
+    if reader.deserialize_seq(Entries(take))? { reader.end() } else { Ok(()) }
 }
 
 /// Returns the name of the first source of a job's name. Letters that no source may have in its
@@ -485,6 +517,21 @@ mod tests {
             let error = OlderJob::from_json(&entry).unwrap_err().to_string();
             assert!(error.contains(words) && !error.contains("hush"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_list_is_read_up_to_its_mistake() {
+        let mut read = Vec::new();
+        let list = r#"[{"name": "a"}, {"name": "b"}, oops"#;
+        let error = read_list(list.as_bytes(), |entry| {
+            read.push(entry["name"].clone());
+            true
+        });
+        assert!(error.unwrap_err().is_syntax());
+        assert_eq!(read, ["a", "b"]);
+        assert!(read_list(&b"{}"[..], |_| true).unwrap_err().to_string().contains("array of jobs"));
+        assert!(read_list(&b"[1] x"[..], |_| true).is_err());
+        read_list(&b"[]"[..], |_| true).unwrap();
     }
 
     #[test]
