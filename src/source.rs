@@ -216,14 +216,14 @@ pub(crate) async fn run(settings: &CommandSettings, command: SourceCommand) -> C
         SourceCommand::Add(args) => {
             let mut fields = args.schedule.into_patch();
             fields.insert("module".to_owned(), json!(args.module));
-            let modules = ledger.modules().await?;
+            let modules = sources.modules().await?;
             let want = |_: Option<&SourceRecord>| want(&args.name, fields.clone(), &modules);
             let (source, _) = sources.edit(&args.name, &ExpectedSource::Missing, want).await?;
             print_next(&source, "is added");
         }
         SourceCommand::Edit(args) => {
             let patch = args.schedule.into_patch();
-            let modules = ledger.modules().await?;
+            let modules = sources.modules().await?;
             let want = |found: Option<&SourceRecord>| {
                 let definition = found.map(|found| &found.definition);
                 let patched = definition.map(|definition| SourceFields::patched(definition, &patch));

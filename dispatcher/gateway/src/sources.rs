@@ -214,7 +214,8 @@ async fn list_runs(
 
 async fn list_kinds(State(gate): State<SharedState>) -> Result<Response, Problem> {
     let modules = gate.within_deadline(gate.sources().modules()).await?;
-    let kinds: Vec<Value> = modules.iter().map(describe_kind).collect();
+    let kinds: Vec<Value> =
+        modules.iter().filter(|module| module.params.is_some()).map(describe_kind).collect();
     Ok(json_answer(StatusCode::OK, &json!({"kinds": kinds})))
 }
 

@@ -184,13 +184,12 @@ impl Sources {
         Ok(self.plane().documents.get_as(Collection::Sources, name).await?)
     }
 
-    /// Returns the modules that sources may start, by name.
+    /// Returns the registered modules, by name. Those with parameters may be started by sources.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn modules(&self) -> Result<Vec<Module>, SourceError> {
         let mut modules = self.ledger.modules().await?;
-        modules.retain(|module| module.params.is_some());
         modules.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(modules)
     }

@@ -12,7 +12,9 @@ use std::str::FromStr;
 
 use ion_model::checksum::hex;
 use ion_model::clock::{self, Millis};
-use ion_model::source::{OlderJobName, SOURCE_NAME_MAX, SourceRecord, is_source_name};
+use ion_model::source::{
+    OlderJobName, SOURCE_NAME_MAX, SourceDefinition, SourceRecord, is_source_name,
+};
 use ion_stores::{Collection, FieldRange, Pages, Query, decode};
 use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde::Serialize;
@@ -147,8 +149,7 @@ impl OlderTypes {
             let found = self.0.iter().find(|(_, module)| **module == definition.module);
             found.map_or(&definition.module, |(kind, _)| kind)
         };
-        let values: BTreeMap<&String, &String> =
-            definition.with.iter().filter(|(name, _)| *name != FIRST).collect();
+        let values: BTreeMap<&String, &String> = values_of(definition).collect();
         json!({
             "id": source.dispatcher.as_deref().unwrap_or_default(),
             "name": older.as_ref().map_or(id, |older| &older.name),
@@ -206,10 +207,13 @@ impl OlderJob {
         Ok(Self { name, kind, values })
     }
 
+    /// Returns a hash of what tells the job from others. Credentials are not in it: nobody should
+    /// be able to try out which one fits a document.
     fn fingerprint(&self) -> String {
-        let mut digest = Sha256::new_with_prefix(json!([self.name, self.kind]).to_string());
-        digest.update(json!(self.values).to_string());
-        hex(&digest.finalize()[..16])
+        let is_open = |(name, _): &(&String, &String)| !CREDENTIALS.contains(&name.as_str());
+        let values: BTreeMap<_, _> = self.values.iter().filter(is_open).collect();
+        let job = json!([self.name, self.kind, values]).to_string();
+        hex(&Sha256::digest(job)[..16])
     }
 
     /// Returns the values for a module, and the names of the credentials that are left out.
@@ -286,6 +290,11 @@ fn further_prefix(first: &str) -> String {
     format!("{}-", &first[..first.len().min(SOURCE_NAME_MAX - SUFFIX_DIGITS - 1)])
 }
 
+/// Returns the values of the parameters of a source's module.
+fn values_of(definition: &SourceDefinition) -> impl Iterator<Item = (&String, &String)> {
+    definition.with.iter().filter(|(name, _)| *name != FIRST)
+}
+
 /// Whether a source is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OlderImport {
@@ -346,7 +355,8 @@ impl Sources {
             // Somebody has declared the same source, such as in a pipeline file.
             let is_same = |found: &SourceRecord| {
                 let (one, other) = (&found.definition, &definition);
-                found.older.is_none() && (&one.module, &one.with) == (&other.module, &other.with)
+                let has_same_values = values_of(one).eq(values_of(other));
+                found.older.is_none() && one.module == other.module && has_same_values
             };
             if found.as_ref().is_some_and(is_same) {
                 return Ok(outcome(first, false));
