@@ -226,7 +226,8 @@ pub(crate) async fn run(settings: &CommandSettings, command: SourceCommand) -> C
             let modules = sources.modules().await?;
             let want = |found: Option<&SourceRecord>| {
                 let definition = found.map(|found| &found.definition);
-                let patched = definition.map(|definition| SourceFields::patched(definition, &patch));
+                let patched =
+                    definition.map(|definition| SourceFields::patched(definition, &patch));
                 want(&args.name, patched.unwrap_or_else(|| patch.clone()), &modules)
             };
             let (source, _) = sources.edit(&args.name, &ExpectedSource::Existing, want).await?;
@@ -272,13 +273,8 @@ impl ScheduleFlags {
     /// Returns what the flags say as a merge patch of a source's fields.
     fn into_patch(self) -> Map<String, Value> {
         let Self { every, at, zone, jitter, missed, first, with } = self;
-        let texts = [
-            ("every", every),
-            ("at", at),
-            ("zone", zone),
-            ("jitter", jitter),
-            ("first", first),
-        ];
+        let texts =
+            [("every", every), ("at", at), ("zone", zone), ("jitter", jitter), ("first", first)];
         let given = texts.into_iter().filter_map(|(field, text)| Some((field, json!(text?))));
         let missed = missed.map(|missed| ("missed", json!(missed)));
         let values: Map<String, Value> =

@@ -32,8 +32,12 @@ pub(super) fn routes() -> Vec<Route> {
     let job = json!({
         "type": "object", "required": ["name", "type"],
         "properties": {
-            "id": text, "name": text, "type": text, "time": text,
-            "parmas": {"type": "string", "description": "The parameters, as the text of a JSON object."},
+            "id": {"description": "Where the job runs."}, "time": {"description": "When it ran."},
+            "name": text, "type": text,
+            "parmas": {
+                "type": ["string", "object", "null"],
+                "description": "The parameters, as the text of a JSON object.",
+            },
         },
     });
     let success = json!({

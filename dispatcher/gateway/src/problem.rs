@@ -142,9 +142,7 @@ impl ProblemKind {
             Self::Declared => {
                 (StatusCode::CONFLICT, "declared", "A pipeline file declares the source")
             }
-            Self::Changed => {
-                (StatusCode::PRECONDITION_FAILED, "changed", "It is another version")
-            }
+            Self::Changed => (StatusCode::PRECONDITION_FAILED, "changed", "It is another version"),
             Self::TooBig => (StatusCode::PAYLOAD_TOO_LARGE, "too-big", "The request is too big"),
             Self::WrongForm => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,

@@ -159,9 +159,8 @@ fn parse_limit(
 fn add_next(response: &mut Response, path: &str, cursor: Option<&str>, limit: usize) {
     let Some(cursor) = cursor else { return };
     let cursor = utf8_percent_encode(cursor, NON_ALPHANUMERIC);
-    let link = HeaderValue::try_from(format!(
-        "<{path}?cursor={cursor}&limit={limit}>; rel=\"next\""
-    ));
+    let link =
+        HeaderValue::try_from(format!("<{path}?cursor={cursor}&limit={limit}>; rel=\"next\""));
     response.headers_mut().insert(header::LINK, link.expect("an escaped path is ASCII"));
 }
 

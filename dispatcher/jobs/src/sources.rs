@@ -227,11 +227,7 @@ impl Sources {
 
     /// Removes a source that a pipeline file declared. Its runs and their events stay. Returns
     /// whether it existed.
-    async fn remove_declared(
-        &self,
-        name: &str,
-        by: DefinedBy<'_>,
-    ) -> Result<bool, SourceError> {
+    async fn remove_declared(&self, name: &str, by: DefinedBy<'_>) -> Result<bool, SourceError> {
         let found = self.plane().documents.get_as(Collection::Sources, name).await?;
         let Some(found): Option<SourceRecord> = found else { return Ok(false) };
         check_owner(&found, by)?;
@@ -558,8 +554,7 @@ impl Sources {
     ) -> Result<Event, SourceError> {
         let times = times_of(name, &definition)?;
         let now = clock::now();
-        let source =
-            SourceRecord { state, ..steps::new_source(name, definition, &times, now) };
+        let source = SourceRecord { state, ..steps::new_source(name, definition, &times, now) };
         let run = SourceRun::new(&source, 1, now, now);
         self.run_event(&source, &run).await
     }

@@ -67,11 +67,15 @@ fn a_source_is_added_changed_and_removed_over_http() {
     put(&at, "bbc", &[("if-none-match", "*")], &first).problem(412, "changed");
     let same = put(&at, "bbc", &[], &added["definition"]);
     assert_eq!((tag(&same), same.status), (added_tag.clone(), 200), "nothing is changed by itself");
-    let unchanged =
-        request(&at, "GET", "/sources/bbc", &[("if-none-match", &added_tag)], b"");
+    let unchanged = request(&at, "GET", "/sources/bbc", &[("if-none-match", &added_tag)], b"");
     assert_eq!(unchanged.status, 304);
 
-    let changed = patch(&at, "bbc", &[("if-match", &added_tag)], &json!({"at": "30 6 * * *", "zone": "Europe/London", "with": {"limit": 7}}));
+    let changed = patch(
+        &at,
+        "bbc",
+        &[("if-match", &added_tag)],
+        &json!({"at": "30 6 * * *", "zone": "Europe/London", "with": {"limit": 7}}),
+    );
     let changed_tag = tag(&changed);
     let changed = changed.says(200);
     assert_eq!(changed["definition"]["at"], "30 6 * * *");
@@ -89,7 +93,8 @@ fn a_source_is_added_changed_and_removed_over_http() {
 
     // The command changes the source meanwhile.
     home.run(["source", "edit", "bbc", "--every", "2h"]).well();
-    patch(&at, "bbc", &[("if-match", &changed_tag)], &json!({"every": "1h"})).problem(412, "changed");
+    patch(&at, "bbc", &[("if-match", &changed_tag)], &json!({"every": "1h"}))
+        .problem(412, "changed");
     let edited = get(&at, "/sources/bbc").says(200);
     assert_eq!(edited["definition"]["every"], "2h");
 
@@ -119,7 +124,14 @@ fn everything_that_is_wrong_with_a_source_is_said_at_once() {
     });
     let problem = put(&at, "s", &[], &wrong).problem(422, "invalid-source");
     let expected = [
-        "every", "evry", "missed", "paused", "with.deep", "with.kind", "with.limit", "with.url",
+        "every",
+        "evry",
+        "missed",
+        "paused",
+        "with.deep",
+        "with.kind",
+        "with.limit",
+        "with.url",
         "with.urk",
     ];
     assert_eq!(wrong_fields(&problem), expected, "{problem:#}");
@@ -142,7 +154,8 @@ fn everything_that_is_wrong_with_a_source_is_said_at_once() {
         assert_eq!(wrong_fields(&problem), fields, "{body}");
     }
     put(&at, "s", &[], &json!([])).problem(400, "malformed");
-    request(&at, "PUT", "/sources/s", &[("content-type", "application/json")], b"{").problem(400, "malformed");
+    request(&at, "PUT", "/sources/s", &[("content-type", "application/json")], b"{")
+        .problem(400, "malformed");
     let form = [("content-type", "application/x-www-form-urlencoded")];
     request(&at, "PUT", "/sources/s", &form, b"{}").problem(415, "wrong-form");
     request(&at, "POST", "/sources", &[], b"").problem(405, "wrong-method");
@@ -184,10 +197,16 @@ fn a_source_of_the_file_is_shown_and_run_and_not_changed() {
         })
         .collect();
     let expected = ["of-file@00000003", "of-file@00000002", "of-file@00000001"];
-    assert_eq!((numbers.as_slice(), &second["next"]), (&expected.map(str::to_owned)[..], &Value::Null));
+    assert_eq!(
+        (numbers.as_slice(), &second["next"]),
+        (&expected.map(str::to_owned)[..], &Value::Null)
+    );
     assert_eq!(first["next"], first["runs"][1]["run"]);
     let run = first["runs"][0]["run"].as_str().unwrap();
-    assert_eq!(get(&at, &format!("/correlations/{run}?wait=30s")).header("ion-outcome"), Some("succeeded"));
+    assert_eq!(
+        get(&at, &format!("/correlations/{run}?wait=30s")).header("ion-outcome"),
+        Some("succeeded")
+    );
     get(&at, &format!("{runs}?cursor=z")).problem(400, "malformed");
     get(&at, "/sources/none/runs").problem(404, "not-found");
     request(&at, "POST", "/sources/none/runs", &[], b"").problem(404, "not-found");
@@ -243,9 +262,9 @@ fn any_number_of_sources_is_listed_page_by_page() {
     let (mut names, mut path, mut pages) = (Vec::new(), Some("/sources?limit=300".to_owned()), 0);
     while let Some(next) = path.take() {
         let answer = get(&at, &next);
-        let link = answer.header("link").map(|link| {
-            link.strip_prefix('<').unwrap().split('>').next().unwrap().to_owned()
-        });
+        let link = answer
+            .header("link")
+            .map(|link| link.strip_prefix('<').unwrap().split('>').next().unwrap().to_owned());
         let page = answer.says(200);
         assert_eq!(link.is_some(), page["next"].is_string(), "{link:?}");
         let listed = page["sources"].as_array().unwrap();

@@ -50,11 +50,17 @@ fn a_list_of_jobs_becomes_sources_and_what_cannot_is_named() {
     };
     let before = names(&home);
     let dry = import(&["--dry-run"]).failed();
-    assert!(dry.stderr.contains("4 sources would be added, 1 are there already, 4 jobs cannot"), "{dry:#?}");
+    assert!(
+        dry.stderr.contains("4 sources would be added, 1 are there already, 4 jobs cannot"),
+        "{dry:#?}"
+    );
     assert_eq!(names(&home), before);
 
     let first = import(&["--every", "15m", "--first", "new"]).failed();
-    assert!(first.stderr.contains("4 sources are added, 1 are there already, 4 jobs cannot"), "{first:#?}");
+    assert!(
+        first.stderr.contains("4 sources are added, 1 are there already, 4 jobs cannot"),
+        "{first:#?}"
+    );
     for words in [
         "job \"no-address\" is not imported: \"url\" is missing",
         "job \"weather\" is not imported: no module is given for its type \"WEATHER\"",
@@ -102,7 +108,8 @@ fn the_older_interface_lists_adds_and_deletes_jobs() {
         // The service's page sent no Content-Type.
         request(&at, method, "/data", &[], body.to_string().as_bytes())
     };
-    let success = |answer: Answer| assert_eq!((answer.status, answer.text().as_str()), (200, "success"));
+    let success =
+        |answer: Answer| assert_eq!((answer.status, answer.text().as_str()), (200, "success"));
     let settings = get(&at, "/settings").says(200);
     let expected = json!([
         {"type": "ARTICLE", "params": ["url", "page"]},
@@ -110,12 +117,19 @@ fn the_older_interface_lists_adds_and_deletes_jobs() {
     ]);
     assert_eq!(settings, expected);
 
-    success(send("POST", &job("BBC News", "ARTICLE", &json!({"url": "https://a.example/1", "page": ""}))));
+    success(send(
+        "POST",
+        &job("BBC News", "ARTICLE", &json!({"url": "https://a.example/1", "page": ""})),
+    ));
     success(send("POST", &job("BBC News", "ARTICLE", &json!({"url": "https://a.example/2"}))));
-    success(send("POST", &job("rust", "TWITTER", &json!({"search": "rust", "tokenSecret": "hush"}))));
+    success(send(
+        "POST",
+        &job("rust", "TWITTER", &json!({"search": "rust", "tokenSecret": "hush"})),
+    ));
     // The same job once more is the same source.
     success(send("POST", &job("rust", "TWITTER", &json!({"search": "rust"}))));
-    let problem = send("POST", &job("x", "ARTICLE", &json!({"page": "maybe"}))).problem(422, "invalid-source");
+    let problem = send("POST", &job("x", "ARTICLE", &json!({"page": "maybe"})))
+        .problem(422, "invalid-source");
     assert_eq!(problem["problems"].as_array().unwrap().len(), 2, "{problem}");
     send("POST", &job("x", "OTHER", &json!({}))).problem(422, "invalid-source");
     send("POST", &json!({"type": "ARTICLE"})).problem(422, "invalid-source");
@@ -149,7 +163,10 @@ fn the_older_interface_lists_adds_and_deletes_jobs() {
     success(send("DELETE", &json!({"name": "BBC News"})));
     let jobs = listed();
     assert_eq!((of(&jobs, "BBC News").len(), jobs.len()), (0, 2), "{jobs:#?}");
-    assert_eq!(get(&at, "/openapi.json").says(200)["paths"]["/data"]["post"]["operationId"], "addOlderJob");
+    assert_eq!(
+        get(&at, "/openapi.json").says(200)["paths"]["/data"]["post"]["operationId"],
+        "addOlderJob"
+    );
     assert_eq!(up.stop(), Some(0));
 
     // Nobody has it who does not ask for it.

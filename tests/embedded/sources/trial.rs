@@ -57,7 +57,10 @@ fn a_trial_shows_what_a_run_would_publish_and_leaves_no_trace() {
         assert!(tried.stderr.contains("1 files of out/data (7 B) are in left"), "{tried:#?}");
     }
     let tried = home.run(["--json", "source", "try", "s", "--without-state"]).well().documents();
-    assert_eq!((&tried[0]["publishes"], &tried[0]["eventFile"]), (&"item".into(), &"1.json".into()));
+    assert_eq!(
+        (&tried[0]["publishes"], &tried[0]["eventFile"]),
+        (&"item".into(), &"1.json".into())
+    );
     assert_eq!(tried[0]["data"][0]["value"], "1");
     assert_eq!(tried[0]["files"][0]["size"], 7);
     assert_eq!(tried[1]["state"][1]["change"], "new", "{tried:#?}");

@@ -146,8 +146,7 @@ pub(super) fn source_schema() -> Value {
 }
 
 fn source_answer(what: &str) -> Value {
-    let mut answer =
-        openapi::json_answer(what, json!({"$ref": "#/components/schemas/Source"}));
+    let mut answer = openapi::json_answer(what, json!({"$ref": "#/components/schemas/Source"}));
     answer["headers"] = json!({
         "ETag": {"description": "The tag of this version.", "required": true, "schema": {"type": "string"}},
     });
@@ -163,7 +162,10 @@ pub(super) fn describe_operations() -> [Value; 8] {
         },
     });
     let header = |name: &str, what: &str| json!({"name": name, "in": "header", "description": what, "schema": {"type": "string"}});
-    let if_match = header("If-Match", "The tag of the version that the client has read: another one is not changed.");
+    let if_match = header(
+        "If-Match",
+        "The tag of the version that the client has read: another one is not changed.",
+    );
     let if_none_match = header("If-None-Match", "`*` adds a source, and changes none.");
     let cursor = |pattern: &str, what: &str| json!({"name": "cursor", "in": "query", "description": what, "schema": {"type": "string", "pattern": pattern}});
     let limit = |usual: usize, most: usize| {
@@ -175,8 +177,12 @@ pub(super) fn describe_operations() -> [Value; 8] {
     let missing = openapi::problem("The source does not exist.");
     let malformed = openapi::problem("The path, a header, a parameter or the body cannot be read.");
     let declared = openapi::problem("A pipeline file declares the source; change it there.");
-    let changed = openapi::problem("The source is not the version that `If-Match` names, or `If-None-Match: *` found one.");
-    let invalid = openapi::problem("The definition is wrong. `problems` lists each wrong field, as `{\"field\", \"problem\"}`.");
+    let changed = openapi::problem(
+        "The source is not the version that `If-Match` names, or `If-None-Match: *` found one.",
+    );
+    let invalid = openapi::problem(
+        "The definition is wrong. `problems` lists each wrong field, as `{\"field\", \"problem\"}`.",
+    );
     let page = |list: &str, what: &str, items: Value| {
         let mut answer = openapi::json_answer(
             what,
@@ -205,7 +211,8 @@ pub(super) fn describe_operations() -> [Value; 8] {
         answers["409"] = declared.clone();
         answers["412"] = changed.clone();
         answers["413"] = openapi::problem("The body is too big.");
-        answers["415"] = openapi::unknown_encoding("The body is not JSON, or has an unknown encoding.");
+        answers["415"] =
+            openapi::unknown_encoding("The body is not JSON, or has an unknown encoding.");
         answers["422"] = invalid.clone();
         answers
     };

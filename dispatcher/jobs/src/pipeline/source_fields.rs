@@ -73,7 +73,10 @@ impl SourceFields {
     /// Returns the fields of a definition as a JSON object, changed by a merge patch (RFC 7396): a
     /// field of the patch replaces the one of the definition, and null removes it. A patch that
     /// names a period removes the times of the day, and the other way round.
-    pub fn patched(definition: &SourceDefinition, patch: &Map<String, Value>) -> Map<String, Value> {
+    pub fn patched(
+        definition: &SourceDefinition,
+        patch: &Map<String, Value>,
+    ) -> Map<String, Value> {
         let fields = serde_json::to_value(Self::of(definition));
         let mut fields = match fields {
             Ok(Value::Object(fields)) => fields,
@@ -222,11 +225,8 @@ mod tests {
     #[test]
     fn a_patch_changes_what_it_names_and_removes_what_is_null() {
         let rule = ScheduleRule::At { cron: "0 6 * * *".into(), zone: "Europe/London".into() };
-        let schedule = ion_model::source::SourceSchedule {
-            rule,
-            jitter: 120_000,
-            missed: MissedRuns::Skip,
-        };
+        let schedule =
+            ion_model::source::SourceSchedule { rule, jitter: 120_000, missed: MissedRuns::Skip };
         let with = [("n", "1"), ("url", "x")].map(|(key, value)| (key.into(), value.into()));
         let definition =
             SourceDefinition { module: "m".into(), schedule, with: with.into(), pipeline: None };

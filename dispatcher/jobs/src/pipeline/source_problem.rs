@@ -94,9 +94,7 @@ impl SourceProblems {
     /// Returns the problems for a program: the field of each, and what is wrong in words.
     pub fn to_json(&self) -> Value {
         let short = |text: String| cut_owned(text, REASON_MAX);
-        let one = |problem: &SourceProblem| {
-            json!({"field": short(problem.field()), "problem": short(problem.to_string())})
-        };
+        let one = |problem: &SourceProblem| json!({"field": short(problem.field()), "problem": short(problem.to_string())});
         self.0.iter().map(one).collect()
     }
 }

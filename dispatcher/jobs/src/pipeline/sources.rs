@@ -192,7 +192,8 @@ mod tests {
     fn wrong_fields(value: Value) -> Vec<String> {
         let Value::Object(object) = value else { panic!("{value} is no object") };
         let feed = module();
-        let defined = define_source_from_json("s", object, |name| (name == "feed").then_some(&feed));
+        let defined =
+            define_source_from_json("s", object, |name| (name == "feed").then_some(&feed));
         let mut fields: Vec<String> = match defined {
             Ok(_) => vec![],
             Err(problems) => problems.0.iter().map(SourceProblem::field).collect(),
@@ -204,14 +205,18 @@ mod tests {
     #[test]
     fn everything_that_is_wrong_with_a_source_is_named_once() {
         let url = "https://a.example/x";
-        assert!(wrong_fields(json!({"module": "feed", "every": "1m", "with": {"url": url}})).is_empty());
+        assert!(
+            wrong_fields(json!({"module": "feed", "every": "1m", "with": {"url": url}})).is_empty()
+        );
         let wrong = json!({"module": "feed", "every": "often", "first": "some", "with": {"pages": "many", "urk": "x"}});
         assert_eq!(wrong_fields(wrong), ["every", "first", "with.pages", "with.url", "with.urk"]);
         assert_eq!(wrong_fields(json!({"module": "none"})), ["every", "module"]);
         assert_eq!(wrong_fields(json!({})), ["every", "module"]);
-        let unreadable = json!({"module": "feed", "every": 5, "zone": "UTC", "with": {"url": ["x"]}});
+        let unreadable =
+            json!({"module": "feed", "every": 5, "zone": "UTC", "with": {"url": ["x"]}});
         assert_eq!(wrong_fields(unreadable), ["every", "with.url"]);
-        let zone = json!({"module": "feed", "at": "0 6 * * *", "zone": "Mars", "with": {"url": url}});
+        let zone =
+            json!({"module": "feed", "at": "0 6 * * *", "zone": "Mars", "with": {"url": url}});
         assert_eq!(wrong_fields(zone), ["zone"]);
     }
 }

@@ -16,8 +16,8 @@ use ion_model::source::{
     OlderJobName, SOURCE_NAME_MAX, SourceDefinition, SourceRecord, is_source_name,
 };
 use ion_stores::{Collection, FieldRange, Pages, Query, decode};
-use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde::Serialize;
+use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -194,7 +194,9 @@ impl OlderJob {
             Value::String(text) => serde_json::from_str(text)
                 .map_err(|error| OlderJobError::Parameters(error.to_string()))?,
             Value::Object(parameters) => parameters.clone(),
-            _ => return Err(OlderJobError::Parameters("it is neither a text nor an object".into())),
+            _ => {
+                return Err(OlderJobError::Parameters("it is neither a text nor an object".into()));
+            }
         };
         let mut values = BTreeMap::new();
         for (name, value) in parameters.into_iter().filter(|(_, value)| !value.is_null()) {
@@ -444,12 +446,16 @@ mod tests {
     }
 
     fn types() -> OlderTypes {
-        ["ARTICLE=feed", "TWITTER=tweets"].iter().map(|one| one.parse::<OlderType>().unwrap()).collect()
+        ["ARTICLE=feed", "TWITTER=tweets"]
+            .iter()
+            .map(|one| one.parse::<OlderType>().unwrap())
+            .collect()
     }
 
     fn job(name: &str, kind: &str, parameters: Value) -> OlderJob {
         let parameters = parameters.to_string();
-        let job = json!({"id": "host", "name": name, "type": kind, "parmas": parameters, "time": "x"});
+        let job =
+            json!({"id": "host", "name": name, "type": kind, "parmas": parameters, "time": "x"});
         OlderJob::from_json(&job).unwrap()
     }
 
@@ -469,7 +475,8 @@ mod tests {
         let one = job("BBC News", "ARTICLE", json!({"url": "https://a.example/1", "after": ""}));
         let other = job("BBC News", "ARTICLE", json!({"url": "https://a.example/2"}));
         let near = job("BBC", "ARTICLE", json!({"url": "https://a.example/3"}));
-        let added = [add(&sources, &one).await, add(&sources, &other).await, add(&sources, &near).await];
+        let added =
+            [add(&sources, &one).await, add(&sources, &other).await, add(&sources, &near).await];
         assert!(added.iter().all(|outcome| outcome.added), "{added:?}");
         assert!(added[0].source.starts_with("BBC-News-"), "{added:?}");
         assert!(added[1].source.starts_with(&format!("{}-", added[0].source)), "{added:?}");
@@ -547,7 +554,8 @@ mod tests {
     #[test]
     fn every_name_of_a_job_gives_a_name_of_a_source() {
         let long = "n".repeat(SOURCE_NAME_MAX);
-        for name in ["bbc-top", "BBC News", "äöü", "", "-", "..", "a/b", &long, &format!("{long} x")]
+        for name in
+            ["bbc-top", "BBC News", "äöü", "", "-", "..", "a/b", &long, &format!("{long} x")]
         {
             let first = first_name(name);
             assert!(is_source_name(&first), "{name:?}: {first:?}");

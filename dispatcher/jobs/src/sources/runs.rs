@@ -35,7 +35,9 @@ impl RunReport {
 
 /// A text names no run of a source.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{run:?} is no run of source {source_name:?}; a run looks like {source_name}@00000012-3f2b91c0")]
+#[error(
+    "{run:?} is no run of source {source_name:?}; a run looks like {source_name}@00000012-3f2b91c0"
+)]
 pub struct NoRunOfSource {
     run: String,
     source_name: String,
@@ -55,7 +57,9 @@ impl SourceRuns {
         let events = RunEvents::newest_first(source);
         match before {
             None => Ok(Self(events)),
-            Some(before) if before.starts_with(&runs_prefix(source)) => Ok(Self(events.after(before))),
+            Some(before) if before.starts_with(&runs_prefix(source)) => {
+                Ok(Self(events.after(before)))
+            }
             Some(before) => {
                 Err(NoRunOfSource { run: before.to_owned(), source_name: source.to_owned() })
             }
