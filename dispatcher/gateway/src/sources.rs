@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use ion_jobs::pipeline::{
     Module, SourceFields, SourceProblem, SourceProblems, define_source_from_json,
@@ -255,7 +255,8 @@ async fn put_source(
         let wanted = define(&name, object.clone(), &modules, &paused)?;
         Ok(WantedSource { paused: Some(wanted.paused.unwrap_or(false)), ..wanted })
     };
-    let edited = gate.sources().edit(&name, &expected, want);
+    let sources = gate.sources();
+    let edited = sources.edit(&name, &expected, want);
     let (source, outcome) = gate.within_deadline(edited).await?;
     let status = match outcome {
         EditOutcome::Added => StatusCode::CREATED,
@@ -290,7 +291,8 @@ async fn patch_source(
         }
         define(&name, SourceFields::patched(&found.definition, &patch), &modules, &paused)
     };
-    let edited = gate.sources().edit(&name, &expected, want);
+    let sources = gate.sources();
+    let edited = sources.edit(&name, &expected, want);
     let (source, _) = gate.within_deadline(edited).await?;
     Ok(source_answer(StatusCode::OK, &source))
 }
@@ -383,7 +385,9 @@ pub(super) async fn parse_object(
 
 /// Returns which source a client expects to change, by `If-Match` and `If-None-Match`.
 fn expected_source(headers: &HeaderMap) -> Result<ExpectedSource, Problem> {
-    let text = |name| headers.get(name).map(|list: &HeaderValue| list.to_str().unwrap_or_default());
+    let text = |name: HeaderName| {
+        headers.get(name).map(|list: &HeaderValue| list.to_str().unwrap_or_default())
+    };
     let malformed = |detail: &str| Err(Problem::new(ProblemKind::Malformed, detail));
     match (text(header::IF_MATCH), text(header::IF_NONE_MATCH)) {
         (None, None) => Ok(ExpectedSource::Any),

@@ -197,13 +197,10 @@ mod tests {
             "evry": "1m", "every": 5, "missed": "never", "first": [],
             "with": {"url": "x", "deep": {}, "list": []},
         }));
-        let expected =
-            ["every", "evry", "first", "missed", "with.deep", "with.list", "module"].to_vec();
         let mut sorted = wrong.clone();
         sorted.sort();
-        let mut wanted = expected;
-        wanted.sort_unstable();
-        assert_eq!(sorted, wanted);
+        let expected = ["every", "evry", "first", "missed", "module", "with.deep", "with.list"];
+        assert_eq!(sorted, expected);
         let (_, wrong) = read(json!({"module": "m", "with": "url=x"}));
         assert_eq!(wrong, ["with"]);
     }

@@ -6,6 +6,7 @@
 //! unique. So a source keeps the name, the type and a fingerprint of its job: a job that is imported
 //! twice is found again, also when people have changed its source meanwhile.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -244,26 +245,32 @@ pub fn read_list(
     list: impl std::io::Read,
     take: impl FnMut(Value) -> bool,
 ) -> Result<(), serde_json::Error> {
-    struct Entries<T>(T);
-    impl<'de, T: FnMut(Value) -> bool> Visitor<'de> for Entries<T> {
-        /// Whether the list was read to its end.
-        type Value = bool;
+    struct Entries<'a, T> {
+        take: T,
+        stopped: &'a Cell<bool>,
+    }
+    impl<'de, T: FnMut(Value) -> bool> Visitor<'de> for Entries<'_, T> {
+        type Value = ();
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("a JSON array of jobs")
         }
 
-        fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<bool, A::Error> {
+        fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
             while let Some(entry) = list.next_element()? {
-                if !(self.0)(entry) {
-                    return Ok(false);
+                if !(self.take)(entry) {
+                    self.stopped.set(true);
+                    break;
                 }
             }
-            Ok(true)
+            Ok(())
         }
     }
+    let stopped = Cell::new(false);
     let mut reader = serde_json::Deserializer::from_reader(list);
-    if reader.deserialize_seq(Entries(take))? { reader.end() } else { Ok(()) }
+    let read = reader.deserialize_seq(Entries { take, stopped: &stopped });
+    // The reader takes what was left unread for a mistake.
+    if stopped.get() { Ok(()) } else { read.and_then(|()| reader.end()) }
 }
 
 /// Returns the name of the first source of a job's name. Letters that no source may have in its
@@ -549,6 +556,7 @@ mod tests {
         assert!(read_list(&b"{}"[..], |_| true).unwrap_err().to_string().contains("array of jobs"));
         assert!(read_list(&b"[1] x"[..], |_| true).is_err());
         read_list(&b"[]"[..], |_| true).unwrap();
+        read_list(&b"[1, 2, oops"[..], |entry| entry != 2).unwrap();
     }
 
     #[test]
