@@ -11,6 +11,7 @@ use dispatcher::gateway::{
     read_private_file,
 };
 use dispatcher::pipeline::{ExecutorKind, Module, Network};
+use dispatcher::sources::older::OlderType;
 use ionfs::errors::error_chain;
 use ionfs::node::Node;
 
@@ -54,6 +55,17 @@ pub(crate) struct GatewayFlags {
         value_name = "N"
     )]
     connections: u32,
+    /// Answer the interface of the older ingest service, with the module for each type of its jobs,
+    /// such as ARTICLE=feed: GET, POST and DELETE of /data list, add and remove jobs, which are
+    /// sources here, and GET of /settings lists the types with their parameters. May be repeated.
+    /// docs/sources.md says more
+    #[arg(
+        long = "older-ingest",
+        env = "ION_OLDER_INGEST",
+        value_delimiter = ',',
+        value_name = "TYPE=MODULE"
+    )]
+    older_ingest: Vec<OlderType>,
     /// How long a client may send or take nothing before its connection is closed
     #[arg(long = "gateway-stall", env = "ION_GATEWAY_STALL", default_value = "30s", value_parser = parse_deadline, value_name = "TIME")]
     stall: Duration,
@@ -136,6 +148,7 @@ impl GatewayFlags {
             connections_max: usize::try_from(self.connections.max(1))?,
             upload_bytes_max: self.upload_max,
             stall: self.stall,
+            older_ingest: self.older_ingest.into_iter().collect(),
             grace: self.grace,
             ..GatewaySettings::new(address)
         };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args as ClapArgs;
-use dispatcher::dispatch::single::run_once;
+use dispatcher::dispatch::single::{SingleRunEnd, run_once};
 use dispatcher::executor::StopReason;
 use dispatcher::executor::left::{CollectedOutput, OutputCollector};
 use dispatcher::ledger::Ledger;
@@ -78,34 +78,9 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
     let node = Node::new(plane.clone(), settings.node_settings())?;
     let event = store_first_event(&plane, &module, args.data, &args.files).await?;
     let correlation = event.context.correlation_id.clone();
-    let live = LiveView::start(LiveStyle {
-        prefix: |output| format!("ion: {} | ", output::escape_foreign(&output.module)),
-        stream: output::OutputStream::Stderr,
-        shows_all: true,
-    })?;
     let collector = Arc::new(OutputCollector::new(args.out.clone()));
-    let executor =
-        local_executor(settings, node, Some(live.clone()), Some(collector.clone())).await?;
-    let (stop, _) = watch::channel(None);
-    let stop_requested = CancellationToken::new();
-    tokio::spawn({
-        let (stop, requested) = (stop.clone(), stop_requested.clone());
-        async move {
-            wait_for_stop_signal().await;
-            requested.cancel();
-            stop.send_replace(Some(StopReason::Cancel));
-        }
-    });
     let name = module.name.clone();
-    let result = run_once(plane, Arc::new(executor), module, event, &search_path(), &stop).await?;
-    // All that the module wrote is shown before the events it published. A signal cuts this short.
-    tokio::select! {
-        _ = tokio::task::spawn_blocking(move || live.finish(None)) => {}
-        () = async {
-            stop_requested.cancelled().await;
-            tokio::time::sleep(output::READER_WAIT).await;
-        } => {}
-    }
+    let result = run_and_show(settings, node, module, event, collector.clone()).await?;
     let published: Vec<Event> = ledger
         .correlation_events(correlation.as_str())
         .await?
@@ -118,6 +93,43 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
         Some(reason) => Err(CommandFailure(format!("{name}: {reason}"))),
         None => copied,
     }
+}
+
+/// Runs a module once on an event, on the plane of this node, and shows what it writes meanwhile.
+pub(crate) async fn run_and_show(
+    settings: &CommandSettings,
+    node: Arc<Node>,
+    module: Module,
+    event: Event,
+    collector: Arc<OutputCollector>,
+) -> Result<SingleRunEnd, CommandFailure> {
+    let live = LiveView::start(LiveStyle {
+        prefix: |output| format!("ion: {} | ", output::escape_foreign(&output.module)),
+        stream: output::OutputStream::Stderr,
+        shows_all: true,
+    })?;
+    let plane = node.plane.clone();
+    let executor = local_executor(settings, node, Some(live.clone()), Some(collector)).await?;
+    let (stop, _) = watch::channel(None);
+    let stop_requested = CancellationToken::new();
+    tokio::spawn({
+        let (stop, requested) = (stop.clone(), stop_requested.clone());
+        async move {
+            wait_for_stop_signal().await;
+            requested.cancel();
+            stop.send_replace(Some(StopReason::Cancel));
+        }
+    });
+    let result = run_once(plane, Arc::new(executor), module, event, &search_path(), &stop).await?;
+    // All that the module wrote is shown before the events it published. A signal cuts this short.
+    tokio::select! {
+        _ = tokio::task::spawn_blocking(move || live.finish(None)) => {}
+        () = async {
+            stop_requested.cancelled().await;
+            tokio::time::sleep(output::READER_WAIT).await;
+        } => {}
+    }
+    Ok(result)
 }
 
 /// Stores the files, and returns the event that they belong to. It has a type that the module
@@ -156,6 +168,23 @@ fn print_published(settings: &CommandSettings, published: &[Event]) {
     }
 }
 
+/// Says how many files of `out/data` were copied.
+pub(crate) fn print_copied_files(
+    found: &CollectedOutput,
+    out: &Path,
+) -> Result<(), CommandFailure> {
+    let out = out.display();
+    if let Some(reason) = &found.failed {
+        return Err(CommandFailure(format!("out/data could not be copied into {out}: {reason}")));
+    }
+    output::print_message(&format!(
+        "{} files of out/data ({}) are in {out}",
+        found.count,
+        output::format_size(found.bytes)
+    ));
+    Ok(())
+}
+
 /// Says which files of `out/data` are kept nowhere, or where copies of them are.
 fn print_unnamed_files(
     found: &CollectedOutput,
@@ -163,17 +192,7 @@ fn print_unnamed_files(
     published: &[Event],
 ) -> CommandResult {
     if let Some(out) = out {
-        let out = out.display();
-        if let Some(reason) = &found.failed {
-            return Err(CommandFailure(format!(
-                "out/data could not be copied into {out}: {reason}"
-            )));
-        }
-        output::print_message(&format!(
-            "{} files of out/data ({}) are in {out}",
-            found.count,
-            output::format_size(found.bytes)
-        ));
+        print_copied_files(found, out)?;
         return Ok(CommandVerdict::Well);
     }
     let named_files: HashSet<&str> = published

@@ -1,19 +1,23 @@
 //! `ion source`: the sources of a plane, which start modules by a clock.
 
+mod import;
+mod trial;
+
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use dispatcher::ledger::Ledger;
-use dispatcher::pipeline::{SourceFields, ValueText, define_source};
-use dispatcher::sources::{DefinedBy, Sources};
+use dispatcher::pipeline::{Module, SourceFields, define_source_from_json};
+use dispatcher::sources::{ExpectedSource, RunReport, SourceRuns, Sources, WantedSource};
 use ionfs::clock::{self, Millis};
 use ionfs::record::JobRecord;
 use ionfs::runs::{RunEvents, job_id};
-use ionfs::source::{
-    Backfill, MissedRuns, ScheduleRule, SourceDefinition, SourceRecord, SourceState, StateFiles,
-};
+use ionfs::source::{Backfill, MissedRuns, SourceRecord, SourceState, StateFiles};
 use ionfs::stores::{Collection, Query, StartAt, decode};
-use serde_json::json;
+use serde_json::{Map, Value, json};
+
+use self::import::SourceImportArgs;
+use self::trial::SourceTryArgs;
 
 use crate::event::parse_pair;
 use crate::list::ListTime;
@@ -48,6 +52,8 @@ pub(crate) enum SourceCommand {
     /// Forget the state: the next run begins as the first one did
     Reset(SourceName),
     Rewind(RewindArgs),
+    Try(SourceTryArgs),
+    Import(SourceImportArgs),
 }
 
 /// The name of a source.
@@ -199,30 +205,36 @@ fn parse_missed(text: &str) -> Result<MissedRuns, String> {
 }
 
 pub(crate) async fn run(settings: &CommandSettings, command: SourceCommand) -> CommandResult {
+    if let SourceCommand::Try(args) = command {
+        return trial::try_source(settings, args).await;
+    }
     let ledger = Ledger::new(settings.open_existing_plane().await?);
     let sources = Sources::new(ledger.clone());
     match command {
         SourceCommand::List(args) => return list(settings, &ledger, &args).await,
         SourceCommand::Get(SourceName { name }) => output::print_json(&sources.get(&name).await?),
         SourceCommand::Add(args) => {
-            let fields = args
-                .schedule
-                .into_fields(SourceFields { module: args.module, ..SourceFields::default() });
-            let definition = define(&ledger, &args.name, fields).await?;
-            let source = sources.add(&args.name, definition).await?;
+            let mut fields = args.schedule.into_patch();
+            fields.insert("module".to_owned(), json!(args.module));
+            let modules = sources.modules().await?;
+            let want = |_: Option<&SourceRecord>| want(&args.name, fields.clone(), &modules);
+            let (source, _) = sources.edit(&args.name, &ExpectedSource::Missing, want).await?;
             print_next(&source, "is added");
         }
         SourceCommand::Edit(args) => {
-            let source = sources.get(&args.name).await?;
-            let fields = args.schedule.into_fields(fields_of(&source.definition));
-            let definition = define(&ledger, &args.name, fields).await?;
-            let source = sources.define(&args.name, definition, DefinedBy::Person).await?;
+            let patch = args.schedule.into_patch();
+            let modules = sources.modules().await?;
+            let want = |found: Option<&SourceRecord>| {
+                let definition = found.map(|found| &found.definition);
+                let patched =
+                    definition.map(|definition| SourceFields::patched(definition, &patch));
+                want(&args.name, patched.unwrap_or_else(|| patch.clone()), &modules)
+            };
+            let (source, _) = sources.edit(&args.name, &ExpectedSource::Existing, want).await?;
             print_next(&source, "is changed");
         }
         SourceCommand::Delete(SourceName { name }) => {
-            if !sources.remove(&name, DefinedBy::Person).await? {
-                sources.get(&name).await?;
-            }
+            sources.delete(&name, &ExpectedSource::Existing).await?;
             output::print_message(&format!("source {name:?} is removed"));
         }
         SourceCommand::Run(args) => return run_now(settings, &ledger, &sources, args).await,
@@ -251,66 +263,36 @@ pub(crate) async fn run(settings: &CommandSettings, command: SourceCommand) -> C
                 "the next run of source {name:?} begins with what run {run} left"
             ));
         }
+        SourceCommand::Import(args) => return import::import(settings, &ledger, args).await,
+        SourceCommand::Try(_) => {}
     }
     Ok(CommandVerdict::Well)
 }
 
 impl ScheduleFlags {
-    /// Returns these fields with what the flags say.
-    fn into_fields(self, fields: SourceFields) -> SourceFields {
+    /// Returns what the flags say as a merge patch of a source's fields.
+    fn into_patch(self) -> Map<String, Value> {
         let Self { every, at, zone, jitter, missed, first, with } = self;
-        let (every, at, zone) = match (every, at) {
-            (Some(every), _) => (Some(every), None, zone),
-            (None, Some(at)) => (None, Some(at), zone.or(fields.zone)),
-            (None, None) => (fields.every, fields.at, zone.or(fields.zone)),
-        };
-        let mut values = fields.with;
-        values.extend(with.into_iter().map(|(key, value)| (key, ValueText(value))));
-        SourceFields {
-            every,
-            at,
-            zone,
-            jitter: jitter.or(fields.jitter),
-            missed: missed.unwrap_or(fields.missed),
-            first: first.map(ValueText).or(fields.first),
-            with: values,
-            ..fields
-        }
+        let texts =
+            [("every", every), ("at", at), ("zone", zone), ("jitter", jitter), ("first", first)];
+        let given = texts.into_iter().filter_map(|(field, text)| Some((field, json!(text?))));
+        let missed = missed.map(|missed| ("missed", json!(missed)));
+        let values: Map<String, Value> =
+            with.into_iter().map(|(key, value)| (key, json!(value))).collect();
+        let values = (!values.is_empty()).then(|| ("with", Value::Object(values)));
+        given.chain(missed).chain(values).map(|(field, value)| (field.to_owned(), value)).collect()
     }
 }
 
-/// Returns the fields that make this definition.
-fn fields_of(definition: &SourceDefinition) -> SourceFields {
-    let SourceDefinition { module, schedule, with, .. } = definition;
-    let period = |millis: Millis| {
-        let duration = Duration::from_millis(millis.unsigned_abs());
-        humantime::format_duration(duration).to_string()
-    };
-    let (every, at, zone) = match &schedule.rule {
-        ScheduleRule::Every(millis) => (Some(period(*millis)), None, None),
-        ScheduleRule::At { cron, zone } => (None, Some(cron.clone()), Some(zone.clone())),
-    };
-    let mut with = with.clone();
-    let first = with.remove("first").map(ValueText);
-    SourceFields {
-        module: module.clone(),
-        every,
-        at,
-        zone,
-        jitter: (schedule.jitter > 0).then(|| period(schedule.jitter)),
-        missed: schedule.missed,
-        first,
-        with: with.into_iter().map(|(key, value)| (key, ValueText(value))).collect(),
-    }
-}
-
-async fn define(
-    ledger: &Ledger,
+/// Returns what a source of these fields is to be.
+fn want(
     name: &str,
-    fields: SourceFields,
-) -> Result<SourceDefinition, CommandFailure> {
-    let module = ledger.module(&fields.module).await?;
-    Ok(define_source(name, fields, module.as_ref())?)
+    fields: Map<String, Value>,
+    modules: &[Module],
+) -> Result<WantedSource, CommandFailure> {
+    let module = |name: &str| modules.iter().find(|module| module.name == name);
+    let definition = define_source_from_json(name, fields, module)?;
+    Ok(WantedSource { definition, paused: None })
 }
 
 fn print_next(source: &SourceRecord, what: &str) {
@@ -442,33 +424,24 @@ async fn list_runs(
     args: SourceRunsArgs,
 ) -> CommandResult {
     sources.get(&args.name).await?;
-    let mut runs = RunEvents::newest_first(&args.name);
-    if let Some(before) = &args.before {
-        runs = runs.after(before);
-    }
+    let mut runs = SourceRuns::latest_first(&args.name, args.before.as_deref())?;
     let mut table = output::Table::new(&["RUN", "SCHEDULED", "STATE", "TOOK", "REASON"]);
-    let (mut rows, mut last) = (Vec::new(), None);
+    let (mut rows, mut last, mut count) = (Vec::new(), None, 0);
     let mut is_cut = false;
-    while let Some(event) = runs.next(ledger.plane()).await? {
-        if rows.len() == args.limit {
+    while let Some(run) = runs.next(ledger.plane()).await? {
+        if count == args.limit {
             is_cut = true;
             break;
         }
-        let job = match job_id(&event) {
-            Some(id) => {
-                ledger.plane().documents.get_as::<JobRecord>(Collection::Jobs, id.as_str()).await?
-            }
-            None => None,
-        };
-        let scheduled = event.tick.as_ref().map_or(event.created, |tick| tick.scheduled);
-        let correlation = event.context.correlation_id.to_string();
-        if settings.json {
-            output::print_json_line(&json!({
-                "run": correlation, "scheduled": scheduled, "event": event.id, "job": job,
-            }));
+        count += 1;
+        match settings.json {
+            true => output::print_json_line(&run),
+            false => rows.push(run_row(&run)),
         }
-        rows.push(run_row(&correlation, scheduled, job.as_ref()));
-        last = Some(correlation);
+        if rows.len() >= PAGE_ROWS {
+            table.print_rows(std::mem::take(&mut rows));
+        }
+        last = Some(run.run);
     }
     if !settings.json {
         table.print_rows(rows);
@@ -480,17 +453,14 @@ async fn list_runs(
     Ok(CommandVerdict::Well)
 }
 
-fn run_row(correlation: &str, scheduled: Millis, job: Option<&JobRecord>) -> Vec<String> {
-    let state = job.map_or("waiting", |job| match job.superseded {
-        true => "failed",
-        false => job.state.as_str(),
-    });
+fn run_row(run: &RunReport) -> Vec<String> {
+    let job = run.job.as_ref();
     let took = job.and_then(|job| Some(job.ended? - job.created));
     let reason = job.and_then(|job| job.attempts.last()).and_then(|last| last.reason.as_deref());
     vec![
-        correlation.to_owned(),
-        output::format_time(scheduled),
-        state.to_owned(),
+        run.run.to_string(),
+        output::format_time(run.scheduled),
+        run.state().to_owned(),
         took.map_or("-".to_owned(), output::format_duration),
         output::escape_foreign(reason.unwrap_or_default()),
     ]

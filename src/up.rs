@@ -415,12 +415,14 @@ pub(crate) async fn local_executor(
     watcher: Option<Arc<dyn OutputWatcher>>,
     collector: Option<Arc<OutputCollector>>,
 ) -> Result<LocalExecutor, CommandFailure> {
+    // A trial of a pipeline file may run before there is any store.
+    let stores = settings.urls().local_paths().into_iter().filter(|store| store.exists());
     let local = LocalSettings {
         program: std::env::current_exe()?,
         env: module_environment(),
         registries: registry_environment(),
         namespaces: settings.namespaces,
-        stores: settings.urls().local_paths(),
+        stores: stores.collect(),
         left: collector,
     };
     Ok(LocalExecutor::new(node, local, watcher).await?)

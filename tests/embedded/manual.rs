@@ -8,6 +8,8 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use serde_json::Value;
+
 use crate::support::{CommandOutput, Home, ION, signal, wait_for};
 
 /// A page of the manual, and the home in which its lines are run.
@@ -180,6 +182,40 @@ fn a_pipeline_is_started_by_http_as_the_manual_says() {
     assert!(answer.stdout.contains("\"outcome\":\"succeeded\""), "{answer:#?}");
     let job = page.home.jobs().remove(0);
     assert_eq!((&job["module"], &job["state"]), (&"look".into(), &"succeeded".into()));
+}
+
+#[test]
+fn sources_are_changed_by_http_as_the_manual_says() {
+    let mut page = Page::open("docs/sources.md");
+    page.port("127.0.0.1:8080");
+    page.home.program("count", "#!/bin/sh\ncat /ion/in/meta/from\n");
+    let pipeline: String = page
+        .text
+        .lines()
+        .skip_while(|line| *line != "    modules:")
+        .take_while(|line| line.starts_with("    "))
+        .map(|line| format!("{}\n", &line[4..]))
+        .collect();
+    page.home.write("pipeline.yaml", pipeline);
+    let here = page.places[0].1.clone();
+    page.home.run(["source", "try", "every-minute", "--pipeline", "pipeline.yaml"]).well();
+    let _up = page.home.up_with(&["--gateway", &here], &page.home.path().join("pipeline.yaml"));
+    page.run("echo '{\"module\"").well();
+    let answer = |beginning: &str| {
+        let answer = page.run(beginning).well();
+        serde_json::from_str::<Value>(&answer.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {answer:#?}"))
+    };
+    assert_eq!(answer("curl http://127.0.0.1:8080/source-kinds")["kinds"][0]["module"], "count");
+    let added = answer("curl --json @source.json");
+    assert_eq!(added["definition"]["with"]["from"], "100", "{added}");
+    assert_eq!(answer("curl http://127.0.0.1:8080/sources/quarter")["name"], "quarter");
+    assert_eq!(answer("curl --json '{")["definition"]["every"], "5m");
+    assert_eq!(answer("curl -X POST")["name"], "quarter");
+    let listed = answer("curl http://127.0.0.1:8080/sources?limit");
+    assert_eq!(listed["sources"].as_array().unwrap().len(), 2, "{listed}");
+    page.run("curl -X DELETE").well();
+    page.home.run(["source", "get", "quarter"]).failed();
 }
 
 #[test]

@@ -1,5 +1,9 @@
 //! Tests of sources: what starts modules by a clock, and the state that passes from run to run.
 
+mod http;
+mod older;
+mod trial;
+
 use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::time::Duration;

@@ -34,6 +34,7 @@ mod serve;
 mod served;
 pub mod single;
 mod slots;
+pub mod trial;
 mod unclaimed;
 
 use std::path::PathBuf;

@@ -41,17 +41,23 @@ pub enum Scope {
     ChainsRun,
     /// Read metrics.
     MetricsRead,
+    /// Read sources, their runs, and what they may be made of.
+    SourcesRead,
+    /// Add, change, run and remove sources.
+    SourcesWrite,
 }
 
 impl Scope {
     /// All scopes.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::EventsWrite,
         Self::EventsRead,
         Self::JobsRead,
         Self::JobsWrite,
         Self::ChainsRun,
         Self::MetricsRead,
+        Self::SourcesRead,
+        Self::SourcesWrite,
     ];
 
     /// Returns the scope's name in a list of tokens.
@@ -63,6 +69,8 @@ impl Scope {
             Self::JobsWrite => "jobs:write",
             Self::ChainsRun => "chains:run",
             Self::MetricsRead => "metrics:read",
+            Self::SourcesRead => "sources:read",
+            Self::SourcesWrite => "sources:write",
         }
     }
 }

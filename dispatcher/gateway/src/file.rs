@@ -106,7 +106,7 @@ fn etag(entry: &FileEntry) -> String {
 }
 
 /// Returns whether a list of tags contains this one. With `weak`, weak tags (`W/`) count too.
-fn names_tag(list: &HeaderValue, tag: &str, weak: bool) -> bool {
+pub(super) fn names_tag(list: &HeaderValue, tag: &str, weak: bool) -> bool {
     let list = list.to_str().unwrap_or_default();
     list.split(',').map(str::trim).any(|one| {
         one == "*" || one == tag || (weak && one.strip_prefix("W/").is_some_and(|one| one == tag))

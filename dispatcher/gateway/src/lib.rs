@@ -11,6 +11,7 @@
 //! | `webhook`, `signed` | requests of other systems: the list of webhooks, and their signatures |
 //! | `trace`, `looks`, `file`, `log`, `cancel` | results: traces and shared reads, files, logs |
 //! | `portal` | payloads sent through chains |
+//! | `sources`, `older_ingest` | sources; the interface of the older ingest service |
 //! | `vitals` | health, readiness and metrics; also for `--metrics` alone |
 //!
 //! A room with routes returns them from its `routes()`, and [`all_routes`] lists the rooms. The
@@ -36,12 +37,14 @@ mod form;
 mod intake;
 mod log;
 mod looks;
+mod older_ingest;
 mod openapi;
 mod portal;
 mod problem;
 mod route;
 mod server;
 mod signed;
+mod sources;
 mod trace;
 mod upload;
 mod vitals;
@@ -61,6 +64,7 @@ use bytes::Bytes;
 use ion_dispatch::ServedWatch;
 use ion_jobs::ledger::Ledger;
 use ion_jobs::metrics::GatewayMetrics;
+use ion_jobs::sources::older::OlderTypes;
 use ion_model::text::quote;
 use ion_plane::node::Node;
 use ion_system::home::make_private_folder;
@@ -140,6 +144,9 @@ pub struct GatewaySettings {
     /// or idle between requests. Default 30 s: shorter cuts off clients on bad lines, longer keeps
     /// dead ones.
     pub stall: Duration,
+    /// The modules that stand for the types of jobs of the older ingest service, whose interface the
+    /// gateway then answers. Default none: there is no such interface.
+    pub older_ingest: OlderTypes,
     /// How long running requests may take to end when the gateway stops. Default 30 s, as long as
     /// Kubernetes waits.
     pub grace: Duration,
@@ -156,6 +163,7 @@ impl GatewaySettings {
             connections_max: 4096,
             upload_bytes_max: 64 << 30,
             stall: Duration::from_secs(30),
+            older_ingest: OlderTypes::default(),
             grace: Duration::from_secs(30),
         }
     }
@@ -271,7 +279,10 @@ impl Gateway {
         let (stopping, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (stall, grace) = (settings.stall, settings.grace);
         let limits = ConnectionLimits { connections_max: settings.connections_max, stall, grace };
-        let routes = all_routes();
+        let mut routes = all_routes();
+        if !settings.older_ingest.is_empty() {
+            routes.extend(older_ingest::routes());
+        }
         let gate = Arc::new(GatewayState {
             hosts: AllowedHosts {
                 allowed: settings.hosts.clone(),
@@ -315,7 +326,7 @@ impl Gateway {
     }
 }
 
-/// Returns every route of the gateway.
+/// Returns every route of the gateway, but for those of the older ingest service.
 fn all_routes() -> Vec<Route> {
     [
         intake::routes(),
@@ -325,6 +336,7 @@ fn all_routes() -> Vec<Route> {
         cancel::routes(),
         file::routes(),
         find::routes(),
+        sources::routes(),
         log::routes(),
         vitals::routes(),
         openapi::routes(),
@@ -393,7 +405,8 @@ mod tests {
 
     #[test]
     fn the_document_has_every_route_once_and_every_parameter_of_its_path() {
-        let routes = all_routes();
+        let mut routes = all_routes();
+        routes.extend(older_ingest::routes());
         let document = openapi::document(&routes, &Tokens::default());
         let mut seen = HashSet::new();
         for route in &routes {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::auth::Tokens;
 use super::problem::{PROBLEM_JSON, TYPES};
 use super::route::{Access, Route};
-use super::{SharedState, intake};
+use super::{SharedState, intake, sources};
 
 /// Returns the route that shows the document.
 pub(super) fn routes() -> Vec<Route> {
@@ -84,7 +84,7 @@ pub(super) fn document(routes: &[Route], tokens: &Tokens) -> Value {
         let item = paths.entry(path).or_insert_with(|| json!({}));
         item[route.method] = operation;
     }
-    json!({
+    let mut document = json!({
         "openapi": "3.1.0",
         "info": {
             "title": "Ion", "version": env!("CARGO_PKG_VERSION"), "license": {"name": "Apache-2.0"},
@@ -107,7 +107,11 @@ pub(super) fn document(routes: &[Route], tokens: &Tokens) -> Value {
                 },
             },
         },
-    })
+    });
+    for (name, schema) in sources::schemas() {
+        document["components"]["schemas"][name] = schema;
+    }
+    document
 }
 
 async fn show_document(State(gate): State<SharedState>) -> Response {

@@ -4,6 +4,8 @@ use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use ion_jobs::ledger::LedgerError;
+use ion_jobs::pipeline::SourceProblems;
+use ion_jobs::sources::SourceError;
 use ion_model::errors::error_chain;
 use ion_model::text::{REASON_MAX, cut_owned};
 use ion_plane::commit::Refusal;
@@ -41,7 +43,9 @@ pub(super) enum ProblemKind {
     TooSlow,
     /// An event with this id exists with other content.
     Differs,
-    /// The file is not one that `If-Match` names.
+    /// A pipeline file declares the source.
+    Declared,
+    /// The file, or the source, is not one that `If-Match` names.
     Changed,
     /// The body, its values or its files are over a limit.
     TooBig,
@@ -55,6 +59,8 @@ pub(super) enum ProblemKind {
     ForeignHost,
     /// The request can be read, but its event is refused.
     Refused,
+    /// The source, or the job of the older ingest service, is wrong.
+    InvalidSource,
     /// The idempotency key was used for another event.
     KeyReused,
     /// A stored file is missing or damaged.
@@ -76,7 +82,7 @@ pub(super) enum ProblemKind {
 impl ProblemKind {
     /// All kinds.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 24] = [
+    pub(super) const ALL: [Self; 26] = [
         Self::Malformed,
         Self::TokenNeeded,
         Self::ScopeNeeded,
@@ -86,6 +92,7 @@ impl ProblemKind {
         Self::WrongMethod,
         Self::TooSlow,
         Self::Differs,
+        Self::Declared,
         Self::Changed,
         Self::TooBig,
         Self::WrongForm,
@@ -93,6 +100,7 @@ impl ProblemKind {
         Self::NoSuchRange,
         Self::ForeignHost,
         Self::Refused,
+        Self::InvalidSource,
         Self::KeyReused,
         Self::Damaged,
         Self::StoresAway,
@@ -131,9 +139,10 @@ impl ProblemKind {
             Self::Differs => {
                 (StatusCode::CONFLICT, "differs", "The event exists with other content")
             }
-            Self::Changed => {
-                (StatusCode::PRECONDITION_FAILED, "changed", "The file does not match If-Match")
+            Self::Declared => {
+                (StatusCode::CONFLICT, "declared", "A pipeline file declares the source")
             }
+            Self::Changed => (StatusCode::PRECONDITION_FAILED, "changed", "It is another version"),
             Self::TooBig => (StatusCode::PAYLOAD_TOO_LARGE, "too-big", "The request is too big"),
             Self::WrongForm => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -152,6 +161,9 @@ impl ProblemKind {
                 (StatusCode::MISDIRECTED_REQUEST, "foreign-host", "The request is for another host")
             }
             Self::Refused => (StatusCode::UNPROCESSABLE_ENTITY, "refused", "The event is refused"),
+            Self::InvalidSource => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "invalid-source", "The source is wrong")
+            }
             Self::KeyReused => (
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "key-reused",
@@ -281,6 +293,30 @@ impl From<LedgerError> for Problem {
             LedgerError::Store(error) => error.into(),
             error => Self::new(ProblemKind::Internal, error_chain(&error)),
         }
+    }
+}
+
+impl From<SourceError> for Problem {
+    fn from(error: SourceError) -> Self {
+        let kind = match error {
+            SourceError::Store(error) => return error.into(),
+            SourceError::Ledger(error) => return error.into(),
+            SourceError::Upload(error) => return error.into(),
+            SourceError::Refused(error) => return error.into(),
+            SourceError::NoSuchSource(_) => ProblemKind::NotFound,
+            SourceError::OfPipeline { .. } => ProblemKind::Declared,
+            SourceError::Exists(_) | SourceError::Changed(_) => ProblemKind::Changed,
+            SourceError::Schedule { .. } => ProblemKind::InvalidSource,
+            SourceError::Contended(_) => ProblemKind::Busy,
+        };
+        Self::new(kind, error_chain(&error))
+    }
+}
+
+impl From<SourceProblems> for Problem {
+    fn from(problems: SourceProblems) -> Self {
+        Self::new(ProblemKind::InvalidSource, problems.to_string())
+            .with_member("problems", problems.to_json())
     }
 }
 

@@ -8,7 +8,7 @@ use axum::handler::Handler;
 use axum::http::request::Parts;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, delete, get, patch, post, put};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -67,6 +67,48 @@ impl Route {
         T: 'static,
     {
         Self { method: "post", path, access, operation, serves: post(handler) }
+    }
+
+    /// Creates a route for PUT.
+    pub(super) fn put<H, T>(
+        path: &'static str,
+        access: Access,
+        handler: H,
+        operation: Value,
+    ) -> Self
+    where
+        H: Handler<T, SharedState>,
+        T: 'static,
+    {
+        Self { method: "put", path, access, operation, serves: put(handler) }
+    }
+
+    /// Creates a route for PATCH.
+    pub(super) fn patch<H, T>(
+        path: &'static str,
+        access: Access,
+        handler: H,
+        operation: Value,
+    ) -> Self
+    where
+        H: Handler<T, SharedState>,
+        T: 'static,
+    {
+        Self { method: "patch", path, access, operation, serves: patch(handler) }
+    }
+
+    /// Creates a route for DELETE.
+    pub(super) fn delete<H, T>(
+        path: &'static str,
+        access: Access,
+        handler: H,
+        operation: Value,
+    ) -> Self
+    where
+        H: Handler<T, SharedState>,
+        T: 'static,
+    {
+        Self { method: "delete", path, access, operation, serves: delete(handler) }
     }
 
     /// Returns the handler, behind the check of its access rule.

@@ -17,6 +17,8 @@ mod module;
 mod older;
 mod params;
 mod resources;
+mod source_fields;
+mod source_problem;
 mod sources;
 mod syntax;
 
@@ -54,8 +56,10 @@ pub use self::params::{
     Parameter, ParameterError, ParameterKind, Parameters, ValueText, check_values,
 };
 pub use self::resources::Resources;
+pub use self::source_fields::SourceFields;
+pub use self::source_problem::{SourceProblem, SourceProblems};
 use self::sources::{ParamsEntry, build_params, build_sources, check_started_by_sources};
-pub use self::sources::{SourceFields, SourceProblem, define_source};
+pub use self::sources::{define_source, define_source_from_json};
 
 /// The most retries that a module may set: with a minute between two attempts, they take most of a
 /// day.

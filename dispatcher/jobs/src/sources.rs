@@ -20,8 +20,11 @@
 //! the event, whose id and content are those of the document. After a job's end, and before the
 //! source's document says so: whoever looks next notes the end.
 
+mod edit;
 #[cfg(test)]
 mod model;
+pub mod older;
+mod runs;
 mod steps;
 
 use std::collections::BTreeSet;
@@ -44,6 +47,8 @@ use ion_system::failpoint;
 use serde_json::json;
 use uuid::Uuid;
 
+pub use self::edit::{EditOutcome, ExpectedSource, SourceTag, WantedSource};
+pub use self::runs::{NoRunOfSource, RunReport, SourceRuns};
 pub use self::steps::EndedRun;
 use crate::ledger::{Ledger, LedgerError};
 use crate::pipeline::Module;
@@ -220,11 +225,9 @@ impl Sources {
         }
     }
 
-    /// Removes a source. Its runs and their events stay. Returns whether it existed.
-    ///
-    /// # Errors
-    /// When it is declared elsewhere, as with [`Sources::define`].
-    pub async fn remove(&self, name: &str, by: DefinedBy<'_>) -> Result<bool, SourceError> {
+    /// Removes a source that a pipeline file declared. Its runs and their events stay. Returns
+    /// whether it existed.
+    async fn remove_declared(&self, name: &str, by: DefinedBy<'_>) -> Result<bool, SourceError> {
         let found = self.plane().documents.get_as(Collection::Sources, name).await?;
         let Some(found): Option<SourceRecord> = found else { return Ok(false) };
         check_owner(&found, by)?;
@@ -254,7 +257,7 @@ impl Sources {
                 let source: SourceRecord = decode(Collection::Sources, document)?;
                 let is_former = source.definition.pipeline.as_deref() == Some(pipeline)
                     && !names.contains(&source.id);
-                if is_former && self.remove(&source.id, by).await? {
+                if is_former && self.remove_declared(&source.id, by).await? {
                     removed.push(source.id);
                 }
             }
@@ -501,6 +504,24 @@ impl Sources {
         source: &SourceRecord,
         run: &SourceRun,
     ) -> Result<(), SourceError> {
+        let event = self.run_event(source, run).await?;
+        // Only for the latest run: an old one may have ended and been removed meanwhile.
+        let guard = Guard::new(Collection::Sources, &source.id, vec![("runs", json!(run.number))]);
+        match create_with_documents(self.plane(), vec![], vec![], event, Some(guard)).await {
+            // Another dispatcher created it before the source's definition was changed.
+            Ok(_) | Err(Refusal::Differs(_) | Refusal::Fenced) => {}
+            Err(refusal) => return Err(refusal.into()),
+        }
+        failpoint::hit("source.run-event");
+        Ok(())
+    }
+
+    /// Returns the event of a run, which is stored nowhere yet.
+    async fn run_event(
+        &self,
+        source: &SourceRecord,
+        run: &SourceRun,
+    ) -> Result<Event, SourceError> {
         let mut data: Vec<KeyValue> = source
             .definition
             .with
@@ -517,16 +538,25 @@ impl Sources {
         };
         let event_type = tick_type(&source.definition.module);
         let event = self.first_event(&source.id, &run.event, &run.correlation, event_type, data);
-        let event = Event { tick: Some(Box::new(tick)), ..event.await? };
-        // Only for the latest run: an old one may have ended and been removed meanwhile.
-        let guard = Guard::new(Collection::Sources, &source.id, vec![("runs", json!(run.number))]);
-        match create_with_documents(self.plane(), vec![], vec![], event, Some(guard)).await {
-            // Another dispatcher created it before the source's definition was changed.
-            Ok(_) | Err(Refusal::Differs(_) | Refusal::Fenced) => {}
-            Err(refusal) => return Err(refusal.into()),
-        }
-        failpoint::hit("source.run-event");
-        Ok(())
+        Ok(Event { tick: Some(Box::new(tick)), ..event.await? })
+    }
+
+    /// Returns the event that a run of a source would have now, if the source had this definition
+    /// and began with this state. The source need not exist. Nothing is stored.
+    ///
+    /// # Errors
+    /// When the schedule cannot be used.
+    pub async fn trial_event(
+        &self,
+        name: &str,
+        definition: SourceDefinition,
+        state: StateFiles,
+    ) -> Result<Event, SourceError> {
+        let times = times_of(name, &definition)?;
+        let now = clock::now();
+        let source = SourceRecord { state, ..steps::new_source(name, definition, &times, now) };
+        let run = SourceRun::new(&source, 1, now, now);
+        self.run_event(&source, &run).await
     }
 
     /// Returns an event of a source without files.

@@ -204,6 +204,18 @@ impl SourceState {
     }
 }
 
+/// The job of the older ingest service that a source was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OlderJobName {
+    /// The job's name. Several jobs may have the same.
+    pub name: String,
+    /// The job's type, such as `ARTICLE`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Tells the job from others of its name.
+    pub fingerprint: String,
+}
+
 /// A source's document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -262,6 +274,9 @@ pub struct SourceRecord {
     /// How many scheduled times were missed.
     #[serde(default)]
     pub missed: u64,
+    /// The job of the older ingest service that it was made from; none for all other sources.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub older: Option<OlderJobName>,
 }
 
 impl SourceRecord {

@@ -281,9 +281,10 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
     home.env.push(("ION_GATEWAY_TOKENS".into(), format!("all all {TOKEN}")));
     home.program("show", SHOWS);
     home.env.push(("ION_GATEWAY_WEBHOOKS".into(), webhooks::list(&home)));
+    home.env.push(("ION_OLDER_INGEST".into(), "ARTICLE=look".into()));
     let (daemon, at) = up(
         &home,
-        "  show: {on: [new_text], emits: [shown], run: [./show]}\n  echo: {on: [echo], emits: [echoed], run: [cat], stdio: true}\n",
+        "  look: {params: {}, commit: on-success, run: [\"true\"]}\n  show: {on: [new_text], emits: [shown], run: [./show]}\n  echo: {on: [echo], emits: [echoed], run: [cat], stdio: true}\n",
     );
     // Schemathesis needs an event, a file and a job that exist.
     let bearer = format!("Bearer {TOKEN}");
@@ -293,7 +294,8 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
     let job = home.jobs()[0]["id"].as_str().unwrap().to_owned();
     // The answer to a request with a key depends on earlier requests, which no schema can express:
     // 422 is right then. For an array of too many events, 413 is right. Terms have a language that
-    // no schema can express: 400 is right for what is not a term.
+    // no schema can express: 400 is right for what is not a term. Which values a source may have is
+    // said by its module.
     let config = format!(
         "headers = {{ Authorization = \"{bearer}\" }}\n\
          [[operations]]\ninclude-operation-id = [\"newLink\", \"createEvent\"]\n\
@@ -305,6 +307,10 @@ fn schemathesis_finds_nothing_that_the_document_does_not_say() {
          checks.positive_data_acceptance.expected-statuses = [\"2xx\", \"3xx\", 412, 416]\nparameters = {{ event = \"{}\", path = \"a b.txt\" }}\n\
          [[operations]]\ninclude-operation-id = \"log\"\nparameters = {{ job = \"{job}\" }}\n\
          [[operations]]\ninclude-operation-id = [\"findInsights\", \"findEvents\"]\n\
+         checks.positive_data_acceptance.expected-statuses = [\"2xx\", 400, 404]\n\
+         [[operations]]\ninclude-operation-id = [\"putSource\", \"patchSource\", \"deleteSource\", \"addOlderJob\", \"deleteOlderJobs\"]\n\
+         checks.positive_data_acceptance.expected-statuses = [\"2xx\", 400, 404, 409, 412, 422]\n\
+         [[operations]]\ninclude-operation-id = \"listSourceRuns\"\n\
          checks.positive_data_acceptance.expected-statuses = [\"2xx\", 400, 404]\n\
          [[operations]]\ninclude-operation-id = \"runChain\"\nparameters = {{ chain = \"echo\" }}\n",
         text(&event, "eventId")

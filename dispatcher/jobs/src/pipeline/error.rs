@@ -6,7 +6,7 @@ use serde_saphyr::Location;
 use super::bounds::BoundError;
 use super::image::ImageReferenceError;
 use super::module::{BASE_DIR, MOUNT_AT, ProgramError};
-use super::sources::SourceProblem;
+use super::source_problem::SourceProblems;
 
 /// Why a pipeline file is refused.
 #[derive(Debug, thiserror::Error)]
@@ -145,7 +145,7 @@ pub enum PipelineProblem {
         name: String,
         /// What is wrong with it.
         #[source]
-        problem: Box<SourceProblem>,
+        problem: Box<SourceProblems>,
     },
     /// A module has a problem.
     #[error("module {name:?}")]

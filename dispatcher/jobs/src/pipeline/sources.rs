@@ -7,24 +7,22 @@ use ion_model::clock::millis;
 use ion_model::event::TYPE_BYTES_MAX;
 use ion_model::record::CommitMode;
 use ion_model::source::{
-    MissedRuns, SOURCE_NAME_MAX, ScheduleRule, SourceDefinition, SourceSchedule, is_source_name,
-    tick_type,
+    ScheduleRule, SourceDefinition, SourceSchedule, is_source_name, tick_type,
 };
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 
-use super::bounds::BoundError;
+use super::source_fields::{SourceFields, joined_problems};
+use super::source_problem::{FIRST, SourceProblem, SourceProblems};
 use super::{
-    Mistake, Module, ModuleApi, Parameter, ParameterError, Parameters, PipelineProblem, TIME_MAX,
-    ValueText, check_values, parse_time_within,
+    Mistake, Module, ModuleApi, Parameter, Parameters, PipelineProblem, TIME_MAX, ValueText,
+    check_values, parse_time_within,
 };
-use crate::schedule::{ScheduleError, ScheduledTimes};
+use crate::schedule::ScheduledTimes;
 
 /// The shortest period of a source.
 const PERIOD_MIN: Duration = Duration::from_secs(1);
-
-/// The value by which a module learns how much of what is there its first run publishes.
-const FIRST: &str = "first";
 
 /// The `params` of a module: a map, or a list of names. A name in a list means a text that is
 /// required.
@@ -33,86 +31,6 @@ const FIRST: &str = "first";
 pub(super) enum ParamsEntry {
     Names(Vec<String>),
     Map(BTreeMap<String, Option<Parameter>>),
-}
-
-/// What is wrong with a source.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceProblem {
-    /// A source cannot have this name.
-    #[error(
-        "{0:?} cannot be a source's name: letters, digits, '.', '_' and '-', at most \
-         {SOURCE_NAME_MAX}, are allowed"
-    )]
-    Name(String),
-    /// There is no such module.
-    #[error("there is no module {0:?}")]
-    NoModule(String),
-    /// The module is started by events only.
-    #[error(
-        "no source may start module {0:?}, because it has no \"params\"; write \"params: {{}}\" if \
-         it needs none"
-    )]
-    NoParameters(String),
-    /// A source says neither when it runs, or says it twice.
-    #[error(
-        "one of \"every\" and \"at\" says when it runs, as in every: 15m, or at: \"30 6 * * *\""
-    )]
-    When,
-    /// A zone without times of the day.
-    #[error("\"zone\" belongs to \"at\"")]
-    ZoneWithoutTimes,
-    /// A time cannot be read.
-    #[error("{field:?} {source}")]
-    Time {
-        /// The field.
-        field: &'static str,
-        /// What is wrong with it.
-        #[source]
-        source: BoundError,
-    },
-    /// The schedule cannot be used.
-    #[error(transparent)]
-    Schedule(#[from] ScheduleError),
-    /// Values are wrong.
-    #[error("{}", in_words(.0))]
-    Values(Vec<ParameterError>),
-    /// How much the first run publishes is none of the words.
-    #[error("\"first\" is {0:?}; allowed: new, all, or a number")]
-    First(String),
-}
-
-fn in_words(errors: &[ParameterError]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-}
-
-/// What a person says about a source, as texts. A pipeline file, a command and a request have the
-/// same fields.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SourceFields {
-    /// The module that it starts.
-    pub module: String,
-    /// Its period.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub every: Option<String>,
-    /// Its cron expression.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub at: Option<String>,
-    /// The time zone of the expression; UTC if none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub zone: Option<String>,
-    /// By how much a run may begin late, to spread the load.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub jitter: Option<String>,
-    /// What happens about missed times.
-    #[serde(default)]
-    pub missed: MissedRuns,
-    /// How much of what is there the first run publishes: `new`, `all`, or a number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub first: Option<ValueText>,
-    /// The values of its module's parameters.
-    #[serde(default)]
-    pub with: BTreeMap<String, ValueText>,
 }
 
 /// Reads the `params` of a module.
@@ -164,7 +82,7 @@ pub(super) fn build_sources(
         let module = modules.iter().find(|module| module.name == entry.value.module);
         let defined = define_source(&name, entry.value, module);
         let place = entry.referenced;
-        let wrong = |problem: SourceProblem| {
+        let wrong = |problem: SourceProblems| {
             let problem = Box::new(problem);
             PipelineProblem::Source { name: name.clone(), problem }.at_place(place)
         };
@@ -177,42 +95,128 @@ pub(super) fn build_sources(
 /// that it names, if there is one.
 ///
 /// # Errors
-/// What is wrong, and what is allowed.
+/// Everything that is wrong, and what is allowed.
 pub fn define_source(
     name: &str,
     fields: SourceFields,
     module: Option<&Module>,
-) -> Result<SourceDefinition, SourceProblem> {
+) -> Result<SourceDefinition, SourceProblems> {
+    let mut problems = Vec::new();
     if !is_source_name(name) {
-        return Err(SourceProblem::Name(name.to_owned()));
+        problems.push(SourceProblem::Name(name.to_owned()));
     }
-    let module = module.ok_or_else(|| SourceProblem::NoModule(fields.module.clone()))?;
-    let parameters = module.params.as_ref();
-    let parameters = parameters.ok_or_else(|| SourceProblem::NoParameters(module.name.clone()))?;
+    let parameters = match module {
+        None => Err(SourceProblem::NoModule(fields.module.clone())),
+        Some(module) => {
+            let missing = || SourceProblem::NoParameters(module.name.clone());
+            module.params.as_ref().ok_or_else(missing)
+        }
+    };
+    let schedule = read_schedule(name, &fields).map_err(|problem| problems.push(problem)).ok();
+    let values = fields.with.into_iter().map(|(key, value)| (key, value.0)).collect();
+    let mut with = BTreeMap::new();
+    match parameters.map(|parameters| check_values(parameters, &values)) {
+        Ok(Ok(complete)) => with = complete,
+        Ok(Err(errors)) => problems.extend(errors.into_iter().map(SourceProblem::Value)),
+        Err(problem) => problems.push(problem),
+    }
+    if let Some(ValueText(first)) = fields.first {
+        if first != "new" && first != "all" && first.parse::<u32>().is_err() {
+            problems.push(SourceProblem::First(first));
+        } else {
+            with.insert(FIRST.to_owned(), first);
+        }
+    }
+    match schedule.filter(|_| problems.is_empty()) {
+        Some(schedule) => {
+            Ok(SourceDefinition { module: fields.module, schedule, with, pipeline: None })
+        }
+        None => Err(SourceProblems(problems)),
+    }
+}
+
+/// Checks a JSON object that describes a source, as [`define_source`] checks fields. `module` finds
+/// the module of a name.
+///
+/// # Errors
+/// Everything that is wrong, and what is allowed.
+pub fn define_source_from_json<'m>(
+    name: &str,
+    object: Map<String, Value>,
+    module: impl FnOnce(&str) -> Option<&'m Module>,
+) -> Result<SourceDefinition, SourceProblems> {
+    let (fields, unreadable) = SourceFields::from_json(object);
+    let module = module(&fields.module);
+    match define_source(name, fields, module) {
+        Ok(definition) if unreadable.is_empty() => Ok(definition),
+        Ok(_) => Err(SourceProblems(unreadable)),
+        Err(SourceProblems(others)) => Err(joined_problems(unreadable, others)),
+    }
+}
+
+fn read_schedule(name: &str, fields: &SourceFields) -> Result<SourceSchedule, SourceProblem> {
     let period = |field, text: &str, least| {
         parse_time_within(text, least, TIME_MAX)
             .map(millis)
             .map_err(|source| SourceProblem::Time { field, source })
     };
-    let rule = match (fields.every, fields.at) {
+    let rule = match (&fields.every, &fields.at) {
         (Some(_), None) if fields.zone.is_some() => return Err(SourceProblem::ZoneWithoutTimes),
-        (Some(every), None) => ScheduleRule::Every(period("every", &every, PERIOD_MIN)?),
-        (None, Some(cron)) => {
-            ScheduleRule::At { cron, zone: fields.zone.unwrap_or_else(|| "UTC".to_owned()) }
-        }
+        (Some(every), None) => ScheduleRule::Every(period("every", every, PERIOD_MIN)?),
+        (None, Some(cron)) => ScheduleRule::At {
+            cron: cron.clone(),
+            zone: fields.zone.clone().unwrap_or_else(|| "UTC".to_owned()),
+        },
         _ => return Err(SourceProblem::When),
     };
-    let jitter = fields.jitter.map(|text| period("jitter", &text, Duration::ZERO)).transpose()?;
-    let schedule =
-        SourceSchedule { rule, jitter: jitter.unwrap_or_default(), missed: fields.missed };
+    let jitter = fields.jitter.as_ref().map(|text| period("jitter", text, Duration::ZERO));
+    let jitter = jitter.transpose()?.unwrap_or_default();
+    let schedule = SourceSchedule { rule, jitter, missed: fields.missed };
     ScheduledTimes::new(name, &schedule)?;
-    let values = fields.with.into_iter().map(|(key, value)| (key, value.0)).collect();
-    let mut with = check_values(parameters, &values).map_err(SourceProblem::Values)?;
-    if let Some(ValueText(first)) = fields.first {
-        if first != "new" && first != "all" && first.parse::<u32>().is_err() {
-            return Err(SourceProblem::First(first));
-        }
-        with.insert(FIRST.to_owned(), first);
+    Ok(schedule)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn module() -> Module {
+        let mut module = Module::new("feed", vec!["true".into()], std::path::PathBuf::from("/"));
+        let parameters = "url: {type: url, required: true}\npages: {type: number}\n";
+        module.params = Some(serde_saphyr::from_str(parameters).unwrap());
+        module
     }
-    Ok(SourceDefinition { module: module.name.clone(), schedule, with, pipeline: None })
+
+    fn wrong_fields(value: Value) -> Vec<String> {
+        let Value::Object(object) = value else { panic!("{value} is no object") };
+        let feed = module();
+        let defined =
+            define_source_from_json("s", object, |name| (name == "feed").then_some(&feed));
+        let mut fields: Vec<String> = match defined {
+            Ok(_) => vec![],
+            Err(problems) => problems.0.iter().map(SourceProblem::field).collect(),
+        };
+        fields.sort();
+        fields
+    }
+
+    #[test]
+    fn everything_that_is_wrong_with_a_source_is_named_once() {
+        let url = "https://a.example/x";
+        assert!(
+            wrong_fields(json!({"module": "feed", "every": "1m", "with": {"url": url}})).is_empty()
+        );
+        let wrong = json!({"module": "feed", "every": "often", "first": "some", "with": {"pages": "many", "urk": "x"}});
+        assert_eq!(wrong_fields(wrong), ["every", "first", "with.pages", "with.url", "with.urk"]);
+        assert_eq!(wrong_fields(json!({"module": "none"})), ["every", "module"]);
+        assert_eq!(wrong_fields(json!({})), ["every", "module"]);
+        let unreadable =
+            json!({"module": "feed", "every": 5, "zone": "UTC", "with": {"url": ["x"]}});
+        assert_eq!(wrong_fields(unreadable), ["every", "with.url"]);
+        let zone =
+            json!({"module": "feed", "at": "0 6 * * *", "zone": "Mars", "with": {"url": url}});
+        assert_eq!(wrong_fields(zone), ["zone"]);
+    }
 }

@@ -74,6 +74,7 @@ pub(super) fn new_source(
         state: StateFiles::default(),
         dispatcher: None,
         missed: 0,
+        older: None,
     };
     schedule_next(&mut source, times, now);
     source

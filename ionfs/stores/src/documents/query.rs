@@ -86,6 +86,9 @@ pub fn known_queries() -> Vec<Query> {
             .order_by("due")
             .within(FieldRange::at_least("due", 1.into()).below(2.into()))
             .start_at(after()),
+        Query::all(Collection::Sources)
+            .within(FieldRange::prefix("id", "bbc-"))
+            .start_at(StartAt::After { value: Value::Null, id: "bbc-1".into() }),
         equal(Collection::Events, &["context.documentType", "depth"])
             .order_by("created")
             .descending()
