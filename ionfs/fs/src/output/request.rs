@@ -131,6 +131,8 @@ pub(crate) struct OpenRequest {
     pub(crate) flags: i32,
     /// What becomes of the set-user-ID and set-group-ID bits if the open truncates the file.
     pub(crate) set_id_bits: SetIdBits,
+    /// The number of the thread that opens it; 0 if it is not visible from here.
+    pub(crate) thread: u32,
 }
 
 impl OpenRequest {
