@@ -258,7 +258,7 @@ impl Output {
         if let OutputPurpose::Inbox(inbox) = &self.purpose
             && how.may_change()
         {
-            inbox.prepare_open(ino, how.truncates())?;
+            inbox.prepare_open(ino, how)?;
         }
         self.content.open(ino, how)
     }
@@ -354,6 +354,12 @@ impl Output {
             (OutputPurpose::Inbox(inbox), _) => self.link_in_inbox(inbox, ino, parent, name).await,
             (OutputPurpose::Job(_), None) => self.names.link(ino, parent, name),
         }
+    }
+
+    /// Returns an error if a file may not be written, so that none of its blob's bytes need be
+    /// fetched for it.
+    pub(crate) fn check_write(&self, ino: Ino) -> Result<()> {
+        self.staging.lock().check_change(ino)
     }
 
     /// Writes `data` at `offset`. A reference needs [`StagedContent::fill_range`] first.

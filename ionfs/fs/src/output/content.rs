@@ -96,7 +96,7 @@ impl StagedContent {
     /// Opens a file.
     pub(crate) fn open(&self, ino: Ino, how: OpenRequest) -> Result<Arc<StagedHandle>> {
         let mut table = self.staging.lock();
-        if how.may_change() {
+        if how.truncates() || (how.writes() && !table.has_left(ino)) {
             table.check_change(ino)?;
         }
         let file = table.file(ino)?;

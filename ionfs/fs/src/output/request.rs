@@ -146,6 +146,11 @@ impl OpenRequest {
         self.flags & libc::O_TRUNC != 0
     }
 
+    /// Returns whether all that is written goes to the end of the file.
+    pub(super) fn appends(self) -> bool {
+        self.flags & libc::O_APPEND != 0
+    }
+
     /// Returns whether the open may change anything.
     pub(crate) fn may_change(self) -> bool {
         self.writes() || self.truncates()

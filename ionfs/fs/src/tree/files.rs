@@ -203,6 +203,9 @@ impl Tree {
         if !output.content.is_reference(staged.ino()) {
             return Answer::Now(output.write(staged, offset, data, set_id_bits).map(|()| length));
         }
+        if let Err(error) = output.check_write(staged.ino()) {
+            return Answer::Now(Err(error));
+        }
         let (output, staged) = (output.clone(), staged.clone());
         let data = Bytes::copy_from_slice(data);
         Answer::later(async move {

@@ -17,7 +17,7 @@ use super::{InboxDeliveries, LOOKED_UP_FOR, LOOKED_UP_MAX, check_type};
 use crate::output::content::WritersLeft;
 use crate::output::delivery::INBOX;
 use crate::output::reference::Reference;
-use crate::output::request::TimeChange;
+use crate::output::request::{OpenRequest, TimeChange};
 use crate::output::uploads::DeliveredContent;
 use crate::{Errno, FileKind, Ino, Result, errno};
 
@@ -321,19 +321,22 @@ impl InboxDeliveries {
     }
 
     /// Prepares a file for being opened. The name of a published file is free for another one: if
-    /// the open empties the file, it is a new delivery from now on.
+    /// the open empties the file, it is a new delivery from now on. If the open neither empties it
+    /// nor appends, as that of `touch` does, it is let through, and only writes are refused.
     ///
     /// # Errors
-    /// ESTALE if the file was published and the open does not empty it. The kernel then looks the
-    /// name up again, and finds that it is free.
-    pub(in crate::output) fn prepare_open(&self, ino: Ino, truncates: bool) -> Result<()> {
+    /// ESTALE if the file was published and is to be appended to. The kernel then looks the name up
+    /// again, and finds that it is free.
+    pub(in crate::output) fn prepare_open(&self, ino: Ino, how: OpenRequest) -> Result<()> {
         {
             let mut table = self.staging.lock();
             if !table.has_left(ino) {
                 return Ok(());
             }
-            if truncates {
+            if how.truncates() {
                 table.renew_delivery(ino);
+            }
+            if !how.appends() || how.truncates() {
                 return Ok(());
             }
         }
