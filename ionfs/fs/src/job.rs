@@ -1,6 +1,5 @@
 //! The tree a module sees: `in/`, `out/` and `events/` of one attempt (DESIGN.md section 2).
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -26,6 +26,7 @@ use rustix::fs::OFlags;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
+pub(super) use self::delivered::DeliveredContent;
 use self::own_blobs::OwnBlobs;
 use self::paths::{OUT_DATA, check_name, directory_content, resolve_file};
 use super::super::{Errno, Ino, errno};
