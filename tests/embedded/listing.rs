@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
+use crate::support::browse::BrowsedPlane;
 use crate::support::{CommandOutput, Home, signal, wait_for};
 
 fn ids(ran: &CommandOutput) -> Vec<String> {
@@ -237,36 +238,6 @@ fn a_large_correlation_is_shown_as_a_summary() {
     let open = home.run(["trace", "--summary"]).well().stdout;
     assert!(open.contains("idle: 1 not claimed yet") && open.contains(": running"), "{open}");
     assert!(open.contains("waits for a dispatcher that serves module \"idle\""), "{open}");
-}
-
-/// A plane mounted to browse, which is unmounted at the end.
-struct BrowsedPlane<'h> {
-    home: &'h Home,
-    mount: std::process::Child,
-}
-
-impl<'h> BrowsedPlane<'h> {
-    fn new(home: &'h Home) -> Self {
-        let at = home.path().join("plane");
-        let mount = home.ion().arg("mount").arg(&at).spawn().unwrap();
-        wait_for("the plane to be mounted", || at.join("correlations").exists());
-        Self { home, mount }
-    }
-
-    fn sh(&self, script: &str) -> String {
-        let mut shell = std::process::Command::new("sh");
-        shell.args(["-ec", script]).current_dir(self.home.path().join("plane"));
-        let ran = CommandOutput::of(shell.output().unwrap());
-        assert_eq!(ran.code, Some(0), "{script}: {ran:#?}");
-        ran.stdout
-    }
-}
-
-impl Drop for BrowsedPlane<'_> {
-    fn drop(&mut self) {
-        signal(self.mount.id(), "TERM");
-        let _ = self.mount.wait();
-    }
 }
 
 /// The mount leads to what is recent, running, queued and dead, and finds events by their ids.

@@ -13,6 +13,7 @@ mod data;
 mod debugging;
 mod files;
 mod hostile;
+mod inbox;
 mod keeping;
 mod large;
 mod listing;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::support::browse::BrowsedPlane;
 use crate::support::evenness::sources_are_run_evenly;
 use crate::support::{DEADLINE, Home, wait_for, wait_up_to};
 
@@ -239,4 +240,92 @@ fn dispatchers_run_sources_evenly_without_anybody_assigning_them() {
     let others = [(); 3].map(|()| home.on_another_host());
     let [one, two, three] = others;
     sources_are_run_evenly([home, one, two, three]);
+}
+
+/// The mount shows each source: its document, the files that its next run begins with, its runs.
+#[test]
+fn sources_are_browsed_with_their_state_and_their_runs() {
+    let home = Home::new();
+    let file = pipeline(&home, "");
+    let up = home.up(&file);
+    home.run(["source", "add", "s", "--module", "count", "--every", "1day"]).well();
+    home.run(["source", "add", "s-2", "--module", "count", "--every", "1day"]).well();
+    let plane = BrowsedPlane::new(&home);
+    assert_eq!(
+        plane.sh("ls sources; ls sources/s; ls sources/s/runs sources/s/state/"),
+        "s\ns-2\nruns\nsource.json\nstate\nsources/s/runs:\n\nsources/s/state/:\n"
+    );
+    for n in 1..=4 {
+        home.run(["source", "run", "s", "--wait"]).well();
+        // The state is that of the last run, whatever the kernel remembers of an earlier one.
+        let state = || plane.sh("cat sources/s/state/n sources/s/state/last/s 2>/dev/null || true");
+        wait_for("the state to be shown", || state() == format!("{n}\n{n}\n"));
+    }
+    let document: Value = serde_json::from_str(&plane.sh("cat sources/s/source.json")).unwrap();
+    assert_eq!((&document["id"], &document["runs"]), (&"s".into(), &4.into()));
+    let runs = plane.sh("ls -U sources/s/runs | cut -c -10");
+    assert_eq!(runs, "s@00000004\ns@00000003\ns@00000002\ns@00000001\n", "newest first");
+    let listed = home.run(["--json", "source", "runs", "s"]).well().documents();
+    for run in &listed {
+        let name = run["run"].as_str().unwrap();
+        let shown = plane.sh(&format!("cat sources/s/runs/{name}/0-*/jobs/count/state"));
+        assert!(shown.contains("succeeded at"), "{shown}");
+    }
+    // A run is found by its number, too, and no other name leads anywhere.
+    let second = plane.sh("readlink sources/s/runs/2");
+    assert!(second.starts_with("../../../correlations/s@00000002-"), "{second}");
+    for missing in
+        ["sources/x", "sources/s/runs/9", "sources/s/runs/s-2@00000001-x", "sources/s/.state-x"]
+    {
+        plane.sh(&format!("! test -e {missing}"));
+    }
+    plane.sh("! touch sources/s/state/n 2> /dev/null; ! mkdir sources/x 2> /dev/null");
+    home.run(["source", "reset", "s"]).well();
+    wait_for("the state to be gone", || plane.sh("ls sources/s/state/ 2>&1 || true").is_empty());
+    home.run(["source", "delete", "s"]).well();
+    wait_for("the source to be gone", || plane.sh("ls sources") == "s-2\n");
+    drop(plane);
+    assert_eq!(up.stop(), Some(0));
+}
+
+/// Sources and runs of any number are listed as they are read, and found by their names.
+#[test]
+fn a_hundred_thousand_sources_are_browsed_in_parts() {
+    let home = Home::new();
+    let up = home.up(&pipeline(&home, ""));
+    home.run(["source", "add", "s", "--module", "count", "--every", "1day"]).well();
+    home.run(["source", "run", "s", "--wait"]).well();
+    assert_eq!(up.stop(), Some(0));
+    let many = "
+c.execute(\"\"\"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
+    INSERT INTO sources (id, document) SELECT printf('n%06d', i),
+    json_set(document, '$.id', printf('n%06d', i)) FROM n, (SELECT document FROM sources WHERE id = 's')\"\"\")
+c.execute(\"\"\"WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)
+    INSERT INTO events (id, document) SELECT 'e' || i,
+    json_set(document, '$.id', 'e' || i, '$.context.eventId', 'e' || i,
+        '$.context.correlationId', printf('s@%08d-x', i))
+    FROM n, (SELECT document FROM events WHERE json_extract(document, '$.tick.source') = 's')\"\"\")
+";
+    home.change_database(many);
+    let plane = BrowsedPlane::new(&home);
+    let memory = || -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", plane.pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let begun = std::time::Instant::now();
+    assert_eq!(plane.sh("ls -U sources | head -n 2"), "n000001\nn000002\n");
+    assert!(begun.elapsed() < Duration::from_secs(10), "the first names come at once");
+    let before = memory();
+    assert_eq!(plane.sh("ls -U sources | wc -l").trim(), "100001");
+    assert_eq!(plane.sh("ls -U sources | sort -u | wc -l").trim(), "100001");
+    assert!(memory() < before + 64 * 1024, "{} KiB, {before} before", memory());
+    assert_eq!(
+        plane.sh("grep -h '\"id\"' sources/n077777/source.json").trim(),
+        "\"id\": \"n077777\","
+    );
+    assert_eq!(plane.sh("ls -U sources/s/runs | wc -l").trim(), "3000");
+    assert_eq!(plane.sh("ls -U sources/s/runs | head -n 1"), "s@00003000-x\n");
+    assert!(plane.sh("readlink sources/s/runs/1234").contains("s@00001234-x"));
+    assert_eq!(plane.sh("ls sources/n000001/runs"), "");
 }

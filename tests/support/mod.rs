@@ -9,6 +9,7 @@
 )]
 
 pub mod books;
+pub mod browse;
 pub mod cgroup;
 pub mod chains;
 pub mod cluster;

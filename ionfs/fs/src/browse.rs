@@ -16,6 +16,7 @@ mod event;
 mod found;
 mod jobs;
 mod names;
+mod sources;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -37,15 +38,18 @@ use super::view::View;
 
 /// Makes the tree of a whole plane.
 pub fn tree(daemon: Arc<Daemon>) -> Arc<Tree> {
-    let view = View::new(root(&daemon), ReadLog::default());
+    let view = View::new(root(&daemon, []), ReadLog::default());
     Tree::new(daemon, view, None, ReadLog::default())
 }
 
-/// Makes the root of the tree.
-fn root(daemon: &Arc<Daemon>) -> ViewItem {
+/// Makes the root of the tree, with `more` entries.
+pub(crate) fn root(
+    daemon: &Arc<Daemon>,
+    more: impl IntoIterator<Item = (String, ViewItem)>,
+) -> ViewItem {
     let part = |list: fn(Arc<Daemon>) -> ListFuture| directory(daemon.clone(), 0, list);
     let jobs = |state: ShownState| JobsFolder { module: None, state }.item(daemon);
-    ViewItem::fixed([
+    let entries = [
         ("correlations".to_owned(), correlations::correlations(daemon)),
         ("dead".to_owned(), jobs(ShownState::Dead)),
         ("failed".to_owned(), jobs(ShownState::Failed)),
@@ -58,7 +62,9 @@ fn root(daemon: &Arc<Daemon>) -> ViewItem {
         ("queued".to_owned(), jobs(ShownState::Queued)),
         ("recent".to_owned(), part(|daemon| Box::pin(correlations::recent(daemon)))),
         ("running".to_owned(), jobs(ShownState::Running)),
+        ("sources".to_owned(), sources::sources(daemon)),
         ("types".to_owned(), types::types(daemon)),
         ("unreadable".to_owned(), part(|daemon| Box::pin(unreadable::unreadable(daemon)))),
-    ])
+    ];
+    ViewItem::fixed(entries.into_iter().chain(more))
 }

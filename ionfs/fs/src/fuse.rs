@@ -32,13 +32,13 @@ use ion_plane::node::Node as Daemon;
 
 use self::kernel::MARGIN;
 use self::reply::{
-    file_attr, file_type, fuse_errno, missing_attr, owner_of_request, reply_data, reply_empty,
-    reply_written, reply_xattr, set_id_bits_for, time_change,
+    file_attr, file_type, fuse_errno, missing_attr, open_request, owner_of_request, reply_data,
+    reply_empty, reply_written, reply_xattr, set_id_bits_for, time_change,
 };
 use self::requests::RequestKind;
 use crate::answer::Answer;
 use crate::open::OpenInode;
-use crate::output::{AttrChange, DOT_DOT, OpenRequest, RenameOver, SetIdBits};
+use crate::output::{AttrChange, DOT_DOT, RenameOver, SetIdBits};
 use crate::tree::{CopyEnd, ListedEntry, ListingDetail};
 use crate::{LookupOutcome, Seek};
 
@@ -248,7 +248,7 @@ impl Filesystem for Kernel {
 
     fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.mount.requests.count(RequestKind::Open);
-        let how = OpenRequest { flags: flags.0, set_id_bits: set_id_bits_for(req) };
+        let how = open_request(req, flags.0);
         if let Err(errno) = self.mount.handles.check_may_open() {
             return reply.error(fuse_errno(errno));
         }
@@ -271,7 +271,7 @@ impl Filesystem for Kernel {
         reply: ReplyCreate,
     ) {
         self.mount.requests.count(RequestKind::Create);
-        let how = OpenRequest { flags, set_id_bits: set_id_bits_for(req) };
+        let how = open_request(req, flags);
         let (mount, tree) = (&self.mount, &self.mount.tree);
         let created = mount
             .handles
@@ -330,7 +330,7 @@ impl Filesystem for Kernel {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -347,13 +347,13 @@ impl Filesystem for Kernel {
         };
         let kills = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let set_id_bits = if kills { SetIdBits::Clear } else { SetIdBits::Keep };
-        let written = self.mount.tree.write(&handle.open, offset, data, set_id_bits);
+        let written = self.mount.tree.write(&handle.open, offset, data, set_id_bits, req.pid());
         self.answer_commit(written, move |outcome| reply_written(reply, outcome));
     }
 
     fn flush(
         &self,
-        _req: &Request,
+        req: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _lock_owner: LockOwner,
@@ -361,7 +361,7 @@ impl Filesystem for Kernel {
     ) {
         self.mount.requests.count(RequestKind::Flush);
         let Ok(handle) = self.mount.handles.get(fh) else { return reply.ok() };
-        let flushed = self.mount.tree.flush(&handle.open);
+        let flushed = self.mount.tree.flush(&handle.open, req.pid());
         self.answer_commit(flushed, move |outcome| reply_empty(reply, outcome));
     }
 
@@ -602,7 +602,7 @@ impl Filesystem for Kernel {
             let to = self.mount.handles.get(fh_out)?;
             let from = CopyEnd { ino: ino_in.0, open: &from.open, offset: offset_in };
             let to = CopyEnd { ino: ino_out.0, open: &to.open, offset: offset_out };
-            self.mount.tree.copy_range(from, to, len, set_id_bits_for(req))
+            self.mount.tree.copy_range(from, to, len, set_id_bits_for(req), req.pid())
         });
         reply_written(reply, copied);
     }

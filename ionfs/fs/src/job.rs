@@ -1,10 +1,8 @@
 //! The tree a module sees: `in/`, `out/` and `events/` of one attempt (DESIGN.md section 2).
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ion_model::errors::is_no_room;
 use ion_model::event::{Event, event_json};
@@ -21,13 +19,13 @@ use ion_stores::StoreError;
 use ion_system::beneath::Folder;
 use rustix::fs::Mode;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
 use super::gathered::{FilesInput, few_events, listed_events};
 use super::item::{ViewItem, files_tree};
 use super::output::{OpenState, Output, OutputSpec, STATE_NAME};
 pub use super::output::{TreeUsers, ValueFileNames};
 use super::reads::{ReadLog, failed_listing};
+use super::records::records_item;
 use super::view::View;
 use super::{FOREVER, Tree, lineage};
 
@@ -347,40 +345,19 @@ fn events_item(
             let receipts = output.clone();
             items.push((
                 "published".into(),
-                records(move || receipts.receipts(), |receipt: &Receipt| receipt.at),
+                records_item(move || receipts.receipts(), |receipt: &Receipt| receipt.at),
             ));
             items.push((
                 "rejected".into(),
-                records(move || output.rejections(), |rejection: &Rejection| rejection.at),
+                records_item(move || output.rejections(), |rejection: &Rejection| rejection.at),
             ));
             let numbered = move || {
                 let failed = reads.failed_reads().first.into_iter().enumerate();
                 failed.map(|(n, read)| (n.to_string(), read)).collect()
             };
-            items.push(("failed-reads".into(), records(numbered, |read: &FailedRead| read.at)));
+            items
+                .push(("failed-reads".into(), records_item(numbered, |read: &FailedRead| read.at)));
             Ok(items)
         }
-    })
-}
-
-/// Makes a directory of JSON documents, one for each record.
-fn records<T: Serialize + 'static>(
-    current: impl Fn() -> BTreeMap<String, T> + Send + Sync + 'static,
-    at: fn(&T) -> i64,
-) -> ViewItem {
-    ViewItem::lazy(Duration::ZERO, move || {
-        let current = current();
-        let items = current
-            .iter()
-            .map(|(name, record)| {
-                let longer = format!("{name}.json");
-                // If there is a record `a.json`, the record of `a` keeps its own name.
-                let own =
-                    name.ends_with(".json") || longer.len() > 255 || current.contains_key(&longer);
-                let name = if own { name.clone() } else { longer };
-                (name, ViewItem::json(&json!(record), at(record)))
-            })
-            .collect();
-        std::future::ready(Ok(items))
     })
 }

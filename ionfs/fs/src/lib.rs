@@ -5,7 +5,8 @@
 //! the browsing mount, where each directory is listed when it is first accessed. `output` holds
 //! what a module writes: `out/`, staged on a real local directory. A [`Tree`] combines both, and
 //! decides which of them answers for an inode; [`job`] and [`browse`] make one. `fuse` translates
-//! between the kernel's requests and the tree.
+//! between the kernel's requests and the tree. [`inbox`] makes a browsing tree in which files become
+//! events.
 
 mod answer;
 pub mod batch;
@@ -14,6 +15,7 @@ pub mod browse;
 mod eventfile;
 mod fuse;
 mod gathered;
+pub mod inbox;
 mod item;
 pub mod job;
 mod lineage;
@@ -22,6 +24,7 @@ mod open;
 mod output;
 mod part;
 mod reads;
+mod records;
 mod search_time;
 mod tree;
 pub mod view;

@@ -10,11 +10,13 @@
 //!   it.
 //! - [`uploads`]: closed files become blobs in the background, and long ones while they are
 //!   written. A commit waits only for what is not stored yet.
-//! - [`events`]: files in `out/events` become events when they are closed.
+//! - [`events`]: files in `out/events` become events when they are closed. In the [`inbox`] of a
+//!   writable mount, which is staged in the same way, all that is put there does.
 //!
-//! Names and content know neither each other nor the other two. Uploads read content, and events
-//! read content and commit what the uploads make durable. An operation that concerns several parts
-//! is a method of [`Output`], which passes on what one part reports to the next.
+//! Names and content know neither each other nor the others. Uploads read content; events and the
+//! inbox read content and commit what the uploads make durable, and the inbox removes what it has
+//! published. An operation that concerns several parts is a method of [`Output`], which passes on
+//! what one part reports to the next.
 //!
 //! # What it never does
 //! Follow a symbolic link out of `out/data` (a link may point anywhere: only the module's own
@@ -22,10 +24,13 @@
 
 mod closed;
 mod content;
+mod delivery;
 mod events;
 mod folders;
 mod handle;
 mod in_order;
+mod inbox;
+mod inbox_output;
 mod limits;
 mod names;
 mod reference;
@@ -35,6 +40,7 @@ mod state;
 mod table;
 mod tasks;
 mod uploads;
+mod users;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -53,6 +59,9 @@ use self::content::{AfterRelease, WriteEffect};
 pub(crate) use self::content::{StagedContent, no_attribute};
 use self::events::{EventBefore, EventFiles, event_name};
 pub(crate) use self::handle::{CloseReport, StagedHandle};
+use self::inbox::InboxDeliveries;
+pub use self::inbox::MountUsers;
+pub(crate) use self::inbox::{DeliveryReceipt, NewestRecords};
 use self::limits::StagingLimits;
 pub(crate) use self::names::StagedNames;
 pub(crate) use self::request::{
@@ -64,7 +73,7 @@ pub(crate) use self::state::OpenState;
 use self::table::{DATA, EVENTS, FAILED_NAME, OutputTable, STATE};
 pub(crate) use self::table::{DOT, DOT_DOT, OUT};
 use self::tasks::JobTasks;
-use self::uploads::StagedUploads;
+use self::uploads::{StagedUploads, UploadKeys};
 use super::eventfile::DecisionTrigger;
 use super::reads::ReadLog;
 use super::{Attr, Errno, Ino, Result};
@@ -72,7 +81,16 @@ use super::{Attr, Errno, Ino, Result};
 /// The name of the folder of a source's state, in `in/` and in `out/`.
 pub(crate) const STATE_NAME: &str = "state";
 
-/// The output tree of one attempt.
+/// What the files of an output are for.
+#[derive(Debug)]
+enum OutputPurpose {
+    /// Those in `out/events` say what events an attempt publishes.
+    Job(Arc<EventFiles>),
+    /// All become events of the type in whose folder they lie.
+    Inbox(Arc<InboxDeliveries>),
+}
+
+/// The output tree of one attempt, or the inbox of a writable mount.
 #[derive(Debug)]
 pub(crate) struct Output {
     /// What concerns names only.
@@ -80,7 +98,7 @@ pub(crate) struct Output {
     /// What concerns content and attributes only.
     pub(crate) content: Arc<StagedContent>,
     uploads: Arc<StagedUploads>,
-    events: Arc<EventFiles>,
+    purpose: OutputPurpose,
     staging: Arc<StagingArea>,
     tasks: JobTasks,
     /// What the module left in `out/state`, once that was stored; unset for a job that has none.
@@ -125,13 +143,14 @@ impl Output {
             root.make_folder(OsStr::new(part), Mode::from_raw_mode(0o755))?;
         }
         let origin = committer.origin().clone();
-        let limits = StagingLimits::new(origin.job_id.clone(), limits);
+        let limits = StagingLimits::new(origin.job_id.to_string(), limits);
         let staging = StagingArea::new(table, root, limits);
         let tasks = JobTasks::new();
         let metrics = daemon.metrics.clone();
         let content = Arc::new(StagedContent::new(staging.clone(), daemon.clone(), reads));
+        let keys = UploadKeys::of_attempt(&origin);
         let uploads =
-            StagedUploads::new(staging.clone(), content.clone(), daemon, tasks.clone(), &origin);
+            StagedUploads::new(staging.clone(), content.clone(), daemon, tasks.clone(), keys);
         let events = EventFiles::new(
             staging.clone(),
             content.clone(),
@@ -142,8 +161,9 @@ impl Output {
         );
         let names = StagedNames::new(staging.clone());
         let (left, has_state, failed) = (OnceLock::new(), state.is_some(), OnceLock::new());
+        let purpose = OutputPurpose::Job(events);
         let output =
-            Self { names, content, uploads, events, staging, tasks, left, has_state, failed };
+            Self { names, content, uploads, purpose, staging, tasks, left, has_state, failed };
         output.make_first_files(users)?;
         if let Some(state) = state {
             output.make_state(&state, users)?;
@@ -172,9 +192,17 @@ impl Output {
         Ok(())
     }
 
-    /// Returns the attempt's span.
-    pub(crate) fn span(&self) -> &tracing::Span {
-        self.events.span()
+    /// Returns what makes events of files in `out/events`; none in an inbox.
+    fn events(&self) -> Option<&Arc<EventFiles>> {
+        match &self.purpose {
+            OutputPurpose::Job(events) => Some(events),
+            OutputPurpose::Inbox(_) => None,
+        }
+    }
+
+    /// Returns the attempt's span; none in an inbox.
+    pub(crate) fn span(&self) -> Option<&tracing::Span> {
+        self.events().map(|events| events.span())
     }
 
     /// Returns the limits on what the job may use.
@@ -214,12 +242,12 @@ impl Output {
 
     /// Returns the events committed so far, by file name.
     pub(crate) fn receipts(&self) -> BTreeMap<String, Receipt> {
-        self.events.receipts()
+        self.events().map(|events| events.receipts()).unwrap_or_default()
     }
 
     /// Returns the event files that were refused and not committed since, by name.
     pub(crate) fn rejections(&self) -> BTreeMap<String, Rejection> {
-        self.events.rejections()
+        self.events().map(|events| events.rejections()).unwrap_or_default()
     }
 
     /// Returns what the module left in `out/state`, or why that cannot be kept; none before the end,
@@ -245,6 +273,16 @@ impl Output {
         })
     }
 
+    /// Opens a file.
+    pub(crate) fn open(&self, ino: Ino, how: OpenRequest) -> Result<Arc<StagedHandle>> {
+        if let OutputPurpose::Inbox(inbox) = &self.purpose
+            && how.may_change()
+        {
+            inbox.prepare_open(ino, how)?;
+        }
+        self.content.open(ino, how)
+    }
+
     /// Makes a file, or opens the existing one, in one step.
     pub(crate) fn create(
         &self,
@@ -254,6 +292,9 @@ impl Output {
         maker: NewOwner,
         how: OpenRequest,
     ) -> Result<(Attr, Arc<StagedHandle>)> {
+        if let OutputPurpose::Inbox(inbox) = &self.purpose {
+            inbox.free_name(parent, name)?;
+        }
         if let Some(ino) = self.names.child(parent, name)? {
             if how.needs_new_file() {
                 return Err(Errno::EXIST);
@@ -297,6 +338,9 @@ impl Output {
         newname: &OsStr,
         over: RenameOver,
     ) -> Result<()> {
+        if let OutputPurpose::Inbox(inbox) = &self.purpose {
+            return self.rename_in_inbox(inbox, (parent, name), (newparent, newname), over).await;
+        }
         let rename = |over| {
             let orphans = self.names.rename(parent, name, newparent, newname, over)?;
             self.uploads.discard(orphans);
@@ -308,20 +352,34 @@ impl Output {
                 (EventBefore::Same, RenameOver::AllButEvents) => rename(RenameOver::AlsoSameEvent),
                 _ => rename(over),
             };
-            return self.events.commit_as(ino, &event_name, put_there).await;
+            let Some(events) = self.events() else { return put_there(EventBefore::None) };
+            return events.commit_as(ino, &event_name, put_there).await;
         }
         rename(over)?;
-        self.events.decide_renamed_insights(newparent, newname).await
+        match self.events() {
+            Some(events) => events.decide_renamed_insights(newparent, newname).await,
+            None => Ok(()),
+        }
     }
 
     /// Makes a hard link. If the new name is an event's, commits first (rule 6).
     pub(crate) async fn link(&self, ino: Ino, parent: Ino, name: &OsStr) -> Result<Attr> {
-        if let Some(event_name) = event_name(parent, name)? {
-            let put_there = |_| self.names.link(ino, parent, name).map(drop);
-            self.events.commit_as(ino, &event_name, put_there).await?;
-            return self.content.getattr(ino);
+        let event_name = event_name(parent, name)?;
+        match (&self.purpose, event_name) {
+            (OutputPurpose::Job(events), Some(event_name)) => {
+                let put_there = |_| self.names.link(ino, parent, name).map(drop);
+                events.commit_as(ino, &event_name, put_there).await?;
+                self.content.getattr(ino)
+            }
+            (OutputPurpose::Inbox(inbox), _) => self.link_in_inbox(inbox, ino, parent, name).await,
+            (OutputPurpose::Job(_), None) => self.names.link(ino, parent, name),
         }
-        self.names.link(ino, parent, name)
+    }
+
+    /// Returns an error if a file may not be written, so that none of its blob's bytes need be
+    /// fetched for it.
+    pub(crate) fn check_write(&self, ino: Ino) -> Result<()> {
+        self.staging.lock().check_change(ino)
     }
 
     /// Writes `data` at `offset`. A reference needs [`StagedContent::fill_range`] first.
@@ -339,19 +397,26 @@ impl Output {
         Ok(())
     }
 
-    /// Handles FLUSH: a descriptor of the file was closed. Returns what close() is to return.
-    pub(crate) async fn flush(&self, staged: &StagedHandle) -> Result<()> {
+    /// Handles FLUSH: a thread closed a descriptor of the file. Returns what close() is to return.
+    pub(crate) async fn flush(&self, staged: &StagedHandle, thread: u32) -> Result<()> {
         staged.writer().note_flush();
         if !staged.writes() {
             return Ok(());
         }
-        self.events.decide(staged.ino(), DecisionTrigger::Flush).await
+        match &self.purpose {
+            OutputPurpose::Job(events) => events.decide(staged.ino(), DecisionTrigger::Flush).await,
+            OutputPurpose::Inbox(inbox) => inbox.close(staged, thread).await,
+        }
     }
 
     /// Handles fsync: makes the file durable on the local disk. An event file commits as at FLUSH.
+    /// A file in an inbox does not: its writer may go on.
     pub(crate) async fn fsync(&self, staged: &StagedHandle) -> Result<()> {
         self.content.sync(staged)?;
-        self.events.decide(staged.ino(), DecisionTrigger::Flush).await
+        match &self.purpose {
+            OutputPurpose::Job(events) => events.decide(staged.ino(), DecisionTrigger::Flush).await,
+            OutputPurpose::Inbox(_) => Ok(()),
+        }
     }
 
     /// Handles RELEASE: the handle is gone. An event file whose content is final is decided, and a
@@ -361,7 +426,10 @@ impl Output {
         self.uploads.discard(effect.orphans);
         match effect.next {
             AfterRelease::Nothing => {}
-            AfterRelease::Decide => self.events.decide_in_background(staged.ino()),
+            AfterRelease::Decide => match &self.purpose {
+                OutputPurpose::Job(events) => events.decide_in_background(staged.ino()),
+                OutputPurpose::Inbox(inbox) => inbox.decide_in_background(staged),
+            },
             AfterRelease::Store => self.uploads.store_in_background(staged.ino()),
         }
     }
@@ -369,7 +437,10 @@ impl Output {
     /// Decides every event file, and the insights, as if the module had ended. Returns a rejection
     /// for each file that cannot be decided because a process may still write to it.
     pub(crate) async fn decide_event_files(&self) -> Vec<Rejection> {
-        self.events.decide_all().await
+        match self.events() {
+            Some(events) => events.decide_all().await,
+            None => vec![],
+        }
     }
 
     /// Ends the waits of a job that is ended by force: requests that wait for a store are answered
@@ -389,9 +460,11 @@ impl Output {
     /// Finishes the output after the module has ended: decides what is left, because its content is
     /// final now, and removes the blobs that no event names.
     pub(crate) async fn finish(&self) {
-        self.events.finish().await;
-        if let Some(reason) = self.read_failed_reason() {
-            let _ = self.failed.set(reason);
+        if let Some(events) = self.events() {
+            events.finish().await;
+            if let Some(reason) = self.read_failed_reason() {
+                let _ = self.failed.set(reason);
+            }
         }
         if self.has_state && !self.tasks.are_stopped() {
             let left = self.seal_state().await;

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use ion_plane::node::Node as Daemon;
 use ion_system::failpoint::delay;
 use rustix::fs::StatVfs;
+use tokio_util::task::TaskTracker;
 
 pub(crate) use self::files::CopyEnd;
 pub(crate) use self::listing::{ListedDirectory, ListedEntry, ListingDetail};
@@ -25,7 +26,7 @@ use super::output::{NewOwner, OUT, Output, no_attribute};
 use super::reads::{ReadFailure, ReadLog};
 use super::view::View;
 use super::walk::DirectoryWalks;
-use super::{Attr, Errno, FOREVER, Ino, LookupOutcome, ROOT, Result, is_staged};
+use super::{Attr, Errno, FOREVER, FileKind, Ino, LookupOutcome, ROOT, Result, is_staged};
 
 /// One mounted tree: the view that is read and, for a job, the output that it writes.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Tree {
     output: Option<Arc<Output>>,
     walks: Mutex<DirectoryWalks>,
     reads: ReadLog,
+    /// The answers that are being made in tasks and that may change something.
+    answers: TaskTracker,
 }
 
 /// The part of a tree that answers for an inode, and the inode's number there.
@@ -52,7 +55,20 @@ impl Tree {
         output: Option<Arc<Output>>,
         reads: ReadLog,
     ) -> Arc<Self> {
-        Arc::new(Self { daemon, view, output, walks: Mutex::default(), reads })
+        let (walks, answers) = (Mutex::default(), TaskTracker::new());
+        Arc::new(Self { daemon, view, output, walks, reads, answers })
+    }
+
+    /// Returns what counts the answers that are being made in tasks and that may change something.
+    pub(crate) fn answers(&self) -> &TaskTracker {
+        &self.answers
+    }
+
+    /// Waits until the kernel has all answers that may have changed something. Called when the
+    /// mount is gone: a process must not get an error for what was done.
+    pub(crate) async fn wait_for_answers(&self) {
+        self.answers.close();
+        self.answers.wait().await;
     }
 
     /// Returns the daemon that serves the tree.
@@ -62,12 +78,12 @@ impl Tree {
 
     /// Returns whether the tree is a module's, which writes its output there.
     pub(crate) fn is_of_job(&self) -> bool {
-        self.output.is_some()
+        self.output.as_ref().is_some_and(|output| !output.is_inbox())
     }
 
     /// Returns the span of the job's attempt; none if the tree is not a job's.
     pub(crate) fn job_span(&self) -> Option<&tracing::Span> {
-        self.output.as_ref().map(|output| output.span())
+        self.output.as_ref().and_then(|output| output.span())
     }
 
     /// Returns the most files that may be open at the same time.
@@ -160,6 +176,10 @@ impl Tree {
     /// Looks up a name.
     pub(crate) fn lookup(self: &Arc<Self>, parent: Ino, name: &OsStr) -> Answer<LookupOutcome> {
         let parent = match self.part(parent) {
+            Ok(TreePart::Staged(output, parent)) if output.is_inbox_root(parent) => {
+                let (output, name) = (output.clone(), name.to_owned());
+                return Answer::later(async move { lookup_type(&output, &name).await });
+            }
             Ok(TreePart::Staged(output, parent)) => {
                 return Answer::Now(self.lookup_staged(output, parent, name));
             }
@@ -179,7 +199,9 @@ impl Tree {
     }
 
     async fn lookup_in_view(&self, parent: Ino, name: &OsStr) -> Result<LookupOutcome> {
-        if let (ROOT, Some("out"), Some(output)) = (parent, name.to_str(), &self.output) {
+        if let (ROOT, Some(output)) = (parent, &self.output)
+            && name == output.root_name()
+        {
             return output.content.getattr(OUT).map(LookupOutcome::Found);
         }
         match name.to_str() {
@@ -243,7 +265,8 @@ impl Tree {
         maker: NewOwner,
     ) -> Result<Attr> {
         let (output, parent) = self.output_at(parent)?;
-        output.names.mknod(parent, name, mode, maker)
+        let made = output.names.mknod(parent, name, mode, maker);
+        made.inspect_err(|errno| output.explain(*errno, parent, name, FileKind::File))
     }
 
     /// Makes a directory.
@@ -255,7 +278,7 @@ impl Tree {
         maker: NewOwner,
     ) -> Result<Attr> {
         let (output, parent) = self.output_at(parent)?;
-        output.names.mkdir(parent, name, mode, maker)
+        output.mkdir(parent, name, mode, maker)
     }
 
     /// Makes a symbolic link.
@@ -267,7 +290,8 @@ impl Tree {
         maker: NewOwner,
     ) -> Result<Attr> {
         let (output, parent) = self.output_at(parent)?;
-        output.names.symlink(parent, name, target, maker)
+        let made = output.names.symlink(parent, name, target, maker);
+        made.inspect_err(|errno| output.explain(*errno, parent, name, FileKind::Symlink))
     }
 
     /// Removes a name of a file or link.
@@ -331,4 +355,13 @@ impl Tree {
     pub(crate) fn statfs(&self) -> Result<Option<StatVfs>> {
         self.output.as_ref().map(|output| output.statfs()).transpose()
     }
+}
+
+/// Looks up the folder of a type in an inbox.
+async fn lookup_type(output: &Output, name: &OsStr) -> Result<LookupOutcome> {
+    Ok(match output.find_type_folder(name).await? {
+        Some(attr) => LookupOutcome::Found(attr),
+        // Zero: a module that takes events of this type may be registered at any time.
+        None => LookupOutcome::Missing(Duration::ZERO),
+    })
 }

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 pub use self::file::{EventFile, NearMiss, ParsedEventFile, parse, parse_within};
 pub use self::names::{
     DOUBTFUL_DRAFT_REASON, TYPE_BYTES_MAX, clean_path, is_doubtful_draft, is_draft, is_event_draft,
-    is_event_type,
+    is_event_type, is_inbox_draft,
 };
 use crate::clock::Millis;
 pub use crate::file::FileEntry;

@@ -8,9 +8,9 @@ mod errno;
 mod model;
 mod naming;
 mod refusal;
+mod retrying;
 pub(crate) mod steps;
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -30,7 +30,6 @@ use ion_stores::{
     Collection, DataPlane, Durability, Guard, Inserted, Routed, StoreError, decode, encode,
 };
 use ion_system::failpoint;
-use ion_system::patience::{FailedTry, Retry, with_progress_deadline};
 use ion_system::spans;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -44,6 +43,7 @@ pub use self::errno::RefusalErrno;
 use self::naming::named_paths;
 pub use self::naming::{DirectoryContent, FileNames, NamingError, check_directories};
 pub use self::refusal::{Refusal, Rejection, TooDeep};
+pub use self::retrying::retry_while_stores_fail;
 use self::steps::{CommitEnd, CommitStep, StoreAnswer};
 use crate::upload::store_bytes;
 
@@ -60,10 +60,6 @@ const PUBLISH_WAIT: Duration = Duration::from_secs(5);
 
 /// How often a commit begins again because modules were registered or removed meanwhile.
 pub(crate) const OUTDATED_MAX: u32 = 100;
-
-/// The tries of one commit that the stores do not complete. The limit ends a commit whose store
-/// takes most of a file and fails every time. A shorter wait overloads a store that is starting.
-const TRIES: Retry = Retry::times(200).waiting(Duration::from_millis(500));
 
 /// The receipt of a committed event, in `events/published/<name>.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -260,7 +256,7 @@ impl Committer {
     ) -> Result<Receipt, Refusal> {
         let durable = || self.make_durable(name, file.clone(), staging);
         let DurableEvent { step, event, mut receipt } =
-            self.with_retries(|| staging.uploaded_bytes(), durable).await?;
+            retry_while_stores_fail(self.deadline, || staging.uploaded_bytes(), durable).await?;
         self.plane.metrics.commits.add(1);
         receipt.published =
             step == CommitStep::End(CommitEnd::Committed(PublicationState::Published));
@@ -442,31 +438,7 @@ impl Committer {
                 .put(Collection::Events, encode(&record), Some(self.origin.guard()))
                 .await?)
         };
-        self.with_retries(|| 0, put).await
-    }
-
-    /// Repeats `work` while the stores fail, until it succeeds or no byte has moved for the
-    /// deadline. Every step of a commit may be repeated, because it finds what an earlier try has
-    /// done.
-    async fn with_retries<T, F: Future<Output = Result<T, Refusal>>>(
-        &self,
-        moved: impl Fn() -> u64,
-        work: impl Fn() -> F,
-    ) -> Result<T, Refusal> {
-        let last = Mutex::new(None);
-        let again = |failed: FailedTry<'_, Refusal>| {
-            let Refusal::Stores(reason) = failed.error else { return false };
-            tracing::debug!(reason, "the stores failed; the commit is tried again");
-            *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.clone());
-            true
-        };
-        let trying = TRIES.run(async |_| work().await, again);
-        let tried = with_progress_deadline(self.deadline, moved, trying).await;
-        tried.unwrap_or_else(|| {
-            let last = last.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let reason = last.unwrap_or_else(|| "no answer".into());
-            Err(Refusal::Stores(format!("{reason} (tried for {} s)", self.deadline.as_secs())))
-        })
+        retry_while_stores_fail(self.deadline, || 0, put).await
     }
 }
 

@@ -13,7 +13,7 @@ const CORRELATION: &str = "context.correlationId";
 /// The events of a source's runs, one after the other.
 ///
 /// Each costs two queries of an index, whatever else happened in its correlation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RunEvents {
     prefix: String,
     /// The correlations left are those before this text, or from it on.

@@ -20,7 +20,7 @@ mod cancelling;
 #[cfg(test)]
 mod model;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ion_model::event::{Event, FileEntry};
@@ -158,6 +158,12 @@ impl Registry {
     /// Returns the registration of the module with this name.
     pub fn registration(&self, name: &str) -> Option<&Registration> {
         self.modules.get(name)
+    }
+
+    /// Returns the types of the events for which a module is registered.
+    pub fn event_types(&self) -> BTreeSet<&str> {
+        let selected = self.modules.values().flat_map(|entry| &entry.selector.on);
+        selected.map(String::as_str).collect()
     }
 
     /// Returns the names of the registered modules.

@@ -11,8 +11,18 @@ use std::path::Path;
 
 /// Names in the home that are Ion's own. Anything else in the home belongs to the user who put it
 /// there.
-const STATE_NAMES: [&str; 9] =
-    ["blobs", "cache", "dispatchers", "gateway", "images", "jobs", "mnt", "plane.json", "volumes"];
+const STATE_NAMES: [&str; 10] = [
+    "blobs",
+    "cache",
+    "dispatchers",
+    "gateway",
+    "images",
+    "inbox",
+    "jobs",
+    "mnt",
+    "plane.json",
+    "volumes",
+];
 
 /// The beginning of the names of an embedded database and of the files beside it.
 const DATABASE_PREFIX: &str = "ion.db";

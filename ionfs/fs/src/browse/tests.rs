@@ -38,7 +38,7 @@ impl Browsed {
         let settings =
             NodeSettings { read_deadline: deadline, ..NodeSettings::new(home.path().join("home")) };
         let node = Node::new(plane, settings).unwrap();
-        Self { view: View::new(root(&node), ReadLog::default()), node, _home: home }
+        Self { view: View::new(root(&node, []), ReadLog::default()), node, _home: home }
     }
 
     /// Returns the inode of a path, if there is such a path.

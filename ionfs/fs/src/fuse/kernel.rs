@@ -93,12 +93,14 @@ impl Kernel {
         };
         let tree = self.mount.tree.clone();
         let limit = tree.daemon().settings.commit_deadline + MARGIN;
+        let answering = tree.answers().token();
         self.mount.runtime.spawn(async move {
             let moved = || tree.bytes_moved();
             let work = async {
                 with_progress_deadline(limit, moved, work).await.unwrap_or(Err(Errno::IO))
             };
             reply(tree.unless_stopped(work).await);
+            drop(answering);
         });
     }
 

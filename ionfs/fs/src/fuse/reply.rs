@@ -8,7 +8,7 @@ use fuser::{
     TimeOrNow,
 };
 
-use crate::output::{DOT_DOT, NewOwner, SetIdBits, TimeChange};
+use crate::output::{DOT_DOT, NewOwner, OpenRequest, SetIdBits, TimeChange};
 use crate::{Attr, Errno, FileKind, Ino, ROOT, Result};
 
 /// The numbers of one tree's inodes as the kernel knows them: in a batch, those of each job begin
@@ -132,6 +132,11 @@ pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, outcome: Result<Vec<u8>>
 
 pub(super) fn owner_of_request(request: &Request) -> NewOwner {
     NewOwner { uid: request.uid(), gid: request.gid() }
+}
+
+/// Returns how a request opens a file with these flags.
+pub(super) fn open_request(request: &Request, flags: i32) -> OpenRequest {
+    OpenRequest { flags, set_id_bits: set_id_bits_for(request), thread: request.pid() }
 }
 
 /// Returns what a change of content does to the set-user-ID and set-group-ID bits, for requests

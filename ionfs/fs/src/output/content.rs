@@ -29,7 +29,8 @@ use super::handle::{CloseReport, StagedHandle};
 use super::in_order::InOrder;
 use super::request::{OpenRequest, SetIdBits};
 use super::staging::StagingArea;
-use super::table::{FailedWrite, FileNode, Orphans, OutputTable};
+use super::table::{FailedWrite, Orphans, OutputTable};
+use super::users::HandleUsers;
 
 /// The staged content of one attempt.
 #[derive(Debug)]
@@ -65,7 +66,7 @@ pub(super) struct ReleaseEffect {
 pub(super) enum AfterRelease {
     /// Nothing: another handle can still write, or the file waits for its upload already.
     Nothing,
-    /// The file is an event file, and its content is final: it is to be decided.
+    /// The file is an event file or a delivery, and its content is final: it is to be decided.
     Decide,
     /// The file is a data file, and is to be stored.
     Store,
@@ -95,10 +96,10 @@ impl StagedContent {
     /// Opens a file.
     pub(crate) fn open(&self, ino: Ino, how: OpenRequest) -> Result<Arc<StagedHandle>> {
         let mut table = self.staging.lock();
-        let file = table.file(ino)?;
-        if how.writes() || how.truncates() {
-            file.check_change()?;
+        if how.truncates() || (how.writes() && !table.has_left(ino)) {
+            table.check_change(ino)?;
         }
+        let file = table.file(ino)?;
         // For an open for writing, the kernel itself checks for running programs. For an open that
         // only truncates, it asks the daemon first and checks only after the program's content is
         // gone.
@@ -121,8 +122,11 @@ impl StagedContent {
         backing: File,
         how: OpenRequest,
     ) -> Result<Arc<StagedHandle>> {
+        let is_in_inbox = table.is_inbox();
         let file = table.file_mut(ino)?;
-        let staged = StagedHandle::new(ino, backing, how, close_report(how, file));
+        let decides = (file.event.is_some() || is_in_inbox) && how.writes();
+        let users = (is_in_inbox && how.writes()).then(|| HandleUsers::new(how.thread));
+        let staged = StagedHandle::new(ino, backing, how, close_report(how, decides), users);
         file.opens += 1;
         file.programs += u32::from(how.executes());
         if how.writes() {
@@ -167,8 +171,8 @@ impl StagedContent {
         let end = offset.saturating_add(data.len() as u64);
         let (allowed, in_order) = {
             let mut table = self.staging.lock();
+            table.check_change(staged.ino())?;
             let file = table.file_mut(staged.ino())?;
-            file.check_change()?;
             if file.event.is_some() && end > self.staging.limits().job_limits().event_bytes {
                 return Err(Errno::FBIG);
             }
@@ -240,8 +244,8 @@ impl StagedContent {
     ) -> Result<()> {
         clear_set_id_bits(staged.file(), set_id_bits)?;
         let mut table = self.staging.lock();
+        table.check_change(staged.ino())?;
         let file = table.file_mut(staged.ino())?;
-        file.check_change()?;
         file.note_change(ContentChange::Written);
         let flags = fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
         if !flags.intersects(fs::FallocateFlags::PUNCH_HOLE | fs::FallocateFlags::COLLAPSE_RANGE) {
@@ -298,8 +302,8 @@ impl StagedContent {
         {
             let mut table = self.staging.lock();
             let from_refers = table.file(from.ino())?.reference.is_some();
+            table.check_change(to.ino())?;
             let file = table.file_mut(to.ino())?;
-            file.check_change()?;
             if from_refers || file.reference.is_some() || file.event.is_some() {
                 return Err(Errno::OPNOTSUPP);
             }
@@ -325,6 +329,7 @@ impl StagedContent {
         let ino = staged.ino();
         let effect = {
             let mut table = self.staging.lock();
+            let is_delivery = table.delivery(ino).is_some();
             let Ok(file) = table.file_mut(ino) else {
                 return ReleaseEffect { next: AfterRelease::Nothing, orphans: Orphans::default() };
             };
@@ -333,7 +338,7 @@ impl StagedContent {
             file.writers.retain(|writer| !Arc::ptr_eq(writer, staged.writer()));
             let next = if !staged.writes() || !file.writers.is_empty() {
                 AfterRelease::Nothing
-            } else if file.event.is_some() {
+            } else if file.event.is_some() || is_delivery {
                 AfterRelease::Decide
             } else if std::mem::replace(&mut file.upload_waits, true) {
                 // The upload that still waits for its turn will take this content too.
@@ -380,7 +385,6 @@ impl StagedContent {
 /// Returns how the kernel is to report closes of a handle. A close of a data file decides nothing,
 /// so it need not wait for the daemon. But the kernel writes out what a mapping changed only by a
 /// FLUSH, and only a file that is open for both reading and writing can be mapped for writing.
-fn close_report(how: OpenRequest, file: &FileNode) -> CloseReport {
-    let decides = file.event.is_some() && how.writes();
+fn close_report(how: OpenRequest, decides: bool) -> CloseReport {
     if how.may_map_for_writing() || decides { CloseReport::Flushes } else { CloseReport::Releases }
 }

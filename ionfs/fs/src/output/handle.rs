@@ -10,6 +10,7 @@ use ion_plane::cache::BlobReader;
 use super::super::Ino;
 use super::super::reads::ReadFailure;
 use super::request::OpenRequest;
+use super::users::HandleUsers;
 
 /// A handle that may write. The table holds it for as long as it is open.
 #[derive(Debug)]
@@ -65,18 +66,27 @@ pub(crate) struct StagedHandle {
     writable: bool,
     executes: bool,
     writer: Arc<ContentWriter>,
+    /// The processes that write through it. Present in an inbox, for handles that may write.
+    users: Option<HandleUsers>,
     /// The reader of the blob that the file refers to, if it refers to one.
     reader: Mutex<Option<Arc<BlobReader>>>,
 }
 
 impl StagedHandle {
-    pub(super) fn new(ino: Ino, file: File, how: OpenRequest, closing: CloseReport) -> Arc<Self> {
+    pub(super) fn new(
+        ino: Ino,
+        file: File,
+        how: OpenRequest,
+        closing: CloseReport,
+        users: Option<HandleUsers>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             ino,
             file,
             writable: how.writes(),
             executes: how.executes(),
             writer: ContentWriter::new(closing),
+            users,
             reader: Mutex::default(),
         })
     }
@@ -102,6 +112,18 @@ impl StagedHandle {
 
     pub(super) fn writer(&self) -> &Arc<ContentWriter> {
         &self.writer
+    }
+
+    /// Returns the processes that write through it, if they matter.
+    pub(super) fn users(&self) -> Option<&HandleUsers> {
+        self.users.as_ref()
+    }
+
+    /// Notes that a thread writes through the handle, if that matters.
+    pub(crate) fn note_writer(&self, thread: u32) {
+        if let Some(users) = &self.users {
+            users.note_writer(thread);
+        }
     }
 
     /// Returns how the kernel is to report closes of this handle.

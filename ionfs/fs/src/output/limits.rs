@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use ion_model::errors::is_no_room;
-use ion_model::id::JobId;
 use ion_model::limits::{Limits, bytes_in_words};
 
 use super::super::{Errno, Ino, Result};
@@ -23,10 +22,11 @@ enum StagingLimit {
     Files,
 }
 
-/// The limits of one job, and what it could not have.
+/// The limits of one job or of one inbox, and what it could not have.
 #[derive(Debug)]
 pub(super) struct StagingLimits {
-    job: JobId,
+    /// The id of the job, or the word for the inbox.
+    owner: String,
     most: Limits,
     /// The first staging limit that the job exceeded.
     exceeded: OnceLock<StagingLimit>,
@@ -35,8 +35,8 @@ pub(super) struct StagingLimits {
 }
 
 impl StagingLimits {
-    pub(super) fn new(job: JobId, most: Limits) -> Self {
-        Self { job, most, exceeded: OnceLock::new(), no_room: OnceLock::new() }
+    pub(super) fn new(owner: String, most: Limits) -> Self {
+        Self { owner, most, exceeded: OnceLock::new(), no_room: OnceLock::new() }
     }
 
     /// Returns the most that the job may use.
@@ -77,7 +77,7 @@ impl StagingLimits {
 
     fn note_exceeded(&self, exceeded: StagingLimit) -> Errno {
         if self.exceeded.set(exceeded).is_ok() {
-            tracing::info!(job = %self.job, "the job exceeded a staging limit");
+            tracing::info!(job = self.owner, "a staging limit was exceeded");
         }
         Errno::DQUOT
     }

@@ -52,6 +52,9 @@ impl StagedNames {
         let directory = table.directory(ino)?;
         for (at, name, child) in directory.entries_after(place) {
             let Ok(node) = table.node(child) else { continue };
+            if table.has_left(child) {
+                continue;
+            }
             if take(at, name, child, node.body.kind()) {
                 break;
             }
@@ -69,6 +72,9 @@ impl StagedNames {
     ) -> Result<()> {
         let table = self.staging.lock();
         for (at, name, child) in table.directory(ino)?.entries_after(place) {
+            if table.has_left(child) {
+                continue;
+            }
             match self.staging.attr(&table, child) {
                 Ok(attr) if take(at, name, &attr) => break,
                 Ok(_) | Err(Errno::NOENT | Errno::STALE) => {}
@@ -117,6 +123,7 @@ impl StagedNames {
         if let NodeBody::File(file) = &table.node(ino)?.body {
             file.check_change()?;
         }
+        table.check_removal(ino)?;
         let remains = self.remains_to_keep(&table, ino)?;
         self.staging.folder(&table, parent)?.remove_file(name)?;
         table.unlink(parent, name, remains)?;
@@ -127,9 +134,10 @@ impl StagedNames {
     pub(crate) fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let mut table = self.staging.lock();
         let ino = table.child(parent, name)?.ok_or(Errno::NOENT)?;
-        if OutputTable::is_fixed_folder(ino) {
+        if table.is_fixed_folder(ino) {
             return Err(Errno::PERM);
         }
+        table.check_removal(ino)?;
         let remains = self.remains_to_keep(&table, ino)?;
         self.staging.folder(&table, parent)?.remove_folder(name)?;
         self.staging.close_folder(ino);
@@ -163,6 +171,7 @@ impl StagedNames {
         {
             file.check_move()?;
         }
+        target.map_or(Ok(()), |target| table.check_removal(target))?;
         let remains =
             target.map(|target| self.remains_to_keep(&table, target)).transpose()?.flatten();
         let from = self.staging.folder(&table, parent)?;
@@ -191,7 +200,7 @@ impl StagedNames {
         newparent: Ino,
         newname: &OsStr,
     ) -> Result<()> {
-        if OutputTable::is_fixed_folder(ino) {
+        if table.is_fixed_folder(ino) {
             return Err(Errno::PERM);
         }
         let body = &table.node(ino)?.body;

@@ -131,6 +131,8 @@ pub(crate) struct OpenRequest {
     pub(crate) flags: i32,
     /// What becomes of the set-user-ID and set-group-ID bits if the open truncates the file.
     pub(crate) set_id_bits: SetIdBits,
+    /// The number of the thread that opens it; 0 if it is not visible from here.
+    pub(crate) thread: u32,
 }
 
 impl OpenRequest {
@@ -142,6 +144,11 @@ impl OpenRequest {
     /// Returns whether the open empties the file.
     pub(super) fn truncates(self) -> bool {
         self.flags & libc::O_TRUNC != 0
+    }
+
+    /// Returns whether all that is written goes to the end of the file.
+    pub(super) fn appends(self) -> bool {
+        self.flags & libc::O_APPEND != 0
     }
 
     /// Returns whether the open may change anything.

@@ -48,9 +48,11 @@ impl StagingArea {
 
     /// Returns the path of an inode as seen from `ION_DIR`.
     pub(super) fn shown_path(&self, ino: Ino) -> String {
-        match self.lock().path(ino) {
-            Some(path) => format!("out/{}", path.display()),
-            None => "a removed file of out/".to_owned(),
+        let table = self.lock();
+        let root = if table.is_inbox() { "inbox" } else { "out" };
+        match table.path(ino) {
+            Some(path) => format!("{root}/{}", path.display()),
+            None => format!("a removed file of {root}/"),
         }
     }
 
@@ -62,7 +64,12 @@ impl StagingArea {
     /// Like [`StagingArea::getattr`], for a caller that holds the table.
     pub(super) fn attr(&self, table: &OutputTable, ino: Ino) -> Result<Attr> {
         let stat = self.stat(table, ino)?;
-        Ok(attr_of(ino, table.node(ino)?, &stat))
+        let mut attr = attr_of(ino, table.node(ino)?, &stat);
+        // A delivery leaves once it is published, and nothing notifies the kernel.
+        if table.delivery(ino).is_some() {
+            attr.ttl = Duration::ZERO;
+        }
+        Ok(attr)
     }
 
     /// Returns the space of the staging disk.

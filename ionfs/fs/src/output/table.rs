@@ -3,6 +3,8 @@
 //! The staged tree changes only through this filesystem, so the table is the truth and the staging
 //! folder its image: no lookup asks the disk, and a path is made by walking up the table.
 
+mod deliveries;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -13,8 +15,10 @@ use ion_system::beneath::Pinned;
 use rustix::fs::Stat;
 use tokio::sync::OnceCell;
 
+pub(super) use self::deliveries::DeliveryPlace;
 use super::super::eventfile::{ContentChange, EventState};
 use super::super::{Errno, FileKind, Ino, Result, STAGED};
+use super::delivery::Delivery;
 use super::handle::ContentWriter;
 use super::in_order::InOrder;
 use super::reference::Reference;
@@ -44,6 +48,8 @@ pub(super) type BlobCell = Arc<OnceCell<FileEntry>>;
 #[derive(Debug)]
 pub(super) struct StoredContent {
     pub(super) generation: u64,
+    /// What the blob's key begins with.
+    pub(super) prefix: Arc<str>,
     pub(super) blob: BlobCell,
 }
 
@@ -263,14 +269,24 @@ pub(super) struct OutputTable {
     /// Inodes without a name whose content is held.
     held: HashSet<Ino>,
     insights: &'static [&'static str],
+    /// The deliveries of an inbox; none in the output of a job.
+    deliveries: Option<HashMap<Ino, Delivery>>,
 }
 
 impl OutputTable {
+    /// Makes the table of a job's output.
     pub(super) fn new(names: ValueFileNames) -> Self {
-        let insights: &[&str] = match names {
+        let mut table = Self::with_insights(match names {
             ValueFileNames::Current => &["insights.json"],
             ValueFileNames::WithMetaJson => &["insights.json", "meta.json"],
-        };
+        });
+        table.add_fixed_folder("data", DATA);
+        table.add_fixed_folder("events", EVENTS);
+        table
+    }
+
+    /// Makes a table without any name.
+    fn with_insights(insights: &'static [&'static str]) -> Self {
         let out = OutputNode {
             links: vec![],
             body: NodeBody::Directory(DirectoryNames::default()),
@@ -278,7 +294,7 @@ impl OutputTable {
             remains: None,
             extra_bytes: 0,
         };
-        let mut table = Self {
+        Self {
             nodes: HashMap::from([(OUT, out)]),
             next: STATE + 1,
             staged_bytes: 0,
@@ -286,10 +302,8 @@ impl OutputTable {
             unused: HashSet::new(),
             held: HashSet::new(),
             insights,
-        };
-        table.add_fixed_folder("data", DATA);
-        table.add_fixed_folder("events", EVENTS);
-        table
+            deliveries: None,
+        }
     }
 
     /// Adds a folder of `out/` that cannot be moved or removed.
@@ -310,8 +324,8 @@ impl OutputTable {
     }
 
     /// Returns whether an inode is one of the folders that cannot be moved or removed.
-    pub(super) fn is_fixed_folder(ino: Ino) -> bool {
-        matches!(ino, DATA | EVENTS | STATE)
+    pub(super) fn is_fixed_folder(&self, ino: Ino) -> bool {
+        matches!(ino, DATA | EVENTS | STATE) || self.is_type_folder(ino)
     }
 
     pub(super) fn node(&self, ino: Ino) -> Result<&OutputNode> {
@@ -425,6 +439,9 @@ impl OutputTable {
     /// Returns an error if a directory may not hold this name and kind: one of the directories that
     /// every tree begins with.
     pub(super) fn check_place(&self, parent: Ino, name: &OsStr, kind: FileKind) -> Result<()> {
+        if self.is_inbox() {
+            return self.check_inbox_place(parent, name, kind);
+        }
         match parent {
             // An event is identified by its name, in documents that hold only UTF-8.
             EVENTS if name.to_str().is_none() => Err(Errno::ILSEQ),
@@ -457,6 +474,7 @@ impl OutputTable {
         let name: Arc<OsStr> = name.into();
         self.directory_mut(parent)?.insert(name.clone(), ino);
         self.node_mut(ino)?.links.push((parent, name));
+        self.update_delivery(ino);
         self.update_unnamed(ino);
         self.note_change(ino);
         Ok(())
@@ -475,6 +493,7 @@ impl OutputTable {
         if node.links.is_empty() {
             node.remains = remains;
         }
+        self.update_delivery(ino);
         self.note_change(ino);
         self.update_unnamed(ino);
         Ok(())

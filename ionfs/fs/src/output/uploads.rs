@@ -4,6 +4,7 @@
 //! The table says which blob holds which generation of a file, so that a file that was not changed
 //! is stored once. A blob that no event has named is removed when its file is gone or changes.
 
+mod delivered;
 mod early;
 mod own_blobs;
 mod paths;
@@ -25,11 +26,13 @@ use rustix::fs::OFlags;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
-use self::own_blobs::{JobBlobs, KeyPrefixes};
-use self::paths::{check_name, directory_content, resolve_file};
+pub(super) use self::delivered::DeliveredContent;
+use self::own_blobs::OwnBlobs;
+use self::paths::{OUT_DATA, check_name, directory_content, resolve_file};
 use super::super::{Errno, Ino, errno};
 use super::closed::ClosedFiles;
 use super::content::{StagedContent, WritersLeft};
+use super::delivery::INBOX;
 use super::staging::StagingArea;
 use super::table::{BlobCell, OrphanedFile, Orphans, OutputTable, StoredContent};
 use super::tasks::JobTasks;
@@ -60,7 +63,8 @@ pub(super) struct StagedUploads {
     tasks: JobTasks,
     /// Data files whose last writer is gone.
     closed: Arc<ClosedFiles<RestingFile>>,
-    own_blobs: Arc<JobBlobs>,
+    own_blobs: Arc<OwnBlobs>,
+    keys: UploadKeys,
     /// Bytes that uploads have moved. A request that waits for uploads may wait while this grows.
     moved: Arc<AtomicU64>,
     /// Bytes of files that were stored as blobs.
@@ -84,6 +88,39 @@ struct NamedFile {
     entry: FileEntry,
 }
 
+/// What the keys of the blobs begin with.
+#[derive(Clone, Debug)]
+pub(super) enum UploadKeys {
+    /// Of one attempt.
+    Job {
+        /// Those of the files in `out/data`.
+        files: Arc<str>,
+        /// Those of the state that the job leaves.
+        state: String,
+    },
+    /// Of an inbox: each delivery has its own beginning.
+    Inbox,
+}
+
+impl UploadKeys {
+    /// Returns what the keys of an attempt's blobs begin with.
+    pub(super) fn of_attempt(origin: &Origin) -> Self {
+        let correlation = &origin.parent.correlation_id;
+        let attempt = format!("{}/{}", origin.job_id, origin.attempt);
+        Self::Job {
+            files: format!("{correlation}/{attempt}").into(),
+            state: format!("{}/{attempt}", state_prefix(correlation)),
+        }
+    }
+}
+
+/// The path of a file as its event will name it, and what the key of its blob begins with.
+#[derive(Clone, Debug)]
+struct UploadPlace {
+    path: String,
+    prefix: Arc<str>,
+}
+
 /// The blob that holds a file's content, and who made it.
 #[derive(Debug)]
 enum ContentBlob {
@@ -99,22 +136,17 @@ impl StagedUploads {
         content: Arc<StagedContent>,
         daemon: Arc<Daemon>,
         tasks: JobTasks,
-        origin: &Origin,
+        keys: UploadKeys,
     ) -> Arc<Self> {
         let (blobs, runtime) = (daemon.plane.blobs.clone(), tasks.runtime().clone());
-        let correlation = &origin.parent.correlation_id;
-        let attempt = format!("{}/{}", origin.job_id, origin.attempt);
-        let prefixes = KeyPrefixes {
-            files: format!("{correlation}/{attempt}"),
-            state: format!("{}/{attempt}", state_prefix(correlation)),
-        };
         Arc::new(Self {
             staging,
             content,
             daemon,
             tasks,
             closed: ClosedFiles::new(STORERS_MAX),
-            own_blobs: JobBlobs::new(blobs, runtime, prefixes),
+            own_blobs: OwnBlobs::new(blobs, runtime),
+            keys,
             moved: Arc::default(),
             stored: AtomicU64::new(0),
             named: Mutex::default(),
@@ -158,17 +190,31 @@ impl StagedUploads {
             // The file was removed while it waited.
             Err(_) => return Ok(()),
         }
-        let path = {
-            let table = self.staging.lock();
-            let Some(path) = table.path(ino) else { return Ok(()) };
-            let Ok(path) = path.strip_prefix("data") else { return Ok(()) };
-            let Some(path) = path.to_str().map(str::to_owned) else { return Ok(()) };
-            path
-        };
-        if path.rsplit('/').next().is_some_and(is_draft) {
-            return Ok(());
+        let place = self.place_ahead(&self.staging.lock(), ino);
+        match place {
+            Some(place) => self.store(ino, &place).await.map(|_| ()),
+            None => Ok(()),
         }
-        self.store(ino, &path).await.map(|_| ())
+    }
+
+    /// Returns the place of a file that an event may name later; none for drafts and for files that
+    /// no event can name.
+    fn place_ahead(&self, table: &OutputTable, ino: Ino) -> Option<UploadPlace> {
+        let path = table.path(ino)?;
+        let place = match &self.keys {
+            UploadKeys::Job { files, .. } => {
+                let path = path.strip_prefix("data").ok()?.to_str()?.to_owned();
+                UploadPlace { path, prefix: files.clone() }
+            }
+            UploadKeys::Inbox => {
+                let (around, delivery) = table.delivery_around(ino)?;
+                let above = if around == ino { table.place(ino)?.0 } else { around };
+                let path = path.strip_prefix(table.path(above)?).ok()?.to_str()?.to_owned();
+                UploadPlace { path, prefix: delivery.blob_prefix().into() }
+            }
+        };
+        let name = place.path.rsplit('/').next();
+        (!name.is_some_and(is_draft)).then_some(place)
     }
 
     /// Waits for a permit to upload a file of its current length.
@@ -179,10 +225,11 @@ impl StagedUploads {
 
     /// Stores the file's current content, unless it is stored already. The caller must hold an
     /// upload permit.
-    async fn store(&self, ino: Ino, path: &str) -> Result<ContentBlob, Refusal> {
+    async fn store(&self, ino: Ino, place: &UploadPlace) -> Result<ContentBlob, Refusal> {
+        let UploadPlace { path, prefix } = place;
         let (generation, cell, former) = {
             let mut table = self.staging.lock();
-            let missing = |_| Refusal::Missing(path.to_owned());
+            let missing = |_| Refusal::Missing(path.clone());
             let file = table.file_mut(ino).map_err(missing)?;
             let reference = file.reference.as_ref();
             if let Some(whole) = reference.filter(|reference| reference.is_whole()) {
@@ -190,12 +237,12 @@ impl StagedUploads {
             }
             let generation = file.generation;
             match &file.stored {
-                Some(stored) if stored.generation == generation => {
+                Some(stored) if stored.generation == generation && stored.prefix == *prefix => {
                     (generation, stored.blob.clone(), None)
                 }
                 _ => {
-                    let cell = BlobCell::default();
-                    let stored = StoredContent { generation, blob: cell.clone() };
+                    let (cell, prefix) = (BlobCell::default(), prefix.clone());
+                    let stored = StoredContent { generation, prefix, blob: cell.clone() };
                     (generation, cell, file.stored.replace(stored))
                 }
             }
@@ -205,7 +252,7 @@ impl StagedUploads {
         {
             self.own_blobs.discard(&entry.key);
         }
-        let entry = cell.get_or_try_init(|| self.upload(ino, path)).await?.clone();
+        let entry = cell.get_or_try_init(|| self.upload(ino, place)).await?.clone();
         let now = {
             let table = self.staging.lock();
             table.file(ino).ok().filter(|_| table.is_in_use(ino)).map(|file| file.generation)
@@ -220,11 +267,11 @@ impl StagedUploads {
 
     /// Stores the file's current content for an event that is about to name it: no later content
     /// removes the blob.
-    async fn store_for_event(&self, ino: Ino, path: &str) -> Result<FileEntry, Refusal> {
+    async fn store_for_event(&self, ino: Ino, place: &UploadPlace) -> Result<FileEntry, Refusal> {
         for _ in 0..NAMING_TRIES {
             let stored = {
                 let _turn = self.upload_turn(ino).await;
-                self.store(ino, path).await?
+                self.store(ino, place).await?
             };
             match stored {
                 ContentBlob::OfAnAncestor(entry) => return Ok(entry),
@@ -236,12 +283,37 @@ impl StagedUploads {
                 ContentBlob::Own(_) => {}
             }
         }
-        Err(Refusal::StillOpen(path.to_owned()))
+        Err(Refusal::StillOpen(place.path.clone()))
+    }
+
+    /// Returns the entry of a stored file as an event names it: with its current attributes.
+    fn entry_for_event(
+        &self,
+        ino: Ino,
+        path: &str,
+        stored: FileEntry,
+    ) -> Result<FileEntry, Refusal> {
+        let attr = self.staging.getattr(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
+        let (mtime, mtime_nanos) = ion_model::clock::millis_and_nanos(attr.mtime);
+        let mode = u32::from(attr.perm);
+        Ok(FileEntry { name: path.to_owned(), mtime, mtime_nanos, mode, ..stored })
     }
 
     /// Returns a new key for a blob of the state that the job leaves.
     pub(super) fn state_key(&self, path: &str) -> String {
-        self.own_blobs.fresh_state_key(path)
+        let prefix = match &self.keys {
+            UploadKeys::Job { state, .. } => state,
+            UploadKeys::Inbox => INBOX,
+        };
+        self.own_blobs.fresh_key(prefix, path)
+    }
+
+    /// Returns what the keys of the files in `out/data` begin with.
+    fn job_prefix(&self) -> Arc<str> {
+        match &self.keys {
+            UploadKeys::Job { files, .. } => files.clone(),
+            UploadKeys::Inbox => INBOX.into(),
+        }
     }
 
     /// Returns the plane that blobs are stored in.
@@ -278,7 +350,8 @@ impl StagedUploads {
     }
 
     /// Uploads the file's current content.
-    async fn upload(&self, ino: Ino, path: &str) -> Result<FileEntry, Refusal> {
+    async fn upload(&self, ino: Ino, place: &UploadPlace) -> Result<FileEntry, Refusal> {
+        let UploadPlace { path, prefix } = place;
         if let Some(write) = self.staging.lock().file(ino).ok().and_then(|file| file.failed) {
             return Err(Refusal::NotWhole { path: path.to_owned(), source: write.errno.into() });
         }
@@ -297,11 +370,13 @@ impl StagedUploads {
             Some((generation, sums, upload)) => (Some((generation, sums)), upload),
             None => (None, None),
         };
+        // An upload that follows a file under another beginning of its key is given up.
+        let early = early.filter(|early| early.key().starts_with(&**prefix));
         let stored = match self.finish_early_upload(early).await {
             Some(stored) => stored,
             None => {
                 let file = self.open_own_content(ino).map_err(unreadable)?;
-                let key = self.own_blobs.fresh_key(path);
+                let key = self.own_blobs.fresh_key(prefix, path);
                 self.own_blobs.note_upload(&key);
                 let blobs = &*self.daemon.plane.blobs;
                 store_file(blobs, key, path.to_owned(), file, &self.moved, None).await
@@ -410,27 +485,20 @@ impl StagedUploads {
 impl Staging for StagedUploads {
     async fn make_durable(&self, path: &str) -> Result<FileEntry, Refusal> {
         check_name(&self.staging, path)?;
-        let ino = resolve_file(&self.staging, path)?;
+        let ino = resolve_file(&self.staging, OUT_DATA, path)?;
         self.wait_until_closed(ino, path).await?;
-        let stored = self.store_for_event(ino, path).await?;
+        let place = UploadPlace { path: path.to_owned(), prefix: self.job_prefix() };
+        let stored = self.store_for_event(ino, &place).await?;
         self.share_with_node(ino, &stored);
-        let attr = self.staging.getattr(ino).map_err(|_| Refusal::Missing(path.to_owned()))?;
-        let (mtime, mtime_nanos) = ion_model::clock::millis_and_nanos(attr.mtime);
-        Ok(FileEntry {
-            name: path.to_owned(),
-            mtime,
-            mtime_nanos,
-            mode: u32::from(attr.perm),
-            ..stored
-        })
+        self.entry_for_event(ino, path, stored)
     }
 
     fn has_file(&self, path: &str) -> bool {
-        clean_path(path).is_some_and(|path| resolve_file(&self.staging, &path).is_ok())
+        clean_path(path).is_some_and(|path| resolve_file(&self.staging, OUT_DATA, &path).is_ok())
     }
 
     async fn list_directory(&self, path: &str) -> Result<Option<DirectoryContent>, Refusal> {
-        directory_content(&self.staging, path)
+        directory_content(&self.staging, OUT_DATA, path)
     }
 
     fn files_max(&self) -> u64 {
@@ -442,6 +510,6 @@ impl Staging for StagedUploads {
     }
 
     fn fresh_key(&self, path: &str) -> String {
-        self.own_blobs.fresh_key(path)
+        self.own_blobs.fresh_key(&self.job_prefix(), path)
     }
 }

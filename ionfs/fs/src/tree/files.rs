@@ -16,7 +16,7 @@ use crate::item::ViewItem;
 use crate::open::{KernelCaching, OpenInode};
 use crate::output::{AttrChange, NewOwner, OpenRequest, SetIdBits};
 use crate::walk::SMALL;
-use crate::{Attr, Errno, Ino, Result, Seek, errno, seek_dense};
+use crate::{Attr, Errno, FileKind, Ino, Result, Seek, errno, seek_dense};
 
 /// One of the two files of a copy, and where the copied bytes begin in it.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +32,7 @@ impl Tree {
         match self.part(ino) {
             Err(error) => Answer::Now(Err(error)),
             Ok(TreePart::Staged(output, ino)) => {
-                Answer::Now(output.content.open(ino, how).map(OpenInode::Staged))
+                Answer::Now(output.open(ino, how).map(OpenInode::Staged))
             }
             Ok(TreePart::View(_)) if how.may_change() => Answer::Now(Err(Errno::ROFS)),
             Ok(TreePart::View(ino)) => {
@@ -75,7 +75,9 @@ impl Tree {
         how: OpenRequest,
     ) -> Result<(Attr, OpenInode)> {
         let (output, parent) = self.output_at(parent)?;
-        let (attr, staged) = output.create(parent, name, mode, maker, how)?;
+        let created = output.create(parent, name, mode, maker, how);
+        let (attr, staged) =
+            created.inspect_err(|errno| output.explain(*errno, parent, name, FileKind::File))?;
         Ok((self.with_kernel_number(attr), OpenInode::Staged(staged)))
     }
 
@@ -183,21 +185,26 @@ impl Tree {
         }
     }
 
-    /// Writes `data` at `offset` of an open file. Returns its length.
+    /// Writes `data` at `offset` of an open file, for a thread. Returns its length.
     pub(crate) fn write(
         &self,
         open: &OpenInode,
         offset: u64,
         data: &[u8],
         set_id_bits: SetIdBits,
+        thread: u32,
     ) -> Answer<u64> {
         let length = data.len() as u64;
         let (output, staged) = match self.output().and_then(|output| Ok((output, open.staged()?))) {
             Ok(found) => found,
             Err(error) => return Answer::Now(Err(error)),
         };
+        staged.note_writer(thread);
         if !output.content.is_reference(staged.ino()) {
             return Answer::Now(output.write(staged, offset, data, set_id_bits).map(|()| length));
+        }
+        if let Err(error) = output.check_write(staged.ino()) {
+            return Answer::Now(Err(error));
         }
         let (output, staged) = (output.clone(), staged.clone());
         let data = Bytes::copy_from_slice(data);
@@ -208,12 +215,12 @@ impl Tree {
         })
     }
 
-    /// Handles FLUSH: a descriptor of the file was closed. Returns what close() is to return.
-    pub(crate) fn flush(&self, open: &OpenInode) -> Answer<()> {
+    /// Handles FLUSH: a thread closed a descriptor of the file. Returns what close() is to return.
+    pub(crate) fn flush(&self, open: &OpenInode, thread: u32) -> Answer<()> {
         match (&self.output, open) {
             (Some(output), OpenInode::Staged(staged)) => {
                 let (output, staged) = (output.clone(), staged.clone());
-                Answer::later(async move { output.flush(&staged).await })
+                Answer::later(async move { output.flush(&staged, thread).await })
             }
             _ => Answer::Now(Ok(())),
         }
@@ -294,10 +301,16 @@ impl Tree {
         to: CopyEnd<'_>,
         length: u64,
         set_id_bits: SetIdBits,
+        thread: u32,
     ) -> Result<u64> {
         let output = self.output()?;
         let target = to.open.staged()?;
+        target.note_writer(thread);
         if let Some((entry, held)) = self.blob_of(from.ino)? {
+            if output.is_inbox() {
+                // The blob is of another correlation, and is removed with it.
+                return Err(Errno::OPNOTSUPP);
+            }
             // Copy only the bytes that the file has: a copy of a cut reference is cut too.
             let length = length.min(held.saturating_sub(from.offset));
             if length == 0 {

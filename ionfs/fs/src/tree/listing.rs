@@ -62,6 +62,13 @@ impl Tree {
     ) -> Answer<ListedDirectory> {
         let OpenInode::Directory(kept) = open else { return Answer::Now(Err(Errno::NOTDIR)) };
         let ino = match self.part(ino) {
+            Ok(TreePart::Staged(output, ino)) if output.is_inbox_root(ino) && offset == 0 => {
+                let output = output.clone();
+                return Answer::later(async move {
+                    output.make_type_folders().await?;
+                    Ok(ListedDirectory::Staged(ino))
+                });
+            }
             Ok(TreePart::Staged(_, ino)) => {
                 return Answer::Now(Ok(ListedDirectory::Staged(ino)));
             }
@@ -137,11 +144,13 @@ impl Tree {
             }
             ListedDirectory::Staged(_) => return self.list_staged_after(ino, at, wanted, take),
         };
-        // In the root, `out/` stands before the entries of the view.
-        let before = DOT_DOT + u64::from(ino == ROOT && self.output.is_some());
-        if at < before {
+        // In the root, `out/` or `inbox/` stands before the entries of the view.
+        let staged = self.output.as_ref().filter(|_| ino == ROOT);
+        let before = DOT_DOT + u64::from(staged.is_some());
+        if let Some(output) = staged.filter(|_| at < before) {
             at = before;
-            if take(at, OsStr::new("out"), self.listed_directory(OUT, wanted)?) {
+            let name = OsStr::new(output.root_name());
+            if take(at, name, self.listed_directory(OUT, wanted)?) {
                 return Ok(());
             }
         }

@@ -62,6 +62,8 @@ impl Tree {
         };
         match self.part(ino) {
             Err(error) => Answer::Now(Err(error)),
+            // An event has blobs of its own correlation only.
+            Ok(TreePart::View(_)) if output.is_inbox() => Answer::Now(Err(Errno::XDEV)),
             Ok(TreePart::View(ino)) => {
                 Answer::Now(self.link_into_output(output, ino, newparent, newname, maker))
             }

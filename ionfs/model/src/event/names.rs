@@ -23,15 +23,18 @@ pub fn is_event_draft(name: &str) -> bool {
 /// Python's `tempfile` makes names of `tmp` and eight lowercase letters, digits or `_`. Many
 /// programs append a number to the name that they will rename the file to: `made.json.4711`.
 pub fn is_doubtful_draft(name: &str) -> bool {
-    let is_python_temp = |rest: &str| {
-        rest.len() == 8
-            && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
-    };
     let has_number = |(stem, number): (&str, &str)| {
         !stem.is_empty() && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
     };
-    name.strip_prefix("tmp").is_some_and(is_python_temp)
-        || name.rsplit_once('.').is_some_and(has_number)
+    is_python_temporary(name) || name.rsplit_once('.').is_some_and(has_number)
+}
+
+/// Whether a name is one that Python's `tempfile` makes.
+fn is_python_temporary(name: &str) -> bool {
+    name.strip_prefix("tmp").is_some_and(|rest| {
+        rest.len() == 8
+            && rest.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    })
 }
 
 /// Why a [doubtful draft](is_doubtful_draft) that holds a complete event at the job's end is
@@ -49,6 +52,43 @@ pub fn is_draft(name: &str) -> bool {
     is_sed_temp
         || name.starts_with('.')
         || [".tmp", ".part", ".swp", "~"].iter().any(|end| name.ends_with(end))
+}
+
+/// The endings of names under which programs write what they have not finished, in lower case.
+const PARTIAL_ENDINGS: [&str; 19] = [
+    "~",
+    ".tmp",
+    ".temp",
+    ".swp",
+    // Firefox, KDE and yt-dlp; rclone and Internet Explorer; WinSCP; many others.
+    ".part",
+    ".partial",
+    ".filepart",
+    ".incomplete",
+    // Chrome and Edge; Chrome's file system API; Opera; Safari; WebKitGTK.
+    ".crdownload",
+    ".crswap",
+    ".opdownload",
+    ".download",
+    ".wkdownload",
+    // Download managers: aria2, yt-dlp, Free Download Manager, qBittorrent, uTorrent, BitComet.
+    ".aria2",
+    ".ytdl",
+    ".fdmdownload",
+    ".!qb",
+    ".!ut",
+    ".bc!",
+];
+
+/// Whether a name in an inbox is a draft: the file or folder is no event until it is renamed.
+///
+/// More names are drafts here than in `out/events`, because browsers and download managers write
+/// here. A number at the end makes none: what people put here has any names.
+pub fn is_inbox_draft(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    name.starts_with('.')
+        || is_python_temporary(name)
+        || PARTIAL_ENDINGS.iter().any(|ending| lower.ends_with(ending))
 }
 
 /// The most bytes of an event type. AMQP's routing keys and file names have at most 255 bytes; the

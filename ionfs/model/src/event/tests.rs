@@ -57,6 +57,29 @@ fn a_near_miss_of_a_reserved_word_is_a_slip_and_an_honest_value_is_none() {
 }
 
 #[test]
+fn what_a_program_has_not_finished_is_a_draft_in_an_inbox() {
+    for draft in [
+        ".clip.mp4.Xa3bC9",
+        "clip.mp4.crdownload",
+        "Unconfirmed 4711.crdownload",
+        "clip.mp4.part",
+        "clip.Xa3b.mp4.PART",
+        "clip.download",
+        "clip.mp4.filepart",
+        "clip.mp4.1f2e3d4c.partial",
+        "clip.mp4.aria2",
+        "clip.mp4.!qB",
+        "clip.mp4~",
+        "tmpa1_b2c3d",
+    ] {
+        assert!(is_inbox_draft(draft), "{draft}");
+    }
+    for event in ["clip.mp4", "access.log.1", "sedation1", "part", "download", "a.part.rar"] {
+        assert!(!is_inbox_draft(event), "{event}");
+    }
+}
+
+#[test]
 fn names_that_programs_rename_later_are_drafts() {
     for draft in ["tmpa1_b2c3d", ".x", "x~", "x.tmp", "sedAb12Cd", "made.json.4711", "made.1"] {
         assert!(is_event_draft(draft), "{draft}");

@@ -52,7 +52,8 @@ impl StagedContent {
         through: Option<&StagedHandle>,
         set_id_bits: SetIdBits,
     ) -> Result<()> {
-        table.file(ino)?.check_change()?;
+        table.check_change(ino)?;
+        table.file(ino)?;
         let opened;
         let backing = match through.filter(|staged| staged.ino() == ino && staged.writes()) {
             Some(staged) => staged.file(),

@@ -132,8 +132,8 @@ impl StagedContent {
         length: u64,
     ) -> Result<u64> {
         let mut table = self.staging.lock();
+        table.check_change(to.ino())?;
         let file = table.file_mut(to.ino())?;
-        file.check_change()?;
         let held = match &file.reference {
             Some(reference) if reference.entry().key == entry.key && reference.is_untouched() => {
                 reference.length()

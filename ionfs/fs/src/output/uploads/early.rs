@@ -4,13 +4,11 @@
 //! writer, so that the close of the file's event waits only for the rest. A file whose upload was
 //! abandoned is uploaded again when it is closed.
 
-use std::path::Path;
-
-use ion_model::event::{FileEntry, is_draft};
+use ion_model::event::FileEntry;
 use ion_plane::upload::{UploadError, WriteProgress, store_file};
 use tokio::sync::watch;
 
-use super::StagedUploads;
+use super::{StagedUploads, UploadPlace};
 use crate::Ino;
 use crate::output::in_order::EarlyUpload;
 
@@ -18,18 +16,16 @@ impl StagedUploads {
     /// Begins to upload a file that is being written, if there is a permit for one more upload.
     pub(in crate::output) fn begin_early_upload(&self, ino: Ino) {
         let mut table = self.staging.lock();
-        let Some(path) = table.path(ino) else { return };
         let Ok(Some(in_order)) = table.file_mut(ino).map(|file| file.in_order.as_mut()) else {
             return;
         };
         in_order.put_off_upload();
-        let Some(name) = path.strip_prefix("data").ok().and_then(Path::to_str) else { return };
-        if name.rsplit('/').next().is_some_and(is_draft) {
+        let Some(UploadPlace { path: name, prefix }) = self.place_ahead(&table, ino) else {
             return;
-        }
+        };
         let Ok(place) = self.daemon.early_uploads.clone().try_acquire_owned() else { return };
         let Ok(file) = self.open_own_content_in(&table, ino) else { return };
-        let (key, name) = (self.own_blobs.fresh_key(name), name.to_owned());
+        let key = self.own_blobs.fresh_key(&prefix, &name);
         let (written, more) = watch::channel(WriteProgress::default());
         let (blobs, moved) = (self.daemon.plane.blobs.clone(), self.moved.clone());
         let upload = self.tasks.spawn({

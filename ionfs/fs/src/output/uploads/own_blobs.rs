@@ -1,4 +1,5 @@
-//! The blobs that a job has made: keeps those that an event names, and removes all others.
+//! The blobs that a job, or an inbox, has made: keeps those that an event names, and removes all
+//! others.
 //!
 //! A file is stored before the event that will name it, and may be removed or written again before
 //! that event exists. Its blob is then removed at once, many blobs in one request where the store
@@ -15,7 +16,7 @@ use tokio::sync::Notify;
 /// The most blobs removed by one call of the store: as many as S3 takes in one request.
 const REMOVED_AT_ONCE: usize = 1000;
 
-/// Whether an event names a blob of this job.
+/// Whether an event names one of these blobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BlobFate {
     /// No event names it yet.
@@ -24,57 +25,38 @@ enum BlobFate {
     Named,
 }
 
-/// The blobs of one job.
+/// The blobs of one job, or of one inbox.
 #[derive(Debug)]
-pub(super) struct JobBlobs {
+pub(super) struct OwnBlobs {
     store: Arc<dyn Blobs>,
     runtime: Runtime,
-    prefixes: KeyPrefixes,
     /// How many keys were made.
     keys: AtomicU64,
-    state: Mutex<JobBlobsState>,
+    state: Mutex<OwnBlobsState>,
     /// Notified when no blob is left to be removed.
     removed: Notify,
 }
 
-/// What the keys of an attempt's blobs begin with.
-#[derive(Clone, Debug)]
-pub(super) struct KeyPrefixes {
-    /// Those of files that events name.
-    pub(super) files: String,
-    /// Those of the state that the job leaves.
-    pub(super) state: String,
-}
-
 #[derive(Debug, Default)]
-struct JobBlobsState {
+struct OwnBlobsState {
     fates: HashMap<String, BlobFate>,
     discarded: Vec<String>,
     removing: bool,
 }
 
-impl JobBlobs {
-    pub(super) fn new(store: Arc<dyn Blobs>, runtime: Runtime, prefixes: KeyPrefixes) -> Arc<Self> {
+impl OwnBlobs {
+    pub(super) fn new(store: Arc<dyn Blobs>, runtime: Runtime) -> Arc<Self> {
         let (keys, state, removed) = (AtomicU64::new(0), Mutex::default(), Notify::new());
-        Arc::new(Self { store, runtime, prefixes, keys, state, removed })
+        Arc::new(Self { store, runtime, keys, state, removed })
     }
 
-    fn with_state<T>(&self, work: impl FnOnce(&mut JobBlobsState) -> T) -> T {
+    fn with_state<T>(&self, work: impl FnOnce(&mut OwnBlobsState) -> T) -> T {
         work(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Returns a new key for a blob of the file at `path`: the attempt and a number. Each key is
-    /// written once, also when a later attempt makes the same file again.
-    pub(super) fn fresh_key(&self, path: &str) -> String {
-        self.fresh_key_below(&self.prefixes.files, path)
-    }
-
-    /// Like [`JobBlobs::fresh_key`], for a blob of the state that the job leaves.
-    pub(super) fn fresh_state_key(&self, path: &str) -> String {
-        self.fresh_key_below(&self.prefixes.state, path)
-    }
-
-    fn fresh_key_below(&self, prefix: &str, path: &str) -> String {
+    /// Returns a new key for a blob of the file at `path`: `prefix` and a number. Each key is written
+    /// once, also when a later attempt makes the same file again.
+    pub(super) fn fresh_key(&self, prefix: &str, path: &str) -> String {
         let number = self.keys.fetch_add(1, Ordering::Relaxed);
         format!("{prefix}.{number}/{path}")
     }
@@ -90,6 +72,17 @@ impl JobBlobs {
     pub(super) fn keep_for_event(&self, key: &str) -> bool {
         self.with_state(|state| state.fates.get_mut(key).map(|fate| *fate = BlobFate::Named))
             .is_some()
+    }
+
+    /// Forgets blobs that an event names: they stay. An inbox names any number of blobs.
+    pub(super) fn forget_named<'k>(&self, keys: impl IntoIterator<Item = &'k str>) {
+        self.with_state(|state| {
+            for key in keys {
+                if state.fates.get(key) == Some(&BlobFate::Named) {
+                    state.fates.remove(key);
+                }
+            }
+        });
     }
 
     /// Removes a blob that its file no longer needs, unless an event has named it.
@@ -167,9 +160,9 @@ mod tests {
     #[tokio::test]
     async fn what_no_event_names_goes_and_what_one_names_stays() {
         let store: Arc<dyn Blobs> = Arc::new(ObjectBlobs::in_memory());
-        let prefixes = KeyPrefixes { files: "c/j/1".into(), state: "state/c/j/1".into() };
-        let own = JobBlobs::new(store.clone(), Runtime::current(), prefixes);
-        let keys: Vec<String> = (0..2500).map(|n| format!("c/j/1.{n}/f")).collect();
+        let own = OwnBlobs::new(store.clone(), Runtime::current());
+        let keys: Vec<String> = (0..2500).map(|_| own.fresh_key("c/j/1", "f")).collect();
+        assert_eq!(keys[2499], "c/j/1.2499/f");
         for key in &keys {
             own.note_upload(key);
             let bytes = Bytes::from_static(b"x");
@@ -181,6 +174,8 @@ mod tests {
         }
         assert!(!own.keep_for_event(&keys[4]), "it is being removed");
         assert!(own.keep_for_event(&keys[3]) && own.keep_for_event(&keys[2400]));
+        own.forget_named([&*keys[3], &keys[2401]]);
+        own.discard(&keys[3]);
         own.discard_unnamed().await;
         let left: Vec<_> = store.list("c").await.unwrap().try_collect().await.unwrap();
         let mut left: Vec<&str> = left.iter().map(|blob| blob.key.as_str()).collect();

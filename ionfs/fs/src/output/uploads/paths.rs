@@ -13,11 +13,25 @@ use crate::{Errno, Ino};
 /// The most symbolic links followed in one path: the kernel's own limit.
 const LINKS_MAX: usize = 40;
 
-/// Returns the inode of a file at a path below `out/data`. Follows symbolic links that stay
-/// inside.
-pub(super) fn resolve_file(staging: &StagingArea, path: &str) -> Result<Ino, Refusal> {
+/// The folder below which an event names files.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NamedFolder {
+    pub(super) ino: Ino,
+    /// What people call it.
+    pub(super) words: &'static str,
+}
+
+/// The folder below which a job's events name files.
+pub(super) const OUT_DATA: NamedFolder = NamedFolder { ino: DATA, words: "out/data" };
+
+/// Returns the inode of a file at a path below a folder. Follows symbolic links that stay inside.
+pub(super) fn resolve_file(
+    staging: &StagingArea,
+    folder: NamedFolder,
+    path: &str,
+) -> Result<Ino, Refusal> {
     let table = staging.lock();
-    let at = resolve(staging, &table, path)?;
+    let at = resolve(staging, &table, folder, path)?;
     match table.file(at) {
         Ok(_) => Ok(at),
         Err(Errno::ISDIR) => Err(Refusal::Invalid(format!(
@@ -31,20 +45,26 @@ pub(super) fn resolve_file(staging: &StagingArea, path: &str) -> Result<Ino, Ref
 }
 
 /// Like [`resolve_file`], for an inode of any kind.
-fn resolve(staging: &StagingArea, table: &OutputTable, path: &str) -> Result<Ino, Refusal> {
+fn resolve(
+    staging: &StagingArea,
+    table: &OutputTable,
+    folder: NamedFolder,
+    path: &str,
+) -> Result<Ino, Refusal> {
+    let NamedFolder { ino: root, words } = folder;
     let missing = || Refusal::Missing(path.to_owned());
     let mut todo: Vec<OsString> = path.split('/').rev().map(OsString::from).collect();
-    let mut at = DATA;
+    let mut at = root;
     let mut links = 0;
     while let Some(part) = todo.pop() {
         if part == "." || part.is_empty() {
             continue;
         }
         if part == ".." {
-            if at == DATA {
-                return Err(Refusal::Invalid(format!("{path:?} leads out of out/data")));
+            if at == root {
+                return Err(Refusal::Invalid(format!("{path:?} leads out of {words}")));
             }
-            at = table.place(at).map_or(DATA, |(parent, _)| parent);
+            at = table.place(at).map_or(root, |(parent, _)| parent);
             continue;
         }
         let child = table.child(at, &part).ok().flatten().ok_or_else(missing)?;
@@ -57,7 +77,7 @@ fn resolve(staging: &StagingArea, table: &OutputTable, path: &str) -> Result<Ino
         let target = staging.pin(table, child).and_then(|link| link.link_target());
         let target = target.map_err(|_| missing())?;
         if links > LINKS_MAX || target.starts_with(b"/") {
-            return Err(Refusal::Invalid(format!("{path:?} leads out of out/data")));
+            return Err(Refusal::Invalid(format!("{path:?} leads out of {words}")));
         }
         let parts = target.split(|byte| *byte == b'/');
         todo.extend(parts.rev().map(|part| OsStr::from_bytes(part).to_owned()));
@@ -68,10 +88,11 @@ fn resolve(staging: &StagingArea, table: &OutputTable, path: &str) -> Result<Ino
 /// Returns what is below a directory, sorted; none if `path` is not a directory.
 pub(super) fn directory_content(
     staging: &StagingArea,
+    folder: NamedFolder,
     path: &str,
 ) -> Result<Option<DirectoryContent>, Refusal> {
     let table = staging.lock();
-    let top = resolve(staging, &table, path)?;
+    let top = resolve(staging, &table, folder, path)?;
     if table.directory(top).is_err() {
         return Ok(None);
     }
@@ -88,8 +109,10 @@ pub(super) fn directory_content(
         };
         let mut entries: Vec<_> = directory.iter().collect();
         if entries.is_empty() {
-            check_name(staging, &path)?;
-            below.empty.push(path);
+            if ino != folder.ino {
+                check_name(staging, &path)?;
+                below.empty.push(path);
+            }
             continue;
         }
         // The first name goes last onto the stack, so that it is taken first. A retried job
@@ -102,7 +125,8 @@ pub(super) fn directory_content(
                     "{shown:?} is not UTF-8, and names in an event are; rename it"
                 )));
             };
-            todo.push((format!("{path}/{name}"), child));
+            let above = if path.is_empty() { String::new() } else { format!("{path}/") };
+            todo.push((format!("{above}{name}"), child));
         }
     }
     Ok(Some(below))
