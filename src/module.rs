@@ -111,6 +111,9 @@ struct ModuleFlags {
     /// An environment variable for its jobs; may be repeated
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse_pair)]
     env: Vec<(String, String)>,
+    /// The name of a secret that its jobs read as the file /run/secrets/NAME; may be repeated
+    #[arg(long = "secret", value_name = "NAME")]
+    secrets: Vec<String>,
     /// When its events are committed: on-close (each when its file is closed) or on-success (all
     /// when the job has succeeded) [default: on-close]
     #[arg(long, value_name = "WHEN")]
@@ -145,6 +148,7 @@ impl ModuleFlags {
             resources,
             privileged,
             env,
+            secrets,
             commit,
             timeout,
             retries,
@@ -165,6 +169,7 @@ impl ModuleFlags {
             ("resources", map(resources)),
             ("privileged", privileged.then(|| Value::from(true))),
             ("env", map(env)),
+            ("secrets", (!secrets.is_empty()).then(|| json!(secrets))),
             ("commit", commit.map(Value::from)),
             ("timeout", timeout.map(Value::from)),
             ("retries", retries.map(Value::from)),

@@ -79,7 +79,8 @@ pub(crate) struct SourceListArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ion source add bbc-top --module feed --every 15m --with url=https://feeds.example/news.xml
-  ion source add report --module mail --at \"30 6 * * mon-fri\" --zone Europe/London")]
+  ion source add report --module mail --at \"30 6 * * mon-fri\" --zone Europe/London
+  ion source add rust --module posts --every 15m --with query=rust --secret token=X_TOKEN")]
 pub(crate) struct SourceAddArgs {
     /// The source's name
     #[arg(value_name = "NAME")]
@@ -130,6 +131,10 @@ struct ScheduleFlags {
     /// A value of a parameter of the module; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
     with: Vec<(String, String)>,
+    /// Where a secret parameter of the module is: the name of a secret that the dispatchers have,
+    /// and never a value; may be repeated
+    #[arg(long = "secret", value_name = "PARAMETER=NAME", value_parser = parse_pair)]
+    secrets: Vec<(String, String)>,
 }
 
 /// Run a source now, also one that is paused
@@ -258,7 +263,7 @@ pub(crate) async fn run(settings: &CommandSettings, command: SourceCommand) -> C
 impl ScheduleFlags {
     /// Returns these fields with what the flags say.
     fn into_fields(self, fields: SourceFields) -> SourceFields {
-        let Self { every, at, zone, jitter, missed, first, with } = self;
+        let Self { every, at, zone, jitter, missed, first, with, secrets } = self;
         let (every, at, zone) = match (every, at) {
             (Some(every), _) => (Some(every), None, zone),
             (None, Some(at)) => (None, Some(at), zone.or(fields.zone)),
@@ -266,6 +271,8 @@ impl ScheduleFlags {
         };
         let mut values = fields.with;
         values.extend(with.into_iter().map(|(key, value)| (key, ValueText(value))));
+        let mut origins = fields.secrets;
+        origins.extend(secrets);
         SourceFields {
             every,
             at,
@@ -274,6 +281,7 @@ impl ScheduleFlags {
             missed: missed.unwrap_or(fields.missed),
             first: first.map(ValueText).or(fields.first),
             with: values,
+            secrets: origins,
             ..fields
         }
     }
@@ -281,7 +289,7 @@ impl ScheduleFlags {
 
 /// Returns the fields that make this definition.
 fn fields_of(definition: &SourceDefinition) -> SourceFields {
-    let SourceDefinition { module, schedule, with, .. } = definition;
+    let SourceDefinition { module, schedule, with, secrets, .. } = definition;
     let period = |millis: Millis| {
         let duration = Duration::from_millis(millis.unsigned_abs());
         humantime::format_duration(duration).to_string()
@@ -301,6 +309,7 @@ fn fields_of(definition: &SourceDefinition) -> SourceFields {
         missed: schedule.missed,
         first,
         with: with.into_iter().map(|(key, value)| (key, ValueText(value))).collect(),
+        secrets: secrets.iter().map(|(key, at)| (key.clone(), at.to_string())).collect(),
     }
 }
 

@@ -127,6 +127,9 @@ pub struct Module {
     /// What its sources pass to it; none if no source may start it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub params: Option<Parameters>,
+    /// The names of the secrets that it reads as files; no value of any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
     /// The program and its arguments; empty for a chain, and where the image names the program.
     pub run: Vec<String>,
     /// The executor that runs its jobs.
@@ -215,6 +218,7 @@ impl Module {
             on_dead: OnDead::default(),
             emits: vec![],
             params: None,
+            secrets: vec![],
             run,
             executor: ExecutorKind::default(),
             container: None,

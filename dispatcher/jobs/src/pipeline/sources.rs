@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use serde_saphyr::Spanned;
 
 use super::bounds::BoundError;
+use super::secrets::{first_file_in_pod, read_secret_origins};
 use super::{
-    Mistake, Module, ModuleApi, Parameter, ParameterError, Parameters, PipelineProblem, TIME_MAX,
-    ValueText, check_values, parse_time_within,
+    Mistake, Module, ModuleApi, Parameter, ParameterError, ParameterKind, Parameters,
+    PipelineProblem, TIME_MAX, ValueText, check_values, parse_time_within,
 };
 use crate::schedule::{ScheduleError, ScheduledTimes};
 
@@ -76,6 +77,23 @@ pub enum SourceProblem {
     /// Values are wrong.
     #[error("{}", in_words(.0))]
     Values(Vec<ParameterError>),
+    /// Somebody who does not write the pipeline file names a file of the dispatchers' machines.
+    #[error(
+        "secret {0:?} names a file, which only a pipeline file may: put the value where dispatchers \
+         find their secrets, and say its name, as in --secret {0}=NAME"
+    )]
+    File(String),
+    /// The module's pods have no file of a dispatcher's machine.
+    #[error(
+        "secret {parameter:?} names a file of a dispatcher's machine, which a pod does not have; \
+         name a key of the Secret {secret:?} in the namespace of jobs"
+    )]
+    FileInPod {
+        /// The secret parameter.
+        parameter: String,
+        /// The Secret that the module's pods have.
+        secret: String,
+    },
     /// How much the first run publishes is none of the words.
     #[error("\"first\" is {0:?}; allowed: new, all, or a number")]
     First(String),
@@ -113,6 +131,10 @@ pub struct SourceFields {
     /// The values of its module's parameters.
     #[serde(default)]
     pub with: BTreeMap<String, ValueText>,
+    /// Where the values of its module's secret parameters are: a secret's name, or in a pipeline
+    /// file also `file:` and a path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, String>,
 }
 
 /// Reads the `params` of a module.
@@ -129,6 +151,10 @@ pub(super) fn build_params(entry: Spanned<ParamsEntry>) -> Result<Parameters, Mi
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         {
             let problem = format!("{name:?}: letters, digits, '.', '_' and '-' are allowed");
+            return Err(PipelineProblem::unreadable("params", problem).at_place(place));
+        }
+        if parameter.kind == ParameterKind::Secret && name.starts_with('.') {
+            let problem = format!("{name:?}: a secret is a file, whose name begins with no dot");
             return Err(PipelineProblem::unreadable("params", problem).at_place(place));
         }
         parameter.check().map_err(|problem| {
@@ -162,7 +188,7 @@ pub(super) fn build_sources(
 ) -> Result<BTreeMap<String, SourceDefinition>, Mistake> {
     let build = |(name, entry): (String, Spanned<SourceFields>)| {
         let module = modules.iter().find(|module| module.name == entry.value.module);
-        let defined = define_source(&name, entry.value, module);
+        let defined = define(&name, entry.value, module);
         let place = entry.referenced;
         let wrong = |problem: SourceProblem| {
             let problem = Box::new(problem);
@@ -173,12 +199,25 @@ pub(super) fn build_sources(
     entries.into_iter().map(build).collect()
 }
 
-/// Checks what a person says about a source, and returns its definition. `module` is the module
-/// that it names, if there is one.
+/// Checks what a person says about a source beside a pipeline file, and returns its definition.
+/// `module` is the module that it names, if there is one.
 ///
 /// # Errors
 /// What is wrong, and what is allowed.
 pub fn define_source(
+    name: &str,
+    fields: SourceFields,
+    module: Option<&Module>,
+) -> Result<SourceDefinition, SourceProblem> {
+    let defined = define(name, fields, module)?;
+    match defined.secrets.iter().find(|(_, origin)| origin.file().is_some()) {
+        Some((parameter, _)) => Err(SourceProblem::File(parameter.clone())),
+        None => Ok(defined),
+    }
+}
+
+/// Checks what is said about a source, wherever it is said.
+fn define(
     name: &str,
     fields: SourceFields,
     module: Option<&Module>,
@@ -207,12 +246,23 @@ pub fn define_source(
         SourceSchedule { rule, jitter: jitter.unwrap_or_default(), missed: fields.missed };
     ScheduledTimes::new(name, &schedule)?;
     let values = fields.with.into_iter().map(|(key, value)| (key, value.0)).collect();
-    let mut with = check_values(parameters, &values).map_err(SourceProblem::Values)?;
+    let checked = check_values(parameters, &values);
+    let (mut with, secrets) = match (checked, read_secret_origins(parameters, &fields.secrets)) {
+        (Ok(with), Ok(secrets)) => (with, secrets),
+        (with, secrets) => {
+            let wrong = with.err().into_iter().chain(secrets.err()).flatten();
+            return Err(SourceProblem::Values(wrong.collect()));
+        }
+    };
+    if let Some(parameter) = first_file_in_pod(module, &secrets) {
+        let secret = module.kubernetes.secret_name().to_owned();
+        return Err(SourceProblem::FileInPod { parameter: parameter.to_owned(), secret });
+    }
     if let Some(ValueText(first)) = fields.first {
         if first != "new" && first != "all" && first.parse::<u32>().is_err() {
             return Err(SourceProblem::First(first));
         }
         with.insert(FIRST.to_owned(), first);
     }
-    Ok(SourceDefinition { module: module.name.clone(), schedule, with, pipeline: None })
+    Ok(SourceDefinition { module: module.name.clone(), schedule, with, secrets, pipeline: None })
 }

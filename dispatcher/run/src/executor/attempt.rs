@@ -8,12 +8,14 @@ use ion_fs::job::{OlderConventions, TreeOutcome, ValueFileNames};
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::{ANY_TYPE, Module, ModuleApi};
 use ion_model::record::{AttemptEnd, CommitMode, RefusedFile, RefusedFiles};
+use ion_model::secret::SECRETS_VARIABLE;
 use ion_plane::commit::{Fence, Origin, Rejection};
 use tokio::sync::watch;
 
 use super::sidecar::{CompletionReport, Sidecar};
 use super::{AttemptStart, StopReason, rejection_words};
 use crate::sandbox::{self, ProcessExit};
+use crate::secrets::SecretMask;
 
 /// The most failed reads, and the most refused event files, in the record of one attempt. A job's
 /// document holds all its attempts, and a store takes 2 MiB at most; the job's own tree lists more.
@@ -42,11 +44,13 @@ pub(super) fn older_conventions(module: &Module) -> OlderConventions {
     OlderConventions { names, urls: module.urls }
 }
 
-/// Returns a module's whole environment (DESIGN.md section 2).
+/// Returns a module's whole environment (DESIGN.md section 2). `secrets` is the folder of its
+/// secrets, if it has any.
 pub(super) fn environment(
     base: &[(String, String)],
     start: &AttemptStart,
     ion_dir: &Path,
+    secrets: Option<&Path>,
     api: Option<&Sidecar>,
 ) -> Vec<(String, String)> {
     let ion_dir = ion_dir.display().to_string();
@@ -59,7 +63,8 @@ pub(super) fn environment(
         ("HANDLER_BASE_DIR", ion_dir),
     ];
     let api = api.map(Sidecar::environment).into_iter().flatten();
-    let own = own.into_iter().chain(api).map(|(key, value)| (key.to_owned(), value));
+    let secrets = secrets.map(|folder| (SECRETS_VARIABLE, folder.display().to_string()));
+    let own = own.into_iter().chain(secrets).chain(api).map(|(key, value)| (key.to_owned(), value));
     base.iter().cloned().chain(start.module.env.clone()).chain(own).collect()
 }
 
@@ -209,6 +214,15 @@ fn recorded_refusals(rejections: &[Rejection]) -> RefusedFiles {
     });
     let more = rejections.len().saturating_sub(RECORDED_MAX) as u64;
     RefusedFiles { first: first.collect(), more }
+}
+
+/// Replaces the values of secrets in what the record keeps of an attempt's end.
+pub(super) fn mask_outcome(outcome: &mut AttemptOutcome, mask: &SecretMask) {
+    let refused = outcome.rejected.first.iter_mut();
+    let texts = refused.flat_map(|file| [&mut file.name, &mut file.reason]);
+    for text in texts.chain(&mut outcome.reason) {
+        *text = mask.apply(text);
+    }
 }
 
 /// Returns the end of an attempt that was asked to stop.

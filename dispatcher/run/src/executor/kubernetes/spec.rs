@@ -1,15 +1,17 @@
 //! The spec of an attempt's Job: an ordinary pod without special rights, with one volume.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use ion_csi as csi;
-use ion_jobs::pipeline::{ImageReference, ModuleApi, Network, Resources};
+use ion_jobs::pipeline::{ImageReference, Module, ModuleApi, Network, Resources};
 use ion_model::checksum::hex;
+use ion_model::secret::{SECRETS_FOLDER, SecretOrigin};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
-    CSIVolumeSource, Capabilities, Container, EnvVar, LocalObjectReference, PodSecurityContext,
-    PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext, Toleration,
-    Volume, VolumeMount,
+    CSIVolumeSource, Capabilities, Container, EnvVar, KeyToPath, LocalObjectReference,
+    PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile,
+    SecretVolumeSource, SecurityContext, Toleration, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -17,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::super::AttemptStart;
 use super::super::attempt::environment;
+use crate::secrets::{self, NeededSecret};
 
 /// The label by which a dispatcher finds the objects that Ion made.
 pub(super) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "ion");
@@ -30,6 +33,14 @@ pub(super) const CONTAINER: &str = "module";
 
 /// The volume that is mounted at `/ion`.
 const VOLUME: &str = "ion";
+
+/// The volume with the module's secrets.
+const SECRET_VOLUME: &str = "secrets";
+
+/// The mode of the files of secrets. The kubelet gives them to root, and the module runs as any
+/// user: so every user may read them in the pod's one container, and nobody anywhere else sees the
+/// volume.
+const SECRET_MODE: i32 = 0o444;
 
 /// How long the cluster keeps an ended Job that no dispatcher removes.
 const KEPT_SECONDS: i32 = 24 * 3600;
@@ -55,6 +66,12 @@ pub(super) enum PodSpecError {
     /// The module names its user by a name.
     #[error("\"user\" {0:?}: executor: kubernetes needs numbers, as in 1000:1000")]
     User(String),
+    /// The source names a file of a dispatcher's machine.
+    #[error(
+        "secret {0:?} is a file of a dispatcher's machine, which a pod does not have; name a key of \
+         the Secret {1:?} in the namespace of jobs"
+    )]
+    SecretFile(String, String),
     /// The spec cannot be written.
     #[error("its Job cannot be written as JSON")]
     Json(#[source] serde_json::Error),
@@ -80,7 +97,10 @@ pub(super) fn build_job(start: &AttemptStart, token: &str) -> Result<Job, PodSpe
     if module.api != ModuleApi::None {
         return Err(PodSpecError::Sidecar);
     }
-    let pod = pod_spec(start, token, module_container(start, image, container)?);
+    let mut pod = pod_spec(start, token, module_container(start, image, container)?);
+    if let Some(volume) = secret_volume(start)? {
+        pod.volumes.get_or_insert_default().push(volume);
+    }
     let labels = labels(start, container.network);
     let seconds = i64::try_from(module.timeout.as_secs().max(1)).unwrap_or(i64::MAX);
     let spec = JobSpec {
@@ -118,7 +138,9 @@ fn module_container(
     asked: &ion_jobs::pipeline::Container,
 ) -> Result<Container, PodSpecError> {
     let module = &start.module;
-    let env = environment(&[], start, &module.base_dir(), None);
+    let has_secrets = secrets::are_needed_by(module, &start.event);
+    let secrets_at = has_secrets.then_some(Path::new(SECRETS_FOLDER));
+    let env = environment(&[], start, &module.base_dir(), secrets_at, None);
     let variable = |(name, value)| EnvVar { name, value: Some(value), value_from: None };
     let (uid, gid) = parse_user(asked.user.as_deref())?;
     Ok(Container {
@@ -127,11 +149,7 @@ fn module_container(
         command: (!module.run.is_empty()).then(|| module.argv()),
         env: Some(env.into_iter().map(variable).collect()),
         resources: to_requirements(&asked.resources),
-        volume_mounts: Some(vec![VolumeMount {
-            name: VOLUME.into(),
-            mount_path: module.base_dir().display().to_string(),
-            ..VolumeMount::default()
-        }]),
+        volume_mounts: Some(volume_mounts(module, has_secrets)),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
@@ -144,6 +162,48 @@ fn module_container(
         }),
         ..Container::default()
     })
+}
+
+/// Returns where the container has its volumes.
+fn volume_mounts(module: &Module, has_secrets: bool) -> Vec<VolumeMount> {
+    let tree = VolumeMount {
+        name: VOLUME.into(),
+        mount_path: module.base_dir().display().to_string(),
+        ..VolumeMount::default()
+    };
+    let secrets = has_secrets.then(|| VolumeMount {
+        name: SECRET_VOLUME.into(),
+        mount_path: SECRETS_FOLDER.into(),
+        read_only: Some(true),
+        ..VolumeMount::default()
+    });
+    [tree].into_iter().chain(secrets).collect()
+}
+
+/// Returns the volume with the module's secrets, if it has any: keys of one Secret, each under the
+/// name that the module reads.
+///
+/// # Errors
+/// [`PodSpecError::SecretFile`] when a source names a file for one of them.
+fn secret_volume(start: &AttemptStart) -> Result<Option<Volume>, PodSpecError> {
+    let name = start.module.kubernetes.secret_name();
+    let item = |needed: NeededSecret| match needed.origin {
+        SecretOrigin::Named(key) => Ok(KeyToPath { key, path: needed.name, mode: None }),
+        SecretOrigin::File(_) => Err(PodSpecError::SecretFile(needed.name, name.to_owned())),
+    };
+    let needed = secrets::needed_by(&start.module, &start.event);
+    let items = needed.into_iter().map(item).collect::<Result<Vec<_>, _>>()?;
+    Ok((!items.is_empty()).then(|| Volume {
+        name: SECRET_VOLUME.into(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(name.to_owned()),
+            items: Some(items),
+            default_mode: Some(SECRET_MODE),
+            // Without it the pod does not start, and says why.
+            optional: Some(false),
+        }),
+        ..Volume::default()
+    }))
 }
 
 /// Returns the pod of this container, with the volume that the token names.
