@@ -42,11 +42,11 @@ pub enum SecretOrigin {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SecretOriginError {
     /// The path does not begin at the root.
-    #[error("{0:?} has to be an absolute path, as in file:/etc/ion/token")]
+    #[error("names the file {0:?}, whose path has to begin at the root, as in file:/etc/ion/token")]
     Relative(String),
     /// The text is no name. It may be the secret itself, so it is not repeated.
     #[error(
-        "it is neither a secret's name (letters, digits, '.', '_' and '-') nor a file, as in \
+        "is neither a secret's name (letters, digits, '.', '_' and '-') nor a file, as in \
          file:/etc/ion/token; a value never stands here"
     )]
     Name,

@@ -333,7 +333,83 @@ fn to_label_value(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use ion_jobs::pipeline::Pipeline;
+    use ion_model::event::Event;
+    use ion_model::id::JobId;
+    use ion_model::record::{JobRecord, JobState};
+    use ion_model::source::SourceTick;
+    use ion_model::state::StateFiles;
+    use serde_json::{Value, json};
+    use tokio::sync::oneshot;
+
     use super::*;
+
+    /// Returns the pod of a job of the only module of this pipeline file, whose source has these
+    /// secrets.
+    fn pod(text: &str, secrets: &[(&str, &str)]) -> Result<Value, PodSpecError> {
+        let pipeline = Pipeline::from_bytes(text.as_bytes(), "p", &PathBuf::from("/")).unwrap();
+        let module = pipeline.modules[0].clone();
+        let mut event: Event = serde_json::from_value(json!({
+            "id": "e", "type": "t", "created": 0, "publication": "published",
+            "context": {"name": "n", "eventId": "e", "correlationId": "c", "parentEventId": "",
+                        "documentType": "eventMeta"},
+        }))
+        .unwrap();
+        if !secrets.is_empty() {
+            event.tick = Some(Box::new(SourceTick {
+                source: "s".into(),
+                scheduled: 0,
+                state: StateFiles::default(),
+                secrets: secrets
+                    .iter()
+                    .map(|(name, at)| ((*name).to_owned(), at.parse().unwrap()))
+                    .collect(),
+            }));
+        }
+        let id = JobId::derive(&event.id, &module.name);
+        let job = JobRecord::new(id, &module.name, &event, JobState::Starting, 0);
+        let (running, _) = oneshot::channel();
+        let start = AttemptStart { job, module, event, gathered: None, running };
+        let job = build_job(&start, "token")?;
+        Ok(serde_json::to_value(job).unwrap()["spec"]["template"]["spec"].clone())
+    }
+
+    #[test]
+    fn a_pod_has_its_secrets_from_a_secret_of_its_namespace() {
+        let with = |more: &str| {
+            format!(
+                "modules:\n  m: {{params: {{token: {{type: secret}}}}, commit: on-success, \
+                 executor: kubernetes, image: 'registry.example/m:1'{more}}}\n"
+            )
+        };
+        let found = pod(&with(", secrets: [SLACK_URL]"), &[("token", "X_TOKEN")]).unwrap();
+        let volume = json!({
+            "name": "secrets",
+            "secret": {
+                "secretName": "ion-secrets", "defaultMode": 0o444, "optional": false,
+                "items": [{"key": "SLACK_URL", "path": "SLACK_URL"}, {"key": "X_TOKEN", "path": "token"}],
+            },
+        });
+        assert_eq!(found["volumes"][1], volume);
+        let container = &found["containers"][0];
+        let mounted = json!({"name": "secrets", "mountPath": "/run/secrets", "readOnly": true});
+        assert_eq!(container["volumeMounts"][1], mounted);
+        let variable = json!({"name": "ION_SECRETS_DIR", "value": "/run/secrets"});
+        assert!(container["env"].as_array().unwrap().contains(&variable));
+
+        let named = ", secrets: [A], kubernetes: {secret: mine}";
+        let found = pod(&with(named), &[]).unwrap();
+        assert_eq!(found["volumes"][1]["secret"]["secretName"], "mine");
+
+        let found = pod(&with(""), &[]).unwrap();
+        assert_eq!(found["volumes"].as_array().unwrap().len(), 1);
+        assert!(!found.to_string().contains("SECRETS"));
+
+        let refused = pod(&with(""), &[("token", "file:/etc/ion/token")]).unwrap_err();
+        assert!(refused.to_string().contains("name a key of the Secret \"ion-secrets\""));
+    }
 
     #[test]
     fn any_text_is_a_label() {
