@@ -180,7 +180,10 @@ fn inspect_secrets(settings: &CommandSettings) -> DoctorFinding {
         false => format!("{} (not there)", folder.display()),
     };
     let all: Vec<_> = folders.iter().map(words).collect();
-    good_finding("secrets", &format!("modules' secrets are looked for in {}", all.join(" and then ")))
+    good_finding(
+        "secrets",
+        &format!("modules' secrets are looked for in {}", all.join(" and then ")),
+    )
 }
 
 /// Checks for passthrough: since Linux 6.9 the kernel accepts backing files from a daemon with

@@ -93,7 +93,8 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
     })?;
     let collector = Arc::new(OutputCollector::new(args.out.clone()));
     let executor =
-        local_executor(settings, node, secrets, Some(live.clone()), Some(collector.clone())).await?;
+        local_executor(settings, node, secrets, Some(live.clone()), Some(collector.clone()))
+            .await?;
     let (stop, _) = watch::channel(None);
     let stop_requested = CancellationToken::new();
     tokio::spawn({

@@ -224,7 +224,8 @@ async fn serve(
     })?;
     let watcher = (!args.quiet).then(|| live.clone() as Arc<dyn OutputWatcher>);
     let cluster = ClusterSettings { key: ticket_key(), namespace: args.kubernetes_namespace };
-    let local = Arc::new(local_executor(settings, node.clone(), secrets, watcher.clone(), None).await?);
+    let local =
+        Arc::new(local_executor(settings, node.clone(), secrets, watcher.clone(), None).await?);
     let chains = local.chains().clone();
     let executor = Arc::new(Executors::new(node.clone(), local, cluster, watcher));
     if modules.iter().any(|module| module.executor == ExecutorKind::Kubernetes) {

@@ -11,7 +11,8 @@ use crate::support::{CommandOutput, Home, below, wait_for};
 
 /// The values that nothing may show. Each has a part that is nowhere else.
 const URL: &str = "hidden-of-slack-4711-as-a-whole\n";
-const KEY: &str = "-----BEGIN KEY-----\nMIIEvAIBhidden-one\nkqhkiG9whidden-two\n-----END KEY-----\n";
+const KEY: &str =
+    "-----BEGIN KEY-----\nMIIEvAIBhidden-one\nkqhkiG9whidden-two\n-----END KEY-----\n";
 
 /// What each value has in it, and nothing else.
 const HIDDEN: &str = "hidden-";
@@ -130,9 +131,8 @@ fn a_module_reads_its_secrets_and_their_values_are_nowhere_else() {
     let up = home.up(&file);
     home.run(["event", "create", "x"]).well();
     let one_job = || home.jobs().into_iter().next();
-    let has_told = || {
-        home.run(["--json", "event", "list", "-t", "told"]).well().documents().len() == 1
-    };
+    let has_told =
+        || home.run(["--json", "event", "list", "-t", "told"]).well().documents().len() == 1;
     wait_for("the module to have told", has_told);
     wait_for("the live log", || up.log().contains("***KEY***"));
     assert_no_value_in_processes(up.pid());
@@ -385,7 +385,9 @@ fn one_run_is_given_its_secrets_and_no_job_sees_the_folder() {
     assert!(home.run(["run", "say"]).well().stderr.contains("***TOKEN***"));
     let other = home.write("other", "hidden-in-file");
     let given = format!("TOKEN={}", other.display());
-    assert!(home.run(["run", "say", "--secret", given.as_str()]).well().stderr.contains("***TOKEN***"));
+    assert!(
+        home.run(["run", "say", "--secret", given.as_str()]).well().stderr.contains("***TOKEN***")
+    );
     let refused = home.run(["run", "say", "--secret", "OTHER=other"]).failed().stderr;
     assert!(refused.contains("has no secret \"OTHER\" (secrets: TOKEN)"), "{refused}");
     fs::remove_file(&token).unwrap();

@@ -21,11 +21,7 @@ fn home() -> Home {
 }
 
 fn contains(folder: &PathBuf) -> bool {
-    let grep = Command::new("grep")
-        .args(["-rq", VALUE])
-        .arg(folder)
-        .status()
-        .unwrap();
+    let grep = Command::new("grep").args(["-rq", VALUE]).arg(folder).status().unwrap();
     grep.success()
 }
 
@@ -44,8 +40,7 @@ fn a_container_reads_its_secrets_at_the_same_path() {
     // The event's file tells the module what to expect.
     let sum = Command::new("sha256sum").arg(home.path().join("vault/TOKEN")).output().unwrap();
     home.write("f", format!("{}  /run/secrets/TOKEN", String::from_utf8_lossy(&sum.stdout[..64])));
-    let own_user =
-        if rustix::process::geteuid().is_root() { ", user: worker" } else { "" };
+    let own_user = if rustix::process::geteuid().is_root() { ", user: worker" } else { "" };
     home.write(
         "pipeline.yaml",
         format!(
@@ -112,7 +107,8 @@ fn an_ordinary_users_module_reads_its_secrets_and_not_the_folder() {
     } else {
         shell.args(["-c", script]);
     }
-    let output = shell.env("SCRIPT", script).env_remove("ION_LOG").current_dir(home.path()).output();
+    let output =
+        shell.env("SCRIPT", script).env_remove("ION_LOG").current_dir(home.path()).output();
     let ran = CommandOutput::of(output.unwrap()).well();
     assert!(ran.stderr.contains("***GIVEN***") && !ran.stderr.contains(VALUE), "{ran:?}");
 }

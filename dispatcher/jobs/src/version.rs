@@ -182,11 +182,7 @@ fn hashed_files(files: &[FileDigest]) -> Vec<(&str, Option<&str>)> {
 
 /// Returns the version of these programs and files with the module's environment and the names of
 /// its secrets. Their values are no part of it: a rotated secret is the same program.
-fn version_of(
-    programs: &[ProgramRecord],
-    files: &[FileDigest],
-    module: &Module,
-) -> ModuleVersion {
+fn version_of(programs: &[ProgramRecord], files: &[FileDigest], module: &Module) -> ModuleVersion {
     let hashed = |program: &'_ ProgramRecord| {
         serde_json::json!(HashedProgram {
             image: program.image.as_deref(),

@@ -27,7 +27,7 @@ use ion_model::source::SourceDefinition;
 use rustix::fs::{CWD, Mode as Permissions, OFlags};
 
 pub use self::mask::SecretMask;
-pub use self::values::{Secrets, SecretValue};
+pub use self::values::{SecretValue, Secrets};
 
 /// The most bytes of a secret: a private key with its certificates fits many times.
 pub const SECRET_BYTES_MAX: u64 = 64 << 10;
@@ -284,9 +284,8 @@ impl SecretFolders {
         let mut needed = needed_by(module, event);
         // A command that runs the module once may give its secret parameters; no source says where
         // they are then.
-        let given = secret_parameters(module).filter(|parameter| {
-            event.tick.is_none() && self.given.contains_key(*parameter)
-        });
+        let given = secret_parameters(module)
+            .filter(|parameter| event.tick.is_none() && self.given.contains_key(*parameter));
         needed.extend(given.map(NeededSecret::named));
         needed
     }

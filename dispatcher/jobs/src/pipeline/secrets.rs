@@ -37,10 +37,7 @@ enum SecretNameError {
 }
 
 /// Sets the secrets of a module, whose parameters are set already.
-pub(super) fn set_secrets(
-    module: &mut Module,
-    names: Vec<Spanned<String>>,
-) -> Result<(), Mistake> {
+pub(super) fn set_secrets(module: &mut Module, names: Vec<Spanned<String>>) -> Result<(), Mistake> {
     let count = names.len();
     let mut seen = BTreeSet::new();
     for name in &names {
@@ -96,10 +93,7 @@ pub(super) fn read_secret_origins(
     }
     for (name, parameter) in parameters {
         if is_secret(name) && parameter.required && !texts.contains_key(name) {
-            note(
-                name,
-                format!("is missing; say where it is, as in secrets: {{{name}: NAME}}"),
-            );
+            note(name, format!("is missing; say where it is, as in secrets: {{{name}: NAME}}"));
         }
     }
     if wrong.is_empty() { Ok(origins) } else { Err(wrong) }

@@ -83,11 +83,8 @@ fn secrets_are_names_and_no_mistake_shows_what_may_be_a_value() {
     let chain = parse("name: c\nsecrets: [TOKEN]\nChain: [{Command: cat}]\n").unwrap();
     assert_eq!(chain.modules[0].secrets, ["TOKEN"]);
     let many: Vec<String> = (0..=MODULE_SECRETS_MAX).map(|n| format!("s{n}")).collect();
-    let many = many.join(", ");
-    let wrong = |text: &str| {
-        let error = parse(text).unwrap_err();
-        ion_model::errors::error_chain(&error)
-    };
+    let many = format!("[{}]", many.join(", "));
+    let wrong = |text: &str| parse(text).unwrap_err();
     let module = |secrets: &str| {
         format!(
             "modules:\n  a: {{params: {{token: {{type: secret}}}}, commit: on-success, run: [cat], \
@@ -99,13 +96,14 @@ fn secrets_are_names_and_no_mistake_shows_what_may_be_a_value() {
         ("[.hidden]", "one of them is no name"),
         ("[A, B, A]", "\"A\" is named twice"),
         ("[token]", "is also a parameter of \"type: secret\""),
-        (&format!("[{many}]"), "there are 65; at most 64"),
+        (many.as_str(), "there are 65; at most 64"),
         ("{A: very-secret}", "a list of names in a module"),
     ] {
         let words = wrong(&module(secrets));
         assert!(words.contains(expected) && !words.contains("very-secret"), "{words}");
     }
-    let source = |what: &str| format!("{}sources:\n  s: {{module: a, every: 1h, {what}}}\n", module("[A]"));
+    let source =
+        |what: &str| format!("{}sources:\n  s: {{module: a, every: 1h, {what}}}\n", module("[A]"));
     let sources = parse(&source("secrets: {token: 'file:/etc/ion/token'}")).unwrap().sources;
     assert_eq!(sources["s"].secrets["token"].to_string(), "file:/etc/ion/token");
     assert!(sources["s"].with.is_empty());

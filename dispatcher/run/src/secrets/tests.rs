@@ -70,7 +70,8 @@ fn the_first_folder_that_has_a_secret_counts_and_one_of_the_operators_own_alone(
     let folders = SecretFolders::new(None, credentials(), &place.path("home")).unwrap();
     assert_eq!(folders.find(&named("TOKEN")).unwrap().bytes(), b"of systemd");
     let missing = folders.find(&named("NONE")).unwrap_err().to_string();
-    let looked = format!("looked for {}/NONE and /run/secrets/NONE;", credentials().unwrap().display());
+    let looked =
+        format!("looked for {}/NONE and /run/secrets/NONE;", credentials().unwrap().display());
     assert!(missing.contains("\"NONE\"") && missing.contains(&looked), "{missing}");
     assert!(missing.contains("ION_SECRETS"), "{missing}");
     let own = Some(place.path("secrets"));
