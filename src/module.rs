@@ -113,7 +113,7 @@ struct ModuleFlags {
     env: Vec<(String, String)>,
     /// The name of a secret that its jobs read as the file /run/secrets/NAME; may be repeated
     #[arg(long = "secret", value_name = "NAME")]
-    secrets: Vec<String>,
+    secret_names: Vec<String>,
     /// When its events are committed: on-close (each when its file is closed) or on-success (all
     /// when the job has succeeded) [default: on-close]
     #[arg(long, value_name = "WHEN")]
@@ -148,7 +148,7 @@ impl ModuleFlags {
             resources,
             privileged,
             env,
-            secrets,
+            secret_names,
             commit,
             timeout,
             retries,
@@ -169,7 +169,7 @@ impl ModuleFlags {
             ("resources", map(resources)),
             ("privileged", privileged.then(|| Value::from(true))),
             ("env", map(env)),
-            ("secrets", (!secrets.is_empty()).then(|| json!(secrets))),
+            ("secrets", (!secret_names.is_empty()).then(|| json!(secret_names))),
             ("commit", commit.map(Value::from)),
             ("timeout", timeout.map(Value::from)),
             ("retries", retries.map(Value::from)),

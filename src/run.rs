@@ -58,7 +58,7 @@ pub(crate) struct RunArgs {
     /// The value of a secret of the module, from this file; a program instead of a module finds each
     /// in /run/secrets. May be repeated
     #[arg(long = "secret", value_name = "NAME=FILE", value_parser = parse_secret_file)]
-    secrets: Vec<(String, String)>,
+    secret_files: Vec<(String, String)>,
     /// Copy all of out/data into this folder, whether or not an event names it
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -81,7 +81,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
     let plane = settings.open_plane().await?;
     let ledger = Ledger::new(plane.clone());
     let module = find_module(&ledger, &args).await?;
-    let secrets = find_secrets(settings, &module, &args.secrets)?;
+    let secrets = find_secrets(settings, &module, &args.secret_files)?;
     doctor::check_device()?;
     let node = Node::new(plane.clone(), settings.node_settings())?;
     let event = store_first_event(&plane, &module, args.data, &args.files).await?;
@@ -254,7 +254,7 @@ async fn find_module(ledger: &Ledger, args: &RunArgs) -> Result<Module, CommandF
         let mut module = Module::new("run", args.argv.clone(), std::env::current_dir()?);
         module.emits = vec![ANY_TYPE.into()];
         module.privileged = args.privileged;
-        module.secrets = args.secrets.iter().map(|(name, _)| name.clone()).collect();
+        module.secrets = args.secret_files.iter().map(|(name, _)| name.clone()).collect();
         module.check_programs(&search_path())?;
         return Ok(module);
     };

@@ -134,7 +134,7 @@ struct ScheduleFlags {
     /// Where a secret parameter of the module is: the name of a secret that the dispatchers have,
     /// and never a value; may be repeated
     #[arg(long = "secret", value_name = "PARAMETER=NAME", value_parser = parse_pair)]
-    secrets: Vec<(String, String)>,
+    secret_origins: Vec<(String, String)>,
 }
 
 /// Run a source now, also one that is paused
@@ -263,7 +263,7 @@ pub(crate) async fn run(settings: &CommandSettings, command: SourceCommand) -> C
 impl ScheduleFlags {
     /// Returns these fields with what the flags say.
     fn into_fields(self, fields: SourceFields) -> SourceFields {
-        let Self { every, at, zone, jitter, missed, first, with, secrets } = self;
+        let Self { every, at, zone, jitter, missed, first, with, secret_origins } = self;
         let (every, at, zone) = match (every, at) {
             (Some(every), _) => (Some(every), None, zone),
             (None, Some(at)) => (None, Some(at), zone.or(fields.zone)),
@@ -272,7 +272,7 @@ impl ScheduleFlags {
         let mut values = fields.with;
         values.extend(with.into_iter().map(|(key, value)| (key, ValueText(value))));
         let mut origins = fields.secrets;
-        origins.extend(secrets);
+        origins.extend(secret_origins);
         SourceFields {
             every,
             at,

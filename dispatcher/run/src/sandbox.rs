@@ -53,7 +53,7 @@ pub use self::init::run_fork_server;
 pub use self::rights::Rights;
 pub(super) use self::root::{MASKED, READ_ONLY};
 pub use self::secrets::SandboxSecrets;
-pub(crate) use self::secrets::{CONTAINER_SECRETS, SecretFile};
+pub(crate) use self::secrets::SecretFile;
 
 /// The argument that makes the `ion` program run as the fork server of its `job-init`s.
 pub const INIT_WORD: &str = "job-init";
@@ -70,6 +70,9 @@ const DESCRIPTORS_MAX: usize = 5;
 
 /// Where a container's bundle lies, visible in its sandbox alone.
 pub(super) const BUNDLE: &str = "/.container";
+
+/// Where a container's secrets lie beside its bundle: the runtime binds them into its root.
+pub(super) const CONTAINER_SECRETS: &str = "/.container/secrets";
 
 /// The root of the container's files in the bundle.
 pub(super) const ROOTFS: &str = "/.container/rootfs";

@@ -191,13 +191,12 @@ impl LocalExecutor {
         stop: watch::Receiver<Option<StopReason>>,
         log: &JobLog,
     ) -> AttemptOutcome {
+        if !self.settings.secrets.are_needed(&start.module, &start.event) {
+            return self.run_attempt(start, stop, log, &Secrets::default()).await;
+        }
         let folders = self.settings.secrets.clone();
         let (module, event) = (start.module.clone(), start.event.clone());
-        let read = match folders.are_needed(&module, &event) {
-            false => Ok(Secrets::default()),
-            true => run_blocking(move || folders.read(&module, &event)).await,
-        };
-        let secrets = match read {
+        let secrets = match run_blocking(move || folders.read(&module, &event)).await {
             Ok(secrets) => secrets,
             Err(error) => return AttemptOutcome::failed(error_chain(&error)),
         };

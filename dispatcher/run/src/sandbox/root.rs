@@ -26,8 +26,7 @@ use rustix::mount::{self, MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::error::InitError;
 use super::rights::{Rights, limit_processes};
-use super::secrets::{CONTAINER_SECRETS, make_own_run, needs_own_run};
-use super::{BUNDLE, ROOTFS, SandboxCommand, SandboxContainer, SandboxMode};
+use super::{BUNDLE, CONTAINER_SECRETS, ROOTFS, SandboxCommand, SandboxContainer, SandboxMode};
 
 /// An empty folder and an empty file, read-only, that are mounted over other places while the root
 /// is built.
@@ -382,8 +381,41 @@ fn make_bundle(container: &SandboxContainer, tree: Option<&str>) -> Result<(), I
     if second.is_dir() { mount_tmpfs(second) } else { Ok(()) }
 }
 
+/// Returns whether the machine has no folder where a job's secrets can be mounted.
+fn needs_own_run() -> bool {
+    !is_folder(&path_under("/host", Path::new(SECRETS_FOLDER)))
+}
+
+fn is_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
+}
+
+/// Makes a `/run` of the job's own at `to`: it shows what the machine's has, and a folder for the
+/// secrets. Nothing is made on the machine itself.
+fn make_own_run(to: &Path) -> Result<(), InitError> {
+    make_folder(to)?;
+    mount_tmpfs(to)?;
+    let secrets = Path::new(SECRETS_FOLDER).file_name();
+    let from: PathBuf = path_under("/host", Path::new(SECRETS_FOLDER).parent().unwrap_or(to));
+    let unreadable = InitError::path(&from, "cannot be read");
+    if is_folder(&from) {
+        for entry in fs::read_dir(&from).map_err(&unreadable)? {
+            let entry = entry.map_err(&unreadable)?;
+            if Some(&*entry.file_name()) == secrets {
+                continue;
+            }
+            let carried = carry_over(&entry.path(), &to.join(entry.file_name()));
+            // Services make and remove entries there at any time.
+            if fs::symlink_metadata(entry.path()).is_ok() {
+                carried?;
+            }
+        }
+    }
+    make_folder(&path_under("/new", Path::new(SECRETS_FOLDER)))
+}
+
 /// Makes one entry of the host's root visible in the new one.
-pub(super) fn carry_over(from: &Path, to: &Path) -> Result<(), InitError> {
+fn carry_over(from: &Path, to: &Path) -> Result<(), InitError> {
     let failed = InitError::path(from, "cannot be shown to the module");
     let kind = fs::symlink_metadata(from).map_err(&failed)?.file_type();
     if kind.is_symlink() {

@@ -7,18 +7,13 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use ion_model::secret::SECRETS_FOLDER;
 use rustix::mount::{self, MountFlags};
 use serde::{Deserialize, Serialize};
 
 use super::error::InitError;
-use super::root::{carry_over, make_folder, mount_tmpfs, path_under};
-
-/// Where a container's secrets lie, beside its bundle: the runtime binds them into its root.
-pub(crate) const CONTAINER_SECRETS: &str = "/.container/secrets";
 
 /// The flags of the mount: it holds plain files only.
 const PLAIN: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
@@ -83,37 +78,4 @@ impl SandboxSecrets {
         }
         give(folder)
     }
-}
-
-/// Returns whether the machine has no folder where a job's secrets can be mounted.
-pub(super) fn needs_own_run() -> bool {
-    !is_folder(&path_under("/host", Path::new(SECRETS_FOLDER)))
-}
-
-fn is_folder(path: &Path) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
-}
-
-/// Makes a `/run` of the job's own at `to`: it shows what the machine's has, and a folder for the
-/// secrets. Nothing is made on the machine itself.
-pub(super) fn make_own_run(to: &Path) -> Result<(), InitError> {
-    make_folder(to)?;
-    mount_tmpfs(to)?;
-    let secrets = Path::new(SECRETS_FOLDER).file_name();
-    let from: PathBuf = path_under("/host", Path::new(SECRETS_FOLDER).parent().unwrap_or(to));
-    let unreadable = InitError::path(&from, "cannot be read");
-    if is_folder(&from) {
-        for entry in fs::read_dir(&from).map_err(&unreadable)? {
-            let entry = entry.map_err(&unreadable)?;
-            if Some(&*entry.file_name()) == secrets {
-                continue;
-            }
-            let carried = carry_over(&entry.path(), &to.join(entry.file_name()));
-            // Services make and remove entries there at any time.
-            if fs::symlink_metadata(entry.path()).is_ok() {
-                carried?;
-            }
-        }
-    }
-    make_folder(&path_under("/new", Path::new(SECRETS_FOLDER)))
 }
