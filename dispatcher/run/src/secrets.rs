@@ -387,11 +387,16 @@ fn read_value(name: &str, file: File, path: &Path) -> Result<SecretValue, Secret
     if !file.metadata().map_err(unreadable)?.is_file() {
         return Err(SecretError::NoFile { name: name.to_owned(), path: path.to_owned() });
     }
+    read_bounded(name, file, path)
+}
+
+fn read_bounded(name: &str, file: File, path: &Path) -> Result<SecretValue, SecretError> {
+    let (name, path) = (name.to_owned(), path.to_owned());
     let mut value = Vec::new();
-    file.take(SECRET_BYTES_MAX + 1).read_to_end(&mut value).map_err(unreadable)?;
-    match value.len() as u64 > SECRET_BYTES_MAX {
-        true => Err(SecretError::TooLong { name: name.to_owned(), path: path.to_owned() }),
-        false => Ok(SecretValue::new(value)),
+    match file.take(SECRET_BYTES_MAX + 1).read_to_end(&mut value) {
+        Ok(length) if length as u64 > SECRET_BYTES_MAX => Err(SecretError::TooLong { name, path }),
+        Ok(_) => Ok(SecretValue::new(value)),
+        Err(source) => Err(SecretError::Unreadable { name, path, source }),
     }
 }
 
@@ -403,13 +408,7 @@ fn read_value(name: &str, file: File, path: &Path) -> Result<SecretValue, Secret
 pub fn read_given(name: &str, path: &Path) -> Result<SecretValue, SecretError> {
     let unreadable =
         |source| SecretError::Unreadable { name: name.to_owned(), path: path.to_owned(), source };
-    let mut value = Vec::new();
-    let file = File::open(path).map_err(unreadable)?;
-    file.take(SECRET_BYTES_MAX + 1).read_to_end(&mut value).map_err(unreadable)?;
-    match value.len() as u64 > SECRET_BYTES_MAX {
-        true => Err(SecretError::TooLong { name: name.to_owned(), path: path.to_owned() }),
-        false => Ok(SecretValue::new(value)),
-    }
+    read_bounded(name, File::open(path).map_err(unreadable)?, path)
 }
 
 #[cfg(test)]
