@@ -14,7 +14,7 @@
 //! document that cannot be stored is stored with the next attempt. Write down a value of the
 //! environment.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;

@@ -156,8 +156,8 @@ pub(crate) struct NeededSecret {
 }
 
 impl NeededSecret {
-    fn named(name: &String) -> Self {
-        Self { name: name.clone(), origin: SecretOrigin::Named(name.clone()) }
+    fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), origin: SecretOrigin::Named(name.to_owned()) }
     }
 }
 
@@ -169,7 +169,7 @@ pub(crate) fn needed_by(module: &Module, event: &Event) -> Vec<NeededSecret> {
         let origin = tick?.secrets.get(parameter)?.clone();
         Some(NeededSecret { name: parameter.clone(), origin })
     });
-    module.secrets.iter().map(NeededSecret::named).chain(of_source).collect()
+    module.secrets.iter().map(|name| NeededSecret::named(name)).chain(of_source).collect()
 }
 
 /// Returns whether a job of this module on this event needs secrets.
@@ -247,7 +247,7 @@ impl SecretFolders {
     pub fn read(&self, module: &Module, event: &Event) -> Result<Secrets, SecretError> {
         let needed = self.needed_by_job(module, event);
         let read = |needed: &NeededSecret| Ok((needed.name.clone(), self.find(needed)?));
-        Ok(Secrets::new(needed.iter().map(read).collect::<Result<_, _>>()?))
+        Ok(Secrets::new(needed.iter().map(read).collect::<Result<_, SecretError>>()?))
     }
 
     /// Reads those secrets of a job that this machine has. A pod's secrets are its cluster's; what
@@ -265,7 +265,7 @@ impl SecretFolders {
     /// As [`SecretFolders::read`].
     pub fn read_named(&self, names: &[String]) -> Result<Secrets, SecretError> {
         let read = |name: &String| Ok((name.clone(), self.find(&NeededSecret::named(name))?));
-        Ok(Secrets::new(names.iter().map(read).collect::<Result<_, _>>()?))
+        Ok(Secrets::new(names.iter().map(read).collect::<Result<_, SecretError>>()?))
     }
 
     /// Checks that the secret parameters of a source can be read here.
@@ -273,11 +273,11 @@ impl SecretFolders {
     /// # Errors
     /// As [`SecretFolders::read`].
     pub fn check_source(&self, source: &SourceDefinition) -> Result<(), SecretError> {
-        let needed = source
+        let mut needed = source
             .secrets
             .iter()
             .map(|(name, origin)| NeededSecret { name: name.clone(), origin: origin.clone() });
-        needed.into_iter().try_for_each(|needed: NeededSecret| self.find(&needed).map(drop))
+        needed.try_for_each(|needed| self.find(&needed).map(drop))
     }
 
     fn needed_by_job(&self, module: &Module, event: &Event) -> Vec<NeededSecret> {
@@ -286,7 +286,7 @@ impl SecretFolders {
         // they are then.
         let given = secret_parameters(module)
             .filter(|parameter| event.tick.is_none() && self.given.contains_key(*parameter));
-        needed.extend(given.map(NeededSecret::named));
+        needed.extend(given.map(|name| NeededSecret::named(name)));
         needed
     }
 

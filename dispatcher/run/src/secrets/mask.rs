@@ -14,8 +14,7 @@ use std::collections::HashMap;
 /// make a log unreadable, and show the value by the places that are replaced.
 const LENGTH_MIN: usize = 8;
 
-/// Replaces the exact values of secrets by `***NAME***`.
-#[derive(Debug)]
+/// Replaces the exact values of secrets by `***NAME***`. Its `Debug` form shows no value.
 pub struct SecretMask {
     /// The texts to replace, by their first byte; of those with the same one, longer ones first.
     texts: HashMap<u8, Vec<MaskedText>>,
@@ -30,9 +29,10 @@ struct MaskedText {
     shown: Vec<u8>,
 }
 
-impl std::fmt::Debug for MaskedText {
+impl std::fmt::Debug for SecretMask {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&String::from_utf8_lossy(&self.shown))
+        let texts = self.texts.values().flatten();
+        f.debug_set().entries(texts.map(|text| String::from_utf8_lossy(&text.shown))).finish()
     }
 }
 

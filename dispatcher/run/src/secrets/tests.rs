@@ -38,7 +38,7 @@ impl Place {
 }
 
 fn named(name: &str) -> NeededSecret {
-    NeededSecret::named(&name.to_owned())
+    NeededSecret::named(name)
 }
 
 #[test]
