@@ -1,7 +1,7 @@
 //! `ion doctor`: what this machine can do, and how to make the rest work.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
 use dispatcher::container;
@@ -44,6 +44,7 @@ pub(crate) async fn run(settings: &CommandSettings, _args: DoctorArgs) -> Comman
     });
     findings.push(inspect_passthrough(root));
     findings.extend(inspect_containers());
+    findings.push(inspect_secrets(settings));
     findings.extend(inspect_stores(settings).await);
     let is_well = findings.iter().all(|finding| finding.good || !finding.needed);
     if settings.json {
@@ -163,6 +164,26 @@ fn inspect_containers() -> [DoctorFinding; 2] {
         Err(error) => so_so_finding("images", error_chain(&error)),
     };
     [runtime, registry]
+}
+
+/// Says where the values of modules' secrets are looked for.
+fn inspect_secrets(settings: &CommandSettings) -> DoctorFinding {
+    let folders = match settings.secret_folders() {
+        Ok(folders) => folders.searched(),
+        Err(error) => {
+            let text = error_chain(&error);
+            return DoctorFinding { what: "secrets", good: false, needed: true, text };
+        }
+    };
+    let words = |folder: &PathBuf| match folder.is_dir() {
+        true => folder.display().to_string(),
+        false => format!("{} (not there)", folder.display()),
+    };
+    let all: Vec<_> = folders.iter().map(words).collect();
+    good_finding(
+        "secrets",
+        &format!("modules' secrets are looked for in {}", all.join(" and then ")),
+    )
 }
 
 /// Checks for passthrough: since Linux 6.9 the kernel accepts backing files from a daemon with

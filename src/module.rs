@@ -111,6 +111,9 @@ struct ModuleFlags {
     /// An environment variable for its jobs; may be repeated
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse_pair)]
     env: Vec<(String, String)>,
+    /// The name of a secret that its jobs read as the file /run/secrets/NAME; may be repeated
+    #[arg(long = "secret", value_name = "NAME")]
+    secret_names: Vec<String>,
     /// When its events are committed: on-close (each when its file is closed) or on-success (all
     /// when the job has succeeded) [default: on-close]
     #[arg(long, value_name = "WHEN")]
@@ -125,6 +128,9 @@ struct ModuleFlags {
     /// processor]
     #[arg(long, value_name = "N")]
     concurrency: Option<usize>,
+    /// How many waiting events one process takes at most [default: a process for each event]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
     /// The program and its arguments; with an image, paths are paths in the image [default: as the
     /// image says]
     #[arg(last = true, value_name = "ARGV", required_unless_present_any = ["pipeline", "image"])]
@@ -145,10 +151,12 @@ impl ModuleFlags {
             resources,
             privileged,
             env,
+            secret_names,
             commit,
             timeout,
             retries,
             concurrency,
+            batch,
             run,
         } = self;
         let map = |pairs: Vec<(String, String)>| {
@@ -165,10 +173,12 @@ impl ModuleFlags {
             ("resources", map(resources)),
             ("privileged", privileged.then(|| Value::from(true))),
             ("env", map(env)),
+            ("secrets", (!secret_names.is_empty()).then(|| json!(secret_names))),
             ("commit", commit.map(Value::from)),
             ("timeout", timeout.map(Value::from)),
             ("retries", retries.map(Value::from)),
             ("concurrency", concurrency.map(Value::from)),
+            ("batch", batch.map(Value::from)),
             ("run", (!run.is_empty()).then(|| json!(run))),
         ];
         fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()

@@ -10,12 +10,14 @@ use dispatcher::dispatch::single::{SingleRunEnd, run_once};
 use dispatcher::executor::StopReason;
 use dispatcher::executor::left::{CollectedOutput, OutputCollector};
 use dispatcher::ledger::Ledger;
-use dispatcher::pipeline::{ANY_TYPE, Module, Pipeline};
+use dispatcher::pipeline::{ANY_TYPE, ExecutorKind, Module, Pipeline};
+use dispatcher::secrets::{SecretFolders, read_given, secret_parameters};
 use ionfs::event::{Event, KeyValue};
 use ionfs::first::FirstEvent;
 use ionfs::id::{CorrelationId, EventId};
 use ionfs::node::Node;
 use ionfs::record::AttemptEnd;
+use ionfs::secret::is_secret_name;
 use ionfs::stores::DataPlane;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +26,7 @@ use crate::event::parse_pair;
 use crate::files::{StoredFiles, is_new_or_empty, store_files};
 use crate::output::live::{LiveStyle, LiveView};
 use crate::service::wait_for_stop_signal;
-use crate::settings::{CommandSettings, search_path};
+use crate::settings::{ArgumentError, CommandSettings, search_path};
 use crate::up::local_executor;
 use crate::{CommandFailure, CommandResult, CommandVerdict, doctor, output};
 
@@ -37,7 +39,8 @@ const UNNAMED_SHOWN_MAX: usize = 5;
 #[derive(Debug, ClapArgs)]
 #[command(after_help = "Examples:
   ion run sample --pipeline examples/video/pipeline.yaml --file clip.mp4
-  ion run --file README.md --out results -- sh -c 'wc -w /ion/in/data/* > /ion/out/data/n'")]
+  ion run --file README.md --out results -- sh -c 'wc -w /ion/in/data/* > /ion/out/data/n'
+  ion run tell --secret SLACK_URL=./slack-url --data text=hello")]
 pub(crate) struct RunArgs {
     /// The module
     #[arg(required_unless_present = "argv")]
@@ -52,6 +55,10 @@ pub(crate) struct RunArgs {
     /// A value for in/meta
     #[arg(short, long = "data", value_name = "KEY=VALUE", value_parser = parse_pair)]
     data: Vec<(String, String)>,
+    /// The value of a secret of the module, from this file; a program instead of a module finds each
+    /// in /run/secrets. May be repeated
+    #[arg(long = "secret", value_name = "NAME=FILE", value_parser = parse_secret_file)]
+    secret_files: Vec<(String, String)>,
     /// Copy all of out/data into this folder, whether or not an event names it
     #[arg(short, long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -74,13 +81,14 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
     let plane = settings.open_plane().await?;
     let ledger = Ledger::new(plane.clone());
     let module = find_module(&ledger, &args).await?;
+    let secrets = find_secrets(settings, &module, &args.secret_files)?;
     doctor::check_device()?;
     let node = Node::new(plane.clone(), settings.node_settings())?;
     let event = store_first_event(&plane, &module, args.data, &args.files).await?;
     let correlation = event.context.correlation_id.clone();
     let collector = Arc::new(OutputCollector::new(args.out.clone()));
     let name = module.name.clone();
-    let result = run_and_show(settings, node, module, event, collector.clone()).await?;
+    let result = run_and_show(settings, node, secrets, module, event, collector.clone()).await?;
     let published: Vec<Event> = ledger
         .correlation_events(correlation.as_str())
         .await?
@@ -99,6 +107,7 @@ pub(crate) async fn run(settings: &CommandSettings, args: RunArgs) -> CommandRes
 pub(crate) async fn run_and_show(
     settings: &CommandSettings,
     node: Arc<Node>,
+    secrets: SecretFolders,
     module: Module,
     event: Event,
     collector: Arc<OutputCollector>,
@@ -109,7 +118,7 @@ pub(crate) async fn run_and_show(
         shows_all: true,
     })?;
     let plane = node.plane.clone();
-    let executor = local_executor(settings, node, Some(live.clone()), Some(collector)).await?;
+    let executor = local_executor(settings, node, secrets, Some(live.clone()), Some(collector)).await?;
     let (stop, _) = watch::channel(None);
     let stop_requested = CancellationToken::new();
     tokio::spawn({
@@ -224,11 +233,47 @@ fn print_unnamed_files(
     Ok(CommandVerdict::Well)
 }
 
+fn parse_secret_file(text: &str) -> Result<(String, String), ArgumentError> {
+    match text.split_once('=') {
+        Some((name, file)) if is_secret_name(name) && !file.is_empty() => {
+            Ok((name.to_owned(), file.to_owned()))
+        }
+        _ => Err(ArgumentError::SecretFile),
+    }
+}
+
+/// Returns where the module's secrets are: the given files before the folders. Checks that all are
+/// there.
+fn find_secrets(
+    settings: &CommandSettings,
+    module: &Module,
+    given: &[(String, String)],
+) -> Result<SecretFolders, CommandFailure> {
+    let mut folders = settings.secret_folders()?;
+    let known: Vec<&String> = module.secrets.iter().chain(secret_parameters(module)).collect();
+    for (name, file) in given {
+        if !known.contains(&name) {
+            let words = known.iter().map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+            let words = if words.is_empty() { "none" } else { &words };
+            let module = &module.name;
+            return Err(CommandFailure(format!(
+                "module {module:?} has no secret {name:?} (secrets: {words})"
+            )));
+        }
+        folders.give(name, read_given(name, Path::new(file))?);
+    }
+    if module.executor != ExecutorKind::Kubernetes {
+        folders.read_named(&module.secrets)?;
+    }
+    Ok(folders)
+}
+
 async fn find_module(ledger: &Ledger, args: &RunArgs) -> Result<Module, CommandFailure> {
     let Some(name) = &args.module else {
         let mut module = Module::new("run", args.argv.clone(), std::env::current_dir()?);
         module.emits = vec![ANY_TYPE.into()];
         module.privileged = args.privileged;
+        module.secrets = args.secret_files.iter().map(|(name, _)| name.clone()).collect();
         module.check_programs(&search_path())?;
         return Ok(module);
     };

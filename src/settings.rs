@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use dispatcher::executor::local::Namespaces;
 use dispatcher::pipeline::{BoundError, PlaneSection, TIME_MAX, parse_time_within};
+use dispatcher::secrets::{SecretError, SecretFolders};
 use ionfs::cache::CacheLimits;
 use ionfs::checksum::BLOCK_BYTES;
 use ionfs::environment::variable;
@@ -151,6 +152,16 @@ pub(crate) struct Global {
         help_heading = "Global options"
     )]
     cache_memory: Option<u64>,
+    /// The folder with the values of modules' secrets, each a file of its name; only its owner may
+    /// enter it [default: systemd's credentials of this service, and /run/secrets]
+    #[arg(
+        long,
+        env = "ION_SECRETS",
+        global = true,
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
+    secrets: Option<PathBuf>,
     /// Print JSON documents instead of tables
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
@@ -180,6 +191,8 @@ pub(crate) struct CommandSettings {
     commit_deadline: Duration,
     limits: Limits,
     cache: CacheLimits,
+    /// The folder of secrets that flags or environment name.
+    secrets: Option<PathBuf>,
     /// Whether jobs get namespaces of their own.
     pub(crate) namespaces: Namespaces,
 }
@@ -201,6 +214,7 @@ impl CommandSettings {
         let (json, commit_deadline) = (global.json, global.commit_deadline);
         let opened = OpenedDocuments::default();
         let limits = LimitOverrides::from_arguments(&global.limits)?.apply_to(Limits::default());
+        let secrets = global.secrets.map(std::path::absolute).transpose()?;
         let defaults = CacheLimits::default();
         let cache = CacheLimits {
             disk_bytes: global.cache_size,
@@ -218,6 +232,7 @@ impl CommandSettings {
             passthrough,
             commit_deadline,
             limits,
+            secrets,
             namespaces,
         };
         settings.choose_stores(&recorded)?;
@@ -297,6 +312,15 @@ impl CommandSettings {
             cache: self.cache,
             ..NodeSettings::new(&self.home)
         }
+    }
+
+    /// Returns where the values of modules' secrets are.
+    ///
+    /// # Errors
+    /// When users other than the owner may enter the folder that was named, or it is not there.
+    pub(crate) fn secret_folders(&self) -> Result<SecretFolders, SecretError> {
+        let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").filter(|at| !at.is_empty());
+        SecretFolders::new(self.secrets.clone(), credentials.map(PathBuf::from), &self.home)
     }
 
     /// The URLs of the stores.
@@ -450,6 +474,8 @@ pub(crate) enum ArgumentError {
     Path,
     #[error("it must be KEY=VALUE")]
     Pair,
+    #[error("it must be NAME=FILE; a name has letters, digits, '.', '_' and '-'")]
+    SecretFile,
     #[error("an id has 1 to {ID_BYTES_MAX} bytes and no control characters")]
     Id,
     #[error("allowed: waiting, queued, starting, running, succeeded, dead, cancelled")]

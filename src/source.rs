@@ -85,7 +85,8 @@ pub(crate) struct SourceListArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ion source add bbc-top --module feed --every 15m --with url=https://feeds.example/news.xml
-  ion source add report --module mail --at \"30 6 * * mon-fri\" --zone Europe/London")]
+  ion source add report --module mail --at \"30 6 * * mon-fri\" --zone Europe/London
+  ion source add rust --module posts --every 15m --with query=rust --secret token=X_TOKEN")]
 pub(crate) struct SourceAddArgs {
     /// The source's name
     #[arg(value_name = "NAME")]
@@ -136,6 +137,10 @@ struct ScheduleFlags {
     /// A value of a parameter of the module; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_pair)]
     with: Vec<(String, String)>,
+    /// Where a secret parameter of the module is: the name of a secret that the dispatchers have,
+    /// and never a value; may be repeated
+    #[arg(long = "secret", value_name = "PARAMETER=NAME", value_parser = parse_pair)]
+    secret_origins: Vec<(String, String)>,
 }
 
 /// Run a source now, also one that is paused
@@ -272,15 +277,18 @@ pub(crate) async fn run(settings: &CommandSettings, command: SourceCommand) -> C
 impl ScheduleFlags {
     /// Returns what the flags say as a merge patch of a source's fields.
     fn into_patch(self) -> Map<String, Value> {
-        let Self { every, at, zone, jitter, missed, first, with } = self;
+        let Self { every, at, zone, jitter, missed, first, with, secret_origins } = self;
         let texts =
             [("every", every), ("at", at), ("zone", zone), ("jitter", jitter), ("first", first)];
         let given = texts.into_iter().filter_map(|(field, text)| Some((field, json!(text?))));
         let missed = missed.map(|missed| ("missed", json!(missed)));
-        let values: Map<String, Value> =
-            with.into_iter().map(|(key, value)| (key, json!(value))).collect();
-        let values = (!values.is_empty()).then(|| ("with", Value::Object(values)));
-        given.chain(missed).chain(values).map(|(field, value)| (field.to_owned(), value)).collect()
+        let maps = [("with", with), ("secrets", secret_origins)].map(|(field, pairs)| {
+            let pairs: Map<String, Value> =
+                pairs.into_iter().map(|(key, value)| (key, json!(value))).collect();
+            (!pairs.is_empty()).then(|| (field, Value::Object(pairs)))
+        });
+        let all = given.chain(missed).chain(maps.into_iter().flatten());
+        all.map(|(field, value)| (field.to_owned(), value)).collect()
     }
 }
 

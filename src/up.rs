@@ -16,7 +16,9 @@ use dispatcher::ledger::Ledger;
 use dispatcher::pipeline::{
     ExecutorKind, Module, Pipeline, find_cycles, find_misspelled_types, parse_at_a_time,
 };
+use dispatcher::secrets::{SecretError, SecretFolders};
 use futures_util::FutureExt as _;
+use ionfs::errors::error_chain;
 use ionfs::id::JobId;
 use ionfs::node::Node;
 use ionfs::record::{AttemptEnd, JobRecord, JobState};
@@ -132,7 +134,7 @@ pub(crate) async fn relay(settings: &CommandSettings, args: RelayArgs) -> Comman
             Ok(0) => {}
             Ok(published) => output::print_message(&format!("published {published} events")),
             Err(error) => {
-                tracing::warn!(error = ionfs::errors::error_chain(&error), "not published yet")
+                tracing::warn!(error = error_chain(&error), "not published yet")
             }
         }
         tokio::select! {
@@ -211,6 +213,8 @@ async fn serve(
         Some(pipeline) => modules_of_file(&ledger, pipeline, only, args.drop_missing).await?,
         None => registered_modules(&ledger, only, without).await?,
     };
+    let secrets = settings.secret_folders()?;
+    check_secrets(&secrets, &modules, &sources)?;
     check_machine(settings, &modules).await?;
     remove_stale_mounts(&settings.home);
     let live = LiveView::start(LiveStyle {
@@ -220,7 +224,8 @@ async fn serve(
     })?;
     let watcher = (!args.quiet).then(|| live.clone() as Arc<dyn OutputWatcher>);
     let cluster = ClusterSettings { key: ticket_key(), namespace: args.kubernetes_namespace };
-    let local = Arc::new(local_executor(settings, node.clone(), watcher.clone(), None).await?);
+    let local =
+        Arc::new(local_executor(settings, node.clone(), secrets, watcher.clone(), None).await?);
     let chains = local.chains().clone();
     let executor = Arc::new(Executors::new(node.clone(), local, cluster, watcher));
     if modules.iter().any(|module| module.executor == ExecutorKind::Kubernetes) {
@@ -326,6 +331,40 @@ fn no_modules_failure() -> CommandFailure {
     )
 }
 
+/// Checks that this machine has the secrets of the modules whose jobs run here. Of a pipeline file
+/// that was named, each has to be there. A module that somebody has registered must not keep the
+/// dispatcher from the others: its attempts fail.
+fn check_secrets(
+    secrets: &SecretFolders,
+    modules: &[Module],
+    declared: &DeclaredSources,
+) -> Result<(), CommandFailure> {
+    for module in modules.iter().filter(|module| module.executor != ExecutorKind::Kubernetes) {
+        let own = secrets.read_named(&module.secrets).map(drop);
+        let own = own.map_err(|error| in_module(&module.name, &error));
+        let sources = declared.sources.iter().filter(|(_, one)| one.module == module.name);
+        let mut of_sources = sources.map(|(name, source)| {
+            secrets.check_source(source).map_err(|error| in_source(name, &error))
+        });
+        match own.and_then(|()| of_sources.try_for_each(|checked| checked)) {
+            Ok(()) => {}
+            Err(failure) if declared.pipeline.is_some() => return Err(failure),
+            Err(CommandFailure(reason)) => {
+                output::print_message(&format!("{reason}; until then its jobs fail here"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn in_module(name: &str, error: &SecretError) -> CommandFailure {
+    CommandFailure(format!("module {name:?}: {}", error_chain(error)))
+}
+
+fn in_source(name: &str, error: &SecretError) -> CommandFailure {
+    CommandFailure(format!("source {name:?}: {}", error_chain(error)))
+}
+
 /// Checks what the jobs of these modules need of this machine and of the blob store.
 async fn check_machine(
     settings: &CommandSettings,
@@ -412,6 +451,7 @@ async fn handle_missing_modules(
 pub(crate) async fn local_executor(
     settings: &CommandSettings,
     node: Arc<Node>,
+    secrets: SecretFolders,
     watcher: Option<Arc<dyn OutputWatcher>>,
     collector: Option<Arc<OutputCollector>>,
 ) -> Result<LocalExecutor, CommandFailure> {
@@ -423,6 +463,7 @@ pub(crate) async fn local_executor(
         registries: registry_environment(),
         namespaces: settings.namespaces,
         stores: stores.collect(),
+        secrets,
         left: collector,
     };
     Ok(LocalExecutor::new(node, local, watcher).await?)

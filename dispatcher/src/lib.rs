@@ -19,4 +19,4 @@ pub use ion_jobs::{
     cancel, counts, find, gather, job, ledger, lineage, list, logs, metrics, pipeline, progress,
     retention, sources, summary, usage, version,
 };
-pub use ion_run::{chain, container, executor, image, sandbox};
+pub use ion_run::{chain, container, executor, image, sandbox, secrets};

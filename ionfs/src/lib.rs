@@ -93,7 +93,7 @@
 pub use ion_csi::{self as csi, ticket};
 pub use ion_fs::{self as fs, mount};
 pub use ion_model::{
-    checksum, clock, errors, event, id, limits, record, source, term, text, usage, version,
+    checksum, clock, errors, event, id, limits, record, secret, source, term, text, usage, version,
 };
 pub use ion_plane::{
     address, audit, cache, collect, commit, fetch, first, node, probe, relay, resume, runs, search,

@@ -7,7 +7,7 @@ use clap::Args;
 use dispatcher::dispatch::trial::{compare_states, open_trial_plane};
 use dispatcher::executor::left::OutputCollector;
 use dispatcher::ledger::Ledger;
-use dispatcher::pipeline::{Module, Pipeline, SourceFields, define_source_from_json};
+use dispatcher::pipeline::{Module, Pipeline, SourceFields, define_tried_source};
 use dispatcher::sources::Sources;
 use ionfs::event::{Event, is_staged};
 use ionfs::home::{make_home, make_private_folder};
@@ -76,6 +76,7 @@ pub(super) async fn try_source(settings: &CommandSettings, args: SourceTryArgs) 
     let real = if nothing_yet { None } else { Some(settings.open_existing_plane().await?) };
     let (name, out) = (args.name.clone(), args.out.clone());
     let Tried { definition, module, state } = find_tried(real.as_ref(), args).await?;
+    let secrets = settings.secret_folders()?;
     doctor::check_device()?;
     make_home(&settings.home)?;
     let jobs = settings.home.join("jobs");
@@ -89,7 +90,7 @@ pub(super) async fn try_source(settings: &CommandSettings, args: SourceTryArgs) 
     let node = Node::new(plane.clone(), settings.node_settings())?;
     let collector = Arc::new(OutputCollector::new(out.clone()));
     let module_name = module.name.clone();
-    let ended = run_and_show(settings, node, module, event, collector.clone()).await?;
+    let ended = run_and_show(settings, node, secrets, module, event, collector.clone()).await?;
     if let Some(out) = &out {
         print_copied_files(&collector.found(), out)?;
     }
@@ -143,7 +144,7 @@ async fn find_tried(
         }
     };
     let module = |name: &str| modules.iter().find(|module| module.name == name);
-    let definition = define_source_from_json(&args.name, fields, module)?;
+    let definition = define_tried_source(&args.name, fields, module)?;
     let state = found.filter(|_| !args.without_state).map(|found| found.state).unwrap_or_default();
     let module = module(&definition.module).cloned();
     let module = module.expect("a definition names a module that exists");

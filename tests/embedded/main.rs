@@ -24,6 +24,7 @@ mod output;
 mod pipelines;
 mod reports;
 mod requests;
+mod secrets;
 mod sources;
 mod staging;
 #[path = "../support/mod.rs"]

@@ -10,6 +10,7 @@ mod kubernetes;
 mod posix;
 mod programs;
 mod readers;
+mod secrets;
 mod security;
 mod storms;
 #[path = "../support/mod.rs"]

@@ -17,6 +17,7 @@ mod module;
 mod older;
 mod params;
 mod resources;
+mod secrets;
 mod source_fields;
 mod source_problem;
 mod sources;
@@ -56,10 +57,12 @@ pub use self::params::{
     Parameter, ParameterError, ParameterKind, Parameters, ValueText, check_values,
 };
 pub use self::resources::Resources;
+pub use self::secrets::MODULE_SECRETS_MAX;
+use self::secrets::set_secrets;
 pub use self::source_fields::SourceFields;
 pub use self::source_problem::{SourceProblem, SourceProblems};
 use self::sources::{ParamsEntry, build_params, build_sources, check_started_by_sources};
-pub use self::sources::{define_source, define_source_from_json};
+pub use self::sources::{define_source, define_source_from_json, define_tried_source};
 
 /// The most retries that a module may set: with a minute between two attempts, they take most of a
 /// day.
@@ -156,6 +159,8 @@ struct PipelineFile {
     sources: BTreeMap<String, Spanned<SourceFields>>,
     #[serde(rename = "Chain")]
     chain: Option<Spanned<Vec<Spanned<LinkEntry>>>>,
+    #[serde(default)]
+    secrets: Vec<Spanned<String>>,
     timeout: Option<Spanned<String>>,
     concurrency: Option<Spanned<usize>>,
     warm: Option<Spanned<usize>>,
@@ -175,6 +180,8 @@ struct ModuleEntry {
     on_dead: Option<OnDead>,
     emits: Option<Vec<Spanned<String>>>,
     params: Option<Spanned<ParamsEntry>>,
+    #[serde(default)]
+    secrets: Vec<Spanned<String>>,
     run: Option<Spanned<Vec<String>>>,
     image: Option<Spanned<String>>,
     env: Option<Spanned<BTreeMap<String, String>>>,
@@ -277,8 +284,9 @@ fn build(
     directory: &Path,
 ) -> Result<(Pipeline, BTreeMap<String, Location>), Mistake> {
     let name = file.name.unwrap_or_else(|| "pipeline".into());
-    let PipelineFile { timeout, concurrency, warm, idle, output, .. } = file;
-    let of_chain = ChainEntry { timeout, concurrency, links: LinkFields { warm, idle, output } };
+    let PipelineFile { secrets, timeout, concurrency, warm, idle, output, .. } = file;
+    let links = LinkFields { warm, idle, output };
+    let of_chain = ChainEntry { secrets, timeout, concurrency, links };
     if let Some(links) = file.chain {
         if let Some(modules) = file.modules {
             let words = "\"Chain\" and \"modules\" exclude each other in one file";
@@ -360,6 +368,7 @@ fn build_module(
         ..Module::new(name, run, directory.to_owned())
     };
     module.params = entry.params.map(build_params).transpose()?;
+    set_secrets(&mut module, entry.secrets)?;
     set_start_events(&mut module, entry.on, entry.gather, entry.per, place)?;
     module.terms = parse_where(&entry.terms)?;
     let emits = entry.emits.unwrap_or_default();
@@ -512,6 +521,8 @@ fn parse_batch(module: &Module, batch: Spanned<usize>) -> Result<usize, Mistake>
         Some("\"batch\" and \"stdio: true\" exclude each other: leave one of them out")
     } else if module.api != ModuleApi::None {
         Some("\"batch\" and \"api: sidecar\" exclude each other: leave one of them out")
+    } else if module.has_secret_parameter() {
+        Some("\"batch\" and a parameter of \"type: secret\" exclude each other: one process has one folder of secrets")
     } else if module.executor == ExecutorKind::Kubernetes {
         Some("\"batch\" needs \"executor: local\" or \"executor: container\": a pod has one job")
     } else {

@@ -535,6 +535,7 @@ impl Sources {
             source: source.id.clone(),
             scheduled: run.scheduled,
             state: source.state.clone(),
+            secrets: source.definition.secrets.clone(),
         };
         let event_type = tick_type(&source.definition.module);
         let event = self.first_event(&source.id, &run.event, &run.correlation, event_type, data);

@@ -3,7 +3,8 @@
 //!
 //! # How it works
 //! A version is a SHA-256 over the arguments, the content of the programs, of the arguments that
-//! are files beside the pipeline and of the module's `files`, the images and the environment. The
+//! are files beside the pipeline and of the module's `files`, the images, the environment and the
+//! names of its secrets. The
 //! content of a file is read when an attempt runs it first, and again only when the file's place,
 //! size or times have changed; otherwise an attempt costs one `stat` for each file. The document of
 //! a version is inserted when this process runs the version first.
@@ -13,7 +14,7 @@
 //! document that cannot be stored is stored with the next attempt. Write down a value of the
 //! environment.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -136,7 +137,7 @@ impl KnownFiles {
             FileHasher { directory: &module.directory, path, now, former, files: &mut self.0 };
         let programs = programs_of(module, &mut hasher);
         let files = hasher.matching_files(&module.files);
-        let version = version_of(&programs, &files, &module.env);
+        let version = version_of(&programs, &files, module);
         VersionRecord {
             id: VersionRecord::id_of(&module.name, &version),
             module: module.name.clone(),
@@ -145,6 +146,7 @@ impl KnownFiles {
             programs,
             files,
             env: module.env.keys().cloned().collect(),
+            secrets: module.secrets.clone(),
         }
     }
 }
@@ -178,12 +180,9 @@ fn hashed_files(files: &[FileDigest]) -> Vec<(&str, Option<&str>)> {
     files.iter().map(|file| (file.name.as_str(), file.sha256.as_deref())).collect()
 }
 
-/// Returns the version of these programs and files in this environment.
-fn version_of(
-    programs: &[ProgramRecord],
-    files: &[FileDigest],
-    env: &BTreeMap<String, String>,
-) -> ModuleVersion {
+/// Returns the version of these programs and files with the module's environment and the names of
+/// its secrets. Their values are no part of it: a rotated secret is the same program.
+fn version_of(programs: &[ProgramRecord], files: &[FileDigest], module: &Module) -> ModuleVersion {
     let hashed = |program: &'_ ProgramRecord| {
         serde_json::json!(HashedProgram {
             image: program.image.as_deref(),
@@ -194,8 +193,11 @@ fn version_of(
     let programs: Vec<_> = programs.iter().map(hashed).collect();
     let files = hashed_files(files);
     // JSON keeps the border between two texts, whatever they contain.
-    let text = serde_json::json!({"programs": programs, "files": files, "env": env}).to_string();
-    let mut digits = hex(&Sha256::digest(text));
+    let mut text = serde_json::json!({"programs": programs, "files": files, "env": module.env});
+    if !module.secrets.is_empty() {
+        text["secrets"] = serde_json::json!(module.secrets);
+    }
+    let mut digits = hex(&Sha256::digest(text.to_string()));
     digits.truncate(ModuleVersion::DIGITS);
     ModuleVersion::new(digits)
 }

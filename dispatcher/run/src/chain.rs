@@ -51,6 +51,7 @@ use self::record::Recording;
 pub use self::record::STDIN;
 use crate::container::Containers;
 use crate::sandbox::{Covers, ForkServer, SandboxMode};
+use crate::secrets::SecretFolders;
 
 /// The most concurrent runs whose caller waits for the answer, for each processor. More would
 /// compete for the processors.
@@ -217,6 +218,8 @@ pub struct LinkRuntime {
     pub containers: Arc<Containers>,
     /// The paths of this machine that links must not see.
     pub covers: Arc<Covers>,
+    /// Where the values of links' secrets are.
+    pub secrets: SecretFolders,
 }
 
 /// The runner of chains on this machine.

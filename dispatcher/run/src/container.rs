@@ -25,6 +25,7 @@ use std::sync::{Arc, OnceLock};
 use ion_jobs::pipeline::{Container, Network};
 use ion_model::errors::error_chain;
 use ion_model::id::EventId;
+use ion_model::secret::SECRETS_FOLDER;
 use rustix::fs::{Mode as Permissions, OFlags, ResolveFlags};
 use serde_json::{Value, json};
 
@@ -33,7 +34,9 @@ pub use self::error::{ContainerError, RuntimeError};
 use self::program::{ImageFiles, program_fault};
 use self::users::{User, resolve_user};
 use super::image::{HOST_FILES, Image, ImageConfig, ImageOwners, Images, USERS, find_in_path};
-use super::sandbox::{self, BUNDLE, CgroupLimits, MASKED, READ_ONLY, ROOTFS, SandboxMode};
+use super::sandbox::{
+    self, BUNDLE, CONTAINER_SECRETS, CgroupLimits, MASKED, READ_ONLY, ROOTFS, SandboxMode,
+};
 
 /// The first of the machine's user ids that a container's users are mapped to. systemd leaves
 /// 1,879,048,192 to 2,147,352,575 unassigned, and tools that assign ids to people's own containers
@@ -142,6 +145,8 @@ pub(crate) struct ContainerRequest<'a> {
     pub(crate) env: Vec<(String, String)>,
     /// Where the job's tree is; none: it has no tree.
     pub(crate) tree: Option<&'a Path>,
+    /// Whether it has secrets, in `/run/secrets`.
+    pub(crate) has_secrets: bool,
     /// The most processes and threads.
     pub(crate) processes: u64,
     /// Receives a line about each wait, for the log.
@@ -360,7 +365,14 @@ fn bundle_config(
     let env = environment(ask, &image.config, user);
     let path = env.iter().find_map(|pair| pair.strip_prefix("PATH=")).unwrap_or_default();
     let host = ask.container.network == Network::Host;
-    let mounts = bundle_mounts(ask.tree, host, &writable_folders(image, first, user)?);
+    let mut mounts = bundle_mounts(ask.tree, host, &writable_folders(image, first, user)?);
+    if ask.has_secrets {
+        // The last one: a volume of the image may be at /run.
+        mounts.push(json!({
+            "destination": SECRETS_FOLDER, "type": "none", "source": CONTAINER_SECRETS,
+            "options": ["rbind", "nosuid", "noexec", "nodev", "ro"],
+        }));
+    }
     let mounted =
         mounts.iter().filter_map(|mount| Some(PathBuf::from(mount["destination"].as_str()?)));
     let files = ImageFiles { rootfs: &image.rootfs, user, first, mounted: mounted.collect() };

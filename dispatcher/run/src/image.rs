@@ -53,7 +53,7 @@ const PART: &str = "part";
 /// The file of an image's configuration, beside its files; it is written when these are whole. Its
 /// number changes when unpacking changes: an image that an older version unpacked is unpacked
 /// again.
-const CONFIG: &str = "config-2.json";
+const CONFIG: &str = "config-3.json";
 
 /// The folder of notes: the digest of each reference.
 const REFS: &str = "refs";

@@ -2,7 +2,8 @@
 //!
 //! [`executor`] has one small trait for every kind of machine, and its implementations: a process
 //! of this machine in a sandbox, the same in a container, a pod of a Kubernetes cluster. [`chain`]
-//! runs programs through which bytes pass from stdin to stdout. This crate must not know about
+//! runs programs through which bytes pass from stdin to stdout. [`secrets`] finds what modules read as
+//! secrets. This crate must not know about
 //! queues, the ledger's claims or HTTP requests: it receives one attempt, and returns how that
 //! attempt ended.
 //!
@@ -13,3 +14,4 @@ pub mod container;
 pub mod executor;
 pub mod image;
 pub mod sandbox;
+pub mod secrets;

@@ -10,7 +10,7 @@
 //! the socket close and ends everything, and the mount goes with the namespace.
 //!
 //! # What it never does
-//! Put anything of the module's environment on a command line; leave a mount or a process behind;
+//! Put anything of the module's environment or a secret on a command line; leave a mount or a process behind;
 //! let a module see the daemon's processes, its state or its stores.
 
 mod bounds;
@@ -19,6 +19,7 @@ mod error;
 mod init;
 mod rights;
 mod root;
+mod secrets;
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -51,6 +52,8 @@ pub use self::error::SandboxError;
 pub use self::init::run_fork_server;
 pub use self::rights::Rights;
 pub(super) use self::root::{MASKED, READ_ONLY};
+pub use self::secrets::SandboxSecrets;
+pub(crate) use self::secrets::SecretFile;
 
 /// The argument that makes the `ion` program run as the fork server of its `job-init`s.
 pub const INIT_WORD: &str = "job-init";
@@ -62,11 +65,14 @@ const START_WAIT: Duration = Duration::from_secs(20);
 /// The most bytes of one message on the socket: a module's environment and arguments fit well.
 const MESSAGE_MAX: usize = 160 << 10;
 
-/// The most descriptors of one message: a socket, and a program's three streams.
-const DESCRIPTORS_MAX: usize = 4;
+/// The most descriptors of one message: a socket, a program's three streams, and its secrets.
+const DESCRIPTORS_MAX: usize = 5;
 
 /// Where a container's bundle lies, visible in its sandbox alone.
 pub(super) const BUNDLE: &str = "/.container";
+
+/// Where a container's secrets lie beside its bundle: the runtime binds them into its root.
+pub(super) const CONTAINER_SECRETS: &str = "/.container/secrets";
 
 /// The root of the container's files in the bundle.
 pub(super) const ROOTFS: &str = "/.container/rootfs";
@@ -105,6 +111,8 @@ pub struct SandboxCommand {
     /// The limit of open descriptors that the module begins with: the daemon's own limit before it
     /// raised it.
     pub open_files: Option<u64>,
+    /// The secrets that it finds in `/run/secrets`; none in [`SandboxMode::Plain`].
+    pub secrets: SandboxSecrets,
     /// A container to run instead of the program; `argv`, `env` and `cwd` are unused then.
     pub container: Option<Box<SandboxContainer>>,
 }
@@ -321,11 +329,13 @@ impl ForkServer {
     ) -> Result<(Sandbox, InitReport, Option<OwnedFd>), SandboxError> {
         let tidies_up = command.container.is_some();
         let image = command.container.as_ref().and_then(|container| container.image.clone());
+        let secrets = command.secrets.content.clone();
         let order = encode_order(&InitOrder::Fork(command))?;
         let (socket, init_end) = socket_pair().map_err(SandboxError::Spawn)?;
         let fork = async |requests: &UnixDatagram| {
-            let descriptors: Vec<_> =
-                iter::once(&init_end).chain(streams).map(OwnedFd::as_fd).collect();
+            let secrets = secrets.as_deref();
+            let all = iter::once(&init_end).chain(streams).chain(secrets);
+            let descriptors: Vec<_> = all.map(OwnedFd::as_fd).collect();
             let sent =
                 requests.async_io(Interest::WRITABLE, || send(requests, &order, &descriptors));
             tokio::time::timeout(START_WAIT, sent)
@@ -517,6 +527,7 @@ pub async fn probe(server: &ForkServer, mode: SandboxMode) -> Result<(), Sandbox
         covers: vec![],
         processes: 1000,
         open_files: None,
+        secrets: SandboxSecrets::default(),
         container: None,
     };
     spawn(server, nothing).await.map(drop)

@@ -15,6 +15,7 @@ pub mod file;
 pub mod id;
 pub mod limits;
 pub mod record;
+pub mod secret;
 pub mod source;
 pub mod state;
 pub mod term;

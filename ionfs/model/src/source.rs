@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::clock::Millis;
 use crate::event::is_event_type;
 use crate::id::{CorrelationId, EventId, JobId};
+use crate::secret::SecretOrigin;
 pub use crate::state::{LeftState, STATE_KEYS, SourceTick, StateFiles, state_prefix};
 
 /// What separates a source's name from the rest of the id of a run's correlation. No source has it
@@ -109,6 +110,9 @@ pub struct SourceDefinition {
     /// The values that the module receives, checked against its parameters.
     #[serde(default)]
     pub with: BTreeMap<String, String>,
+    /// Where the values of the module's secret parameters are, by parameter.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, SecretOrigin>,
     /// The pipeline file that declares it, as a path; none for a source that was added while
     /// dispatchers ran.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,10 +1,13 @@
 //! The state that one run of a source leaves for the next.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Millis;
 use crate::file::FileEntry;
 use crate::id::CorrelationId;
+use crate::secret::SecretOrigin;
 
 /// What the keys of all blobs begin with that hold the states of sources.
 pub const STATE_KEYS: &str = "state/";
@@ -63,4 +66,8 @@ pub struct SourceTick {
     /// What the last succeeded run left. Every attempt of the run begins with it.
     #[serde(default, skip_serializing_if = "StateFiles::is_empty")]
     pub state: StateFiles,
+    /// Where the values of the module's secret parameters are, by parameter. Every attempt reads
+    /// them anew.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, SecretOrigin>,
 }

@@ -41,7 +41,7 @@ impl fmt::Debug for ModuleVersion {
 }
 
 /// The document of a version of a module: what its attempts ran. It names the variables of the
-/// module's environment and never has their values.
+/// module's environment and its secrets, and never has their values.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VersionRecord {
@@ -62,6 +62,9 @@ pub struct VersionRecord {
     /// The names of the variables that the module adds to the environment of its programs.
     #[serde(default)]
     pub env: Vec<String>,
+    /// The names of the module's secrets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
 }
 
 impl VersionRecord {

@@ -230,7 +230,7 @@ struct JsonArgs {
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     set: Vec<(String, String)>,
     /// The folder that has the secrets, one file each
-    #[arg(long, value_name = "DIR", default_value = "/run/secrets")]
+    #[arg(long, value_name = "DIR", env = "ION_SECRETS_DIR", default_value = "/run/secrets")]
     secrets: PathBuf,
     /// One event "item" for each item, or one event "items" for a run [default: item]
     #[arg(long, value_name = "item|items")]

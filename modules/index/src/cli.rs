@@ -55,7 +55,7 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "URL", env = "ION_INDEX_URL", hide_env_values = true)]
     url: String,
     /// The folder of the secrets; the options below name files in it
-    #[arg(long, value_name = "DIR", default_value = "/run/secrets")]
+    #[arg(long, value_name = "DIR", env = "ION_SECRETS_DIR", default_value = "/run/secrets")]
     secrets: PathBuf,
     /// The secret with the name of the user
     #[arg(long, value_name = "NAME", requires = "password_from")]

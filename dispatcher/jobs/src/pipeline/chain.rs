@@ -10,7 +10,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::{
     Link, Mistake, Module, PipelineProblem, ProgramError, default_concurrency, parse_time,
-    set_run_limits,
+    set_run_limits, set_secrets,
 };
 
 /// How many runs of one chain a dispatcher has at the same time, for each processor. More than one,
@@ -26,6 +26,7 @@ const CHAIN: &str = "chain.";
 
 /// The top-level fields of a file that belong to its chain, beside the links themselves.
 pub(super) struct ChainEntry {
+    pub(super) secrets: Vec<Spanned<String>>,
     pub(super) timeout: Option<Spanned<String>>,
     pub(super) concurrency: Option<Spanned<usize>>,
     pub(super) links: LinkFields,
@@ -59,6 +60,7 @@ impl ChainEntry {
         let at = |spanned: Option<Location>, key| spanned.map(|place| (place, key));
         at(self.timeout.as_ref().map(|one| one.referenced), "timeout")
             .or_else(|| at(self.concurrency.as_ref().map(|one| one.referenced), "concurrency"))
+            .or_else(|| at(self.secrets.first().map(|one| one.referenced), "secrets"))
             .or_else(|| self.links.first_set_field())
     }
 }
@@ -154,6 +156,7 @@ pub(super) fn build_chain(
         })?;
         module.links.push(link);
     }
+    set_secrets(&mut module, entry.secrets)?;
     set_run_limits(&mut module, entry.timeout, entry.concurrency)?;
     entry.links.apply(&mut module)?;
     Ok(module)

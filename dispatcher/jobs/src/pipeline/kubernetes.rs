@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a module's pods may run, and with which account. GPUs, memory and processors are set in
+/// Where a module's pods may run, with which account, and which Secret has its secrets. GPUs, memory and processors are set in
 /// `resources`, as for containers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -21,6 +21,19 @@ pub struct KubernetesFields {
     /// The names of secrets with the credentials of the image's registry.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub image_pull_secrets: Vec<String>,
+    /// The Secret with the values of the module's `secrets`, in the namespace of jobs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
+}
+
+/// The Secret that pods have their secrets from, unless the module names another.
+const DEFAULT_SECRET: &str = "ion-secrets";
+
+impl KubernetesFields {
+    /// Returns the name of the Secret with the values of the module's secrets.
+    pub fn secret_name(&self) -> &str {
+        self.secret.as_deref().unwrap_or(DEFAULT_SECRET)
+    }
 }
 
 /// A taint that a pod tolerates.

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{
     Container, ExecutorKind, ImageReference, ImageReferenceError, KubernetesFields, Link,
-    LinkSettings, Parameters, Pipeline, PipelineProblem, is_default,
+    LinkSettings, ParameterKind, Parameters, Pipeline, PipelineProblem, is_default,
 };
 
 /// How long a job may run unless its module sets `timeout`: the default of older Ion.
@@ -131,6 +131,9 @@ pub struct Module {
     /// What its sources pass to it; none if no source may start it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub params: Option<Parameters>,
+    /// The names of the secrets that it reads as files; no value of any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
     /// The program and its arguments; empty for a chain, and where the image names the program.
     pub run: Vec<String>,
     /// The executor that runs its jobs.
@@ -223,6 +226,7 @@ impl Module {
             on_dead: OnDead::default(),
             emits: vec![],
             params: None,
+            secrets: vec![],
             run,
             executor: ExecutorKind::default(),
             container: None,
@@ -283,6 +287,12 @@ impl Module {
             .filter(|name| one[name.as_str()] != other[name.as_str()])
             .cloned()
             .collect()
+    }
+
+    /// Returns whether its sources name secrets of their own.
+    pub fn has_secret_parameter(&self) -> bool {
+        let mut parameters = self.params.iter().flat_map(|parameters| parameters.values());
+        parameters.any(|parameter| parameter.kind == ParameterKind::Secret)
     }
 
     /// Returns how many of its jobs one process runs, at most.

@@ -10,6 +10,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::bounds::{TIME_MAX, parse_time_within};
 
+/// What is wrong with a value of a secret parameter: that it is there.
+const SECRET_VALUE: &str = "is a secret, so its value stands in no source; say where it is: in a \
+                            pipeline file with secrets: {token: NAME}, in a command with --secret \
+                            token=NAME";
+
 /// The most bytes of a parameter's value.
 const VALUE_MAX: usize = 64 << 10;
 
@@ -30,6 +35,9 @@ pub enum ParameterKind {
     Duration,
     /// One of the `choices`.
     Choice,
+    /// A secret. Its value is in no source: a source says where it is, and the module reads it as a
+    /// file.
+    Secret,
 }
 
 /// One parameter.
@@ -116,6 +124,7 @@ impl ParameterKind {
             Self::Bool => matches!(value, "true" | "false"),
             Self::Duration => parse_time_within(value, Duration::ZERO, TIME_MAX).is_ok(),
             Self::Choice => choices.iter().any(|choice| choice == value),
+            Self::Secret => false,
         };
         let allowed = match self {
             _ if is_right => return Ok(()),
@@ -125,6 +134,8 @@ impl ParameterKind {
             Self::Bool => "true or false".to_owned(),
             Self::Duration => "a time, such as 90s or 2h".to_owned(),
             Self::Choice => format!("one of {}", choices.join(", ")),
+            // The value is not repeated.
+            Self::Secret => return Err(SECRET_VALUE.to_owned()),
         };
         Err(format!("is {value:?}; it must be {allowed}"))
     }
@@ -145,6 +156,9 @@ impl Parameter {
             return Err("\"choices\" and \"type: choice\" belong together".to_owned());
         }
         match &self.default {
+            Some(_) if self.kind == ParameterKind::Secret => {
+                Err("a secret has no default: each source says where its value is".to_owned())
+            }
             Some(_) if self.required => {
                 Err("it is required, so its default would never be used".to_owned())
             }
@@ -196,6 +210,7 @@ pub fn check_values(
         }
         match &parameter.default {
             Some(default) => drop(complete.insert(name.clone(), default.0.clone())),
+            None if parameter.kind == ParameterKind::Secret => {}
             None if parameter.required => note(name, "is missing".to_owned()),
             None => {}
         }
@@ -264,6 +279,7 @@ mod tests {
             "{required: true, default: a}",
             "{type: number, default: a}",
             "{type: choice, choices: [a], default: b}",
+            "{type: secret, default: very-secret}",
         ] {
             let parameter: Parameter = serde_saphyr::from_str(wrong).unwrap();
             assert!(parameter.check().is_err(), "{wrong}");

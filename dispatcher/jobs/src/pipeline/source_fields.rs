@@ -13,7 +13,7 @@ use super::ValueText;
 use super::source_problem::{FIRST, SourceProblem, SourceProblems};
 
 /// The fields, for people who wrote another one.
-const KNOWN: &str = "module, every, at, zone, jitter, missed, first, with";
+const KNOWN: &str = "module, every, at, zone, jitter, missed, first, with, secrets";
 
 /// The fields of a source.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,12 +42,16 @@ pub struct SourceFields {
     /// The values of its module's parameters.
     #[serde(default)]
     pub with: BTreeMap<String, ValueText>,
+    /// Where the values of its module's secret parameters are: a secret's name, or in a pipeline
+    /// file also `file:` and a path.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, String>,
 }
 
 impl SourceFields {
     /// Returns the fields that make this definition.
     pub fn of(definition: &SourceDefinition) -> Self {
-        let SourceDefinition { module, schedule, with, .. } = definition;
+        let SourceDefinition { module, schedule, with, secrets, .. } = definition;
         let period = |millis: Millis| {
             let duration = Duration::from_millis(millis.unsigned_abs());
             humantime::format_duration(duration).to_string()
@@ -67,6 +71,7 @@ impl SourceFields {
             missed: schedule.missed,
             first,
             with: with.into_iter().map(|(key, value)| (key, ValueText(value))).collect(),
+            secrets: secrets.iter().map(|(key, at)| (key.clone(), at.to_string())).collect(),
         }
     }
 
@@ -126,6 +131,24 @@ impl SourceFields {
                         Ok(())
                     }
                     _ => Err("must be an object of parameters and their values".to_owned()),
+                },
+                "secrets" => match value {
+                    Value::Object(origins) => {
+                        for (key, origin) in origins.into_iter().filter(|(_, it)| !it.is_null()) {
+                            match origin {
+                                Value::String(origin) => {
+                                    fields.secrets.insert(key, origin);
+                                }
+                                // It may be a value by mistake, so it is not repeated.
+                                _ => note(
+                                    format!("secrets.{key}"),
+                                    "must be the name of a secret".to_owned(),
+                                ),
+                            }
+                        }
+                        Ok(())
+                    }
+                    _ => Err("must be an object of parameters and names of secrets".to_owned()),
                 },
                 _ => Err(format!("is no field of a source; allowed: {KNOWN}")),
             };
@@ -226,7 +249,7 @@ mod tests {
             ion_model::source::SourceSchedule { rule, jitter: 120_000, missed: MissedRuns::Skip };
         let with = [("n", "1"), ("url", "x")].map(|(key, value)| (key.into(), value.into()));
         let definition =
-            SourceDefinition { module: "m".into(), schedule, with: with.into(), pipeline: None };
+            SourceDefinition { module: "m".into(), schedule, with: with.into(), secrets: BTreeMap::new(), pipeline: None };
         let patch = json!({"every": "5m", "jitter": null, "with": {"n": null, "page": true}});
         let patched = SourceFields::patched(&definition, patch.as_object().unwrap());
         let expected = json!({

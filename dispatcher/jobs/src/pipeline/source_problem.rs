@@ -51,7 +51,27 @@ pub enum SourceProblem {
     Schedule(#[from] ScheduleError),
     /// The value of a parameter is wrong.
     #[error(transparent)]
-    Value(#[from] ParameterError),
+    Value(ParameterError),
+    /// The place of a secret parameter's value is wrong.
+    #[error(transparent)]
+    Secret(ParameterError),
+    /// Somebody who does not write the pipeline file names a file of the dispatchers' machines.
+    #[error(
+        "secret {0:?} names a file, which only a pipeline file may: put the value where dispatchers \
+         find their secrets, and say its name, as in --secret {0}=NAME"
+    )]
+    File(String),
+    /// The module's pods have no file of a dispatcher's machine.
+    #[error(
+        "secret {parameter:?} names a file of a dispatcher's machine, which a pod does not have; \
+         name a key of the Secret {secret:?} in the namespace of jobs"
+    )]
+    FileInPod {
+        /// The secret parameter.
+        parameter: String,
+        /// The Secret that the module's pods have.
+        secret: String,
+    },
     /// How much the first run publishes is none of the words.
     #[error("\"first\" is {0:?}; allowed: new, all, or a number")]
     First(String),
@@ -66,8 +86,8 @@ pub enum SourceProblem {
 }
 
 impl SourceProblem {
-    /// Returns the field that is wrong; `with.NAME` for the value of a parameter, and `name` for
-    /// the name of the source.
+    /// Returns the field that is wrong; `with.NAME` for the value of a parameter, `secrets.NAME` for
+    /// the place of one, and `name` for the name of the source.
     pub fn field(&self) -> String {
         match self {
             Self::Name(_) => "name".to_owned(),
@@ -79,6 +99,10 @@ impl SourceProblem {
             Self::Schedule(ScheduleError::Jitter) => "jitter".to_owned(),
             Self::Schedule(ScheduleError::Cron { .. } | ScheduleError::Never(_)) => "at".to_owned(),
             Self::Value(error) => format!("with.{}", error.parameter),
+            Self::Secret(error) => format!("secrets.{}", error.parameter),
+            Self::File(parameter) | Self::FileInPod { parameter, .. } => {
+                format!("secrets.{parameter}")
+            }
             Self::First(_) => FIRST.to_owned(),
             Self::Field { field, .. } => field.clone(),
         }

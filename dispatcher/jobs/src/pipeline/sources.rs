@@ -13,11 +13,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
 
+use super::secrets::{first_file_in_pod, read_secret_origins};
 use super::source_fields::{SourceFields, joined_problems};
 use super::source_problem::{FIRST, SourceProblem, SourceProblems};
 use super::{
-    Mistake, Module, ModuleApi, Parameter, Parameters, PipelineProblem, TIME_MAX, ValueText,
-    check_values, parse_time_within,
+    Mistake, Module, ModuleApi, Parameter, ParameterKind, Parameters, PipelineProblem, TIME_MAX,
+    ValueText, check_values, parse_time_within,
 };
 use crate::schedule::ScheduledTimes;
 
@@ -47,6 +48,10 @@ pub(super) fn build_params(entry: Spanned<ParamsEntry>) -> Result<Parameters, Mi
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         {
             let problem = format!("{name:?}: letters, digits, '.', '_' and '-' are allowed");
+            return Err(PipelineProblem::unreadable("params", problem).at_place(place));
+        }
+        if parameter.kind == ParameterKind::Secret && name.starts_with('.') {
+            let problem = format!("{name:?}: a secret is a file, whose name begins with no dot");
             return Err(PipelineProblem::unreadable("params", problem).at_place(place));
         }
         parameter.check().map_err(|problem| {
@@ -80,7 +85,7 @@ pub(super) fn build_sources(
 ) -> Result<BTreeMap<String, SourceDefinition>, Mistake> {
     let build = |(name, entry): (String, Spanned<SourceFields>)| {
         let module = modules.iter().find(|module| module.name == entry.value.module);
-        let defined = define_source(&name, entry.value, module);
+        let defined = define(&name, entry.value, module);
         let place = entry.referenced;
         let wrong = |problem: SourceProblems| {
             let problem = Box::new(problem);
@@ -91,12 +96,25 @@ pub(super) fn build_sources(
     entries.into_iter().map(build).collect()
 }
 
-/// Checks what a person says about a source, and returns its definition. `module` is the module
-/// that it names, if there is one.
+/// Checks what a person says about a source beside a pipeline file, and returns its definition.
+/// `module` is the module that it names, if there is one.
 ///
 /// # Errors
 /// Everything that is wrong, and what is allowed.
 pub fn define_source(
+    name: &str,
+    fields: SourceFields,
+    module: Option<&Module>,
+) -> Result<SourceDefinition, SourceProblems> {
+    let defined = define(name, fields, module)?;
+    match defined.secrets.iter().find(|(_, origin)| origin.file().is_some()) {
+        Some((parameter, _)) => Err(SourceProblem::File(parameter.clone()).into()),
+        None => Ok(defined),
+    }
+}
+
+/// Checks what is said about a source, wherever it is said.
+fn define(
     name: &str,
     fields: SourceFields,
     module: Option<&Module>,
@@ -114,11 +132,25 @@ pub fn define_source(
     };
     let schedule = read_schedule(name, &fields).map_err(|problem| problems.push(problem)).ok();
     let values = fields.with.into_iter().map(|(key, value)| (key, value.0)).collect();
-    let mut with = BTreeMap::new();
-    match parameters.map(|parameters| check_values(parameters, &values)) {
-        Ok(Ok(complete)) => with = complete,
-        Ok(Err(errors)) => problems.extend(errors.into_iter().map(SourceProblem::Value)),
+    let (mut with, mut secrets) = (BTreeMap::new(), BTreeMap::new());
+    match parameters {
+        Ok(parameters) => {
+            match check_values(parameters, &values) {
+                Ok(complete) => with = complete,
+                Err(errors) => problems.extend(errors.into_iter().map(SourceProblem::Value)),
+            }
+            match read_secret_origins(parameters, &fields.secrets) {
+                Ok(origins) => secrets = origins,
+                Err(errors) => problems.extend(errors.into_iter().map(SourceProblem::Secret)),
+            }
+        }
         Err(problem) => problems.push(problem),
+    }
+    if let Some(module) = module
+        && let Some(parameter) = first_file_in_pod(module, &secrets)
+    {
+        let secret = module.kubernetes.secret_name().to_owned();
+        problems.push(SourceProblem::FileInPod { parameter: parameter.to_owned(), secret });
     }
     if let Some(ValueText(first)) = fields.first {
         if first != "new" && first != "all" && first.parse::<u32>().is_err() {
@@ -129,7 +161,8 @@ pub fn define_source(
     }
     match schedule.filter(|_| problems.is_empty()) {
         Some(schedule) => {
-            Ok(SourceDefinition { module: fields.module, schedule, with, pipeline: None })
+            let module = fields.module;
+            Ok(SourceDefinition { module, schedule, with, secrets, pipeline: None })
         }
         None => Err(SourceProblems(problems)),
     }
@@ -145,9 +178,35 @@ pub fn define_source_from_json<'m>(
     object: Map<String, Value>,
     module: impl FnOnce(&str) -> Option<&'m Module>,
 ) -> Result<SourceDefinition, SourceProblems> {
+    define_from_json(name, object, module, define_source)
+}
+
+/// Like [`define_source_from_json`], for a source that is tried on this machine by a person, who may
+/// name files of the machine.
+///
+/// # Errors
+/// Everything that is wrong, and what is allowed.
+pub fn define_tried_source<'m>(
+    name: &str,
+    object: Map<String, Value>,
+    module: impl FnOnce(&str) -> Option<&'m Module>,
+) -> Result<SourceDefinition, SourceProblems> {
+    define_from_json(name, object, module, define)
+}
+
+fn define_from_json<'m>(
+    name: &str,
+    object: Map<String, Value>,
+    module: impl FnOnce(&str) -> Option<&'m Module>,
+    define: impl FnOnce(
+        &str,
+        SourceFields,
+        Option<&Module>,
+    ) -> Result<SourceDefinition, SourceProblems>,
+) -> Result<SourceDefinition, SourceProblems> {
     let (fields, unreadable) = SourceFields::from_json(object);
     let module = module(&fields.module);
-    match define_source(name, fields, module) {
+    match define(name, fields, module) {
         Ok(definition) if unreadable.is_empty() => Ok(definition),
         Ok(_) => Err(SourceProblems(unreadable)),
         Err(SourceProblems(others)) => Err(joined_problems(unreadable, others)),

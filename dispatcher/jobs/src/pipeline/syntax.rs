@@ -167,6 +167,12 @@ fn allowed_values(field: &str) -> Option<String> {
         "on-dead" => "wait or go: what a gathering module does about a dead job",
         "run" => "a list of the program and its arguments, as in run: [./resize.sh, --fast]",
         "image" => "an image, as in image: \"registry.example/tools:v1\"",
+        "secrets" => {
+            "a list of names in a module, as in secrets: [SLACK_URL], and in a source a map that says \
+             where each is, as in secrets: {token: file:/etc/ion/token}"
+        }
+        "secret" => "the name of a Kubernetes Secret, as in secret: ion-secrets",
+        "type" => "text, url, number, bool, duration, choice or secret",
         "files" => "a list of paths, as in files: [\"lib/*.py\", model.onnx]",
         "env" => "a map of texts, as in env: {FPS: \"1\"}",
         "commit" => "on-close or on-success",

@@ -73,6 +73,55 @@ fn a_module_keeps_the_daemons_rights_only_if_it_says_so() {
 }
 
 #[test]
+fn secrets_are_names_and_no_mistake_shows_what_may_be_a_value() {
+    let text = "modules:\n  a: {on: [x], run: [cat], secrets: [SLACK_URL, b.c-d]}\n  b: {on: [x], run: [cat]}\n";
+    let modules = parse(text).unwrap().modules;
+    assert_eq!(modules[0].secrets, ["SLACK_URL", "b.c-d"]);
+    let stored = serde_json::to_value(&modules[0]).unwrap();
+    assert_eq!(serde_json::from_value::<Module>(stored).unwrap(), modules[0]);
+    assert!(serde_json::to_value(&modules[1]).unwrap().get("secrets").is_none());
+    let chain = parse("name: c\nsecrets: [TOKEN]\nChain: [{Command: cat}]\n").unwrap();
+    assert_eq!(chain.modules[0].secrets, ["TOKEN"]);
+    let many: Vec<String> = (0..=MODULE_SECRETS_MAX).map(|n| format!("s{n}")).collect();
+    let many = format!("[{}]", many.join(", "));
+    let wrong = |text: &str| parse(text).unwrap_err();
+    let module = |secrets: &str| {
+        format!(
+            "modules:\n  a: {{params: {{token: {{type: secret}}}}, commit: on-success, run: [cat], \
+             secrets: {secrets}}}\n"
+        )
+    };
+    for (secrets, expected) in [
+        ("[https://hooks.example/very-secret]", "one of them is no name"),
+        ("[.hidden]", "one of them is no name"),
+        ("[A, B, A]", "\"A\" is named twice"),
+        ("[token]", "is also a parameter of \"type: secret\""),
+        (many.as_str(), "there are 65; at most 64"),
+        ("{A: very-secret}", "a list of names in a module"),
+    ] {
+        let words = wrong(&module(secrets));
+        assert!(words.contains(expected) && !words.contains("very-secret"), "{words}");
+    }
+    let source =
+        |what: &str| format!("{}sources:\n  s: {{module: a, every: 1h, {what}}}\n", module("[A]"));
+    let sources = parse(&source("secrets: {token: 'file:/etc/ion/token'}")).unwrap().sources;
+    assert_eq!(sources["s"].secrets["token"].to_string(), "file:/etc/ion/token");
+    assert!(sources["s"].with.is_empty());
+    for (what, expected) in [
+        ("with: {token: very-secret}", "is a secret, so its value stands in no source"),
+        ("secrets: {token: 'very-secret/value'}", "a value never stands here"),
+        ("secrets: {token: 'file:etc/token'}", "has to begin at the root"),
+        ("secrets: {tokn: TOKEN}", "(those are: token)"),
+    ] {
+        let words = wrong(&source(what));
+        assert!(words.contains(expected) && !words.contains("very-secret"), "{words}");
+    }
+    let pod = source("secrets: {token: 'file:/etc/ion/token'}")
+        .replace("run: [cat]", "executor: kubernetes, image: 'registry.example/a:1'");
+    assert!(wrong(&pod).contains("name a key of the Secret \"ion-secrets\""));
+}
+
+#[test]
 fn a_chain_is_a_module_of_links() {
     let text = "name: lines\nwarm: 3\nidle: 1m\noutput: 1MiB\ntimeout: 5s\nChain:\n  - {Command: /bin/cat}\n  - {Name: n, Image: i, Command: xargs, Arguments: [-n, 1]}\n";
     let pipeline = parse(text).unwrap();

@@ -24,11 +24,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::outcome::{LinkEnd, LinkExit};
-use super::pool::{LinkStartError, PoolLease};
+use super::pool::{LinkProcess, LinkStartError, PoolLease};
 use super::record::{FlowOutcome, Recording};
 use super::spool::{Spool, SpooledBlob, Storing};
 use super::{Input, PIECES};
 use crate::sandbox::{PipedStreams, ProcessExit, ProcessUsage, Sandbox, SandboxError};
+use crate::secrets::SecretMask;
 
 /// The most bytes of one read from a link: what a pipe holds.
 const PIECE: usize = 64 << 10;
@@ -186,7 +187,7 @@ impl Flow<'_> {
     async fn run_link(
         &self,
         index: usize,
-        taken: Result<PipedStreams, LinkStartError>,
+        taken: Result<LinkProcess, LinkStartError>,
         from: mpsc::Receiver<Bytes>,
         to: OutputReceiver,
         give_up: &CancellationToken,
@@ -194,7 +195,7 @@ impl Flow<'_> {
         let started = clock::now();
         let kept = Mutex::new(BytesMut::new());
         let (how, used, wrote) = match taken {
-            Ok(piped) => self.supervise_link(index, piped, from, to, &kept, give_up).await,
+            Ok(process) => self.supervise_link(index, process, from, to, &kept, give_up).await,
             Err(error) => (LinkExit::NotStarted(error_chain(&error)), None, None),
         };
         let (storing, left) = wrote.unzip();
@@ -226,13 +227,15 @@ impl Flow<'_> {
     async fn supervise_link(
         &self,
         index: usize,
-        piped: PipedStreams,
+        process: LinkProcess,
         from: mpsc::Receiver<Bytes>,
         to: OutputReceiver,
         kept: &Mutex<BytesMut>,
         give_up: &CancellationToken,
     ) -> (LinkExit, Option<ProcessUsage>, Option<(Storing, Sandbox)>) {
+        let LinkProcess { piped, secrets } = process;
         let PipedStreams { mut sandbox, stdin, stdout, stderr } = piped;
+        let mask = secrets.mask();
         let timeout = self.module.timeout;
         // When the next link closed its stdin, if it did.
         let unwanted = SetOnce::new();
@@ -242,8 +245,9 @@ impl Flow<'_> {
         };
         let work = async {
             let beside = async {
-                let copies =
-                    async { tokio::join!(write_input(stdin, from), keep_stderr(stderr, kept)) };
+                let copies = async {
+                    tokio::join!(write_input(stdin, from), keep_stderr(stderr, kept, mask))
+                };
                 tokio::select! {
                     _ = copies => {}
                     () = over() => {}
@@ -342,19 +346,30 @@ async fn write_input(mut stdin: Sender, mut from: mpsc::Receiver<Bytes>) {
     }
 }
 
-/// Keeps the last [`STDERR_MAX`] bytes of a link's stderr in `kept`.
-async fn keep_stderr(mut stderr: Receiver, kept: &Mutex<BytesMut>) {
+/// Keeps the last [`STDERR_MAX`] bytes of a link's stderr in `kept`, without the values of its
+/// secrets.
+async fn keep_stderr(mut stderr: Receiver, kept: &Mutex<BytesMut>, mut mask: Option<SecretMask>) {
+    let keep = |bytes: &[u8]| {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend_from_slice(bytes);
+        let over = kept.len().saturating_sub(STDERR_MAX);
+        let _ = kept.split_to(over);
+    };
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(4 << 10);
         match stderr.read_buf(&mut buffer).await {
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => break,
             Ok(_) => {}
         }
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.extend_from_slice(&buffer.split());
-        let over = kept.len().saturating_sub(STDERR_MAX);
-        let _ = kept.split_to(over);
+        let piece = buffer.split();
+        match &mut mask {
+            None => keep(&piece),
+            Some(mask) => keep(&mask.add(&piece)),
+        }
+    }
+    if let Some(mask) = &mut mask {
+        keep(&mask.finish());
     }
 }
 

@@ -9,6 +9,7 @@
 //! runs of late. A chain that asks for no processes ahead gets none.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,13 +19,18 @@ use futures_util::future::join_all;
 use ion_jobs::metrics::ChainMetrics;
 use ion_jobs::pipeline::{Container, ImageReferenceError, Module};
 use ion_model::errors::error_chain;
+use ion_model::secret::{SECRETS_FOLDER, SECRETS_VARIABLE};
+use ion_system::run_blocking;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Link, LinkRuntime};
 use crate::container::{ContainerError, ContainerRequest};
-use crate::sandbox::{self, PipedStreams, Rights, SandboxCommand, SandboxError};
+use crate::sandbox::{
+    self, PipedStreams, Rights, SandboxCommand, SandboxError, SandboxMode, SandboxSecrets,
+};
+use crate::secrets::{SecretError, Secrets};
 
 /// How often the waiting processes are checked.
 const LOOK: Duration = Duration::from_secs(2);
@@ -37,8 +43,8 @@ const BACKOFF: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
 
 /// The key of a pool, which two links share only if their processes are the same: the link's id,
-/// the folder it runs in, its own environment variables, and its container.
-type PoolKey = (String, PathBuf, BTreeMap<String, String>, Option<Container>);
+/// the folder it runs in, its own environment variables, its secrets, and its container.
+type PoolKey = (String, PathBuf, BTreeMap<String, String>, Vec<String>, Option<Container>);
 
 /// All the pools of a dispatcher.
 #[derive(Debug)]
@@ -64,6 +70,20 @@ pub(super) enum LinkStartError {
     /// The link's sandbox cannot be made.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// The link's secrets cannot be had.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The link's secrets cannot be passed to its sandbox.
+    #[error("the secrets cannot be made ready")]
+    SecretMemory(#[source] io::Error),
+}
+
+/// A link's process that waits for a run, or serves one.
+#[derive(Debug)]
+pub(super) struct LinkProcess {
+    pub(super) piped: PipedStreams,
+    /// The secrets that it was started with.
+    pub(super) secrets: Secrets,
 }
 
 /// The pool of one link's processes.
@@ -75,6 +95,8 @@ struct Pool {
     /// The container that it runs in, with its settings; none: this machine.
     container: Result<Option<Container>, ImageReferenceError>,
     env: Vec<(String, String)>,
+    /// The names of its secrets.
+    secrets: Vec<String>,
     want: usize,
     idle: Duration,
     held: Mutex<PoolState>,
@@ -85,7 +107,7 @@ struct Pool {
 
 #[derive(Debug)]
 struct PoolState {
-    ready: VecDeque<PipedStreams>,
+    ready: VecDeque<LinkProcess>,
     used: Instant,
     /// The runs in progress that use this pool.
     runs: usize,
@@ -126,17 +148,20 @@ impl Pools {
             link.id(),
             module.directory.clone(),
             module.env.clone(),
+            module.secrets.clone(),
             container.as_ref().ok().cloned().flatten(),
         );
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get(&kind) {
             return pool.clone();
         }
+        let secrets_at = [(SECRETS_VARIABLE.to_owned(), SECRETS_FOLDER.to_owned())];
         let env: Vec<_> = module
             .env
             .clone()
             .into_iter()
             .chain([("ION_MODULE".to_owned(), module.name.clone())])
+            .chain(secrets_at.into_iter().filter(|_| !module.secrets.is_empty()))
             .collect();
         let argv = module.link_argv(link);
         let covers =
@@ -151,6 +176,7 @@ impl Pools {
             covers,
             processes: self.processes,
             open_files: ion_system::sys::original_descriptor_limit(),
+            secrets: SandboxSecrets::default(),
             container: None,
         };
         let now = Instant::now();
@@ -174,6 +200,7 @@ impl Pools {
             places,
             container,
             env,
+            secrets: module.secrets.clone(),
             want,
             idle,
             held,
@@ -220,13 +247,14 @@ pub(super) struct PoolLease {
 
 impl PoolLease {
     /// Takes or starts a process for each link.
-    pub(super) async fn take_processes(&self) -> Vec<Result<PipedStreams, LinkStartError>> {
+    pub(super) async fn take_processes(&self) -> Vec<Result<LinkProcess, LinkStartError>> {
         join_all(self.pools.iter().map(async |pool| {
-            let taken = pool.take_ready();
+            let secrets = pool.read_secrets().await?;
+            let taken = pool.take_ready(&secrets);
             self.metrics.count_process(taken.is_some());
             match taken {
-                Some(piped) => Ok(piped),
-                None => pool.start_process().await,
+                Some(process) => Ok(process),
+                None => pool.start_process(secrets).await,
             }
         }))
         .await
@@ -251,9 +279,22 @@ impl Pool {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts another process.
-    async fn start_process(&self) -> Result<PipedStreams, LinkStartError> {
+    /// Reads the link's secrets as they are now.
+    async fn read_secrets(&self) -> Result<Secrets, LinkStartError> {
+        if self.secrets.is_empty() {
+            return Ok(Secrets::default());
+        }
+        if self.places.mode == SandboxMode::Plain {
+            return Err(SecretError::NoNamespaces.into());
+        }
+        let (folders, names) = (self.places.secrets.clone(), self.secrets.clone());
+        Ok(run_blocking(move || folders.read_named(&names)).await?)
+    }
+
+    /// Starts another process with these secrets.
+    async fn start_process(&self, secrets: Secrets) -> Result<LinkProcess, LinkStartError> {
         let mut command = self.command.clone();
+        command.secrets = secrets.for_sandbox().map_err(LinkStartError::SecretMemory)?;
         if let Some(container) = self.container.as_ref().map_err(Clone::clone)? {
             // Without a command, the image's own command runs.
             let argv = if command.argv[0].is_empty() { vec![] } else { command.argv.clone() };
@@ -262,25 +303,32 @@ impl Pool {
                 argv,
                 env: self.env.clone(),
                 tree: None,
+                has_secrets: !secrets.is_empty(),
                 processes: command.processes,
                 say: &|words| tracing::info!(link = %self.name, "{words}"),
             };
             command.container = Some(Box::new(self.places.containers.make(ask).await?));
         }
-        Ok(sandbox::spawn_piped(&self.places.server, command).await?)
+        let piped = sandbox::spawn_piped(&self.places.server, command).await?;
+        Ok(LinkProcess { piped, secrets })
     }
 
-    fn take_ready(&self) -> Option<PipedStreams> {
+    /// Takes a process that waits. One that was started with other secrets than these is dropped: a
+    /// value was replaced meanwhile.
+    fn take_ready(&self, secrets: &Secrets) -> Option<LinkProcess> {
         let mut held = self.lock_state();
         held.used = Instant::now();
-        while let Some(piped) = held.ready.pop_front() {
-            if !piped.sandbox.has_ended() {
+        while let Some(process) = held.ready.pop_front() {
+            if process.secrets != *secrets {
+                continue;
+            }
+            if !process.piped.sandbox.has_ended() {
                 self.failures.store(0, Ordering::Relaxed);
                 if held.ready.is_empty() {
                     held.empty = Some(Instant::now());
                     self.wake.notify_one();
                 }
-                return Some(piped);
+                return Some(process);
             }
             self.failures.fetch_add(1, Ordering::Relaxed);
         }
@@ -294,10 +342,10 @@ impl Pool {
             let missing = self.count_missing();
             let mut failed = missing.is_none();
             for _ in 0..missing.unwrap_or(0) {
-                match self.start_process().await {
-                    Ok(piped) => {
+                match self.start_ahead().await {
+                    Ok(process) => {
                         let mut held = self.lock_state();
-                        held.ready.push_back(piped);
+                        held.ready.push_back(process);
                         if let Some(since) = held.empty.take() {
                             metrics.pool_empty.observe_since(since);
                         }
@@ -324,6 +372,10 @@ impl Pool {
         }
     }
 
+    async fn start_ahead(&self) -> Result<LinkProcess, LinkStartError> {
+        self.start_process(self.read_secrets().await?).await
+    }
+
     /// Drops the processes that have ended, and all of them when no run has used the pool for long.
     /// Returns how many are missing; none if a process ended by itself.
     fn count_missing(&self) -> Option<usize> {
@@ -338,7 +390,7 @@ impl Pool {
             held.most = held.runs.max(held.most.saturating_sub(1));
         }
         let before = held.ready.len();
-        held.ready.retain(|piped| !piped.sandbox.has_ended());
+        held.ready.retain(|process| !process.piped.sandbox.has_ended());
         if held.ready.len() < before {
             if self.failures.fetch_add(1, Ordering::Relaxed) == 0 {
                 tracing::info!(

@@ -9,12 +9,14 @@ use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::{ANY_TYPE, Module, ModuleApi};
 use ion_model::event::Event;
 use ion_model::record::{AttemptEnd, CommitMode, JobRecord, RefusedFile, RefusedFiles};
+use ion_model::secret::SECRETS_VARIABLE;
 use ion_plane::commit::{Fence, Origin, Rejection};
 use tokio::sync::watch;
 
 use super::sidecar::CompletionReport;
 use super::{StopReason, rejection_words};
 use crate::sandbox::{self, ProcessExit};
+use crate::secrets::SecretMask;
 
 /// The most failed reads, and the most refused event files, in the record of one attempt. A job's
 /// document holds all its attempts, and a store takes 2 MiB at most; the job's own tree lists more.
@@ -54,12 +56,13 @@ pub(super) fn attempt_variables(job: &JobRecord, event: &Event) -> Vec<(String, 
 }
 
 /// Returns a module's whole environment (DESIGN.md section 2). `own` are the variables that tell it
-/// what it runs.
+/// what it runs, and `secrets` is the folder of its secrets, if it has any.
 pub(super) fn environment(
     base: &[(String, String)],
     module: &Module,
     own: Vec<(String, String)>,
     ion_dir: &Path,
+    secrets: Option<&Path>,
 ) -> Vec<(String, String)> {
     let ion_dir = ion_dir.display().to_string();
     let of_tree = [
@@ -67,6 +70,8 @@ pub(super) fn environment(
         ("ION_MODULE", module.name.clone()),
         ("HANDLER_BASE_DIR", ion_dir),
     ];
+    let secrets = secrets.map(|folder| (SECRETS_VARIABLE, folder.display().to_string()));
+    let of_tree = of_tree.into_iter().chain(secrets);
     let of_tree = of_tree.map(|(name, value)| (name.to_owned(), value));
     base.iter().cloned().chain(module.env.clone()).chain(of_tree).chain(own).collect()
 }
@@ -224,6 +229,15 @@ fn recorded_refusals(rejections: &[Rejection]) -> RefusedFiles {
     });
     let more = rejections.len().saturating_sub(RECORDED_MAX) as u64;
     RefusedFiles { first: first.collect(), more }
+}
+
+/// Replaces the values of secrets in what the record keeps of an attempt's end.
+pub(super) fn mask_outcome(outcome: &mut AttemptOutcome, mask: &SecretMask) {
+    let refused = outcome.rejected.first.iter_mut();
+    let texts = refused.flat_map(|file| [&mut file.name, &mut file.reason]);
+    for text in texts.chain(&mut outcome.reason) {
+        *text = mask.apply(text);
+    }
 }
 
 /// Returns the end of an attempt that was asked to stop.

@@ -79,7 +79,8 @@ impl Executors {
     async fn connect(&self) -> Result<Arc<dyn Executor>, ClusterError> {
         let key = self.settings.key.clone().map_err(KubernetesError::from)?;
         let namespace = self.settings.namespace.clone();
-        Ok(Arc::new(Kubernetes::new(self.node.clone(), key, namespace, self.output.clone()).await?))
+        let (output, secrets) = (self.output.clone(), self.local.secrets().clone());
+        Ok(Arc::new(Kubernetes::new(self.node.clone(), key, namespace, output, secrets).await?))
     }
 
     #[cfg(not(feature = "kubernetes"))]

@@ -29,11 +29,12 @@ use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::Module;
 use ion_model::clock::{self, millis};
 use ion_model::errors::error_chain;
-use ion_model::event::Context;
+use ion_model::event::{Context, Event};
 use ion_model::record::{AttemptEnd, CommitMode, JobRecord};
 use ion_plane::commit::Fence;
 use ion_plane::node::{Node, job_dir};
 use ion_system::patience::{FailedTry, Retry};
+use ion_system::run_blocking;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, LogParams, PostParams};
@@ -52,6 +53,7 @@ use super::attempt::{
 use super::log::{JobLog, OutputNotifier, keep_output, no_log_outcome};
 use super::{AttemptStart, Executor, OutputWatcher, RunResult, StopReason};
 use crate::sandbox::{ProcessExit, out_of_memory_words};
+use crate::secrets::{SecretFolders, SecretMask};
 
 /// The wait between two tries to reach the API server or a store.
 const TRY_WAIT: Duration = Duration::from_secs(1);
@@ -115,6 +117,8 @@ pub struct Kubernetes {
     pods: Api<Pod>,
     watched: JobStates,
     output: Option<Arc<dyn OutputWatcher>>,
+    /// What this machine has of the pods' secrets is replaced in their output.
+    secrets: SecretFolders,
     _watching: AbortOnDropHandle<()>,
 }
 
@@ -126,7 +130,7 @@ impl std::fmt::Debug for Kubernetes {
 
 impl Kubernetes {
     /// Returns an executor for the cluster that the environment names, in this namespace or in the
-    /// cluster's default one. It does not wait for a connection.
+    /// cluster's default one. `secrets` are the values to replace in what pods write. It does not wait for a connection.
     ///
     /// # Errors
     /// If no cluster is configured.
@@ -135,6 +139,7 @@ impl Kubernetes {
         key: TicketKey,
         namespace: Option<String>,
         output: Option<Arc<dyn OutputWatcher>>,
+        secrets: SecretFolders,
     ) -> Result<Self, KubernetesError> {
         let config = Config::infer().await?;
         let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
@@ -151,6 +156,7 @@ impl Kubernetes {
             pods,
             watched,
             output,
+            secrets,
             _watching: AbortOnDropHandle::new(watching),
         })
     }
@@ -172,13 +178,14 @@ impl Kubernetes {
             return RunResult::Ended(ended);
         }
         let commit = start.module.commit;
-        let AttemptStart { job, module, running, .. } = start;
+        let AttemptStart { job, module, event, running, .. } = start;
+        let mask = self.mask_for(&module, event).await;
         // Reported now, and not when its container runs: what the container commits counts only if
         // the ledger says that the job runs.
         let _ = running.send(());
         let news =
             self.output.clone().map(|watcher| OutputNotifier::new(watcher, &module.name, &job.id));
-        let mut output = PodOutput::new(self.pods.clone(), log.path().to_owned(), news);
+        let mut output = PodOutput::new(self.pods.clone(), log.path().to_owned(), news, mask);
         let end = tokio::select! {
             end = self.wait_for_pod_end(&mut known, &ticket.id, &mut output) => end,
             why = wait_for_stop(&mut stop) => return self.handle_stop(why, name, &mut known).await,
@@ -208,6 +215,16 @@ impl Kubernetes {
             Ok(outcome) => ended.into_outcome(&outcome, commit),
             Err(loss) => lost_outcome(loss.to_string()),
         })
+    }
+
+    /// Returns what replaces the module's secrets in the pod's output, as far as this machine has
+    /// their values. The pod has them from its cluster.
+    async fn mask_for(&self, module: &Module, event: Event) -> Option<SecretMask> {
+        if !self.secrets.are_needed(module, &event) {
+            return None;
+        }
+        let (folders, module) = (self.secrets.clone(), module.clone());
+        run_blocking(move || folders.read_present(&module, &event).mask()).await
     }
 
     /// Writes the ticket and creates the Job, or finds both.
@@ -460,6 +477,18 @@ impl Kubernetes {
     }
 }
 
+/// Adds to what a pod waited for that it cannot start without its Secret.
+fn with_secret_words(waited: String, module: &Module) -> String {
+    match &*module.secrets {
+        [] => waited,
+        names => format!(
+            "{waited} (it needs the Secret {:?} in its namespace, with the keys {})",
+            module.kubernetes.secret_name(),
+            names.join(", ")
+        ),
+    }
+}
+
 /// Why a Job could not be created.
 enum CreateFailure {
     /// Waiting does not help.
@@ -516,6 +545,7 @@ impl PodProcess {
                 Self { out_of_memory: Some(words), ..ended(exited(code)) }
             }
             PodEnd::Deadline(never_ran) => {
+                let never_ran = never_ran.map(|waited| with_secret_words(waited, module));
                 Self { never_ran, ..ended(ProcessEnd::TimedOut(module.timeout)) }
             }
             PodEnd::Refused(reason) => ended(ProcessEnd::NotStarted(reason)),
@@ -634,6 +664,7 @@ struct PodOutput {
     pods: Api<Pod>,
     path: PathBuf,
     news: Option<OutputNotifier>,
+    mask: Option<SecretMask>,
     following: Option<PodLogStream>,
 }
 
@@ -646,8 +677,13 @@ struct PodLogStream {
 }
 
 impl PodOutput {
-    fn new(pods: Api<Pod>, path: PathBuf, news: Option<OutputNotifier>) -> Self {
-        Self { pods, path, news, following: None }
+    fn new(
+        pods: Api<Pod>,
+        path: PathBuf,
+        news: Option<OutputNotifier>,
+        mask: Option<SecretMask>,
+    ) -> Self {
+        Self { pods, path, news, mask, following: None }
     }
 
     /// Begins to read a pod's output, unless it has begun.
@@ -659,7 +695,8 @@ impl PodOutput {
         let (ended, has_ended) = oneshot::channel();
         let fetching =
             tokio::spawn(copy_pod_output(self.pods.clone(), pod.to_owned(), from, has_ended));
-        let keeping = tokio::spawn(keep_output(to, self.path.clone(), self.news.take()));
+        let (news, mask) = (self.news.take(), self.mask.take());
+        let keeping = tokio::spawn(keep_output(to, self.path.clone(), news, mask));
         self.following = Some(PodLogStream {
             ended: Some(ended),
             fetching: AbortOnDropHandle::new(fetching),

@@ -21,20 +21,22 @@ use ion_model::errors::{error_chain, is_no_room};
 use ion_model::event::{Context, FileEntry};
 use ion_model::id::JobId;
 use ion_model::record::{AttemptEnd, FailedReads, JobRecord};
+use ion_model::secret::SECRETS_FOLDER;
 use ion_model::usage::AttemptUsage;
 use ion_plane::cache::{BlobReader, CacheError, FetchCount};
 use ion_plane::commit::Fence;
 use ion_plane::node::{Node, job_dir, live_log_path};
 use ion_stores::StoreError;
 use ion_system::patience::Retry;
-use ion_system::spans;
+use ion_system::{run_blocking, spans};
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, info_span};
 
 use super::attempt::{
-    ProcessEnd, attempt_variables, decide_outcome, environment, older_conventions, origin,
+    ProcessEnd, attempt_variables, decide_outcome, environment, mask_outcome, older_conventions,
+    origin,
     stopped_outcome, wait_for_stop,
 };
 use super::left::OutputCollector;
@@ -45,8 +47,9 @@ use crate::chain::{ChainEnd, ChainRequest, Chains, Input, InputState, LinkRuntim
 use crate::container::{ContainerRequest, Containers};
 use crate::sandbox::{
     self, Covers, ForkServer, ProcessExit, ProcessUsage, Rights, Sandbox, SandboxCommand,
-    SandboxContainer, SandboxError, SandboxMode,
+    SandboxContainer, SandboxError, SandboxMode, SandboxSecrets,
 };
+use crate::secrets::{SecretFolders, Secrets};
 
 /// The wait between SIGTERM and SIGKILL. A shorter wait cuts off modules that tidy up; a longer
 /// wait delays every timeout and shutdown.
@@ -58,6 +61,18 @@ const OPEN: Retry = Retry::times(20).waiting(Duration::from_secs(1));
 
 /// How long a killed job, and its mount, may take to be gone.
 const GONE_WAIT: Duration = Duration::from_secs(10);
+
+/// The folder of a job's secrets in its own folder, where it has no mount namespace.
+const PLAIN_SECRETS: &str = "secrets";
+
+/// The secrets of a process that is about to start.
+#[derive(Default)]
+struct PlacedSecrets {
+    /// Where the module finds them.
+    folder: PathBuf,
+    /// What its sandbox gets.
+    sandbox: SandboxSecrets,
+}
 
 /// The settings of the local executor.
 #[derive(Clone, Debug)]
@@ -73,6 +88,8 @@ pub struct LocalSettings {
     pub namespaces: Namespaces,
     /// The paths of stores that are files of this machine. No job sees them, nor the home.
     pub stores: Vec<PathBuf>,
+    /// Where the values of modules' secrets are. No job sees these folders.
+    pub secrets: SecretFolders,
     /// Collects what jobs leave in `out/data`, if anyone wants it.
     pub left: Option<Arc<OutputCollector>>,
 }
@@ -110,6 +127,8 @@ struct ProcessRequest<'a> {
     processes: u64,
     /// What it finds at the module's path.
     root: MountRoot,
+    /// The secrets that it reads.
+    secrets: &'a Secrets,
     /// Told once it runs.
     running: oneshot::Sender<()>,
 }
@@ -133,7 +152,7 @@ impl LocalExecutor {
     /// Finds out how far jobs can be separated here, and logs why not further.
     ///
     /// # Errors
-    /// If the home or a store, which no job may see, cannot be inspected.
+    /// If the home, a store or a folder of secrets, which no job may see, cannot be inspected.
     pub async fn new(
         node: Arc<Node>,
         settings: LocalSettings,
@@ -157,12 +176,14 @@ impl LocalExecutor {
             &settings.env,
             &settings.registries,
         ));
-        let covers = Arc::new(Covers::new(&node.settings.home, &settings.stores)?);
+        let covered = [&*settings.stores, &settings.secrets.existing()].concat();
+        let covers = Arc::new(Covers::new(&node.settings.home, &covered)?);
         let places = LinkRuntime {
             server: server.clone(),
             mode,
             containers: containers.clone(),
             covers: covers.clone(),
+            secrets: settings.secrets.clone(),
         };
         let chains = Chains::new(node.clone(), places, settings.env.clone());
         Ok(Self { node, settings, server, mode, containers, covers, chains, output })
@@ -173,9 +194,43 @@ impl LocalExecutor {
         &self.chains
     }
 
+    /// Returns where the values of modules' secrets are.
+    pub fn secrets(&self) -> &SecretFolders {
+        &self.settings.secrets
+    }
+
     /// Returns the mode by which jobs are separated from this machine.
     pub fn mode(&self) -> SandboxMode {
         self.mode
+    }
+
+    /// Reads the module's secrets and runs the attempt.
+    async fn run_with_secrets(
+        &self,
+        start: AttemptStart,
+        stop: watch::Receiver<Option<StopReason>>,
+        log: &JobLog,
+    ) -> AttemptOutcome {
+        let secrets = match self.read_secrets(&start.module, &start.event).await {
+            Ok(secrets) => secrets,
+            Err(error) => return AttemptOutcome::failed(error_chain(&error)),
+        };
+        let mut outcome = self.run_attempt(start, stop, log, &secrets).await;
+        if let Some(mask) = secrets.mask() {
+            mask_outcome(&mut outcome, &mask);
+        }
+        outcome
+    }
+
+    /// Reads the secrets of a module, and of the source whose run the event starts, for one attempt:
+    /// a value that was replaced counts at once.
+    async fn read_secrets(&self, module: &Module, event: &Event) -> Result<Secrets, SecretError> {
+        if !self.settings.secrets.are_needed(module, event) {
+            return Ok(Secrets::default());
+        }
+        let folders = self.settings.secrets.clone();
+        let (module, event) = (module.clone(), event.clone());
+        run_blocking(move || folders.read(&module, &event)).await
     }
 
     async fn run_attempt(
@@ -183,6 +238,7 @@ impl LocalExecutor {
         start: AttemptStart,
         stop: watch::Receiver<Option<StopReason>>,
         log: &JobLog,
+        secrets: &Secrets,
     ) -> AttemptOutcome {
         let spec = JobSpec {
             origin: origin(&start.job, &start.module, &start.event, fence_of_holder(&start.job)),
@@ -226,6 +282,7 @@ impl LocalExecutor {
             variables,
             processes: tree.limits().processes,
             root: tree.tree().into(),
+            secrets,
             running: start.running,
         };
         let RanProcess { end: ran, usage, exit } = self.run_process(request, stop, log).await;
@@ -322,13 +379,23 @@ impl LocalExecutor {
         mut stop: watch::Receiver<Option<StopReason>>,
         log: &JobLog,
     ) -> RanProcess {
-        let ProcessRequest { module, job: (job, attempt), variables, processes, root, running } =
+        let ProcessRequest { module, job: (job, attempt), variables, processes, root, secrets, running } =
             request;
         let plain = self.node.settings.home.join("mnt").join(format!("{job}-{attempt}"));
         let mount_at = module.base_dir();
         let ion_dir =
             if self.mode == SandboxMode::Plain { plain.clone() } else { mount_at.clone() };
-        let env = |base| environment(base, module, variables.clone(), &ion_dir);
+        let placed = match self.place_secrets(secrets, job, attempt).await {
+            Ok(placed) => placed,
+            Err(error) if is_no_room(&error) => {
+                return RanProcess::not_started(ProcessEnd::NoRoom(secrets_reason(&error)));
+            }
+            Err(error) => {
+                return RanProcess::not_started(ProcessEnd::NotStarted(secrets_reason(&error)));
+            }
+        };
+        let secrets_at = (!secrets.is_empty()).then_some(&*placed.folder);
+        let env = |base| environment(base, module, variables.clone(), &ion_dir, secrets_at);
         let argv = module.argv();
         let container = match &module.container {
             None => None,
@@ -339,6 +406,7 @@ impl LocalExecutor {
                     argv: argv.clone(),
                     env: env(&[]),
                     tree: Some(&mount_at),
+                    has_secrets: !secrets.is_empty(),
                     processes,
                     say: &say,
                 };
@@ -363,6 +431,7 @@ impl LocalExecutor {
             covers,
             processes,
             open_files: ion_system::sys::original_descriptor_limit(),
+            secrets: placed.sandbox,
             container,
         };
         let begun = Instant::now();
@@ -376,7 +445,7 @@ impl LocalExecutor {
         let live = live_log_path(&self.node.settings.home, job, attempt);
         let news =
             self.output.clone().map(|watcher| OutputNotifier::new(watcher, &module.name, job));
-        let reading = tokio::spawn(keep_output(output, live, news));
+        let reading = tokio::spawn(keep_output(output, live, news, secrets.mask()));
         let ran = match sandbox.start_module().await {
             Ok(()) => {
                 let _ = running.send(());
@@ -389,12 +458,38 @@ impl LocalExecutor {
         // Dropping it kills every process that is left, and the mount goes with them.
         drop(sandbox);
         self.unmount(mounted, &plain).await;
+        if self.mode == SandboxMode::Plain && !secrets.is_empty() {
+            // They go at once, and not when the log is stored.
+            let _ = tokio::fs::remove_dir_all(&placed.folder).await;
+        }
         // Every writer is gone, so the pipe has ended; the timeout is for a stuck disk, which must
         // not hold the job for ever.
         if tokio::time::timeout(GONE_WAIT, reading).await.is_err() {
             tracing::warn!(%job, "the job's output did not end with it");
         }
         RanProcess { end: ran, usage, exit }
+    }
+
+    /// Makes the secrets ready for the process: in its namespaces, or without any in the attempt's
+    /// folder, which goes with the attempt.
+    async fn place_secrets(
+        &self,
+        secrets: &Secrets,
+        job: &JobId,
+        attempt: u32,
+    ) -> io::Result<PlacedSecrets> {
+        let placed = PlacedSecrets { folder: SECRETS_FOLDER.into(), ..PlacedSecrets::default() };
+        if secrets.is_empty() {
+            return Ok(placed);
+        }
+        if self.mode != SandboxMode::Plain {
+            return Ok(PlacedSecrets { sandbox: secrets.for_sandbox()?, ..placed });
+        }
+        let home = &self.node.settings.home;
+        let folder = job_dir(home, job, attempt).join(PLAIN_SECRETS);
+        let (written, secrets) = (folder.clone(), secrets.clone());
+        run_blocking(move || secrets.write_to(&written)).await?;
+        Ok(PlacedSecrets { folder, ..placed })
     }
 
     /// Makes a container. This may take long: an image may have to be fetched first. The error is
@@ -488,7 +583,7 @@ impl LocalExecutor {
             Err(error) => return no_log_outcome(&error),
         };
         let mut ended = match start.module.links.is_empty() {
-            true => self.run_attempt(start, stop, &log).await,
+            true => self.run_with_secrets(start, stop, &log).await,
             false => self.run_chain(start, stop, &log).await,
         };
         if let Some(reason) = &ended.reason {
@@ -528,6 +623,11 @@ fn unopened_outcome(error: &OpenError) -> AttemptOutcome {
     } else {
         AttemptOutcome { failed_reads: error.failed_reads(), ..failed }
     }
+}
+
+/// Returns the reason of an attempt whose secrets cannot be made ready.
+fn secrets_reason(error: &io::Error) -> String {
+    format!("the secrets cannot be made ready: {error}")
 }
 
 /// Returns whether a store was unavailable, which is not a failure of the module.

@@ -27,6 +27,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 pub(super) use self::live::OutputNotifier;
 pub use self::live::{LiveOutput, OutputWatcher};
+use crate::secrets::SecretMask;
 
 /// The tries to store an attempt's output. The stores' own deadlines come on top.
 const STORE: Retry = Retry::times(20).waiting(Duration::from_secs(1));
@@ -188,11 +189,13 @@ impl JobLog {
     }
 }
 
-/// Copies a job's output to its log as it comes, and notifies the watcher that shows it.
+/// Copies a job's output to its log as it comes, and notifies the watcher that shows it. `mask`
+/// replaces the job's secrets in it before anything is written.
 pub(super) async fn keep_output(
     mut pipe: impl AsyncRead + Unpin,
     log: PathBuf,
     mut news: Option<OutputNotifier>,
+    mut mask: Option<SecretMask>,
 ) {
     let mut kept = KeptOutput::open(&log)
         .inspect_err(
@@ -206,10 +209,16 @@ pub(super) async fn keep_output(
             Ok(length) => &buffer[..length],
         };
         let Some(kept) = &mut kept else { continue };
-        kept.add(piece);
+        match &mut mask {
+            None => kept.add(piece),
+            Some(mask) => kept.add(&mask.add(piece)),
+        }
         if let Some(news) = &mut news {
             news.notify(|| kept.reader());
         }
+    }
+    if let (Some(kept), Some(mask)) = (&mut kept, &mut mask) {
+        kept.add(&mask.finish());
     }
     if let Some(bytes @ 1..) = kept.map(KeptOutput::finish) {
         tracing::error!(log = %log.display(), bytes, "the end of a job's output could not be kept");

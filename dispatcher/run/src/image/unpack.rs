@@ -52,7 +52,7 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 pub(crate) const USERS: u32 = 1 << 24;
 
 /// The folders where every container has something mounted.
-const MOUNTS: [&str; 6] = ["dev", "etc", "ion", "proc", "sys", "tmp"];
+const MOUNTS: [&str; 7] = ["dev", "etc", "ion", "proc", "run/secrets", "sys", "tmp"];
 
 /// The files of `/etc` that every container has of its own.
 pub(crate) const HOST_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 
 use ion_model::errors::error_chain;
 use ion_system::sys::{self, ChildUsage, Fork};
@@ -45,12 +46,8 @@ pub fn run_fork_server() -> ! {
         if !events[0].revents().is_empty() {
             match receive(requests) {
                 Ok((text, descriptors)) if !text.is_empty() => {
-                    let mut descriptors = descriptors.into_iter();
-                    if let Some(socket) = descriptors.next()
-                        && let Some(streams) = InitStreams::from_descriptors(descriptors.collect())
-                        && let Ok(InitOrder::Fork(command)) = serde_json::from_slice(&text)
-                    {
-                        fork_init(socket, streams, command);
+                    if let Ok(InitOrder::Fork(command)) = serde_json::from_slice(&text) {
+                        fork_with(descriptors, command);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -65,6 +62,20 @@ pub fn run_fork_server() -> ! {
                 Err(_) => break false,
             }
         };
+    }
+}
+
+/// Forks a `job-init` for this command. The first descriptor is its socket, then come the module's
+/// streams, and the last one has its secrets, if it has any.
+fn fork_with(mut descriptors: Vec<OwnedFd>, mut command: SandboxCommand) {
+    if !command.secrets.is_empty() {
+        command.secrets.content = descriptors.pop().map(Arc::new);
+    }
+    let mut descriptors = descriptors.into_iter();
+    if let Some(socket) = descriptors.next()
+        && let Some(streams) = InitStreams::from_descriptors(descriptors.collect())
+    {
+        fork_init(socket, streams, command);
     }
 }
 
@@ -184,7 +195,7 @@ fn receive_order(socket: BorrowedFd<'_>) -> Option<InitOrder> {
 fn run_sandbox(
     socket: BorrowedFd<'_>,
     this: OwnedFd,
-    command: SandboxCommand,
+    mut command: SandboxCommand,
     stdin: Option<OwnedFd>,
     owner: (u32, u32),
 ) -> Result<(), InitError> {
@@ -206,6 +217,7 @@ fn run_sandbox(
         SandboxMode::Plain => RootHandles { device: None, read_ahead: None },
         SandboxMode::Root | SandboxMode::User => root::build(&command, owner)?,
     };
+    command.secrets.content = None;
     let mut known_by = Some(this);
     if let Some(mount_at) = &command.mount_at {
         let prepared = if device.is_some() { InitReport::Mounted } else { InitReport::Ready };

@@ -6,6 +6,7 @@
 //! | `/dev` | terminals, random numbers, GPUs | the machine's | the machine's | the machine's |
 //! | `/sys` | the machine's, read-only | the machine's | the machine's | the machine's |
 //! | Ion's state | empty | empty | empty | never seen: the runtime makes another root |
+//! | `/run/secrets` | the module's secrets | the same | the same | never seen: beside the bundle |
 //! | all else | the machine's | the machine's | the machine's | the machine's |
 //!
 //! The machine's `/proc` is nowhere in it, not even below another mount: it shows the daemon's
@@ -18,13 +19,14 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use ion_model::secret::SECRETS_FOLDER;
 use ion_system::sys;
 use rustix::fs::{CWD, FileType, Mode as Permissions, OFlags};
 use rustix::mount::{self, MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::error::InitError;
 use super::rights::{Rights, limit_processes};
-use super::{BUNDLE, ROOTFS, SandboxCommand, SandboxContainer, SandboxMode};
+use super::{BUNDLE, CONTAINER_SECRETS, ROOTFS, SandboxCommand, SandboxContainer, SandboxMode};
 
 /// An empty folder and an empty file, read-only, that are mounted over other places while the root
 /// is built.
@@ -113,18 +115,29 @@ pub(super) fn build(command: &SandboxCommand, owner: (u32, u32)) -> Result<RootH
     let (root, new) = (Path::new("/"), Path::new("/new"));
     let confined = is_confined(command);
     enter_scratch_root(confined)?;
+    let has_secrets = !command.secrets.is_empty() && command.container.is_none();
+    let own_run = has_secrets && needs_own_run();
     let unreadable = InitError::path(Path::new("/host"), "cannot be read");
     for entry in fs::read_dir("/host").map_err(&unreadable)? {
         let entry = entry.map_err(&unreadable)?;
         let its_own = |known: &str| entry.file_name() == known;
-        if name.is_some_and(its_own) || its_own("proc") || (confined && its_own("dev")) {
+        let is_made_below = its_own("proc") || (confined && its_own("dev"));
+        if name.is_some_and(its_own) || is_made_below || (own_run && its_own("run")) {
             continue;
         }
         carry_over(&entry.path(), &new.join(entry.file_name()))?;
     }
+    if own_run {
+        make_own_run(&new.join("run"))?;
+    }
     let device = name.map(|name| mount_tree(name, owner)).transpose()?;
     if let Some(container) = &command.container {
         make_bundle(container, name)?;
+        if !command.secrets.is_empty() {
+            let at = path_under("/new", Path::new(CONTAINER_SECRETS));
+            make_folder(&at)?;
+            command.secrets.mount(&at, container.owner)?;
+        }
     }
     mount_proc(new)?;
     limit_processes(command, &new.join("proc"));
@@ -140,6 +153,9 @@ pub(super) fn build(command: &SandboxCommand, owner: (u32, u32)) -> Result<RootH
         protect_settings()?;
     }
     command.covers.iter().try_for_each(|cover| cover.mount())?;
+    if has_secrets {
+        command.secrets.mount(&path_under("/new", Path::new(SECRETS_FOLDER)), None)?;
+    }
     let mut read_only = MountFlags::RDONLY | MountFlags::BIND | MountFlags::NOSUID;
     if !confined {
         read_only |= MountFlags::NODEV;
@@ -363,6 +379,39 @@ fn make_bundle(container: &SandboxContainer, tree: Option<&str>) -> Result<(), I
     // hidden: the runtime does not use control groups here.
     let second = Path::new("/new/sys/fs/cgroup/unified");
     if second.is_dir() { mount_tmpfs(second) } else { Ok(()) }
+}
+
+/// Returns whether the machine has no folder where a job's secrets can be mounted.
+fn needs_own_run() -> bool {
+    !is_folder(&path_under("/host", Path::new(SECRETS_FOLDER)))
+}
+
+fn is_folder(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
+}
+
+/// Makes a `/run` of the job's own at `to`: it shows what the machine's has, and a folder for the
+/// secrets. Nothing is made on the machine itself.
+fn make_own_run(to: &Path) -> Result<(), InitError> {
+    make_folder(to)?;
+    mount_tmpfs(to)?;
+    let secrets = Path::new(SECRETS_FOLDER).file_name();
+    let from: PathBuf = path_under("/host", Path::new(SECRETS_FOLDER).parent().unwrap_or(to));
+    let unreadable = InitError::path(&from, "cannot be read");
+    if is_folder(&from) {
+        for entry in fs::read_dir(&from).map_err(&unreadable)? {
+            let entry = entry.map_err(&unreadable)?;
+            if Some(&*entry.file_name()) == secrets {
+                continue;
+            }
+            let carried = carry_over(&entry.path(), &to.join(entry.file_name()));
+            // Services make and remove entries there at any time.
+            if fs::symlink_metadata(entry.path()).is_ok() {
+                carried?;
+            }
+        }
+    }
+    make_folder(&path_under("/new", Path::new(SECRETS_FOLDER)))
 }
 
 /// Makes one entry of the host's root visible in the new one.

@@ -11,8 +11,13 @@ fn new(every: Millis) -> (SourceRecord, ScheduledTimes) {
     let rule = ScheduleRule::Every(every);
     let schedule = SourceSchedule { rule, jitter: 0, missed: MissedRuns::Last };
     let times = ScheduledTimes::new("s", &schedule).unwrap();
-    let definition =
-        SourceDefinition { module: "feed".into(), schedule, with: BTreeMap::new(), pipeline: None };
+    let definition = SourceDefinition {
+        module: "feed".into(),
+        schedule,
+        with: BTreeMap::new(),
+        secrets: BTreeMap::new(),
+        pipeline: None,
+    };
     (new_source("s", definition, &times, NOW), times)
 }
 

@@ -1,15 +1,17 @@
 //! The spec of an attempt's Job: an ordinary pod without special rights, with one volume.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use ion_csi as csi;
-use ion_jobs::pipeline::{ImageReference, ModuleApi, Network, Resources};
+use ion_jobs::pipeline::{ImageReference, Module, ModuleApi, Network, Resources};
 use ion_model::checksum::hex;
+use ion_model::secret::{SECRETS_FOLDER, SecretOrigin};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
-    CSIVolumeSource, Capabilities, Container, EnvVar, LocalObjectReference, PodSecurityContext,
-    PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext, Toleration,
-    Volume, VolumeMount,
+    CSIVolumeSource, Capabilities, Container, EnvVar, KeyToPath, LocalObjectReference,
+    PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile,
+    SecretVolumeSource, SecurityContext, Toleration, Volume, VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -17,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::super::AttemptStart;
 use super::super::attempt::{attempt_variables, environment};
+use crate::secrets::{self, NeededSecret};
 
 /// The label by which a dispatcher finds the objects that Ion made.
 pub(super) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "ion");
@@ -30,6 +33,14 @@ pub(super) const CONTAINER: &str = "module";
 
 /// The volume that is mounted at `/ion`.
 const VOLUME: &str = "ion";
+
+/// The volume with the module's secrets.
+const SECRET_VOLUME: &str = "secrets";
+
+/// The mode of the files of secrets. The kubelet gives them to root, and the module runs as any
+/// user: so every user may read them in the pod's one container, and nobody anywhere else sees the
+/// volume.
+const SECRET_MODE: i32 = 0o444;
 
 /// How long the cluster keeps an ended Job that no dispatcher removes.
 const KEPT_SECONDS: i32 = 24 * 3600;
@@ -55,6 +66,12 @@ pub(super) enum PodSpecError {
     /// The module names its user by a name.
     #[error("\"user\" {0:?}: executor: kubernetes needs numbers, as in 1000:1000")]
     User(String),
+    /// The source names a file of a dispatcher's machine.
+    #[error(
+        "secret {0:?} is a file of a dispatcher's machine, which a pod does not have; name a key of \
+         the Secret {1:?} in the namespace of jobs"
+    )]
+    SecretFile(String, String),
     /// The spec cannot be written.
     #[error("its Job cannot be written as JSON")]
     Json(#[source] serde_json::Error),
@@ -80,7 +97,10 @@ pub(super) fn build_job(start: &AttemptStart, token: &str) -> Result<Job, PodSpe
     if module.api != ModuleApi::None {
         return Err(PodSpecError::Sidecar);
     }
-    let pod = pod_spec(start, token, module_container(start, image, container)?);
+    let mut pod = pod_spec(start, token, module_container(start, image, container)?);
+    if let Some(volume) = secret_volume(start)? {
+        pod.volumes.get_or_insert_default().push(volume);
+    }
     let labels = labels(start, container.network);
     let seconds = i64::try_from(module.timeout.as_secs().max(1)).unwrap_or(i64::MAX);
     let spec = JobSpec {
@@ -118,8 +138,10 @@ fn module_container(
     asked: &ion_jobs::pipeline::Container,
 ) -> Result<Container, PodSpecError> {
     let module = &start.module;
+    let has_secrets = secrets::are_needed_by(module, &start.event);
+    let secrets_at = has_secrets.then_some(Path::new(SECRETS_FOLDER));
     let own = attempt_variables(&start.job, &start.event);
-    let env = environment(&[], module, own, &module.base_dir());
+    let env = environment(&[], module, own, &module.base_dir(), secrets_at);
     let variable = |(name, value)| EnvVar { name, value: Some(value), value_from: None };
     let (uid, gid) = parse_user(asked.user.as_deref())?;
     Ok(Container {
@@ -128,11 +150,7 @@ fn module_container(
         command: (!module.run.is_empty()).then(|| module.argv()),
         env: Some(env.into_iter().map(variable).collect()),
         resources: to_requirements(&asked.resources),
-        volume_mounts: Some(vec![VolumeMount {
-            name: VOLUME.into(),
-            mount_path: module.base_dir().display().to_string(),
-            ..VolumeMount::default()
-        }]),
+        volume_mounts: Some(volume_mounts(module, has_secrets)),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
@@ -145,6 +163,48 @@ fn module_container(
         }),
         ..Container::default()
     })
+}
+
+/// Returns where the container has its volumes.
+fn volume_mounts(module: &Module, has_secrets: bool) -> Vec<VolumeMount> {
+    let tree = VolumeMount {
+        name: VOLUME.into(),
+        mount_path: module.base_dir().display().to_string(),
+        ..VolumeMount::default()
+    };
+    let secrets = has_secrets.then(|| VolumeMount {
+        name: SECRET_VOLUME.into(),
+        mount_path: SECRETS_FOLDER.into(),
+        read_only: Some(true),
+        ..VolumeMount::default()
+    });
+    [tree].into_iter().chain(secrets).collect()
+}
+
+/// Returns the volume with the module's secrets, if it has any: keys of one Secret, each under the
+/// name that the module reads.
+///
+/// # Errors
+/// [`PodSpecError::SecretFile`] when a source names a file for one of them.
+fn secret_volume(start: &AttemptStart) -> Result<Option<Volume>, PodSpecError> {
+    let name = start.module.kubernetes.secret_name();
+    let item = |needed: NeededSecret| match needed.origin {
+        SecretOrigin::Named(key) => Ok(KeyToPath { key, path: needed.name, mode: None }),
+        SecretOrigin::File(_) => Err(PodSpecError::SecretFile(needed.name, name.to_owned())),
+    };
+    let needed = secrets::needed_by(&start.module, &start.event);
+    let items = needed.into_iter().map(item).collect::<Result<Vec<_>, _>>()?;
+    Ok((!items.is_empty()).then(|| Volume {
+        name: SECRET_VOLUME.into(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(name.to_owned()),
+            items: Some(items),
+            default_mode: Some(SECRET_MODE),
+            // Without it the pod does not start, and says why.
+            optional: Some(false),
+        }),
+        ..Volume::default()
+    }))
 }
 
 /// Returns the pod of this container, with the volume that the token names.
@@ -274,7 +334,83 @@ fn to_label_value(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use ion_jobs::pipeline::Pipeline;
+    use ion_model::event::Event;
+    use ion_model::id::JobId;
+    use ion_model::record::{JobRecord, JobState};
+    use ion_model::source::SourceTick;
+    use ion_model::state::StateFiles;
+    use serde_json::{Value, json};
+    use tokio::sync::oneshot;
+
     use super::*;
+
+    /// Returns the pod of a job of the only module of this pipeline file, whose source has these
+    /// secrets.
+    fn pod(text: &str, secrets: &[(&str, &str)]) -> Result<Value, PodSpecError> {
+        let pipeline = Pipeline::from_bytes(text.as_bytes(), "p", &PathBuf::from("/")).unwrap();
+        let module = pipeline.modules[0].clone();
+        let mut event: Event = serde_json::from_value(json!({
+            "id": "e", "type": "t", "created": 0, "publication": "published",
+            "context": {"name": "n", "eventId": "e", "correlationId": "c", "parentEventId": "",
+                        "documentType": "eventMeta"},
+        }))
+        .unwrap();
+        if !secrets.is_empty() {
+            event.tick = Some(Box::new(SourceTick {
+                source: "s".into(),
+                scheduled: 0,
+                state: StateFiles::default(),
+                secrets: secrets
+                    .iter()
+                    .map(|(name, at)| ((*name).to_owned(), at.parse().unwrap()))
+                    .collect(),
+            }));
+        }
+        let id = JobId::derive(&event.id, &module.name);
+        let job = JobRecord::new(id, &module.name, &event, JobState::Starting, 0);
+        let (running, _) = oneshot::channel();
+        let start = AttemptStart { job, module, event, gathered: None, running };
+        let job = build_job(&start, "token")?;
+        Ok(serde_json::to_value(job).unwrap()["spec"]["template"]["spec"].clone())
+    }
+
+    #[test]
+    fn a_pod_has_its_secrets_from_a_secret_of_its_namespace() {
+        let with = |more: &str| {
+            format!(
+                "modules:\n  m: {{params: {{token: {{type: secret}}}}, commit: on-success, \
+                 executor: kubernetes, image: 'registry.example/m:1'{more}}}\n"
+            )
+        };
+        let found = pod(&with(", secrets: [SLACK_URL]"), &[("token", "X_TOKEN")]).unwrap();
+        let volume = json!({
+            "name": "secrets",
+            "secret": {
+                "secretName": "ion-secrets", "defaultMode": 0o444, "optional": false,
+                "items": [{"key": "SLACK_URL", "path": "SLACK_URL"}, {"key": "X_TOKEN", "path": "token"}],
+            },
+        });
+        assert_eq!(found["volumes"][1], volume);
+        let container = &found["containers"][0];
+        let mounted = json!({"name": "secrets", "mountPath": "/run/secrets", "readOnly": true});
+        assert_eq!(container["volumeMounts"][1], mounted);
+        let variable = json!({"name": "ION_SECRETS_DIR", "value": "/run/secrets"});
+        assert!(container["env"].as_array().unwrap().contains(&variable));
+
+        let named = ", secrets: [A], kubernetes: {secret: mine}";
+        let found = pod(&with(named), &[]).unwrap();
+        assert_eq!(found["volumes"][1]["secret"]["secretName"], "mine");
+
+        let found = pod(&with(""), &[]).unwrap();
+        assert_eq!(found["volumes"].as_array().unwrap().len(), 1);
+        assert!(!found.to_string().contains("SECRETS"));
+
+        let refused = pod(&with(""), &[("token", "file:/etc/ion/token")]).unwrap_err();
+        assert!(refused.to_string().contains("name a key of the Secret \"ion-secrets\""));
+    }
 
     #[test]
     fn any_text_is_a_label() {

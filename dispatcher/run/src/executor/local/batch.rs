@@ -21,6 +21,7 @@ use ion_fs::job::{JobSpec, TreeOutcome};
 use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::Module;
 use ion_model::clock::{self, Millis};
+use ion_model::errors::error_chain;
 use ion_model::event::Context;
 use ion_model::record::{AttemptEnd, CommitMode};
 use ion_model::usage::AttemptUsage;
@@ -28,7 +29,9 @@ use ion_plane::node::job_dir;
 use tokio::sync::{oneshot, watch};
 use tracing::Instrument as _;
 
-use super::super::attempt::{ProcessEnd, decide_outcome, older_conventions, origin, wait_for_stop};
+use super::super::attempt::{
+    ProcessEnd, decide_outcome, mask_outcome, older_conventions, origin, wait_for_stop,
+};
 use super::super::log::{JobLog, no_log_outcome};
 use super::super::{BatchAttempt, BatchStart, StopReason};
 use super::{
@@ -118,13 +121,24 @@ impl LocalExecutor {
             reasons: attempts.iter().map(|_| OnceLock::new()).collect(),
             process: watch::Sender::new(None),
         };
-        let first = &attempts[0].job;
+        let BatchAttempt { job: first, event, .. } = &attempts[0];
+        // No source has secrets of its own here: a module that takes batches has no secret
+        // parameter.
+        let secrets = match self.read_secrets(module, event).await {
+            Ok(secrets) => secrets,
+            Err(error) => {
+                let failed = || AttemptOutcome::failed(error_chain(&error));
+                let outcomes = attempts.iter().map(|_| failed()).collect();
+                return EndedBatch { outcomes, had_tree: vec![false; attempts.len()] };
+            }
+        };
         let request = ProcessRequest {
             module,
             job: (&first.id, first.attempt),
             variables: vec![(BATCH_VARIABLE.to_owned(), attempts.len().to_string())],
             processes: limits.processes,
             root: tree.clone().into(),
+            secrets: &secrets,
             running,
         };
         let RanProcess { end: ran, usage, exit } = tokio::select! {
@@ -133,13 +147,16 @@ impl LocalExecutor {
         };
         let ends = tree.finish().instrument(exit).await;
         let had_tree = ends.iter().map(|end| !matches!(end, BatchJobEnd::Untouched)).collect();
-        let jobs = ends.len();
+        let (jobs, mask) = (ends.len(), secrets.mask());
         let decide = |(number, end): (usize, BatchJobEnd)| {
             let stopped = stops.reasons[number].get().copied();
             let mut outcome = decide_batch_outcome(&ran, stopped, end, jobs, module.commit);
             if let Some(used) = usage {
                 let share = share_of(used, number, jobs);
                 outcome.usage = outcome.usage.plus_concurrent(share);
+            }
+            if let Some(mask) = &mask {
+                mask_outcome(&mut outcome, mask);
             }
             outcome
         };
