@@ -18,7 +18,7 @@ use ion_jobs::job::AttemptOutcome;
 use ion_jobs::pipeline::{Module, ModuleApi};
 use ion_model::checksum::BLOCK_BYTES;
 use ion_model::errors::{error_chain, is_no_room};
-use ion_model::event::{Context, FileEntry};
+use ion_model::event::{Context, Event, FileEntry};
 use ion_model::id::JobId;
 use ion_model::record::{AttemptEnd, FailedReads, JobRecord};
 use ion_model::secret::SECRETS_FOLDER;
@@ -49,7 +49,7 @@ use crate::sandbox::{
     self, Covers, ForkServer, ProcessExit, ProcessUsage, Rights, Sandbox, SandboxCommand,
     SandboxContainer, SandboxError, SandboxMode, SandboxSecrets,
 };
-use crate::secrets::{SecretFolders, Secrets};
+use crate::secrets::{SecretError, SecretFolders, Secrets};
 
 /// The wait between SIGTERM and SIGKILL. A shorter wait cuts off modules that tidy up; a longer
 /// wait delays every timeout and shutdown.
