@@ -37,7 +37,7 @@ pub(crate) struct SourceImportArgs {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The module that the jobs of a type start, such as ARTICLE=feed; may be repeated
-    #[arg(short, long = "module", value_name = "TYPE=MODULE", required = true)]
+    #[arg(short = 'm', long = "module", value_name = "TYPE=MODULE", required = true)]
     types: Vec<OlderType>,
     /// The period of each source; the older service had five seconds, which few servers put up with
     #[arg(long, default_value = PERIOD, value_name = "TIME")]

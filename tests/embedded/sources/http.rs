@@ -131,8 +131,8 @@ fn everything_that_is_wrong_with_a_source_is_said_at_once() {
         "with.deep",
         "with.kind",
         "with.limit",
-        "with.url",
         "with.urk",
+        "with.url",
     ];
     assert_eq!(wrong_fields(&problem), expected, "{problem:#}");
     let of = |field: &str| {
