@@ -170,7 +170,8 @@ mod tests {
     /// Returns the id of the next message and its tag. Fails if no message comes in time.
     async fn next_message(subscriber: &mut dyn Subscription) -> (String, u64) {
         let next = tokio::time::timeout(Duration::from_secs(20), subscriber.next(1)).await;
-        let delivery = next.expect("a message comes in time").unwrap();
+        let received = next.expect("a message comes in time").unwrap();
+        let delivery = received.into_iter().next().unwrap();
         (delivery.message.unwrap().context.event_id.to_string(), delivery.tag)
     }
 
