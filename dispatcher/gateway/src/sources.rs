@@ -256,8 +256,17 @@ async fn put_source(
         Ok(WantedSource { paused: Some(wanted.paused.unwrap_or(false)), ..wanted })
     };
     let sources = gate.sources();
-    let edited = sources.edit(&name, &expected, want);
-    let (source, outcome) = gate.within_deadline(edited).await?;
+    let edit = async {
+        match sources.edit(&name, &expected, want).await {
+            // RFC 9110: `If-Match: *` fails where there is nothing.
+            Err(EditError::Source(error @ SourceError::NoSuchSource(_))) => {
+                let detail = format!("{error}, and If-Match asks for one");
+                Err(Problem::new(ProblemKind::Changed, detail))
+            }
+            edited => Ok(edited?),
+        }
+    };
+    let (source, outcome) = gate.within_deadline(edit).await?;
     let status = match outcome {
         EditOutcome::Added => StatusCode::CREATED,
         EditOutcome::Changed | EditOutcome::Unchanged => StatusCode::OK,
