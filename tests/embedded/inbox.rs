@@ -392,8 +392,8 @@ fn a_folder_is_one_event_when_it_gets_its_name() {
     assert!(said.contains("Permission denied"), "{said}");
     assert!(inbox.rejection("scan/scans").1.contains("mv .x july"));
     inbox.sh("mkdir scan/.v; echo '{\"eventType\": \"t\"}' > scan/.v/values.json");
-    let said = inbox.fails("mv scan/.v scan/v");
-    assert!(said.contains("Invalid argument"), "{said}");
+    // `mv` has words of its own for this errno.
+    inbox.fails("mv scan/.v scan/v");
     let (errno, reason) = inbox.rejection("scan/v");
     assert!(
         errno == "EINVAL" && reason.contains("values.json: it has an \"eventType\""),
