@@ -57,9 +57,10 @@ fn main() {
         "{:<44} {:>9} {:>10} {:>8} {:>12} {:>8}  goal",
         "", "events", "events/s", "ratio", "last/first", "MiB"
     );
-    for (what, program, emits) in
-        [("a module that does nothing", "#!/bin/sh\n:\n", ""), ("reads a value, publishes", SMALL, "small")]
-    {
+    for (what, program, emits) in [
+        ("a module that does nothing", "#!/bin/sh\n:\n", ""),
+        ("reads a value, publishes", SMALL, "small"),
+    ] {
         let program = if emits.is_empty() { None } else { Some(program) };
         let single = measure(&runtime, program, emits, None, events / FEWER);
         line(&format!("{what}: single jobs"), events / FEWER, &single, &single, "");
@@ -123,8 +124,7 @@ async fn fill(plane: &DataPlane, events: usize) {
             event
         };
         let chunk: Vec<_> = (from..events.min(from + TOGETHER)).map(event).collect();
-        let documents =
-            chunk.iter().map(|event| (Collection::Events, encode(event))).collect();
+        let documents = chunk.iter().map(|event| (Collection::Events, encode(event))).collect();
         plane.documents.insert_all(documents, None, Durability::Now).await.unwrap();
         let messages: Vec<_> = chunk.iter().map(ionfs::event::Event::message).collect();
         let sent = messages.iter().map(|message| plane.bus.send("work", message));

@@ -118,7 +118,8 @@ pub(crate) async fn run_and_show(
         shows_all: true,
     })?;
     let plane = node.plane.clone();
-    let executor = local_executor(settings, node, secrets, Some(live.clone()), Some(collector)).await?;
+    let executor =
+        local_executor(settings, node, secrets, Some(live.clone()), Some(collector)).await?;
     let (stop, _) = watch::channel(None);
     let stop_requested = CancellationToken::new();
     tokio::spawn({

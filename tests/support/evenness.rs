@@ -31,8 +31,9 @@ struct Run {
 pub fn sources_are_run_evenly(mut homes: [Home; 4]) {
     let marks = homes[0].path().join("marks");
     homes[0].program("tick", TICK);
-    let sources: String =
-        (0..SOURCES).map(|n| format!("  s{n:03}: {{module: tick, every: {}s}}\n", PERIOD.as_secs())).collect();
+    let sources: String = (0..SOURCES)
+        .map(|n| format!("  s{n:03}: {{module: tick, every: {}s}}\n", PERIOD.as_secs()))
+        .collect();
     let modules = format!(
         "modules:\n  tick: {{params: {{}}, emits: [ticked], commit: on-success, run: [./tick], concurrency: 8, env: {{MARKS: {}}}}}\n",
         marks.display()

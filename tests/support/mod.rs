@@ -290,7 +290,7 @@ pub struct RunningCommand {
 
 impl RunningCommand {
     pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     pub fn pid(&self) -> u32 {

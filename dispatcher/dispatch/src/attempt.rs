@@ -113,9 +113,8 @@ impl HeldJobs<'_> {
     fn heed_record(&self, number: usize, record: Option<JobRecord>) {
         let mut records = self.lock_records();
         let Some(known) = &mut records[number] else { return };
-        let is_held = |record: &JobRecord| {
-            record.attempt == known.attempt && record.holder == known.holder
-        };
+        let is_held =
+            |record: &JobRecord| record.attempt == known.attempt && record.holder == known.holder;
         let reason = match record.filter(is_held) {
             Some(record) => {
                 let cancelled = record.cancel;
@@ -222,7 +221,13 @@ impl AttemptRunner {
             let attempt = |(ClaimedJob { job, event, .. }, stop)| BatchAttempt { job, event, stop };
             let attempts = jobs.into_iter().zip(stops).map(attempt).collect();
             let batch = BatchStart { module, attempts, running };
-            return self.executor.run_batch(batch).await.into_iter().map(RunResult::Ended).collect();
+            return self
+                .executor
+                .run_batch(batch)
+                .await
+                .into_iter()
+                .map(RunResult::Ended)
+                .collect();
         }
         match jobs.into_iter().zip(stops).next() {
             Some((ClaimedJob { job, event, gathered }, stop)) => {
@@ -395,7 +400,10 @@ fn report_silent_store(jobs: &[(usize, JobRecord)]) -> LeaseHappening {
     LeaseHappening::StoreSilent
 }
 
-fn report_failed_store(jobs: &[(usize, JobRecord)], error: &dyn std::error::Error) -> LeaseHappening {
+fn report_failed_store(
+    jobs: &[(usize, JobRecord)],
+    error: &dyn std::error::Error,
+) -> LeaseHappening {
     let job = jobs.first().map(|(_, job)| job.id.as_str());
     tracing::warn!(job, error = error_chain(error), "the lease could not be renewed");
     LeaseHappening::StoreFailed

@@ -218,6 +218,7 @@ impl ModuleTask {
 }
 
 fn claimed_messages(claimed: Result<ClaimedMessages, JoinError>) -> Option<ClaimedMessages> {
-    let warn = |error: &JoinError| tracing::error!(%error, "a claim ended badly; its messages come again");
+    let warn =
+        |error: &JoinError| tracing::error!(%error, "a claim ended badly; its messages come again");
     claimed.inspect_err(warn).ok()
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use ion_model::clock::{Millis, millis};
 use ion_model::record::{
-    Attempt, AttemptEnd, BatchPlace, FailedReads, GatherObstacles, JobRecord, JobState, MissingJobs,
-    RefusedFiles, StoredLog,
+    Attempt, AttemptEnd, BatchPlace, FailedReads, GatherObstacles, JobRecord, JobState,
+    MissingJobs, RefusedFiles, StoredLog,
 };
 use ion_model::source::LeftState;
 use ion_model::text::{REASON_MAX, cut};
@@ -517,12 +517,10 @@ mod tests {
         let released = after(&job(JobState::Queued), AttemptEnd::Released);
         assert!(!runs_alone(&released));
         let failed = after(&released, AttemptEnd::BatchFailed);
-        assert_eq!((failed.state, failed.term, failed.failures, failed.losses), (
-            JobState::Queued,
-            0,
-            0,
-            0
-        ));
+        assert_eq!(
+            (failed.state, failed.term, failed.failures, failed.losses),
+            (JobState::Queued, 0, 0, 0)
+        );
         assert!(runs_alone(&failed));
         for end in [AttemptEnd::Failed, AttemptEnd::Lost, AttemptEnd::NoRoom] {
             assert!(runs_alone(&after(&job(JobState::Queued), end)), "{end:?}");

@@ -17,8 +17,7 @@ use ion_model::record::{AttemptEnd, JobRecord, JobState};
 use ion_model::term::TermSubject;
 use ion_stores::registry::{Registration, Registry};
 use ion_stores::{
-    Collection, DataPlane, Durability, Equals, Inserted, Pages, Query, StoreError,
-    decode, encode,
+    Collection, DataPlane, Durability, Equals, Inserted, Pages, Query, StoreError, decode, encode,
 };
 use ion_system::failpoint;
 use ion_system::patience::StateAges;

@@ -516,13 +516,17 @@ fn parse_privileged(
 /// image on it, that works with files can take several.
 fn parse_batch(module: &Module, batch: Spanned<usize>) -> Result<usize, Mistake> {
     let excluded = if module.gather.is_some() {
-        Some("\"batch\" and \"gather\" exclude each other: a gathering job takes many events already")
+        Some(
+            "\"batch\" and \"gather\" exclude each other: a gathering job takes many events already",
+        )
     } else if !module.links.is_empty() {
         Some("\"batch\" and \"stdio: true\" exclude each other: leave one of them out")
     } else if module.api != ModuleApi::None {
         Some("\"batch\" and \"api: sidecar\" exclude each other: leave one of them out")
     } else if module.has_secret_parameter() {
-        Some("\"batch\" and a parameter of \"type: secret\" exclude each other: one process has one folder of secrets")
+        Some(
+            "\"batch\" and a parameter of \"type: secret\" exclude each other: one process has one folder of secrets",
+        )
     } else if module.executor == ExecutorKind::Kubernetes {
         Some("\"batch\" needs \"executor: local\" or \"executor: container\": a pod has one job")
     } else {

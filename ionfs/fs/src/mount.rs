@@ -127,11 +127,7 @@ pub async fn mount_at(
     }
 }
 
-async fn mount_kernel<K>(
-    directory: &Path,
-    kernel: K,
-    visitors: Visitors,
-) -> io::Result<ServedMount>
+async fn mount_kernel<K>(directory: &Path, kernel: K, visitors: Visitors) -> io::Result<ServedMount>
 where
     K: Filesystem + Send + Sync + 'static,
 {

@@ -300,8 +300,10 @@ impl Mongo {
         let mut found = self.get_all(collection, existing.iter().map(id).collect()).await?;
         let with_document = |place: usize| match found.remove(&id(&place)) {
             Some(document) => Ok((place, document)),
-            None => Err(self
-                .unavailable(WHAT, "a document with the same id existed, and was removed meanwhile")),
+            None => Err(self.unavailable(
+                WHAT,
+                "a document with the same id existed, and was removed meanwhile",
+            )),
         };
         existing.into_iter().map(with_document).collect()
     }

@@ -8,9 +8,7 @@ use ion_model::event::{DocumentType, Event, PublicationState};
 use ion_model::id::{EventId, JobId};
 use ion_model::record::JobRecord;
 use ion_model::text::quote;
-use ion_stores::{
-    Collection, Durability, ID_BYTES_MAX, Inserted, StoreError, decode, encode,
-};
+use ion_stores::{Collection, Durability, ID_BYTES_MAX, Inserted, StoreError, decode, encode};
 use ion_system::failpoint;
 use serde_json::{Value, json};
 
@@ -137,7 +135,11 @@ impl Ledger {
         let ids = ids.iter().map(EventId::to_string).collect();
         let documents = self.plane.documents.get_all(Collection::Events, ids).await?;
         let read = |document| decode::<Event>(Collection::Events, document).ok();
-        Ok(documents.into_values().filter_map(read).map(|event| (event.id.clone(), event)).collect())
+        Ok(documents
+            .into_values()
+            .filter_map(read)
+            .map(|event| (event.id.clone(), event))
+            .collect())
     }
 
     /// Returns the records of these jobs that can be read, by their ids.

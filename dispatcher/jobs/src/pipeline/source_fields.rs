@@ -248,8 +248,13 @@ mod tests {
         let schedule =
             ion_model::source::SourceSchedule { rule, jitter: 120_000, missed: MissedRuns::Skip };
         let with = [("n", "1"), ("url", "x")].map(|(key, value)| (key.into(), value.into()));
-        let definition =
-            SourceDefinition { module: "m".into(), schedule, with: with.into(), secrets: BTreeMap::new(), pipeline: None };
+        let definition = SourceDefinition {
+            module: "m".into(),
+            schedule,
+            with: with.into(),
+            secrets: BTreeMap::new(),
+            pipeline: None,
+        };
         let patch = json!({"every": "5m", "jitter": null, "with": {"n": null, "page": true}});
         let patched = SourceFields::patched(&definition, patch.as_object().unwrap());
         let expected = json!({

@@ -198,11 +198,7 @@ fn define_from_json<'m>(
     name: &str,
     object: Map<String, Value>,
     module: impl FnOnce(&str) -> Option<&'m Module>,
-    define: impl FnOnce(
-        &str,
-        SourceFields,
-        Option<&Module>,
-    ) -> Result<SourceDefinition, SourceProblems>,
+    define: impl FnOnce(&str, SourceFields, Option<&Module>) -> Result<SourceDefinition, SourceProblems>,
 ) -> Result<SourceDefinition, SourceProblems> {
     let (fields, unreadable) = SourceFields::from_json(object);
     let module = module(&fields.module);

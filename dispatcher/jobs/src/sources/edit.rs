@@ -208,7 +208,13 @@ mod tests {
     fn definition(every: Millis) -> SourceDefinition {
         let rule = ScheduleRule::Every(every);
         let schedule = SourceSchedule { rule, jitter: 0, missed: MissedRuns::Last };
-        SourceDefinition { module: "feed".into(), schedule, with: BTreeMap::new(), secrets: BTreeMap::new(), pipeline: None }
+        SourceDefinition {
+            module: "feed".into(),
+            schedule,
+            with: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            pipeline: None,
+        }
     }
 
     fn wanted(every: Millis, paused: Option<bool>) -> Result<WantedSource, SourceError> {

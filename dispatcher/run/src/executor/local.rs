@@ -36,8 +36,7 @@ use tracing::{Instrument as _, Span, info_span};
 
 use super::attempt::{
     ProcessEnd, attempt_variables, decide_outcome, environment, mask_outcome, older_conventions,
-    origin,
-    stopped_outcome, wait_for_stop,
+    origin, stopped_outcome, wait_for_stop,
 };
 use super::left::OutputCollector;
 use super::log::{JobLog, OutputNotifier, keep_output, no_log_outcome};
@@ -379,8 +378,15 @@ impl LocalExecutor {
         mut stop: watch::Receiver<Option<StopReason>>,
         log: &JobLog,
     ) -> RanProcess {
-        let ProcessRequest { module, job: (job, attempt), variables, processes, root, secrets, running } =
-            request;
+        let ProcessRequest {
+            module,
+            job: (job, attempt),
+            variables,
+            processes,
+            root,
+            secrets,
+            running,
+        } = request;
         let plain = self.node.settings.home.join("mnt").join(format!("{job}-{attempt}"));
         let mount_at = module.base_dir();
         let ion_dir =

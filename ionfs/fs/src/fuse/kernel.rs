@@ -44,11 +44,7 @@ impl Kernel {
     }
 
     /// Answers for a tree whose inodes have these numbers.
-    pub(super) fn with_numbers(
-        tree: Arc<Tree>,
-        runtime: Runtime,
-        numbers: InodeNumbers,
-    ) -> Self {
+    pub(super) fn with_numbers(tree: Arc<Tree>, runtime: Runtime, numbers: InodeNumbers) -> Self {
         let first_read = FirstRead::new(&tree);
         let handles = Handles::new(tree.clone());
         let requests = Requests::new(&tree.daemon().metrics);

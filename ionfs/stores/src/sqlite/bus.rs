@@ -403,7 +403,9 @@ impl Drop for SqliteSubscriber {
         self.runtime.spawn(async move {
             if let Some(taking) = taking {
                 let taken = taking.await.map_err(|error| store.unavailable("receiving", error));
-                held.extend(taken.flatten().unwrap_or_default().iter().map(|delivery| delivery.tag));
+                held.extend(
+                    taken.flatten().unwrap_or_default().iter().map(|delivery| delivery.tag),
+                );
             }
             for tag in held {
                 let give_back = move |connection: &Connection| {

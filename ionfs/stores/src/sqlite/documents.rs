@@ -556,7 +556,8 @@ impl Documents for Sqlite {
             let mut statement = connection.prepare_cached(&select)?;
             let mut found = HashMap::new();
             for id in ids {
-                let text: Option<String> = statement.query_row([&id], |row| row.get(0)).optional()?;
+                let text: Option<String> =
+                    statement.query_row([&id], |row| row.get(0)).optional()?;
                 if let Some(text) = text {
                     found.insert(id, parse(&text)?);
                 }

@@ -136,15 +136,15 @@ async fn many_documents_are_one_call(documents: &dyn Documents) {
     let outcomes = [Inserted::New, Inserted::Existing(job(1, 1)), Inserted::New];
     assert_eq!(insert(&all).await, outcomes);
     // The second one has another version, and the last one is missing.
-    let changes = [(0, 0), (1, 7), (2, 2), (3, 3)].map(|(n, version)| {
-        (job(n, version + 10), vec![("version", json!(version))])
-    });
+    let changes = [(0, 0), (1, 7), (2, 2), (3, 3)]
+        .map(|(n, version)| (job(n, version + 10), vec![("version", json!(version))]));
     let replaced =
         documents.replace_all(Collection::Jobs, changes.into(), Durability::WithNextSync).await;
     assert_eq!(replaced.unwrap(), [true, false, true, false]);
     let ids = (0..4).map(|n| format!("many-{n}")).collect();
     let found = documents.get_all(Collection::Jobs, ids).await.unwrap();
-    let expected = [(0, 10), (1, 1), (2, 12)].map(|(n, version)| (format!("many-{n}"), job(n, version)));
+    let expected =
+        [(0, 10), (1, 1), (2, 12)].map(|(n, version)| (format!("many-{n}"), job(n, version)));
     assert_eq!(found, expected.into());
 }
 

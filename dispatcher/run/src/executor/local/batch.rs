@@ -187,10 +187,7 @@ impl BatchStops {
 
 /// Returns a sender for the executor, which notes in `started` when the process began and passes the
 /// word on.
-fn note_start(
-    running: oneshot::Sender<()>,
-    started: Arc<OnceLock<Millis>>,
-) -> oneshot::Sender<()> {
+fn note_start(running: oneshot::Sender<()>, started: Arc<OnceLock<Millis>>) -> oneshot::Sender<()> {
     let (sender, receiver) = oneshot::channel();
     tokio::spawn(async move {
         if receiver.await.is_ok() {
