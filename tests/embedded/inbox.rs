@@ -147,6 +147,7 @@ impl Inbox {
 }
 
 impl Drop for Inbox {
+    #[expect(clippy::print_stderr, reason = "a test that fails says what the mount said")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- ion mount\n{}", self.log());

@@ -107,6 +107,10 @@ pub struct TicketPod {
 /// How an attempt's filesystem work ended, as its node recorded it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each attempt, and nearly all are of the large variant"
+)]
 pub enum TreeEnd {
     /// The pod has ended, and everything that it left is committed or refused.
     Outcome(TreeOutcome),

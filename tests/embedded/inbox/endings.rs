@@ -78,7 +78,7 @@ time.sleep(60)\"".into(),
     assert_eq!(left.len(), 8, "{left:?}");
     inbox.sh("echo whole > scan/cat; mv scan/dd scan/dd-renamed; rm scan/exec scan/term scan/python scan/threads scan/gives-up scan/part");
     assert_eq!(inbox.names("scan"), [["cat"], ["dd-renamed"]]);
-    assert_eq!(inbox.listed("rejected/scan").contains(&"cat.json".to_owned()), false);
+    assert!(!inbox.listed("rejected/scan").contains(&"cat.json".to_owned()));
     inbox.end();
 }
 
