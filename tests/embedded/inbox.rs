@@ -52,7 +52,11 @@ impl Inbox {
         let mut mount = home.ion();
         mount.args(["mount", "--writable"]).args(flags).arg(&at).stderr(log);
         let mount = mount.spawn().unwrap();
-        wait_for("the plane to be mounted", || at.join("inbox").exists());
+        // The kernel may still show what it has kept of a mount that was killed.
+        let told = home.path().join("mount.log");
+        wait_for("the plane to be mounted", || {
+            std::fs::read_to_string(&told).is_ok_and(|told| told.contains("mounted at"))
+        });
         mount
     }
 
@@ -130,7 +134,12 @@ impl Inbox {
 
     /// Unmounts, and checks that the plane is whole: each event's blobs are there, and no other
     /// blobs.
-    fn end(mut self) {
+    fn end(self) {
+        self.end_with_orphans(0);
+    }
+
+    /// Like [`Inbox::end`], where uploads were cut off: at most so many blobs are for `ion gc`.
+    fn end_with_orphans(mut self, most: u64) {
         signal(self.mount.id(), "TERM");
         let ended = self.mount.wait().unwrap();
         assert!(ended.success(), "{}", self.log());
@@ -142,7 +151,8 @@ impl Inbox {
         self.home.run(["check", "--deep"]).well();
         let removed = self.home.run(["--json", "gc", "--grace", "0s"]).well();
         let removed: Value = serde_json::from_str(&removed.stdout).unwrap();
-        assert_eq!(removed["blobs"], 0, "no blob is left that no event names: {removed}");
+        let orphans = removed["blobs"].as_u64().unwrap();
+        assert!(orphans <= most, "blobs are left that no event names: {removed}");
     }
 }
 
@@ -478,7 +488,8 @@ fn only_types_that_modules_take_have_a_folder() {
     {
         inbox.fails(script);
     }
-    assert!(inbox.rejection("new").1.contains("the folder of their type"));
+    let (errno, reason) = inbox.rejection("new");
+    assert!(reason.contains("modules start on new_video, scan, seen"), "{errno} {reason}");
     for outside in
         ["touch ../x", "touch ../correlations/x", "rm -r ../published", "mkdir ../types/x"]
     {

@@ -391,7 +391,7 @@ impl Ledger {
         let inserted = documents
             .insert(Collection::Jobs, encode(&record), None, Durability::BeforeNextMessage)
             .await?;
-        failpoint::hit("claim.inserted");
+        failpoint::hit("claim.one-inserted");
         Ok(match inserted {
             Inserted::New => ClaimOutcome::Won(record),
             Inserted::Existing(existing) => {
@@ -468,7 +468,7 @@ impl Ledger {
         let durability = durability_of(before, after);
         let written =
             documents.replace(Collection::Jobs, encode(after), expect, None, durability).await?;
-        failpoint::hit("ledger.written");
+        failpoint::hit("ledger.one-written");
         Ok(written)
     }
 

@@ -223,11 +223,11 @@ pub enum UnmountOutcome {
 /// # Errors
 /// If nothing is mounted there, or this user may not unmount it.
 pub fn unmount_stale(directory: &Path) -> io::Result<()> {
-    // A mount whose daemon is gone answers every call with ENOTCONN. A mount that answers belongs
-    // to a running daemon.
-    match std::fs::metadata(directory) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {}
-        Err(error) => return Err(error),
+    // A mount whose daemon is gone answers every call with ENOTCONN, but for what the kernel has
+    // kept of it, as attributes. A mount that answers belongs to a running daemon.
+    match rustix::fs::statvfs(directory) {
+        Err(rustix::io::Errno::NOTCONN) => {}
+        Err(error) => return Err(error.into()),
         Ok(_) => return Err(io::Error::other("it is not a stale mount")),
     }
     detach(directory)

@@ -231,7 +231,8 @@ fn an_unmount_publishes_what_was_closed_and_nothing_half() {
     assert_eq!(std::fs::read_dir(&staged).unwrap().count(), 2, "its own folder and its lock");
     let last = inbox.events("scan").pop().unwrap();
     assert_eq!(names_of(&last), ["kept"]);
-    inbox.end();
+    // The unmount may have cut off the copy that was under way.
+    inbox.end_with_orphans(1);
 }
 
 /// A store that does not answer fails the close at its deadline, and publishes nothing. The file

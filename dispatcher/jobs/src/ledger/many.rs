@@ -105,7 +105,7 @@ impl Ledger {
         let documents = &self.plane.documents;
         let durability = Durability::BeforeNextMessage;
         let replaced = documents.replace_all(Collection::Jobs, replacements, durability).await?;
-        failpoint::hit("ledger.written");
+        failpoint::hit("claim.queued-taken");
         let claimed = claimed.into_iter().zip(replaced);
         Ok(claimed.filter_map(|(job, replaced)| replaced.then_some(job)).collect())
     }
