@@ -497,7 +497,7 @@ fn only_types_that_modules_take_have_a_folder() {
     }
     // A module that comes later has a folder at once; one that goes leaves a folder that refuses.
     inbox.home.run(["module", "create", "-n", "m", "-i", "new_vidoe", "--", "true"]).well();
-    assert_eq!(inbox.listed("inbox"), ["new_vidoe", "new_video", "scan", "seen"]);
+    assert_eq!(inbox.listed("inbox"), ["new_video", "new_vidoe", "scan", "seen"]);
     inbox.sh("cp $HOME_FOLDER/a new_vidoe/");
     assert_eq!(inbox.events("new_vidoe").len(), 1);
     inbox.home.run(["module", "delete", "m"]).well();

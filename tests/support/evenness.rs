@@ -8,9 +8,6 @@ use super::{Home, RunningCommand, wait_up_to};
 
 const SOURCES: usize = 300;
 
-/// The period of each source. The work of a period takes the dispatchers half of it.
-const PERIOD: Duration = Duration::from_secs(12);
-
 /// Notes which dispatcher runs it: each has a `HOME` of its own.
 const TICK: &str = r#"#!/bin/sh
 set -e
@@ -27,12 +24,13 @@ struct Run {
 }
 
 /// Three dispatchers share 300 sources; one of them is killed, and a fourth one joins. The homes
-/// are those of the four on one plane.
-pub fn sources_are_run_evenly(mut homes: [Home; 4]) {
+/// are those of the four on one plane. Each source runs once in a period, which must be long enough
+/// for all their work on this machine.
+pub fn sources_are_run_evenly(mut homes: [Home; 4], period: Duration) {
     let marks = homes[0].path().join("marks");
     homes[0].program("tick", TICK);
     let sources: String = (0..SOURCES)
-        .map(|n| format!("  s{n:03}: {{module: tick, every: {}s}}\n", PERIOD.as_secs()))
+        .map(|n| format!("  s{n:03}: {{module: tick, every: {}s}}\n", period.as_secs()))
         .collect();
     let modules = format!(
         "modules:\n  tick: {{params: {{}}, emits: [ticked], commit: on-success, run: [./tick], concurrency: 8, env: {{MARKS: {}}}}}\n",
@@ -45,24 +43,24 @@ pub fn sources_are_run_evenly(mut homes: [Home; 4]) {
     }
     let mut dispatchers: Vec<RunningCommand> =
         homes[..3].iter().map(|home| dispatch(home, &file)).collect();
-    wait_up_to(4 * PERIOD, "each source to have run", || {
+    wait_up_to(4 * period, "each source to have run", || {
         sources_of(&runs_from(&marks, 0)) == SOURCES
     });
-    let shares = shares_in_periods(&marks, 2);
+    let shares = shares_in_periods(&marks, 2, period);
     assert_even(&shares, 3);
     dispatchers.remove(2).kill();
     let killed = homes[2].path().display().to_string();
-    std::thread::sleep(PERIOD);
-    let shares = shares_in_periods(&marks, 2);
+    std::thread::sleep(period);
+    let shares = shares_in_periods(&marks, 2, period);
     assert!(!shares.contains_key(&killed), "{shares:?}");
     assert_even(&shares, 2);
     dispatchers.push(dispatch(&homes[3], &file));
-    std::thread::sleep(PERIOD);
-    assert_even(&shares_in_periods(&marks, 2), 3);
+    std::thread::sleep(period);
+    assert_even(&shares_in_periods(&marks, 2, period), 3);
     for dispatcher in dispatchers {
         assert_eq!(dispatcher.stop(), Some(0));
     }
-    assert_no_tick_is_lost_or_doubled(&homes[0], &marks);
+    assert_no_tick_is_lost_or_doubled(&homes[0], &marks, period);
 }
 
 fn dispatch(home: &Home, file: &Path) -> RunningCommand {
@@ -83,11 +81,11 @@ fn sources_of(runs: &[Run]) -> usize {
 }
 
 /// Returns how many runs each dispatcher begins in so many periods.
-fn shares_in_periods(marks: &PathBuf, periods: u32) -> BTreeMap<String, usize> {
+fn shares_in_periods(marks: &PathBuf, periods: u32, period: Duration) -> BTreeMap<String, usize> {
     let (at, began) = (runs_from(marks, 0).len(), Instant::now());
-    std::thread::sleep(periods * PERIOD);
+    std::thread::sleep(periods * period);
     let runs = runs_from(marks, at);
-    let whole = began.elapsed().as_secs_f64() / PERIOD.as_secs_f64() * SOURCES as f64;
+    let whole = began.elapsed().as_secs_f64() / period.as_secs_f64() * SOURCES as f64;
     assert!(
         (0.8..1.2).contains(&(runs.len() as f64 / whole)),
         "{} runs where {whole:.0} were due",
@@ -111,7 +109,7 @@ fn assert_even(shares: &BTreeMap<String, usize>, dispatchers: usize) {
     );
 }
 
-fn assert_no_tick_is_lost_or_doubled(home: &Home, marks: &PathBuf) {
+fn assert_no_tick_is_lost_or_doubled(home: &Home, marks: &PathBuf, period: Duration) {
     let mut times: BTreeMap<String, BTreeSet<i64>> = BTreeMap::new();
     for run in runs_from(marks, 0) {
         let at: jiff::Timestamp = run.scheduled.parse().unwrap();
@@ -122,7 +120,7 @@ fn assert_no_tick_is_lost_or_doubled(home: &Home, marks: &PathBuf) {
         let times: Vec<i64> = times.iter().copied().collect();
         let widest = times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
         // A run that was lost with its dispatcher takes the time of the next one.
-        let most = 2 * i64::try_from(PERIOD.as_millis()).unwrap();
+        let most = 2 * i64::try_from(period.as_millis()).unwrap();
         assert!(widest <= most, "{source} has not run for {widest} ms: {times:?}");
     }
     // Each run that has ended has published once.

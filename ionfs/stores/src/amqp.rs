@@ -76,7 +76,7 @@ const REFRESHED_AT: i64 = 50;
 /// starts at that moment. A broker that reports a missing queue, or a fault of its own, every time
 /// has another fault, which must be reported.
 const DECLARES: Retry =
-    Retry::times(16).doubling(Duration::from_millis(100), Duration::from_secs(2));
+    Retry::times(60).doubling(Duration::from_millis(100), Duration::from_secs(2));
 
 const EVENTS: &str = "ion.events";
 const DEAD: &str = "ion.dead";
