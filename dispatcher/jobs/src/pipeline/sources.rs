@@ -264,7 +264,7 @@ mod tests {
             wrong_fields(json!({"module": "feed", "every": "1m", "with": {"url": url}})).is_empty()
         );
         let wrong = json!({"module": "feed", "every": "often", "first": "some", "with": {"pages": "many", "urk": "x"}});
-        assert_eq!(wrong_fields(wrong), ["every", "first", "with.pages", "with.url", "with.urk"]);
+        assert_eq!(wrong_fields(wrong), ["every", "first", "with.pages", "with.urk", "with.url"]);
         assert_eq!(wrong_fields(json!({"module": "none"})), ["every", "module"]);
         assert_eq!(wrong_fields(json!({})), ["every", "module"]);
         let unreadable =
