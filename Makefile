@@ -43,6 +43,7 @@ bench: ## figures: reading, writing, committing, dispatching, against native fil
 torture: torture-files ## 10,000 kills of dispatchers, commands and gc on the embedded stores and on real servers, and torture-files (hours)
 	@ION_TORTURE_KILLS=$${ION_TORTURE_KILLS:-5000} ION_TORTURE_EVENTS=$${ION_TORTURE_EVENTS:-60} \
 		ION_TORTURE_SEED=$${ION_TORTURE_SEED:-$$(date +%s)} cargo test --workspace --locked --test servers -- --nocapture torture::
+	@cargo test --workspace --locked --test servers -- --ignored
 
 torture-files: ## the filesystem for hours: ten million operations of fsx each way, gigabytes of fio, a million operations among readers of folders each way, storms of the full size
 	@scripts/setup-tests.sh
