@@ -239,7 +239,7 @@ fn dispatchers_run_sources_evenly_without_anybody_assigning_them() {
     let home = Home::new();
     let others = [(); 3].map(|()| home.on_another_host());
     let [one, two, three] = others;
-    sources_are_run_evenly([home, one, two, three], Duration::from_secs(12));
+    sources_are_run_evenly([home, one, two, three], Duration::from_secs(12), 0.4);
 }
 
 /// The mount shows each source: its document, the files that its next run begins with, its runs.

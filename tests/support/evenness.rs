@@ -25,8 +25,9 @@ struct Run {
 
 /// Three dispatchers share 300 sources; one of them is killed, and a fourth one joins. The homes
 /// are those of the four on one plane. Each source runs once in a period, which must be long enough
-/// for all their work on this machine.
-pub fn sources_are_run_evenly(mut homes: [Home; 4], period: Duration) {
+/// for all their work on this machine. Each dispatcher has its share, less or more by at most the part
+/// `within`: on a machine that does other work, chance and load make a difference.
+pub fn sources_are_run_evenly(mut homes: [Home; 4], period: Duration, within: f64) {
     let marks = homes[0].path().join("marks");
     homes[0].program("tick", TICK);
     let sources: String = (0..SOURCES)
@@ -46,17 +47,17 @@ pub fn sources_are_run_evenly(mut homes: [Home; 4], period: Duration) {
     wait_up_to(4 * period, "each source to have run", || {
         sources_of(&runs_from(&marks, 0)) == SOURCES
     });
-    let shares = shares_in_periods(&marks, 2, period);
-    assert_even(&shares, 3);
+    let shares = shares_in_periods(&marks, 2, period, within);
+    assert_even(&shares, 3, within);
     dispatchers.remove(2).kill();
     let killed = homes[2].path().display().to_string();
     std::thread::sleep(period);
-    let shares = shares_in_periods(&marks, 2, period);
+    let shares = shares_in_periods(&marks, 2, period, within);
     assert!(!shares.contains_key(&killed), "{shares:?}");
-    assert_even(&shares, 2);
+    assert_even(&shares, 2, within);
     dispatchers.push(dispatch(&homes[3], &file));
     std::thread::sleep(period);
-    assert_even(&shares_in_periods(&marks, 2, period), 3);
+    assert_even(&shares_in_periods(&marks, 2, period, within), 3, within);
     for dispatcher in dispatchers {
         assert_eq!(dispatcher.stop(), Some(0));
     }
@@ -81,13 +82,18 @@ fn sources_of(runs: &[Run]) -> usize {
 }
 
 /// Returns how many runs each dispatcher begins in so many periods.
-fn shares_in_periods(marks: &PathBuf, periods: u32, period: Duration) -> BTreeMap<String, usize> {
+fn shares_in_periods(
+    marks: &PathBuf,
+    periods: u32,
+    period: Duration,
+    within: f64,
+) -> BTreeMap<String, usize> {
     let (at, began) = (runs_from(marks, 0).len(), Instant::now());
     std::thread::sleep(periods * period);
     let runs = runs_from(marks, at);
     let whole = began.elapsed().as_secs_f64() / period.as_secs_f64() * SOURCES as f64;
     assert!(
-        (0.8..1.2).contains(&(runs.len() as f64 / whole)),
+        (runs.len() as f64 / whole - 1.0).abs() <= within,
         "{} runs where {whole:.0} were due",
         runs.len()
     );
@@ -99,10 +105,10 @@ fn shares_in_periods(marks: &PathBuf, periods: u32, period: Duration) -> BTreeMa
     shares
 }
 
-/// Checks that each of so many dispatchers has its share, within a fifth.
-fn assert_even(shares: &BTreeMap<String, usize>, dispatchers: usize) {
+/// Checks that each of so many dispatchers has its share.
+fn assert_even(shares: &BTreeMap<String, usize>, dispatchers: usize, within: f64) {
     let share = shares.values().sum::<usize>() as f64 / dispatchers as f64;
-    let is_even = |runs: &usize| (0.8..1.2).contains(&(*runs as f64 / share));
+    let is_even = |runs: &usize| (*runs as f64 / share - 1.0).abs() <= within;
     assert!(
         shares.len() == dispatchers && shares.values().all(is_even),
         "{dispatchers} dispatchers, each of which has {share:.0} runs in the mean: {shares:?}"
